@@ -8,10 +8,11 @@ from typing import Any
 
 from jaxckpt import paths, state_file
 from jaxckpt.arguments import index, positive_int, positive_number
-from jaxckpt.checkpoint import Checkpoint, SaveHooks
+from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.managed import ManagedDirectory
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.saving import SaveHooks
 from jaxckpt.steps import SavedStep, SavedSteps, step_reader
 
 _logger = logging.getLogger("jaxckpt")
@@ -262,13 +263,15 @@ class _Hooks(SaveHooks):
 
     def committed(self, path: str) -> None:
         self._managed.register(self._root, os.path.basename(path))
+
+    def saved(self) -> None:
         if self._step is not None:
             self._steps.commit(self._step)
 
     def finished(self, path: str) -> None:
         self._managed.retain(self._root)
 
-    def failed(self, path: str, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
         if self._step is not None:
             self._steps.fail(self._step)
 

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from jaxckpt.errors import CheckpointError
@@ -24,8 +25,28 @@ _FILES = {
 }
 
 
-def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: bool) -> None:
-    """Writes a snapshot as the checkpoint `path`, through Orbax's checkpointer, and commits it.
+def write_item(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
+    """Writes a snapshot as the new directory `new`, through Orbax's checkpointer."""
+    import orbax.checkpoint as ocp
+
+    checkpointer = orbax_api.checkpointer(settings)
+    try:
+        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot))
+        if settings.asynchronous:
+            checkpointer.wait_until_finished()
+    finally:
+        checkpointer.close()
+
+
+def save(
+    path: str,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    *,
+    replace: bool,
+    write: Callable[[str, Snapshot, WriteSettings], None] = write_item,
+) -> None:
+    """Writes a snapshot as the checkpoint `path` and commits it.
 
     After the return it is on stable storage: data, metadata, directories and the rename have been synced. On an error nothing is left.
 
@@ -34,6 +55,7 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
       snapshot: what to write.
       settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer.
       replace: put it in the place of what is at `path`; otherwise that is an error.
+      write: writes the files, given the directory that it makes, `snapshot` and `settings`.
 
     Raises:
       FileExistsError: something is at `path` and `replace` is false, or what is there is not a checkpoint.
@@ -50,7 +72,7 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
     try:
         _require_space(folder, snapshot, settings)
         new = os.path.join(folder, temporary.NEW)
-        _write(new, snapshot, settings)
+        write(new, snapshot, settings)
         digests.write(new, late=True)
         sync_tree(new)
         _publish(new, path, os.path.join(folder, temporary.PREVIOUS), replace)
@@ -67,18 +89,6 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
             raise found from error
         raise
     temporary.remove(folder)
-
-
-def _write(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    import orbax.checkpoint as ocp
-
-    checkpointer = orbax_api.checkpointer(settings)
-    try:
-        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot))
-        if settings.asynchronous:
-            checkpointer.wait_until_finished()
-    finally:
-        checkpointer.close()
 
 
 def _discard(folder: str, path: str) -> None:

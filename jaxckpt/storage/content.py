@@ -5,7 +5,7 @@ data comes from another process only needs another `Piece.source`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -23,16 +23,28 @@ class Piece(NamedTuple):
     Attributes:
       start: first index along each axis.
       shape: extent along each axis.
-      source: the data, an array of that shape, or what returns it when the piece is written. That may block.
+      source: the data, an array of that shape, or what returns a box of it, as `fetch` does.
     """
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    source: np.ndarray | Callable[[], np.ndarray]
+    source: np.ndarray | Callable[[tuple[int, ...], tuple[int, ...]], np.ndarray]
 
-    def fetch(self) -> np.ndarray:
-        """Returns the data; called once, on the thread that writes."""
-        return self.source() if callable(self.source) else self.source
+    def fetch(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """Returns a box of the piece. It may block, and may be called from several threads at once.
+
+        Args:
+          start: first index along each axis, in the coordinates of the whole array.
+          shape: extent along each axis.
+        """
+        if callable(self.source):
+            return self.source(start, shape)
+        return self.source[
+            tuple(
+                slice(first - own, first - own + extent)
+                for first, own, extent in zip(start, self.start, shape, strict=True)
+            )
+        ]
 
 
 class ArrayContent(NamedTuple):
@@ -43,24 +55,31 @@ class ArrayContent(NamedTuple):
       shape, dtype: of the whole array.
       write_shape: shape of one piece; pieces tile the array.
       pieces: every element exactly once.
-      kind: what Orbax has no word for: "bytes", "numpy" (a numpy scalar), or None.
+      kind: what Orbax has no word for: "bytes", "numpy" (a numpy scalar), "jax" (a jax.Array that it is told is a numpy array), or None.
       key_impl: PRNG implementation if this is the data of a typed PRNG key.
       sharding: the jax.sharding.Sharding of a jax.Array.
+      share: in a job of several processes, who has which pieces; `pieces` are then those of this process.
     """
 
     value_type: ValueType
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     write_shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    kind: Literal["bytes", "numpy"] | None = None
+    pieces: Sequence[Piece]
+    kind: Literal["bytes", "numpy", "jax"] | None = None
     key_impl: str | None = None
     sharding: Any = None
+    share: Any = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def share_bytes(self) -> int:
+        """Bytes of the pieces."""
+        return sum(math.prod(piece.shape) for piece in self.pieces) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ Small arrays are encoded here and go straight into the store; large ones through
 chunks in parallel without the GIL and, uncompressed, without copying them.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,41 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
       OSError: with errno, e.g. ENOSPC.
       TimeoutError: after `settings.timeout_secs`.
     """
-    deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
-    _ArrayWriter(directory, settings, deadline).write(snapshot.entries)
+    write_arrays(directory, snapshot.entries, settings)
     tree_metadata.write(
         directory, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
     )
+
+
+def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettings) -> None:
+    """Writes the arrays of entries, as far as they have pieces, into an existing directory.
+
+    Raises:
+      As `write`.
+    """
+    deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
+    _ArrayWriter(directory, settings, deadline).write(entries)
+
+
+def merge(directory: str, parts: Sequence[str]) -> None:
+    """Makes one database out of those that several processes wrote, whose data files stay where they are.
+
+    Args:
+      directory: where the database is made.
+      parts: names of the directories below it that hold a database each.
+    """
+    import tensorstore as ts
+
+    context = kvstore.context()
+    parent = ts.KvStore.open(kvstore.ocdbt(directory, 2 << 30), context=context).result()
+    transaction = ts.Transaction(atomic=True)
+    copies = []
+    for part in parts:
+        child = ts.KvStore.open(kvstore.existing(os.path.join(directory, part)), context=context).result()
+        copies.append(child.experimental_copy_range_to(parent.with_transaction(transaction)))
+    for copy in copies:
+        copy.result()
+    transaction.commit_async().result()
 
 
 class _ArrayWriter:
@@ -74,11 +105,12 @@ class _ArrayWriter:
         for opening, pieces in large:
             array = self._deadline.wait(opening)
             for piece in pieces:
-                box = tuple(
-                    slice(start, start + extent) for start, extent in zip(piece.start, piece.shape, strict=True)
-                )
-                written = array[box].write(piece.fetch(), can_reference_source_data_indefinitely=True)
-                pending.append(written.copy if transaction is not None else written.commit)
+                for start, shape in _boxes(
+                    piece, array.chunk_layout.write_chunk.shape if callable(piece.source) else piece.shape
+                ):
+                    box = tuple(slice(first, first + extent) for first, extent in zip(start, shape, strict=True))
+                    written = array[box].write(piece.fetch(start, shape), can_reference_source_data_indefinitely=True)
+                    pending.append(written.copy if transaction is not None else written.commit)
         for future in pending:
             self._deadline.wait(future)
         if transaction is not None:
@@ -131,7 +163,7 @@ def _write_small(store: Any, name: str, content: ArrayContent, pieces: list[Piec
     if 0 in content.shape:
         return
     for piece in pieces:
-        data = np.ascontiguousarray(piece.fetch()).tobytes()
+        data = np.ascontiguousarray(piece.fetch(piece.start, piece.shape)).tobytes()
         index = tuple(start // extent for start, extent in zip(piece.start, content.write_shape, strict=True))
         pending.append(
             store.write(
@@ -139,3 +171,13 @@ def _write_small(store: Any, name: str, content: ArrayContent, pieces: list[Piec
                 data + google_crc32c.value(data).to_bytes(4, "little"),
             )
         )
+
+
+def _boxes(piece: Piece, extents: Iterable[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yields start and shape of the parts of a piece."""
+    ranges = [
+        range(start, start + extent, max(1, step))
+        for start, extent, step in zip(piece.start, piece.shape, extents, strict=True)
+    ]
+    for start in itertools.product(*ranges):
+        yield start, tuple(min(step.step, step.stop - first) for first, step in zip(start, ranges, strict=True))

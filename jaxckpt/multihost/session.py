@@ -1,0 +1,362 @@
+"""One call that the processes of a job make together: who is connected to whom, and how all of them reach the same outcome.
+
+The process that does the file access for the others is the *center*; the others are its *peers*. While the center works, a peer answers
+what the center asks of it (the pieces of its arrays, say). Whatever goes wrong on one process reaches all of them through the center.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jaxckpt.errors import ProcessError
+from jaxckpt.multihost import failures
+from jaxckpt.multihost.wire import Header, Link, Message
+
+Answer = tuple[Header, Any]  # a header, and arrays whose bytes follow, or None
+Handler = Callable[[Header], Answer]
+_Result = TypeVar("_Result")
+_LINGER_SECS = 2.0
+
+
+class Session:
+    """The processes of one call, as this process sees them. This class is a job of one process: there is nobody to ask.
+
+    Attributes:
+      process: index of this process.
+      is_center: whether this process does the file access of the call.
+      several: whether there are other processes.
+      facts: what the center told everyone when they met.
+    """
+
+    def __init__(self, process: int = 0, facts: Mapping[str, Any] | None = None) -> None:
+        self.process = process
+        self.is_center = True
+        self.several = False
+        self.facts: dict[str, Any] = dict(facts or {})
+
+    def decide(self, work: Callable[[], _Result], handlers: Mapping[str, Handler] | None = None) -> _Result:
+        """Has the center do `work`, and returns its result on every process.
+
+        Args:
+          work: called on the center only; what it returns has to fit into JSON where there are other processes.
+          handlers: what a peer does for the center meanwhile, by the "t" of a message.
+
+        Raises:
+          BaseException: on the center what `work` raised, on the others a `ProcessError` of the same kind.
+        """
+        return work()
+
+    def vote(
+        self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
+    ) -> None:
+        """Ends a step that every process does for itself: it has succeeded where it has succeeded everywhere.
+
+        Args:
+          error: what this process failed with, or None.
+          handlers: what the center does for peers that are not so far yet: is given the peer and its request.
+
+        Raises:
+          BaseException: `error`, or a `ProcessError` for that of another process.
+        """
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Ends the call. Idempotent."""
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self.close()
+
+
+class Center(Session):
+    """The session on the process that does the file access."""
+
+    def __init__(
+        self, process: int, links: Mapping[int, Link], facts: Mapping[str, Any], timeout: float, what: str
+    ) -> None:
+        """Args: connections by process; what everyone knows; the bound in seconds for every wait; the call, in words."""
+        super().__init__(process, facts)
+        self.several = True
+        self.timeout = timeout
+        self._what = what
+        self._links = dict(links)
+        self._closed = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="jaxckpt beat", daemon=True)
+        self._beating.start()
+
+    @property
+    def peers(self) -> list[int]:
+        """Indices of the other processes."""
+        return sorted(self._links)
+
+    def _beat(self) -> None:
+        """Tells peers, who wait while files are written, that they do not wait for a dead process."""
+        while not self._closed.wait(max(0.05, min(5.0, self.timeout / 5))):
+            for link in list(self._links.values()):
+                with contextlib.suppress(OSError, ValueError):
+                    link.beat()
+
+    def decide(self, work: Callable[[], _Result], handlers: Mapping[str, Handler] | None = None) -> _Result:
+        try:
+            result = work()
+        except BaseException as error:
+            self._tell({"t": "failed", "failure": failures.describe(error, self.process)})
+            raise
+        self._tell({"t": "decided", "result": result})
+        return result
+
+    def ask(self, process: int, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+        """Asks a peer that is in `decide`, and waits for the answer. Safe from several threads.
+
+        Args:
+          process: which peer.
+          header: the request; "t" names the handler.
+          doing: what it is asked for, for messages.
+          max_payload: most bytes that it may answer with.
+
+        Raises:
+          ProcessError: the peer failed, ended or did not answer in time.
+        """
+        link = self._links[process]
+        with link.talking, self._blaming(process, doing):
+            link.send(header, timeout=self.timeout)
+            message = link.receive(self.timeout, max_payload=max_payload)
+        if message.header.get("t") == "failed":
+            raise failures.rebuild(message.header["failure"])
+        return message
+
+    def ask_all(self, header: Header, doing: str) -> dict[int, Header]:
+        """Asks every peer the same, at once, and returns their answers. Raises as `ask`, for the first that failed."""
+        answers: dict[int, Header] = {}
+        errors: list[tuple[int, BaseException]] = []
+
+        def one(process: int) -> None:
+            try:
+                answers[process] = self.ask(process, header, doing).header
+            except BaseException as error:
+                errors.append((process, error))
+
+        _side_by_side(one, self._links)
+        if errors:
+            raise min(errors, key=lambda found: found[0])[1]
+        return answers
+
+    @contextlib.contextmanager
+    def _blaming(self, process: int, doing: str) -> Any:
+        try:
+            yield
+        except TimeoutError as error:
+            raise ProcessError(
+                f"Process {process} did not answer within {self.timeout:g} s (OrbaxSettings.timeout_secs) while {doing}, in {self._what}.",
+                (process,),
+            ) from error
+        except OSError as error:
+            raise ProcessError(
+                f"Process {process} ended, or closed the connection, while {doing}, in {self._what}: {error}.",
+                (process,),
+            ) from error
+
+    def vote(
+        self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
+    ) -> None:
+        self.collect(handlers or {})(error)
+
+    def collect(
+        self, handlers: Mapping[str, Callable[[int, Header], Answer]]
+    ) -> Callable[[BaseException | None], None]:
+        """Begins to answer the peers' requests, on threads of their own, until each has voted.
+
+        Returns:
+          What to call with this process's own vote; it waits for the others', and raises as `vote` does.
+        """
+        votes: dict[int, BaseException | None] = {}
+
+        def one(process: int) -> None:
+            try:
+                votes[process] = self._serve_until_vote(process, handlers)
+            except BaseException as error:
+                votes[process] = error
+
+        threads = _start(one, self._links)
+
+        def finish(error: BaseException | None) -> None:
+            for thread in threads:
+                thread.join()  # Bounded: each of its waits is.
+            failed = {process: vote for process, vote in votes.items() if vote is not None}
+            first = error if error is not None else failed[min(failed)] if failed else None
+            if first is None:
+                self._tell({"t": "decided", "result": None})
+                return
+            self._tell({"t": "failed", "failure": failures.describe(first, self.process)})
+            raise first
+
+        return finish
+
+    def _serve_until_vote(
+        self, process: int, handlers: Mapping[str, Callable[[int, Header], Answer]]
+    ) -> BaseException | None:
+        link = self._links[process]
+        while True:
+            with self._blaming(process, "the others waited for its part"):
+                header = link.receive(self.timeout, max_payload=0).header
+            if header.get("t") == "vote":
+                failure = header.get("failure")
+                return None if failure is None else failures.rebuild(failure)
+            try:
+                answer, payload = handlers[str(header.get("t"))](process, header)
+            except BaseException as error:
+                answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
+            with self._blaming(process, "it was sent what it had asked for"):
+                link.send(answer, payload, timeout=self.timeout)
+
+    def _tell(self, header: Header) -> None:
+        """Tells every peer. One that has gone by now has its own reasons, and changes nothing for the others."""
+
+        def one(process: int) -> None:
+            with contextlib.suppress(OSError):
+                self._links[process].send(header, timeout=self.timeout)
+
+        if len(self._links) == 1:
+            one(next(iter(self._links)))
+        else:
+            _side_by_side(one, self._links)
+
+    def close(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        end = time.monotonic() + _LINGER_SECS
+        for link in self._links.values():
+            link.finish()
+        for link in self._links.values():
+            if (left := end - time.monotonic()) > 0:
+                link.drain(left)
+            link.close()
+
+
+class Peer(Session):
+    """The session on a process that another one does the file access for."""
+
+    def __init__(self, process: int, link: Link, facts: Mapping[str, Any], timeout: float, what: str) -> None:
+        """Args: the connection to the center; the others as for `Center`."""
+        super().__init__(process, facts)
+        self.several = True
+        self.is_center = False
+        self._link = link
+        self._what = what
+        self._own_error: BaseException | None = None
+        # The center notices, and names, a process that does not answer; it must be given the time to say so.
+        self._timeout = timeout
+        self._patience = timeout + max(2.0, min(30.0, timeout / 4))
+
+    @property
+    def center(self) -> int:
+        """Index of the center."""
+        return self._link.process
+
+    def decide(self, work: Callable[[], _Result], handlers: Mapping[str, Handler] | None = None) -> _Result:
+        while True:
+            header = self._receive("waiting for its outcome").header
+            match header.get("t"):
+                case "decided":
+                    result: _Result = header["result"]
+                    return result
+                case "failed":
+                    self._raise(header["failure"])
+                case request:
+                    self._answer((handlers or {}).get(str(request)), header)
+
+    def _answer(self, handler: Handler | None, header: Header) -> None:
+        try:
+            if handler is None:
+                raise ProcessError(f"process {self.center} asked for {header.get('t')!r}, which has no meaning here")
+            answer, payload = handler(header)
+        except BaseException as error:
+            self._own_error = error
+            answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
+        with self._blaming("sending it what it had asked for"):
+            self._link.send(answer, payload, timeout=self._timeout)
+
+    def request(self, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+        """Asks the center, which is in `collect`, and waits for the answer.
+
+        Raises:
+          ProcessError: the center failed (the same kind of error as there), ended, or did not answer in time.
+        """
+        with self._link.talking:
+            with self._blaming(doing):
+                self._link.send(header, timeout=self._timeout)
+            message = self._receive(doing, max_payload)
+        if message.header.get("t") == "failed":
+            raise failures.rebuild(message.header["failure"])
+        return message
+
+    def vote(
+        self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
+    ) -> None:
+        self._own_error = error
+        failure = None if error is None else failures.describe(error, self.process)
+        with self._blaming("telling it how this process fared"):
+            self._link.send({"t": "vote", "failure": failure}, timeout=self._timeout)
+        header = self._receive("waiting for how the others fared").header
+        if header.get("t") == "failed":
+            self._raise(header["failure"])
+        if error is not None:  # Cannot be: the center would not have agreed.
+            raise error
+
+    def _raise(self, failure: failures.Failure) -> None:
+        if self._own_error is not None:
+            raise self._own_error
+        raise failures.rebuild(failure)
+
+    def _receive(self, doing: str, max_payload: int = 0) -> Message:
+        with self._blaming(doing):
+            return self._link.receive(self._patience, max_payload=max_payload)
+
+    @contextlib.contextmanager
+    def _blaming(self, doing: str) -> Any:
+        try:
+            yield
+        except TimeoutError as error:
+            raise ProcessError(
+                f"Process {self.center}, which does the file access, gave no sign of life within {self._timeout:g} s "
+                f"(OrbaxSettings.timeout_secs) while this process was {doing}, in {self._what}.",
+                (self.center,),
+            ) from error
+        except OSError as error:
+            raise ProcessError(
+                f"Process {self.center}, which does the file access, ended or closed the connection while this process was {doing}, "
+                f"in {self._what}: {error}.",
+                (self.center,),
+            ) from error
+
+    def close(self) -> None:
+        self._link.close()
+
+
+def payload_of(message: Message, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the payload of a message as an array. Raises ValueError if it has another size."""
+    payload = message.payload if message.payload is not None else np.empty(0, np.uint8)
+    return payload.view(dtype).reshape(shape)
+
+
+def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[threading.Thread]:
+    threads = [
+        threading.Thread(target=one, args=(process,), name=f"jaxckpt process {process}", daemon=True)
+        for process in processes
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _side_by_side(one: Callable[[int], None], processes: Mapping[int, Any]) -> None:
+    for thread in _start(one, processes):
+        thread.join()
