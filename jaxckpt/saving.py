@@ -224,7 +224,8 @@ class Save:
 
     def _run_callbacks(self) -> None:
         try:
-            callbacks.run_callbacks(self._callbacks, self.path)
+            with meeting.alone():
+                callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:
                 self._hooks.finished(self._absolute)

@@ -31,7 +31,7 @@ def _describe(value: Any, plan: Plan) -> str:
         return f"{kind.value} of shape {tuple(value.shape)}, dtype {value.dtype}{where}"
     if kind is Kind.NUMPY:
         return f"{kind.value} of shape {value.shape}, dtype {value.dtype}"
-    return kind.value
+    return str(kind.value)
 
 
 def host_contents(leaves: Sequence[Leaf]) -> Lines:

@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,19 @@ _LEADER = 0
 _SLICE_SECS = 0.5
 _INTERRUPTED_SECS = 5.0
 _turns = threading.Lock()  # One meeting at a time: calls of several threads must not be taken for one another.
+
+
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Marks what runs on one process only, where a call that needs all processes would wait in vain."""
+    _here.alone = True
+    try:
+        yield
+    finally:
+        _here.alone = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ class Contribution:
 
 def several() -> bool:
     """Whether this job has several processes."""
-    return jax.process_count() > 1
+    return int(jax.process_count()) > 1
 
 
 def meet(call: Call, prepare: Callable[[], Contribution]) -> Session:
@@ -91,6 +104,11 @@ def meet(call: Call, prepare: Callable[[], Contribution]) -> Session:
     """
     if not several():
         return Session(jax.process_index(), prepare().facts)
+    if getattr(_here, "alone", False):
+        raise RuntimeError(
+            f"{call} was called from a write callback. Callbacks run on process {jax.process_index()} only, and this call has to be made "
+            "by every process of the job. Make it after the save."
+        )
     try:
         contribution = prepare()
     except BaseException as error:

@@ -344,7 +344,8 @@ class Peer(Session):
 def payload_of(message: Message, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Returns the payload of a message as an array. Raises ValueError if it has another size."""
     payload = message.payload if message.payload is not None else np.empty(0, np.uint8)
-    return payload.view(dtype).reshape(shape)
+    array: np.ndarray = payload.view(dtype).reshape(shape)
+    return array
 
 
 def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[threading.Thread]:

@@ -121,7 +121,7 @@ class Link:
         if not 0 <= count <= max_payload:
             raise WireError(f"a payload of {count} bytes, more than the {max_payload} that are allowed")
         payload = np.empty(count, np.uint8)
-        self._fill(memoryview(payload), timeout)
+        self._fill(payload.data, timeout)
         return Message(header, payload)
 
     def _fill(self, view: memoryview, timeout: float) -> None:
@@ -153,4 +153,4 @@ class Link:
 
 def _bytes(array: np.ndarray) -> memoryview:
     flat = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(flat.view(np.uint8)) if flat.size else memoryview(b"")
+    return flat.view(np.uint8).data if flat.size else memoryview(b"")
