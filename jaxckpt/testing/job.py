@@ -136,7 +136,7 @@ class Job:
                     "timeout": max(1, int(self._timeout)),
                     "heartbeat_timeout": self._heartbeat_timeout,
                 }
-                group.add(Process(settings, self._environment, disk))
+                group.add(Process(settings, self._environment, disk, group.watchdog))
             if not group.wait(lambda: not group.having("starting") or group.failed(), deadline):
                 group.time_out(f"the job did not start within {self._timeout:g} s")
         if lost := group.failed():
@@ -186,10 +186,10 @@ class Job:
     def _start(self, target: functions.Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         group = self._group
         group.update()
-        if busy := group.busy():
-            raise RuntimeError(f"processes {busy} still run the previous function; wait for them with results().")
         if not group.alive():
             raise RuntimeError("all processes of the job have ended; make another job.")
+        if busy := group.busy():
+            raise RuntimeError(f"processes {busy} still run the previous function; wait for them with results().")
         group.call += 1
         with open(os.path.join(group.directory, f"call-{group.call}.pickle"), "wb") as file:
             pickle.dump((target, pickle.dumps((tuple(args), dict(kwargs)))), file)
