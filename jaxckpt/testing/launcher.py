@@ -109,7 +109,10 @@ class Process:
 
     def _has_ended(self) -> bool:
         # It is not reaped yet: until then its id cannot become another's, and its group can be ended safely.
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # Somebody else waited for it.
+            return True
 
     @property
     def _reaped(self) -> bool:

@@ -74,6 +74,7 @@ def test_at_the_deadline_every_thread_is_shown_and_all_are_killed() -> None:
         testing.Job(job_programs.two_gates) as job,
     ):
         job.wait_for(0, "first")
+        job.wait_for(1, "first")
         job.stall(1)  # Even a stopped process shows where it was.
         job.results(timeout=1)
     assert isinstance(caught.value, TimeoutError)

@@ -144,6 +144,18 @@ def test_one_function_in_a_job_of_its_own(tmp_path: Path) -> None:
     assert results[0].pid != os.getpid()
 
 
+def test_processes_are_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither JAX nor the helper writes anything, with warnings as errors and proxies set; look when all has ended."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_enable_fast_math=false")
+    with testing.Job(devices=2, env={"PYTHONWARNINGS": "error"}) as job:
+        assert job.run(job_programs.topology) == [(0, 2, 2), (1, 2, 2)]
+        group = job._group
+        job._let_go(group)
+        output = [(Path(group.directory) / f"output-{index}.txt").read_text() for index in (0, 1)]
+    assert output == ["", ""]
+
+
 def test_functions_of_a_program(tmp_path: Path) -> None:
     """The program itself must not run again in the processes; and jaxckpt costs it no import of JAX."""
     program = tmp_path / "program.py"
