@@ -28,7 +28,6 @@ def environment(processes: int, devices: int, changes: Mapping[str, str | None])
         "PYTHONUNBUFFERED": "1",  # What a killed process wrote is there.
         "no_proxy": local,  # The coordinator is on this machine.
         "NO_PROXY": local,
-        "JAX_CHECK_PROXY_ENVS": "false",  # It would warn of just these.
     }
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         result.setdefault(name, "1")

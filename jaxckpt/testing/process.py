@@ -1,5 +1,6 @@
 """Inside a process of a job: connects to JAX, runs the functions that the parent names, and talks with it."""
 
+import contextlib
 import faulthandler
 import inspect
 import io
@@ -129,6 +130,8 @@ def _connect_jax(settings: dict[str, Any]) -> None:
         "shutdown_timeout_seconds": settings["timeout"],
         "heartbeat_timeout_seconds": settings["heartbeat_timeout"],
     }
+    with contextlib.suppress(AttributeError):  # JAX has it not, and so does not warn of proxies, which we took care of.
+        jax.config.update("jax_check_proxy_envs", False)
     known = inspect.signature(jax.distributed.initialize).parameters
     jax.distributed.initialize(**{name: value for name, value in wanted.items() if name in known})
     jax.devices()  # The processes exchange what they have: no function has to pay for it, or to fail in it.
