@@ -30,7 +30,7 @@ class Job:
     Attributes:
       processes: number of processes.
       private: the path at which each process sees a disk of its own; None without private disks.
-      disks: the private disks, one a process; empty without.
+      disks: the private disks, one a process; None without.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class Job:
         self._fast = exit == "fast"
         self._environment = environment(processes, devices, env or {})
         self._cwd = os.path.abspath(cwd or os.getcwd())
+        if not os.path.isdir(self._cwd):
+            raise ValueError(f"cwd={self._cwd!r} is no directory.")
         self._group_or_none: Group | None = None
 
     def __enter__(self) -> "Job":

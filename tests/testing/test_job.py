@@ -120,8 +120,15 @@ def test_misuse_is_refused() -> None:
     job = testing.Job()
     with pytest.raises(RuntimeError, match="has not started"):
         job.run(job_programs.topology)
-    for options in ({"processes": 0}, {"devices": 0}, {"exit": "slow"}, {"private_size": "1M"}, {"disks": ["/tmp"]}):
-        with pytest.raises(ValueError, match="processes=|exit=|private"):
+    for options in (
+        {"processes": 0},
+        {"devices": 0},
+        {"exit": "slow"},
+        {"private_size": "1M"},
+        {"disks": ["/tmp"]},
+        {"cwd": "/no"},
+    ):
+        with pytest.raises(ValueError, match="processes=|exit=|private|is no directory"):
             testing.Job(**options)
     for function in (testing.signal, testing.pause):
         with pytest.raises(RuntimeError, match="works only in a function"):
