@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from jaxckpt.testing.launcher import Process
 from jaxckpt.testing.results import JobFailed, JobTimeout, ProcessResult
+from jaxckpt.testing.watchdog import Watchdog
 
 # How often the ends of processes are looked for; messages are noticed at once.
 _POLL_SECS = 0.02
@@ -22,11 +23,13 @@ class Group:
     Attributes:
       directory: files of calls, results and output.
       call: number of the present call; 0 before the first.
+      watchdog: ends the processes if this one is killed.
     """
 
     def __init__(self) -> None:
         self.directory = os.path.realpath(tempfile.mkdtemp(prefix="jaxckpt-job-"))
         self.call = 0
+        self.watchdog = Watchdog(self.directory)
         self._processes: list[Process] = []
 
     def add(self, process: Process) -> None:
@@ -96,6 +99,7 @@ class Group:
     def close(self) -> None:
         """Kills all processes, and removes the directory."""
         self._kill()
+        self.watchdog.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _kill(self) -> None:

@@ -30,7 +30,7 @@ class Job:
     Attributes:
       processes: number of processes.
       private: the path at which each process sees a disk of its own; None without private disks.
-      disks: the private disks, one a process; empty without.
+      disks: the private disks, one a process; None without.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class Job:
         self._fast = exit == "fast"
         self._environment = environment(processes, devices, env or {})
         self._cwd = os.path.abspath(cwd or os.getcwd())
+        if not os.path.isdir(self._cwd):
+            raise ValueError(f"cwd={self._cwd!r} is no directory.")
         self._group_or_none: Group | None = None
 
     def __enter__(self) -> "Job":
@@ -136,7 +138,7 @@ class Job:
                     "timeout": max(1, int(self._timeout)),
                     "heartbeat_timeout": self._heartbeat_timeout,
                 }
-                group.add(Process(settings, self._environment, disk))
+                group.add(Process(settings, self._environment, disk, group.watchdog))
             if not group.wait(lambda: not group.having("starting") or group.failed(), deadline):
                 group.time_out(f"the job did not start within {self._timeout:g} s")
         if lost := group.failed():
@@ -186,10 +188,10 @@ class Job:
     def _start(self, target: functions.Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         group = self._group
         group.update()
-        if busy := group.busy():
-            raise RuntimeError(f"processes {busy} still run the previous function; wait for them with results().")
         if not group.alive():
             raise RuntimeError("all processes of the job have ended; make another job.")
+        if busy := group.busy():
+            raise RuntimeError(f"processes {busy} still run the previous function; wait for them with results().")
         group.call += 1
         with open(os.path.join(group.directory, f"call-{group.call}.pickle"), "wb") as file:
             pickle.dump((target, pickle.dumps((tuple(args), dict(kwargs)))), file)

@@ -1,8 +1,6 @@
 """Starts one process of a job, listens to it, and ends it."""
 
-import concurrent.futures
 import contextlib
-import functools
 import json
 import os
 import pickle
@@ -16,6 +14,7 @@ from typing import Any
 
 from jaxckpt.testing.disks import Disk
 from jaxckpt.testing.results import ProcessResult, RemoteError, State
+from jaxckpt.testing.watchdog import Watchdog
 
 # The child looks for modules where its parent does, jaxckpt included, however the parent came to find them there.
 _BOOT = (
@@ -37,43 +36,41 @@ class Process:
       signals: names that it has signalled in the present call.
     """
 
-    def __init__(self, settings: dict[str, Any], environment: dict[str, str], disk: Disk | None) -> None:
+    def __init__(
+        self, settings: dict[str, Any], environment: dict[str, str], disk: Disk | None, watchdog: Watchdog
+    ) -> None:
         self.index: int = settings["index"]
         self.state: State = "starting"
         self.signals: set[str] = set()
         self.exitcode: int | None = None
         self._directory = Path(settings["directory"])
         self._disk = disk
+        self._watchdog = watchdog
         self._received = b""
         self._output_from = 0
         self._stacks = ""
         self.socket, other = socket.socketpair()
         self.socket.setblocking(False)
         path = [os.path.abspath(entry) for entry in sys.path]
-        settings = {**settings, "socket": other.fileno(), "parent": os.getpid(), "path": path}
+        settings = {**settings, "socket": other.fileno(), "path": path}
         with other, open(self._directory / f"output-{self.index}.txt", "wb") as output:
-            # Linux ends a child with the *thread* that started it, so that has to be one which stays.
-            self._popen = (
-                _spawner(os.getpid())
-                .submit(
-                    subprocess.Popen,
-                    [sys.executable, "-c", _BOOT, json.dumps(settings)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=settings["cwd"],
-                    env=environment,
-                    pass_fds=[other.fileno()],
-                    start_new_session=True,  # A group of its own, which can be ended as a whole.
-                )
-                .result()
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, json.dumps(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=settings["cwd"],
+                env=environment,
+                pass_fds=[other.fileno()],
+                start_new_session=True,  # A group of its own, which can be ended as a whole.
             )
         self.pid = self._popen.pid
+        watchdog.watch(self.pid)
 
     @property
     def alive(self) -> bool:
         """Whether the process had not ended when it was last looked at."""
-        return self.state not in ("died", "killed")
+        return not self._reaped
 
     def send(self, **message: Any) -> None:
         """Sends a message. Messages are short, so there is always room for them."""
@@ -112,7 +109,10 @@ class Process:
 
     def _has_ended(self) -> bool:
         # It is not reaped yet: until then its id cannot become another's, and its group can be ended safely.
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # Somebody else waited for it.
+            return True
 
     @property
     def _reaped(self) -> bool:
@@ -120,6 +120,7 @@ class Process:
 
     def _reap(self) -> int:
         self.signal_group(signal.SIGKILL)
+        self._watchdog.forget(self.pid)
         return self._popen.wait(_REAP_SECS)
 
     def signal_group(self, number: int) -> None:
@@ -175,7 +176,13 @@ class Process:
         if self.state in ("returned", "raised"):
             data = (self._directory / f"result-{self.index}-{number}.pickle").read_bytes()
             if self.state == "returned":
-                value = pickle.loads(data)
+                try:
+                    value = pickle.loads(data)
+                except Exception as failure:
+                    failure.add_note(
+                        f"what process {self.index} returned cannot be read here; return numpy arrays or plain values."
+                    )
+                    raise
             else:
                 name, message, trace, exception = pickle.loads(data)
                 error = RemoteError(name, message, trace, _unpickled(exception))
@@ -194,9 +201,3 @@ def _unpickled(data: bytes | None) -> BaseException | None:
         return None if data is None else pickle.loads(data)
     except Exception:  # Its class is not known here.
         return None
-
-
-@functools.cache
-def _spawner(_process: int) -> concurrent.futures.ThreadPoolExecutor:
-    """The thread that starts processes, one in each process that starts some (a forked process has not got its parent's)."""
-    return concurrent.futures.ThreadPoolExecutor(1, "jaxckpt-testing-spawner")

@@ -13,7 +13,6 @@ _CLONE_NEWUSER = 0x10000000
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_SLAVE = 0x80000
-_PR_SET_PDEATHSIG = 1
 
 
 def _call(name: str, *arguments: Any) -> None:
@@ -26,13 +25,6 @@ def _call(name: str, *arguments: Any) -> None:
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     kind_bytes, data_bytes = (None if text is None else text.encode() for text in (kind, data))
     _call("mount", os.fsencode(source), os.fsencode(target), kind_bytes, ctypes.c_ulong(flags), data_bytes)
-
-
-def die_with(parent: int, signal_number: int) -> None:
-    """Asks Linux to send this process a signal when the process `parent`, which started it, ends."""
-    _call("prctl", _PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
-    if os.getppid() != parent:  # It ended before we asked.
-        os.kill(os.getpid(), signal_number)
 
 
 def new_mount_namespace() -> None:

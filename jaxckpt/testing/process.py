@@ -1,5 +1,6 @@
 """Inside a process of a job: connects to JAX, runs the functions that the parent names, and talks with it."""
 
+import contextlib
 import faulthandler
 import inspect
 import io
@@ -12,7 +13,6 @@ import socket
 import sys
 import threading
 import traceback
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def pause(name: str) -> None:
     control = _connected("pause")
     control.send(kind="signal", name=name)
     # Bounded by the parent: at its deadline, or when it ends, it takes this process with it.
-    control.released[name].wait()
+    control.gate(name).wait()
 
 
 def _connected(what: str) -> "_Control":
@@ -56,24 +56,30 @@ class _Control:
         self._socket = socket.socket(fileno=file)
         self._sending = threading.Lock()
         self.orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.released: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._gates: dict[str, threading.Event] = {}
         threading.Thread(target=self._listen, name="jaxckpt-testing", daemon=True).start()
 
     def send(self, **message: Any) -> None:
         with self._sending:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
+    def gate(self, name: str) -> threading.Event:
+        """Returns what is set when the parent releases `name`."""
+        return self._gates.setdefault(name, threading.Event())  # One step, so that two threads get the same.
+
     def _listen(self) -> None:
         for line in self._socket.makefile("rb"):
             message = json.loads(line)
             if message["kind"] == "release":
-                self.released[message["name"]].set()
+                self.gate(message["name"]).set()
             else:
                 if message["kind"] == "call":
                     # Here and not where the function is called: a release that follows must find the new one.
-                    self.released = defaultdict(threading.Event)
+                    self._gates = {}
                 self.orders.put(message)
-        os._exit(1)  # The parent is gone.
+        os.killpg(
+            0, signals.SIGKILL
+        )  # The parent is gone, and so is whoever asks why. What this process started goes too.
 
 
 class _Pickler(pickle.Pickler):
@@ -94,8 +100,6 @@ def main(settings: dict[str, Any]) -> None:
     stacks = open(directory / f"stacks-{index}.txt", "w", encoding="utf-8")  # noqa: SIM115 - written to at any time
     faulthandler.enable()
     faulthandler.register(signals.SIGUSR1, stacks, all_threads=True)
-    if sys.platform == "linux":
-        namespaces.die_with(settings["parent"], signals.SIGKILL)
     if settings["private"] is not None:
         # First of all: a process can change its namespaces while it has a single thread.
         namespaces.see_at(settings["private"], *settings["disk"])
@@ -126,6 +130,8 @@ def _connect_jax(settings: dict[str, Any]) -> None:
         "shutdown_timeout_seconds": settings["timeout"],
         "heartbeat_timeout_seconds": settings["heartbeat_timeout"],
     }
+    with contextlib.suppress(AttributeError):  # JAX has it not, and so does not warn of proxies, which we took care of.
+        jax.config.update("jax_check_proxy_envs", False)
     known = inspect.signature(jax.distributed.initialize).parameters
     jax.distributed.initialize(**{name: value for name, value in wanted.items() if name in known})
     jax.devices()  # The processes exchange what they have: no function has to pay for it, or to fail in it.
