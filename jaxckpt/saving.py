@@ -157,8 +157,14 @@ class Save:
         if self._absolute:
             paths.release(self._absolute)
 
+    @property
+    def longest_secs(self) -> float:
+        """How long the save may take until each of its waits has run into the timeout: that of another process, and the one for it."""
+        timeout = self._settings.timeout_secs
+        return 2 * timeout + 30.0 if self._session.several else timeout
+
     def abandon(self) -> None:
-        """Gives up a prepared save that cannot be run."""
+        """Gives up what is left of a save that failed or cannot be run. Idempotent."""
         self._taken.clear()
         self._session.close()
         self._release()

@@ -39,6 +39,7 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
     """
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
     if not layout.uses_ocdbt(settings):
+        os.stat(new)  # It is gone if the others have given up on this process.
         writer.write_arrays(new, entries, settings)
         commit.sync_tree(new)
         return
