@@ -154,8 +154,9 @@ class Save:
         }
 
     def _release(self) -> None:
-        if self._absolute:
-            paths.release(self._absolute)
+        absolute, self._absolute = self._absolute, ""  # Once: somebody else may reserve it as soon as it is free.
+        if absolute:
+            paths.release(absolute)
 
     @property
     def longest_secs(self) -> float:
