@@ -14,6 +14,7 @@ from jaxckpt import callbacks, objects, optimizers, paths, restoring, snapshot, 
 from jaxckpt.background import Background, PostponedError
 from jaxckpt.errors import ProcessError
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.status import CheckpointLoadStatus
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
@@ -293,6 +294,7 @@ class Checkpoint:
 
         return work
 
+    @quiet_gc()
     def _snapshot(self, number: int, *, copy_host_memory: bool) -> Snapshot:
         flats = [tree.flatten(name, value) for name, value in self._current().items()]
         flats.append(tree.flatten(_COUNTER, number))

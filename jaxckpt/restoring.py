@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxckpt.kinds import Kind, is_key_dtype, kind_of
-from jaxckpt.storage.opened import ArrayInfo, Box, StoredCheckpoint
+from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage.arrays import ArrayInfo
+from jaxckpt.storage.ocdbt_chunks import Box
+from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.tree_metadata import StoredLeaf
 from jaxckpt.tree import Leaf
 
@@ -63,6 +66,7 @@ def match(targets: Sequence[Leaf], stored: StoredCheckpoint, skip: set[str], ign
     return found
 
 
+@quiet_gc()
 def load(pairs: Sequence[tuple[Leaf, StoredLeaf]], stored: StoredCheckpoint) -> dict[str, Any]:
     """Validates all pairs, then reads and places them.
 
