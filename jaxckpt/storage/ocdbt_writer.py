@@ -211,7 +211,7 @@ class Database:
         return root
 
     def _write_nodes(self, tree: "_TreeFile") -> Root:
-        groups = list(_grouped(self._entries, lambda entry: len(entry.key) + _inline_bytes(entry) + 40))
+        groups = list(_grouped(self._entries, lambda entry: len(entry.key) + _inline_bytes(entry) + 40, 1))
         nodes = []
         for group in groups:
             # The root has no parent that could add a prefix.
@@ -223,7 +223,7 @@ class Database:
         while len(nodes) > 1:
             height += 1
             above = []
-            for part in _grouped(nodes, lambda node: len(node.first) + 40):
+            for part in _grouped(nodes, lambda node: len(node.first) + 40, 2):
                 place = tree.append(ocdbt_encode.encode_interior(part, height))
                 keys, inner, outside = (sum(column) for column in zip(*(node[4:] for node in part), strict=True))
                 above.append(Node(part[0].first, 0, place, "", keys, inner + place.length, outside))
@@ -306,12 +306,12 @@ def _inline_bytes(entry: Entry) -> int:
     return len(entry.value) if isinstance(entry.value, bytes) else 0
 
 
-def _grouped(items: Sequence[_T], size: Callable[[_T], int]) -> Iterator[Sequence[_T]]:
-    """Divides items into groups that make a node each: of `NODE_BYTES`, and of two items at least."""
+def _grouped(items: Sequence[_T], size: Callable[[_T], int], fewest: int) -> Iterator[Sequence[_T]]:
+    """Divides items into groups that make a node each: of `NODE_BYTES`, and of `fewest` items at least."""
     start = held = 0
     for position, item in enumerate(items):
         nbytes = size(item)
-        if held + nbytes > NODE_BYTES and position - start >= 2:
+        if held + nbytes > NODE_BYTES and position - start >= fewest:
             yield items[start:position]
             start, held = position, 0
         held += nbytes
