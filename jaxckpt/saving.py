@@ -16,6 +16,7 @@ from jaxckpt.multihost.meeting import Call, Contribution
 from jaxckpt.multihost.plan import Plan, digest_of
 from jaxckpt.multihost.session import Center, Handler, Session
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.translate import OrbaxTranslation
 
@@ -108,8 +109,8 @@ class Save:
           BaseException: what is wrong with the values, or on another process (see `meeting.meet`). Nothing is reserved then.
         """
 
+        @quiet_gc()
         def contribution() -> Contribution:
-            before()
             if not meeting.several():
                 self.number, self.path = reserve()
                 self._absolute = os.path.abspath(self.path)
@@ -123,8 +124,12 @@ class Save:
                 found = {**found, "facts": {"number": self.number, "path": self.path}}
             return Contribution(**found)
 
+        def prepared() -> Contribution:
+            before()
+            return contribution()
+
         try:
-            self._session = session = meeting.meet(self._call, contribution)
+            self._session = session = meeting.meet(self._call, prepared)
         except BaseException:
             self._release()
             raise

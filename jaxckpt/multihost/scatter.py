@@ -14,7 +14,8 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.session import Answer, Peer, payload_of
 from jaxckpt.multihost.wire import Header
-from jaxckpt.storage.opened import ArrayInfo, StoredCheckpoint
+from jaxckpt.storage.arrays import ArrayInfo
+from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
 
 Box = tuple[slice, ...]

@@ -84,7 +84,7 @@ def write_jointly(
         write_part(new, snapshot, settings, process)
         end_others()
         if layout.uses_ocdbt(settings):
-            writer.merge(new, [part_name(part) for part in (process, *parts)])
+            writer.merge(new, [part_name(part) for part in (process, *parts)], settings.timeout_secs)
         tree_metadata.write(
             new, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
         )
