@@ -193,7 +193,7 @@ class Save:
                     raise
                 committed()
                 self._hooks.saved()
-                session.decide(self._run_callbacks)
+                session.decide(lambda: self._conclude(session))
         finally:
             self._release()
 
@@ -208,10 +208,12 @@ class Save:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
                     shared.write(new, everything, settings, session)
+                    session.confirm()
             else:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
                     storage.write_jointly(new, gather.complete(everything, session), settings, process)
+                    session.confirm()
         elif session.several:
             if self._translation.io_process is None:
                 handlers = shared.Writer(taken, settings, process).handlers()
@@ -233,6 +235,10 @@ class Save:
                 raise
 
         session.decide(commit)
+
+    def _conclude(self, session: Session) -> None:
+        self._run_callbacks()
+        session.check()  # A process that was lost since the commit: the others have to know.
 
     def _run_callbacks(self) -> None:
         try:
