@@ -242,7 +242,7 @@ class Save:
 
     def _run_callbacks(self) -> None:
         try:
-            with meeting.alone():
+            with meeting.Alone():
                 callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:
