@@ -201,7 +201,7 @@ class Save:
         taken = self._taken.pop()
         handlers: dict[str, Handler] = {}
         settings, process = self._settings, session.process
-        write: Any = storage.write_item
+        write: Any = None
         if isinstance(session, Center):
             taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
             if self._translation.io_process is None:

@@ -44,7 +44,7 @@ def save(
     settings: WriteSettings,
     *,
     replace: bool,
-    write: Callable[[str, Snapshot, WriteSettings], None] = write_item,
+    write: Callable[[str, Snapshot, WriteSettings], None] | None = None,
 ) -> None:
     """Writes a snapshot as the checkpoint `path` and commits it.
 
@@ -55,7 +55,7 @@ def save(
       snapshot: what to write.
       settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer.
       replace: put it in the place of what is at `path`; otherwise that is an error.
-      write: writes the files, given the directory that it makes, `snapshot` and `settings`.
+      write: writes the files, given the directory that it makes, `snapshot` and `settings`; `write_item` if it is None.
 
     Raises:
       FileExistsError: something is at `path` and `replace` is false, or what is there is not a checkpoint.
@@ -72,7 +72,7 @@ def save(
     try:
         _require_space(folder, snapshot, settings)
         new = os.path.join(folder, temporary.NEW)
-        write(new, snapshot, settings)
+        (write or write_item)(new, snapshot, settings)
         digests.write(new, late=True)
         sync_tree(new)
         _publish(new, path, os.path.join(folder, temporary.PREVIOUS), replace)
