@@ -237,7 +237,7 @@ class Checkpoint:
         self._counter_is(save.number)
         try:
             self._background.start(
-                save.run, save.path, turn.translation.array_settings.timeout_secs, turn.translation.exit_timeout_secs
+                save.run, save.path, save.wait_secs, turn.translation.exit_timeout_secs
             )
         except BaseException:
             self._counter_is(before)

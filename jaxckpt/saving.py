@@ -14,7 +14,7 @@ from jaxckpt import callbacks, paths, snapshot, storage, tree
 from jaxckpt.multihost import gather, leaves, meeting, shared
 from jaxckpt.multihost.meeting import Call, Contribution
 from jaxckpt.multihost.plan import Plan, digest_of
-from jaxckpt.multihost.session import Center, Handler, Session
+from jaxckpt.multihost.session import Center, Handler, Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.translate import OrbaxTranslation
@@ -157,6 +157,11 @@ class Save:
         if self._absolute:
             paths.release(self._absolute)
 
+    @property
+    def wait_secs(self) -> float:
+        """How long to wait for the save: the timeout, and what it takes to say, and to hear, which process has not kept to it."""
+        return self._call.timeout + (patience(self._call.timeout) + 2 if meeting.several() else 0)
+
     def abandon(self) -> None:
         """Gives up a prepared save that cannot be run."""
         self._taken.clear()
@@ -196,12 +201,10 @@ class Save:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
                     shared.write(new, everything, settings, session)
-                    session.confirm()
             else:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
                     storage.write_jointly(new, gather.complete(everything, session), settings, process)
-                    session.confirm()
         elif session.several:
             if self._translation.io_process is None:
                 handlers = shared.Writer(taken, settings, process).handlers()
@@ -212,8 +215,11 @@ class Save:
             return
 
         def commit() -> None:
-            storage.save(self._absolute, taken, settings, replace=self._replace, write=write)
+            storage.save(
+                self._absolute, taken, settings, replace=self._replace, write=write, ready=session.confirm
+            )
             try:
+                session.check()  # Should this process have been stopped meanwhile, the others have given up.
                 self._hooks.committed(self._absolute)
             except BaseException:
                 if (

@@ -23,7 +23,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def job(disk: str) -> Iterator[testing.Job]:
-    with testing.Job(processes=PROCESSES, private=disk, private_size="40M", heartbeat_timeout=200, timeout=60) as job:
+    with testing.Job(processes=PROCESSES, private=disk, private_size="100M", heartbeat_timeout=200, timeout=60) as job:
         yield job
 
 
@@ -97,7 +97,7 @@ def test_a_process_that_comes_late(job: testing.Job, disk: str, numbers: Numbers
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
-    ("stalled", "place", "nth"), [(2, "piece", 2), (2, "vote", 1), (0, "piece", 1), (1, "fetch", 2), (1, "commit", 1)]
+    ("stalled", "place", "nth"), [(2, "piece", 2), (2, "vote", 1), (0, "piece", 1), (1, "fetch", 2), (1, "sync", 1), (1, "commit", 1)]
 )
 def test_a_process_that_is_stopped_in_a_save(
     job: testing.Job, disk: str, numbers: Numbers, stalled: int, place: str, nth: int, asynchronous: bool
@@ -125,7 +125,7 @@ def test_a_process_that_is_stopped_in_a_save(
 
 
 @pytest.mark.parametrize(
-    ("stalled", "place", "nth"), [(2, "request", 2), (0, "request", 4), (1, "provide", 2)]
+    ("stalled", "place", "nth"), [(2, "request", 2), (0, "request", 3), (1, "provide", 2)]
 )
 def test_a_process_that_is_stopped_in_a_restore(
     job: testing.Job, disk: str, numbers: Numbers, stalled: int, place: str, nth: int

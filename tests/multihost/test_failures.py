@@ -22,7 +22,7 @@ def told(error: BaseException, process: int = 3) -> ProcessError:
     [
         *(FileNotFoundError, PermissionError, OSError, TimeoutError, KeyError, ValueError, TypeError, LookupError),
         *(CorruptCheckpointError, ConfigError, CheckpointError, MemoryError, ZeroDivisionError, ImportError),
-        *(RuntimeError, NotImplementedError, AttributeError, UnicodeError, BlockingIOError),
+        *(RuntimeError, NotImplementedError, AttributeError, UnicodeError),
     ],
 )
 def test_the_kind(kind: type[Exception]) -> None:
