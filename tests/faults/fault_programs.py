@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.multihost import gather, meeting, scatter, session
-from jaxckpt.storage import commit
+from jaxckpt.multihost import gather, meeting, scatter, session, shared
+from jaxckpt.storage import commit, writer
 
 NAMES = ("a", "b", "c")
 COLUMNS = 17_000  # more than what travels in batches
@@ -34,6 +34,8 @@ _PLACES = {
     "fetch": (gather._Fetcher, "_ask"),
     "commit": (commit, "_publish"),
     "sync": (commit, "sync_tree"),
+    "part": (shared.Writer, "_write"),
+    "arrays": (writer, "write_arrays"),
     "outcome": (session.Center, "_tell"),
     "request": (session.Peer, "request"),
     "provide": (scatter.Provider, "_read"),
@@ -160,15 +162,15 @@ def save(
 
 
 class _Willing:
-    def serialize(self) -> dict[str, Any]:
-        return {"x": 1}
+    def serialize(self) -> bytes:
+        return b"state"
 
-    def deserialize(self, state: dict[str, Any]) -> None:
+    def deserialize(self, state: bytes) -> None:
         pass
 
 
 class _Unwilling(_Willing):
-    def serialize(self) -> dict[str, Any]:
+    def serialize(self) -> bytes:
         raise LookupError("does not serialize today")
 
 

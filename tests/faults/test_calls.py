@@ -22,6 +22,11 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
 def job(disk: str) -> Iterator[testing.Job]:
     with testing.Job(processes=PROCESSES, private=disk, private_size="100M", heartbeat_timeout=200, timeout=60) as job:
         yield job
@@ -122,6 +127,63 @@ def test_a_process_that_is_stopped_in_a_save(
     assert job.run(programs.restore, prefix, 1, secs=20)[0]["value"][1] == before
     assert_nothing_left(job, prefix)
     assert_works(job, prefix, 1, numbers.next())
+
+
+@pytest.mark.parametrize(
+    ("stalled", "place"), [(2, "part"), (2, "arrays"), (1, "vote"), (0, "arrays"), (0, "sync"), (0, "commit")]
+)
+def test_a_process_that_is_stopped_in_a_save_to_a_shared_directory(
+    job: testing.Job, shared: str, numbers: Numbers, stalled: int, place: str
+) -> None:
+    prefix = f"{shared}/stopped/ckpt"
+    before = numbers.next()
+    assert_works(job, prefix, None, before)
+    job.start(programs.save, prefix, None, numbers.next(), fault=(stalled, place, "pause", 1))
+    job.wait_for(stalled, place)
+    job.stall(stalled)
+    job.release(place)
+    others = sorted(set(range(PROCESSES)) - {stalled})
+    for process in others:
+        job.wait_for(process, "done")
+    job.resume(stalled)
+    found = [result.value for result in job.results()]
+    for process in others:
+        assert_named(found[process], stalled)
+    assert found[stalled]["error"], found[stalled]
+    assert job.run(programs.restore, prefix, None, secs=20)[0]["value"][1] == before
+    assert_nothing_left(job, prefix)
+    assert_works(job, prefix, None, numbers.next())
+
+
+@pytest.mark.parametrize(
+    ("process", "place", "kind"),
+    [(2, "part", "raise"), (0, "arrays", "raise"), (0, "commit", "raise"), (1, "arrays", "interrupt")],
+)
+def test_an_error_in_a_save_to_a_shared_directory(
+    job: testing.Job, shared: str, numbers: Numbers, process: int, place: str, kind: str
+) -> None:
+    prefix = f"{shared}/errors/ckpt"
+    before = numbers.next()
+    assert_works(job, prefix, None, before)
+    found = job.run(programs.save, prefix, None, numbers.next(), secs=20, fault=(process, place, kind, 1))
+    assert found[process]["error"][0] == ("PermissionError" if kind == "raise" else "KeyboardInterrupt")
+    for other in set(range(PROCESSES)) - {process}:
+        assert_named(found[other], process)
+        assert found[other]["errno"] == (13 if kind == "raise" else None)
+    assert job.run(programs.restore, prefix, None, secs=20)[0]["value"][1] == before
+    assert_nothing_left(job, prefix)
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_a_process_that_does_not_call_a_save_to_a_shared_directory(
+    job: testing.Job, shared: str, numbers: Numbers, absent: int
+) -> None:
+    prefix = f"{shared}/absent/ckpt"
+    found = job.run(programs.save, prefix, None, numbers.next(), absent=absent)
+    for process in set(range(PROCESSES)) - {absent}:
+        assert_named(found[process], absent)
+    assert_works(job, prefix, None, numbers.next())
+    assert_nothing_left(job, prefix)
 
 
 @pytest.mark.parametrize(
