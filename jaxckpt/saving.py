@@ -14,7 +14,7 @@ from jaxckpt import callbacks, paths, snapshot, storage, tree
 from jaxckpt.multihost import gather, leaves, meeting, shared
 from jaxckpt.multihost.meeting import Call, Contribution
 from jaxckpt.multihost.plan import Plan, digest_of
-from jaxckpt.multihost.session import Center, Handler, Session
+from jaxckpt.multihost.session import Center, Handler, Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot
@@ -164,10 +164,9 @@ class Save:
             paths.release(absolute)
 
     @property
-    def longest_secs(self) -> float:
-        """How long the save may take until each of its waits has run into the timeout: that of another process, and the one for it."""
-        timeout = self._settings.timeout_secs
-        return 2 * timeout + 30.0 if self._session.several else timeout
+    def wait_secs(self) -> float:
+        """How long to wait for the save: the timeout, and what it takes to say, and to hear, which process has not kept to it."""
+        return self._call.timeout + (patience(self._call.timeout) + 2 if meeting.several() else 0)
 
     def abandon(self) -> None:
         """Gives up what is left of a save that failed or cannot be run. Idempotent."""
@@ -208,12 +207,10 @@ class Save:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
                     shared.write(new, everything, settings, session)
-                    session.confirm()
             else:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
                     storage.write_jointly(new, gather.complete(everything, session), settings, process)
-                    session.confirm()
         elif session.several:
             if self._translation.io_process is None:
                 handlers = shared.Writer(taken, settings, process).handlers()
@@ -224,8 +221,9 @@ class Save:
             return
 
         def commit() -> None:
-            storage.save(self._absolute, taken, settings, replace=self._replace, write=write)
+            storage.save(self._absolute, taken, settings, replace=self._replace, write=write, ready=session.confirm)
             try:
+                session.check()  # Should this process have been stopped meanwhile, the others have given up.
                 self._hooks.committed(self._absolute)
             except BaseException:
                 if (

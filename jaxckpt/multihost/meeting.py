@@ -18,7 +18,7 @@ import jax
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures, rendezvous
 from jaxckpt.multihost.rendezvous import Address, Listener
-from jaxckpt.multihost.session import Center, Peer, Session
+from jaxckpt.multihost.session import Center, Peer, Session, patience
 from jaxckpt.multihost.wire import Header, Link, WireError, close_gently
 
 _KEY = "jaxckpt/meeting"
@@ -353,11 +353,11 @@ class _Meeting:
         """Returns what process 0 says of the call, or None if it hung up: the call that it was in ended without this process."""
         asked = False
         # It may have come later than this process, and waits for others. It names those who are missing, and must be given the time to.
-        patience = self._call.timeout + max(2.0, min(30.0, self._call.timeout / 4))
+        longest = self._call.timeout + patience(self._call.timeout)
         try:
             link.send(self._card(listener), timeout=self._call.timeout)
             while True:
-                header = link.receive(patience, max_payload=0).header
+                header = link.receive(longest, max_payload=0).header
                 if header["t"] not in ("leaves", "hosts"):
                     return header
                 asked = True

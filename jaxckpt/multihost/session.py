@@ -305,7 +305,7 @@ class Peer(Session):
         self._own_error: BaseException | None = None
         # The center notices, and names, a process that does not answer; it must be given the time to say so.
         self._timeout = timeout
-        self._patience = timeout + max(2.0, min(30.0, timeout / 4))
+        self._patience = timeout + patience(timeout)
 
     @property
     def center(self) -> int:
@@ -405,6 +405,11 @@ class Peer(Session):
 
     def close(self) -> None:
         self._link.close()
+
+
+def patience(timeout: float) -> float:
+    """Returns how much longer than `timeout` to wait for a process that itself waits so long for another, in order to name that one."""
+    return max(2.0, min(30.0, timeout / 4))
 
 
 def payload_of(message: Message, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

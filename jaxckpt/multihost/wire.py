@@ -108,9 +108,10 @@ class Link:
     def _send_all(self, views: list[memoryview], timeout: float) -> None:
         at = 0
         while at < len(views):
-            try:
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
                 sent = self._socket.sendmsg(views[at : at + _BUFFERS])
-            except BlockingIOError:
+            if not sent:
                 # The time is that without progress: a slow network may need long for many megabytes.
                 self._wait(select.POLLOUT, timeout)
                 continue
@@ -197,9 +198,10 @@ class Link:
 
     def _fill(self, view: memoryview, timeout: float, end: float | None) -> None:
         while view:
-            try:
+            received = -1
+            with contextlib.suppress(BlockingIOError):
                 received = self._socket.recv_into(view)
-            except BlockingIOError:
+            if received < 0:
                 self._wait(select.POLLIN, timeout, end)
                 continue
             if received == 0:
@@ -252,11 +254,9 @@ class Link:
         with contextlib.suppress(OSError), self._using():
             scratch = memoryview(bytearray(1 << 16))
             while time.monotonic() < end:
-                try:
-                    if not self._socket.recv_into(scratch):
-                        return
-                except BlockingIOError:
-                    self._wait(select.POLLIN, end - time.monotonic())
+                self._wait(select.POLLIN, end - time.monotonic())
+                if not self._socket.recv_into(scratch):
+                    return
 
     def close(self) -> None:
         """Closes the connection; threads that wait in it are woken. Idempotent."""
