@@ -258,4 +258,6 @@ def _measured(what: str, work: Callable[[], object]) -> dict[str, float]:
         os.sync()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"begin {what}")
-    return worker.measured(what, work)
+    used = time.process_time()
+    result = worker.measured(what, work)
+    return {**result, f"{what}_cpu_secs": time.process_time() - used}
