@@ -7,7 +7,8 @@ what the center asks of it (the pieces of its arrays, say). Whatever goes wrong 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ Answer = tuple[Header, Any]  # a header, and arrays whose bytes follow, or None
 Handler = Callable[[Header], Answer]
 _Result = TypeVar("_Result")
 _LINGER_SECS = 2.0
+_AHEAD = 1  # requests that are sent before the answer to the one before has come
 
 
 class Session:
@@ -112,14 +114,14 @@ class Center(Session):
         self._tell({"t": "decided", "result": result})
         return result
 
-    def ask(self, process: int, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+    def ask(self, process: int, header: Header, doing: str, *, into: Sequence[np.ndarray] | None = None) -> Message:
         """Asks a peer that is in `decide`, and waits for the answer. Safe from several threads.
 
         Args:
           process: which peer.
           header: the request; "t" names the handler.
           doing: what it is asked for, for messages.
-          max_payload: most bytes that it may answer with.
+          into: arrays that the bytes of its answer are put into; without them it may not answer with any.
 
         Raises:
           ProcessError: the peer failed, ended or did not answer in time.
@@ -127,7 +129,7 @@ class Center(Session):
         link = self._links[process]
         with link.talking, self._blaming(process, doing):
             link.send(header, timeout=self.timeout)
-            message = link.receive(self.timeout, max_payload=max_payload)
+            message = link.receive(self.timeout, max_payload=0, into=into)
         if message.header.get("t") == "failed":
             raise failures.rebuild(message.header["failure"])
         return message
@@ -169,9 +171,15 @@ class Center(Session):
         self.collect(handlers or {})(error)
 
     def collect(
-        self, handlers: Mapping[str, Callable[[int, Header], Answer]]
+        self,
+        handlers: Mapping[str, Callable[[int, Header], Answer]],
+        sent: Callable[[int], None] = lambda process: None,
     ) -> Callable[[BaseException | None], None]:
         """Begins to answer the peers' requests, on threads of their own, until each has voted.
+
+        Args:
+          handlers: what to do, by the "t" of a request: given the peer and its request.
+          sent: called with the peer when an answer has been sent, or could not be.
 
         Returns:
           What to call with this process's own vote; it waits for the others', and raises as `vote` does.
@@ -180,7 +188,7 @@ class Center(Session):
 
         def one(process: int) -> None:
             try:
-                votes[process] = self._serve_until_vote(process, handlers)
+                votes[process] = self._serve_until_vote(process, handlers, sent)
             except BaseException as error:
                 votes[process] = error
 
@@ -200,7 +208,7 @@ class Center(Session):
         return finish
 
     def _serve_until_vote(
-        self, process: int, handlers: Mapping[str, Callable[[int, Header], Answer]]
+        self, process: int, handlers: Mapping[str, Callable[[int, Header], Answer]], sent: Callable[[int], None]
     ) -> BaseException | None:
         link = self._links[process]
         while True:
@@ -213,8 +221,12 @@ class Center(Session):
                 answer, payload = handlers[str(header.get("t"))](process, header)
             except BaseException as error:
                 answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
-            with self._blaming(process, "it was sent what it had asked for"):
-                link.send(answer, payload, timeout=self.timeout)
+            try:
+                with self._blaming(process, "it was sent what it had asked for"):
+                    link.send(answer, payload, timeout=self.timeout)
+            finally:
+                payload = None
+                sent(process)
 
     def _tell(self, header: Header) -> None:
         """Tells every peer. One that has gone by now has its own reasons, and changes nothing for the others."""
@@ -284,19 +296,43 @@ class Peer(Session):
         with self._blaming("sending it what it had asked for"):
             self._link.send(answer, payload, timeout=self._timeout)
 
-    def request(self, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+    def request(self, header: Header, doing: str) -> Message:
         """Asks the center, which is in `collect`, and waits for the answer.
 
         Raises:
           ProcessError: the center failed (the same kind of error as there), ended, or did not answer in time.
         """
+        (answer,) = self.requests([(header, None)], doing)
+        return answer
+
+    def requests(self, asked: Iterable[tuple[Header, Sequence[np.ndarray] | None]], doing: str) -> Iterator[Message]:
+        """Asks the center one thing after the other, and yields the answers. What is asked next is on its way meanwhile.
+
+        Args:
+          asked: requests, small ones if there are several, and arrays that the bytes of the answer are put into.
+          doing: what for, for messages.
+
+        Raises:
+          ProcessError: as `request`.
+        """
+        under_way: deque[Sequence[np.ndarray] | None] = deque()
         with self._link.talking:
-            with self._blaming(doing):
-                self._link.send(header, timeout=self._timeout)
-            message = self._receive(doing, max_payload)
-        if message.header.get("t") == "failed":
-            raise failures.rebuild(message.header["failure"])
-        return message
+            for header, into in asked:
+                with self._blaming(doing):
+                    self._link.send(header, timeout=self._timeout)
+                under_way.append(into)
+                if len(under_way) > _AHEAD:
+                    yield self._next_answer(under_way, doing)
+            while under_way:
+                yield self._next_answer(under_way, doing)
+
+    def _next_answer(self, under_way: deque[Sequence[np.ndarray] | None], doing: str) -> Message:
+        message = self._receive(doing, under_way.popleft())
+        if message.header.get("t") != "failed":
+            return message
+        while under_way:  # What comes next must not be taken for the answer to what is asked next.
+            self._receive(doing, under_way.popleft())
+        raise failures.rebuild(message.header["failure"])
 
     def vote(
         self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
@@ -316,9 +352,9 @@ class Peer(Session):
             raise self._own_error
         raise failures.rebuild(failure)
 
-    def _receive(self, doing: str, max_payload: int = 0) -> Message:
+    def _receive(self, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
         with self._blaming(doing):
-            return self._link.receive(self._patience, max_payload=max_payload)
+            return self._link.receive(self._patience, max_payload=0, into=into)
 
     @contextlib.contextmanager
     def _blaming(self, doing: str) -> Any:
@@ -339,13 +375,6 @@ class Peer(Session):
 
     def close(self) -> None:
         self._link.close()
-
-
-def payload_of(message: Message, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the payload of a message as an array. Raises ValueError if it has another size."""
-    payload = message.payload if message.payload is not None else np.empty(0, np.uint8)
-    array: np.ndarray = payload.view(dtype).reshape(shape)
-    return array
 
 
 def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[threading.Thread]:

@@ -1,4 +1,7 @@
-"""Messages over a socket: a JSON header and, if it says so, raw bytes. No pickle; sizes are capped; every wait is bounded."""
+"""Messages over a socket: a JSON header and, if it says so, raw bytes with their crc32c. No pickle; sizes are capped; waits are bounded.
+
+TCP's own checksum has 16 bits, and misses what happens in the memory of network devices.
+"""
 
 import contextlib
 import json
@@ -6,15 +9,19 @@ import select
 import socket
 import struct
 import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Header = dict[str, Any]
 _LENGTH = struct.Struct("!I")
+_CHECKSUM = struct.Struct("!I")
 _BEAT = _LENGTH.pack(12) + b'{"t":"beat"}'
 MAX_HEADER = 64 << 20
 MAX_PAYLOAD = 64 << 20
+_BLOCK = 1 << 20  # is checksummed while it is in the processor's cache
+_SMALL = 32 << 10  # below that, copying is cheaper than a call of its own
 
 
 class WireError(ConnectionError):
@@ -26,7 +33,7 @@ class Message(NamedTuple):
 
     Attributes:
       header: a JSON object; "t" says what the message is.
-      payload: the bytes that followed, a flat uint8 array, or None.
+      payload: the bytes that followed, a flat uint8 array; None if there were none, or if they went where they should.
     """
 
     header: Header
@@ -59,21 +66,26 @@ class Link:
         Raises:
           OSError: the connection has ended; TimeoutError if the other side does not take the bytes.
         """
-        views = (
-            [] if payload is None else [_bytes(part) for part in (payload if isinstance(payload, list) else [payload])]
-        )
-        total = sum(len(view) for view in views)
-        content = json.dumps({**header, "n": total} if views else header, separators=(",", ":")).encode()
+        parts = [] if payload is None else payload if isinstance(payload, list) else [payload]
+        total = sum(part.nbytes for part in parts)
+        content = json.dumps({**header, "n": total} if parts else header, separators=(",", ":")).encode()
         with self._sending:
             self._socket.settimeout(timeout)
             self._socket.sendall(_LENGTH.pack(len(content)) + content)
-            for view in views:
-                self._send_all(view)
+            if parts:
+                self._send_parts(parts)
 
-    def _send_all(self, view: memoryview) -> None:
-        # Not sendall: its timeout is for the whole, and a slow network may need longer for many megabytes.
-        while view:
-            view = view[self._socket.send(view) :]
+    def _send_parts(self, parts: Sequence[np.ndarray]) -> None:
+        import google_crc32c
+
+        checksum = 0
+        for block in _blocks(parts):
+            checksum = google_crc32c.extend(checksum, block)
+            view = memoryview(block)
+            # Not sendall: its timeout is for the whole, and a slow network may need longer for many megabytes.
+            while view:
+                view = view[self._socket.send(view) :]
+        self._socket.sendall(_CHECKSUM.pack(checksum))
 
     def beat(self) -> None:
         """Says that this process is alive, unless a message is on its way, which says so too."""
@@ -87,23 +99,31 @@ class Link:
         finally:
             self._sending.release()
 
-    def receive(self, timeout: float, *, max_payload: int = MAX_PAYLOAD, max_header: int = MAX_HEADER) -> Message:
+    def receive(
+        self,
+        timeout: float,
+        *,
+        max_payload: int = MAX_PAYLOAD,
+        max_header: int = MAX_HEADER,
+        into: Sequence[np.ndarray] | None = None,
+    ) -> Message:
         """Waits for the next message that is not a beat.
 
         Args:
           timeout: most seconds without a sign of life.
           max_payload, max_header: larger ones are an error.
+          into: contiguous arrays that the payload, if there is one, is put into; it must be as large as they are together.
 
         Raises:
           WireError: the connection has ended, or what came is no message.
           TimeoutError: nothing came.
         """
         while True:
-            message = self._receive(timeout, max_payload, max_header)
+            message = self._receive(timeout, max_payload, max_header, into)
             if message.header.get("t") != "beat":
                 return message
 
-    def _receive(self, timeout: float, max_payload: int, max_header: int) -> Message:
+    def _receive(self, timeout: float, max_payload: int, max_header: int, into: Sequence[np.ndarray] | None) -> Message:
         prefix = bytearray(_LENGTH.size)
         self._fill(memoryview(prefix), timeout)
         (size,) = _LENGTH.unpack(prefix)
@@ -118,11 +138,39 @@ class Link:
             raise WireError(f"what arrived is no message ({error})") from None
         if "n" not in header:
             return Message(header, None)
+        if into is not None:
+            if count != (expected := sum(target.nbytes for target in into)):
+                raise WireError(f"a payload of {count} bytes instead of {expected}")
+            self._fill_all(into, timeout)
+            return Message(header, None)
         if not 0 <= count <= max_payload:
             raise WireError(f"a payload of {count} bytes, more than the {max_payload} that are allowed")
         payload = np.empty(count, np.uint8)
-        self._fill(payload.data, timeout)
+        self._fill_all([payload], timeout)
         return Message(header, payload)
+
+    def _fill_all(self, targets: Sequence[np.ndarray], timeout: float) -> None:
+        """Receives a payload and compares it with its checksum."""
+        import google_crc32c
+
+        checksum = 0
+        for run in _runs(targets):
+            whole = run[0] if len(run) == 1 else np.empty(sum(target.nbytes for target in run), np.uint8)
+            flat = whole.reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, _BLOCK):
+                block = flat[start : start + _BLOCK]
+                self._fill(block.data, timeout)
+                block.flags.writeable = False  # google_crc32c takes nothing that can be written to.
+                checksum = google_crc32c.extend(checksum, block)
+            if len(run) > 1:
+                at = 0
+                for target in run:
+                    target.reshape(-1).view(np.uint8)[:] = flat[at : at + target.nbytes]
+                    at += target.nbytes
+        found = bytearray(_CHECKSUM.size)
+        self._fill(memoryview(found), timeout)
+        if _CHECKSUM.unpack(found) != (checksum,):
+            raise WireError("the bytes that arrived are not those that were sent: their checksums differ")
 
     def _fill(self, view: memoryview, timeout: float) -> None:
         self._socket.settimeout(timeout)
@@ -151,6 +199,34 @@ class Link:
         self._socket.close()
 
 
-def _bytes(array: np.ndarray) -> memoryview:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat.view(np.uint8).data if flat.size else memoryview(b"")
+def _blocks(parts: Sequence[np.ndarray]) -> Iterator[Any]:
+    """Yields the bytes of arrays in blocks that can be sent as they are; what is small is put together."""
+    for run in _runs(parts):
+        if len(run) > 1:
+            yield b"".join([part.tobytes() for part in run])
+            continue
+        flat = np.ascontiguousarray(run[0]).reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _BLOCK):
+            block = flat[start : start + _BLOCK]
+            block.flags.writeable = False
+            yield block
+
+
+def _runs(parts: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Groups neighbours that are small; the others stay alone."""
+    run: list[np.ndarray] = []
+    held = 0
+    for part in parts:
+        if part.nbytes == 0:
+            continue
+        if part.nbytes > _SMALL or held + part.nbytes > _BLOCK:
+            if run:
+                yield run
+            run, held = [], 0
+        if part.nbytes > _SMALL:
+            yield [part]
+        else:
+            run.append(part)
+            held += part.nbytes
+    if run:
+        yield run
