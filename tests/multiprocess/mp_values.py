@@ -1,6 +1,7 @@
 """Values of every kind of leaf, the same on every process of a job, and how they compare."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -157,22 +158,30 @@ def host_values() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def keys(where: Any, seed: int, impl: str = "threefry2x32", count: int | None = SIDE) -> jax.Array:
+    """PRNG keys on the devices of all processes."""
+
+    def make() -> jax.Array:
+        key = jax.random.key(seed, impl=impl)
+        return key if count is None else jax.random.split(key, count)
+
+    return jax.jit(make, out_shardings=where)()
+
+
+@functools.cache
 def values() -> dict[str, Any]:
-    """One tree of everything."""
+    """One tree of everything. Not to be changed."""
     local = Mesh(np.asarray(jax.local_devices()), ("x",))
     where = {layout: sharding(layout) for layout in LAYOUTS}
-    keys = {}
-    for layout in ("rows", "replicated", "crossed"):
-        make = jax.jit(lambda: jax.random.split(jax.random.key(7), SIDE), out_shardings=where[layout])
-        keys[layout] = make()
     return {
         "arrays": {
             layout: {name: spread(array, where[layout]) for name, array in group.items()}
             for layout, group in arrays().items()
         },
         "keys": {
-            **keys,
-            "one": jax.jit(lambda: jax.random.key(8, impl="rbg"), out_shardings=where["replicated"])(),
+            **{layout: keys(where[layout], 7) for layout in ("rows", "replicated", "crossed")},
+            "one": keys(where["replicated"], 8, "rbg", None),
             "local": jax.random.key(3),
             "locals": jax.random.split(jax.random.key(4, impl="rbg"), (2, 3)),
         },
@@ -215,14 +224,11 @@ def blank(tree: Any, *, abstract: bool) -> Any:
         if isinstance(leaf, jax.Array):
             if abstract:
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            if is_key(leaf) and leaf.is_fully_addressable:
+                return leaf.reshape(-1)[::-1].reshape(leaf.shape) if leaf.ndim else jax.random.key(99)
             if is_key(leaf):
-                impl = jax.random.key_impl(leaf)
-                size = leaf.shape
-                make = jax.jit(
-                    lambda: jax.random.split(jax.random.key(99, impl=impl), size) if size else jax.random.key(99, impl=impl),
-                    out_shardings=leaf.sharding,
-                )
-                return make()
+                impl = str(jax.random.key_impl(leaf))
+                return keys(leaf.sharding, 99, impl, leaf.size if leaf.ndim else None)
             return spread(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         if isinstance(leaf, np.ndarray):
             return np.zeros_like(leaf)
@@ -246,6 +252,7 @@ def assert_same(found: Any, expected: Any) -> None:
     """Fails unless both trees have the same leaves, bit for bit, on the same devices; names the leaves that differ."""
     from flax import nnx
 
+    assert found.keys() == expected.keys()
     found, expected = (
         {name: nnx.to_pure_dict(nnx.state(value)) if isinstance(value, nnx.Module) else value for name, value in tree.items()}
         for tree in (found, expected)
@@ -265,7 +272,7 @@ def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
     if isinstance(left, jax.Array):
-        if left.dtype != right.dtype or left.shape != right.shape or left.sharding != right.sharding:
+        if left.dtype != right.dtype or left.shape != right.shape or not left.sharding.is_equivalent_to(right.sharding, left.ndim):
             return False
         pairs = zip(left.addressable_shards, right.addressable_shards, strict=True)
         return all(a.index == b.index and bits(a.data) == bits(b.data) for a, b in pairs)
