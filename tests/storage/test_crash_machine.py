@@ -119,6 +119,7 @@ class Crashes(RuleBasedStateMachine):
         self.latest: str | None = None  # What was the latest when the last program had ended.
         self.exact: int | None = None
         self.seeds = 0
+        self.history: list[str] = []
 
     def teardown(self) -> None:
         shutil.rmtree(self.directory)
@@ -152,7 +153,7 @@ class Crashes(RuleBasedStateMachine):
         when["after"] = f"{moment['after']} {moment['call'] % len(calls)}"
         job = {"directory": self.directory, "calls": calls, "moment": when, "sync": sync}
         answer = self.worker.run(job)
-        hypothesis.note(f"{job} -> {answer}")
+        self.history.append(f"{job} -> {answer}")
         assert not answer["hung"], answer
         assert answer["status"] in (0, -signal.SIGKILL), answer
         killed = answer["status"] != 0
@@ -174,7 +175,13 @@ class Crashes(RuleBasedStateMachine):
             assert len(state.all_model_checkpoint_paths) <= calls[0]["max_to_keep"]
         flying = [calls[index] for index in begun if index not in committed and killed]
         numbered = [path for index, path in committed.items() if calls[index]["kind"] != "write"]
-        self.look(flying, numbered[-1] if numbered else None)
+        try:
+            self.look(flying, numbered[-1] if numbered else None)
+        except Exception as error:  # A kill at that moment may never happen again.
+            error.add_note(
+                "\n".join([f"what {self.directory} has seen:", *self.history, str(sorted(os.listdir(self.directory)))])
+            )
+            raise
 
     def is_committed(self, call: dict[str, Any], path: str) -> None:
         if call["kind"] == "write":

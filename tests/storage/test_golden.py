@@ -1,6 +1,11 @@
-"""What released versions of jaxckpt and Orbax wrote restores, bit for bit: the golden checkpoints of tests/golden."""
+"""What released versions of jaxckpt and Orbax wrote restores, bit for bit: the golden checkpoints of tests/golden.
+
+`JAXCKPT_FLIPS` is the number of bits to flip in each of jaxckpt's (for long runs).
+"""
 
 import json
+import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +23,7 @@ import jaxckpt
 
 GOLDEN = Path(make.__file__).parent
 ALL = sorted(path for writer in GOLDEN.iterdir() for path in writer.glob("*/") if writer.is_dir())
+FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "16"))
 OWN = [path for path in ALL if path.parent.name.startswith("jaxckpt-")]
 quiet_orbax = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
 
@@ -76,12 +82,12 @@ def bits(leaf: Any) -> Any:
     return (type(leaf), leaf)
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(found: Any, expected: Any, what: str = "") -> None:
     found_leaves, found_tree = jax.tree.flatten_with_path(found)
     expected_leaves, expected_tree = jax.tree.flatten_with_path(expected)
     assert found_tree == expected_tree
     for (name, one), (_, two) in zip(found_leaves, expected_leaves, strict=True):
-        assert bits(one) == bits(two), jax.tree_util.keystr(name)
+        assert bits(one) == bits(two), f"{jax.tree_util.keystr(name)} {what}"
 
 
 def as_read(value: Any) -> Any:
@@ -107,7 +113,7 @@ def test_all_of_them_are_there() -> None:
 def test_restores_into_targets(golden: Path) -> None:
     expected = values(golden)
     checkpoint = jaxckpt.Checkpoint(**jax.tree.map(blank, expected))
-    objects = {name: value for name, value in checkpoint._current().items() if hasattr(value, "state")}
+    objects = {name: getattr(checkpoint, name) for name in expected if hasattr(expected[name], "state")}
     with pytest.raises(AssertionError):
         assert_same({name: getattr(checkpoint, name) for name in expected}, expected)
     if golden.name.startswith("v"):
@@ -147,19 +153,19 @@ def test_restores_into_other_shardings(golden: Path) -> None:
             assert bits(np.asarray(found)) == bits(np.asarray(value))
 
 
+def read_tree(path: Path) -> dict[str, Any]:
+    """What a reader without targets returns, the states of objects as those objects."""
+    tree: dict[str, Any] = jaxckpt.load_checkpoint(path).tree()
+    if "position" in tree:
+        tree["position"], tree["cursor"] = make.Position(tree["position"]), make.Position(tree["cursor"])
+        tree["iterator"] = make.Iterator(json.loads(tree["iterator"]))
+    return tree
+
+
 def test_reads_without_targets(golden: Path) -> None:
-    path = tree_directory(golden)
-    expected = as_read(values(golden))
-    tree = jaxckpt.load_checkpoint(path).tree()
-    if golden.name.startswith("v"):
-        assert tree.keys() == expected.keys()
-    else:
-        assert tree.pop("save_counter") == make.SAVE_COUNTER
-    if "position" in expected:  # Their states are what is stored.
-        assert tree.pop("position") == expected.pop("position").state
-        assert tree.pop("cursor") == expected.pop("cursor").state
-        assert json.loads(tree.pop("iterator")) == expected.pop("iterator").state
-    assert_same(tree, expected)
+    tree = read_tree(tree_directory(golden))
+    assert tree.pop("save_counter", None) == (None if golden.name.startswith("v") else make.SAVE_COUNTER)
+    assert_same(tree, as_read(values(golden)))
 
 
 def test_every_leaf_by_name(golden: Path) -> None:
@@ -208,26 +214,75 @@ def test_plain_orbax_restores_what_jaxckpt_wrote(original: Path, api: str, tmp_p
             assert bits(np.asarray(one))[1:] == bits(np.asarray(two))[1:]
 
 
-def test_a_flip_in_a_golden_checkpoint_is_found(golden: Path) -> None:
-    """The comparison can fail, and what has checksums says so first."""
-    path = tree_directory(golden)
-    expected = values(golden)
-    file = max((file for file in path.rglob("*") if file.is_file() and "_METADATA" not in file.name), key=_size)
-    content = bytearray(file.read_bytes())
-    for position in range(0, len(content), max(1, len(content) // 20)):
-        content[position] ^= 0x10
+@pytest.mark.parametrize("original", OWN, ids=identifier)
+@pytest.mark.timeout(max(300, FLIPS * 3))
+def test_flipped_bits_are_found_or_harmless(original: Path, tmp_path: Path) -> None:
+    """By restore, by the reader and by verify, which agree, in every kind of leaf."""
+    path = Path(shutil.copytree(original, tmp_path / original.name))
+    rng = random.Random(original.name)
+    expected = values(path)
+    expected_tree = {**as_read(expected), "save_counter": make.SAVE_COUNTER}
+    targets = jax.tree.map(blank, expected)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    found = 0
+    for turn in range(FLIPS):
+        # Small files as often as large ones, then by size.
+        file = files[turn // 2 % len(files)] if turn % 2 else rng.choices(files, [f.stat().st_size for f in files])[0]
+        content = file.read_bytes()
+        bit = rng.randrange(len(content) * 8)
+        file.write_bytes(flipped(content, bit))
+        what = f"{file.relative_to(path)} bit {bit}"
+        detected = []
+        try:
+            if not jaxckpt.verify(path).ok:
+                detected.append("verify")
+        except (jaxckpt.CheckpointError, FileNotFoundError):
+            detected.append("verify")
+        try:
+            assert_same(read_tree(path), expected_tree, what)
+        except jaxckpt.CheckpointError:
+            detected.append("reader")
+        checkpoint = jaxckpt.Checkpoint(**targets)
+        before = [(leaf, bits(leaf)) for leaf in jax.tree.leaves(targets) if hasattr(leaf, "state")]
+        try:
+            checkpoint.restore(path).assert_consumed()
+        except jaxckpt.CorruptCheckpointError:
+            detected.append("restore")
+            assert all(getattr(checkpoint, name) is targets[name] for name in targets), what
+            assert all(bits(leaf) == state for leaf, state in before), what
+            assert checkpoint.save_counter == 0, what
+        else:
+            assert_same({name: getattr(checkpoint, name) for name in expected}, expected, what)
+            assert checkpoint.save_counter == make.SAVE_COUNTER, what
+            targets = jax.tree.map(blank, expected)  # Objects were changed in place.
+        assert not detected or "verify" in detected, f"{what}: verify found nothing, but {detected} did"
+        found += bool(detected)
         file.write_bytes(content)
+    assert found > FLIPS // 4
+    print(f"\n{original.name}: {found} of {FLIPS} flips found, the others are harmless")
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("original", [path for path in ALL if path not in OWN], ids=identifier)
+def test_the_comparison_can_fail(original: Path, tmp_path: Path) -> None:
+    """What plain Orbax wrote has few checksums: some flip of its data is an error, or other values."""
+    path = Path(shutil.copytree(original, tmp_path / original.name))
+    expected = values(path)
+    file = max((file for file in path.rglob("*") if file.is_file() and "_METADATA" not in file.name), key=_size)
+    content = file.read_bytes()
+    for byte in range(0, len(content), max(1, len(content) // 20)):
+        file.write_bytes(flipped(content, byte * 8 + 4))
         checkpoint = jaxckpt.Checkpoint(**jax.tree.map(blank, expected))
         try:
-            checkpoint.read(path).expect_partial()
-        except (jaxckpt.CheckpointError, ValueError):
-            return
-        try:
+            checkpoint.read(tree_directory(path)).expect_partial()
             assert_same({name: getattr(checkpoint, name) for name in expected}, expected)
-        except AssertionError:
-            assert golden.name.startswith("v"), "jaxckpt restored a wrong value"
+        except (jaxckpt.CheckpointError, ValueError, AssertionError):
             return
-        content[position] ^= 0x10
     pytest.fail("20 flips changed nothing")
 
 
