@@ -150,7 +150,10 @@ class Crashes(RuleBasedStateMachine):
         calls = [{**call, "seed": self.seeds + index + 1} for index, call in enumerate(calls)]
         self.seeds += len(calls)
         when = {name: value for name, value in moment.items() if name in ("events", "seconds")}
-        when["after"] = f"{moment['after']} {moment['call'] % len(calls)}"
+        index = moment["call"] % len(calls)
+        # Little happens after the last commit, unless old checkpoints are deleted.
+        late = index < len(calls) - 1 or "max_to_keep" in calls[0]
+        when["after"] = f"{moment['after'] if late else 'begin'} {index}"
         job = {"directory": self.directory, "calls": calls, "moment": when, "sync": sync}
         answer = self.worker.run(job)
         self.history.append(f"{job} -> {answer}")
