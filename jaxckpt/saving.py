@@ -215,9 +215,7 @@ class Save:
             return
 
         def commit() -> None:
-            storage.save(
-                self._absolute, taken, settings, replace=self._replace, write=write, ready=session.confirm
-            )
+            storage.save(self._absolute, taken, settings, replace=self._replace, write=write, ready=session.confirm)
             try:
                 session.check()  # Should this process have been stopped meanwhile, the others have given up.
                 self._hooks.committed(self._absolute)
