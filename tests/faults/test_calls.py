@@ -60,7 +60,8 @@ def assert_nothing_left(job: testing.Job, prefix: str) -> None:
 
 def assert_named(found: dict[str, Any] | None, process: int) -> None:
     assert found is not None
-    assert found["error"] and "ProcessError" in found["error"], found
+    assert found["error"], found
+    assert "ProcessError" in found["error"], found
     assert found["processes"] == (process,), found
     assert str(process) in found["text"]
     assert found["secs"] < PATIENCE, found
@@ -97,7 +98,8 @@ def test_a_process_that_comes_late(job: testing.Job, disk: str, numbers: Numbers
     for process in range(PROCESSES):
         if process != late:
             assert_named(found[process], late)
-    assert found[late]["error"] and "ProcessError" in found[late]["error"], found[late]
+    assert found[late]["error"], found[late]
+    assert "ProcessError" in found[late]["error"], found[late]
     assert_works(job, prefix, 1, numbers.next())
     assert_nothing_left(job, prefix)
 
