@@ -17,7 +17,9 @@ def index() -> int:
 
 
 def options(io: Any = None, *, asynchronous: bool = False, **more: Any) -> jaxckpt.CheckpointOptions:
-    knobs = {name: more.pop(name) for name in ("compression", "chunk_byte_size", "target_data_file_size") if name in more}
+    knobs = {
+        name: more.pop(name) for name in ("compression", "chunk_byte_size", "target_data_file_size") if name in more
+    }
     orbax = jaxckpt.OrbaxSettings(timeout_secs=more.pop("timeout_secs", 30), **knobs)
     return jaxckpt.CheckpointOptions(io, enable_async=asynchronous, orbax=orbax, **more)
 
