@@ -64,6 +64,7 @@ class Plan:
         self._layouts: dict[tuple[Any, tuple[int, ...], tuple[int, ...]], Layout] = {}
         self._held: dict[int, tuple[int, ...]] = {}
         self._turns: dict[int, int] = {}
+        self._texts: dict[tuple[Any, int], str] = {}
 
     def layout(self, sharding: Any, shape: tuple[int, ...], trailing: tuple[int, ...] = ()) -> Layout:
         """Returns the layout of an array.
@@ -77,6 +78,15 @@ class Plan:
         found = self._layouts.get(key)
         if found is None:
             found = self._layouts[key] = _layout(sharding, shape, trailing)
+        return found
+
+    def text(self, sharding: Any, shape: tuple[int, ...]) -> str:
+        """Returns the text of a sharding, the same on every process. A sharding's own does not say which devices; the layout does."""
+        layout = self.layout(sharding, shape)
+        key = (sharding, id(layout))
+        found = self._texts.get(key)
+        if found is None:
+            found = self._texts[key] = f"{sharding} (layout {layout.digest[:8]})"
         return found
 
     @staticmethod
