@@ -42,7 +42,7 @@ class Layout:
 
         Args:
           box: position in `boxes`.
-          turn: how many leaves came before that have this layout; replicas take turns, so that each process gets its share.
+          turn: one more for every leaf of this layout; replicas take turns, so that each process gets its share.
           center: the process that writes everything, which owns what it holds; None if every process writes.
         """
         holders = self.holders[box]
@@ -77,7 +77,9 @@ class Plan:
         key = (sharding, shape, trailing)
         found = self._layouts.get(key)
         if found is None:
+            # Layouts begin with different processes: a model may have many of which there is one leaf each.
             found = self._layouts[key] = _layout(sharding, shape, trailing)
+            self._turns[id(found)] = len(self._layouts) - 1
         return found
 
     def text(self, sharding: Any, shape: tuple[int, ...]) -> str:
