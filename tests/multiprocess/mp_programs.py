@@ -1,15 +1,11 @@
 """What runs in the processes of the jobs. Nothing here imports pytest: it would be slow, in every process."""
 
-import os
-import warnings
 from typing import Any
 
 import jax
 import mp_values
-import numpy as np
 
 import jaxckpt
-from jaxckpt.errors import ProcessError
 
 
 def index() -> int:
