@@ -1,5 +1,6 @@
 """Measurements of jobs of several processes → tables, goals, and RESULTS_MULTIHOST.md."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -65,6 +66,7 @@ class Results:
         ]
         lines += [f"* {fact}" for fact in report.machine()]
         lines += [f"* {self._processes} processes on this machine, connected by its loopback interface; {self.disk}"]
+        lines += [f"* load average over the last 15 minutes of the run: {os.getloadavg()[2]:.0f}"]
         lines += [f"* failed: {failure}" for failure in self.failures]
         for title, table in self._tables():
             lines += ["", f"## {title}", "", *report.markdown_table(table)]
