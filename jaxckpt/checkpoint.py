@@ -230,16 +230,19 @@ class Checkpoint:
     def _start(self, save: Save, turn: "_Turn", reserve: Callable[[], tuple[int, str]]) -> None:
         """Takes the snapshot and writes it, here or in the background."""
         before = self._counter
-        save.prepare(turn.wait, self._flats, reserve)
-        if not turn.translation.asynchronous:
-            save.run(lambda: self._counter_is(save.number))
-            return
-        self._counter_is(save.number)
         try:
-            self._background.start(save.run, save.path, save.wait_secs, turn.translation.exit_timeout_secs)
+            save.prepare(turn.wait, self._flats, reserve)
+            if not turn.translation.asynchronous:
+                save.run(lambda: self._counter_is(save.number))
+                return
+            self._counter_is(save.number)
+            try:
+                self._background.start(save.run, save.path, save.wait_secs, turn.translation.exit_timeout_secs)
+            except BaseException:
+                self._counter_is(before)
+                raise
         except BaseException:
-            self._counter_is(before)
-            save.abandon()
+            save.abandon()  # An interrupt may come between any two steps; the other processes must not wait for this one.
             raise
 
     def _flats(self) -> list[tree.Flat]:

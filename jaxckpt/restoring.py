@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxckpt.kinds import Kind, is_key_dtype, kind_of
-from jaxckpt.storage.opened import ArrayInfo, Box
+from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage.arrays import ArrayInfo
+from jaxckpt.storage.ocdbt_chunks import Box
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
 from jaxckpt.tree import Leaf
 
@@ -82,6 +84,7 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     return found
 
 
+@quiet_gc()
 def load(pairs: Sequence[tuple[Leaf, StoredLeaf]], stored: Source) -> dict[str, Any]:
     """Validates all pairs, then reads and places them.
 

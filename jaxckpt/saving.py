@@ -16,6 +16,7 @@ from jaxckpt.multihost.meeting import Call, Contribution
 from jaxckpt.multihost.plan import Plan, digest_of
 from jaxckpt.multihost.session import Center, Handler, Session, patience
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.translate import OrbaxTranslation
 
@@ -108,8 +109,8 @@ class Save:
           BaseException: what is wrong with the values, or on another process (see `meeting.meet`). Nothing is reserved then.
         """
 
+        @quiet_gc()
         def contribution() -> Contribution:
-            before()
             if not meeting.several():
                 self.number, self.path = reserve()
                 self._absolute = os.path.abspath(self.path)
@@ -123,8 +124,12 @@ class Save:
                 found = {**found, "facts": {"number": self.number, "path": self.path}}
             return Contribution(**found)
 
+        def prepared() -> Contribution:
+            before()
+            return contribution()
+
         try:
-            self._session = session = meeting.meet(self._call, contribution)
+            self._session = session = meeting.meet(self._call, prepared)
         except BaseException:
             self._release()
             raise
@@ -154,8 +159,9 @@ class Save:
         }
 
     def _release(self) -> None:
-        if self._absolute:
-            paths.release(self._absolute)
+        absolute, self._absolute = self._absolute, ""  # Once: somebody else may reserve it as soon as it is free.
+        if absolute:
+            paths.release(absolute)
 
     @property
     def wait_secs(self) -> float:
@@ -163,7 +169,7 @@ class Save:
         return self._call.timeout + (patience(self._call.timeout) + 2 if meeting.several() else 0)
 
     def abandon(self) -> None:
-        """Gives up a prepared save that cannot be run."""
+        """Gives up what is left of a save that failed or cannot be run. Idempotent."""
         self._taken.clear()
         self._session.close()
         self._release()
@@ -194,7 +200,7 @@ class Save:
         taken = self._taken.pop()
         handlers: dict[str, Handler] = {}
         settings, process = self._settings, session.process
-        write: Any = storage.write_item
+        write: Any = None
         if isinstance(session, Center):
             taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
             if self._translation.io_process is None:
@@ -234,7 +240,7 @@ class Save:
 
     def _run_callbacks(self) -> None:
         try:
-            with meeting.alone():
+            with meeting.Alone():
                 callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:

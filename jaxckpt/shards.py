@@ -28,7 +28,8 @@ class GlobalArray:
         wanted = set(self._share.mine())
         self._shards: dict[Box, Any] = {}
         for shard in value.addressable_shards if wanted else ():
-            start = tuple(index.indices(extent)[0] for index, extent in zip(shard.index, value.shape, strict=True))
+            # The index of a shard of PRNG keys has the axes of their data too.
+            start = tuple(part.indices(extent)[0] for part, extent in zip(shard.index, value.shape, strict=False))
             box = Box((*start, *(0 for _ in trailing)), (*shard.data.shape, *trailing))
             if box in wanted:
                 wanted.discard(box)

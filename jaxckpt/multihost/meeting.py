@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,13 +33,16 @@ _turns = threading.Lock()  # One meeting at a time: calls of several threads mus
 _here = threading.local()
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Marks what runs on one process only, where a call that needs all processes would wait in vain."""
-    _here.alone = True
-    try:
-        yield
-    finally:
+class Alone:
+    """Marks what runs on one process only, where a call that needs all processes would wait in vain.
+
+    Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some refuse.
+    """
+
+    def __enter__(self) -> None:
+        _here.alone = True
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         _here.alone = False
 
 

@@ -8,7 +8,8 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ Handler = Callable[[Header], Answer]
 _Result = TypeVar("_Result")
 _LINGER_SECS = 1.0
 _CONFIRM = "still there?"
+_AHEAD = 1  # requests that are sent before the answer to the one before has come
 
 
 class Session:
@@ -148,14 +150,14 @@ class Center(Session):
                 lost,
             )
 
-    def ask(self, process: int, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+    def ask(self, process: int, header: Header, doing: str, *, into: Sequence[np.ndarray] | None = None) -> Message:
         """Asks a peer that is in `decide`, and waits for the answer. Safe from several threads.
 
         Args:
           process: which peer.
           header: the request; "t" names the handler.
           doing: what it is asked for, for messages.
-          max_payload: most bytes that it may answer with.
+          into: arrays that the bytes of its answer are put into; without them it may not answer with any.
 
         Raises:
           ProcessError: the peer failed, ended or did not answer in time.
@@ -163,7 +165,7 @@ class Center(Session):
         link = self._links[process]
         with link.talking, self._blaming(process, doing):
             link.send(header, timeout=self.timeout)
-            message = link.receive(self.timeout, max_payload=max_payload)
+            message = link.receive(self.timeout, max_payload=0, into=into)
         if message.header.get("t") == "failed":
             raise failures.rebuild(message.header["failure"])
         return message
@@ -205,9 +207,15 @@ class Center(Session):
         self.collect(handlers or {})(error)
 
     def collect(
-        self, handlers: Mapping[str, Callable[[int, Header], Answer]]
+        self,
+        handlers: Mapping[str, Callable[[int, Header], Answer]],
+        sent: Callable[[int], None] = lambda process: None,
     ) -> Callable[[BaseException | None], None]:
         """Begins to answer the peers' requests, on threads of their own, until each has voted.
+
+        Args:
+          handlers: what to do, by the "t" of a request: given the peer and its request.
+          sent: called with the peer when an answer has been sent, or could not be.
 
         Returns:
           What to call with this process's own vote; it waits for the others', and raises as `vote` does.
@@ -217,7 +225,7 @@ class Center(Session):
 
         def one(process: int) -> None:
             try:
-                votes[process] = self._serve_until_vote(process, handlers, given_up)
+                votes[process] = self._serve_until_vote(process, handlers, sent, given_up)
             except BaseException as error:
                 votes[process] = error
             if votes[process] is not None:
@@ -250,6 +258,7 @@ class Center(Session):
         self,
         process: int,
         handlers: Mapping[str, Callable[[int, Header], Answer]],
+        sent: Callable[[int], None],
         given_up: Sequence[BaseException],
     ) -> BaseException | None:
         link = self._links[process]
@@ -265,8 +274,12 @@ class Center(Session):
                 answer, payload = handlers[str(header.get("t"))](process, header)
             except BaseException as error:
                 answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
-            with self._blaming(process, "it was sent what it had asked for"):
-                link.send(answer, payload, timeout=self.timeout)
+            try:
+                with self._blaming(process, "it was sent what it had asked for"):
+                    link.send(answer, payload, timeout=self.timeout)
+            finally:
+                payload = None
+                sent(process)
 
     def _tell(self, header: Header) -> None:
         """Tells every peer. One that has gone by now has its own reasons, and changes nothing for the others."""
@@ -346,19 +359,43 @@ class Peer(Session):
                     self._raise(header["failure"])
                 raise
 
-    def request(self, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+    def request(self, header: Header, doing: str) -> Message:
         """Asks the center, which is in `collect`, and waits for the answer.
 
         Raises:
           ProcessError: the center failed (the same kind of error as there), ended, or did not answer in time.
         """
+        (answer,) = self.requests([(header, None)], doing)
+        return answer
+
+    def requests(self, asked: Iterable[tuple[Header, Sequence[np.ndarray] | None]], doing: str) -> Iterator[Message]:
+        """Asks the center one thing after the other, and yields the answers. What is asked next is on its way meanwhile.
+
+        Args:
+          asked: requests, small ones if there are several, and arrays that the bytes of the answer are put into.
+          doing: what for, for messages.
+
+        Raises:
+          ProcessError: as `request`.
+        """
+        under_way: deque[Sequence[np.ndarray] | None] = deque()
         with self._link.talking:
-            with self._blaming(doing):
-                self._link.send(header, timeout=self._timeout)
-            message = self._receive(doing, max_payload)
-        if message.header.get("t") == "failed":
-            raise failures.rebuild(message.header["failure"])
-        return message
+            for header, into in asked:
+                with self._blaming(doing):
+                    self._link.send(header, timeout=self._timeout)
+                under_way.append(into)
+                if len(under_way) > _AHEAD:
+                    yield self._next_answer(under_way, doing)
+            while under_way:
+                yield self._next_answer(under_way, doing)
+
+    def _next_answer(self, under_way: deque[Sequence[np.ndarray] | None], doing: str) -> Message:
+        message = self._receive(doing, under_way.popleft())
+        if message.header.get("t") != "failed":
+            return message
+        while under_way:  # What comes next must not be taken for the answer to what is asked next.
+            self._receive(doing, under_way.popleft())
+        raise failures.rebuild(message.header["failure"])
 
     def vote(
         self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
@@ -378,9 +415,9 @@ class Peer(Session):
             raise self._own_error
         raise failures.rebuild(failure)
 
-    def _receive(self, doing: str, max_payload: int = 0) -> Message:
+    def _receive(self, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
         with self._blaming(doing):
-            return self._link.receive(self._patience, max_payload=max_payload)
+            return self._link.receive(self._patience, max_payload=0, into=into)
 
     @contextlib.contextmanager
     def _blaming(self, doing: str) -> Any:
@@ -410,13 +447,6 @@ class Peer(Session):
 def patience(timeout: float) -> float:
     """Returns how much longer than `timeout` to wait for a process that itself waits so long for another, in order to name that one."""
     return max(2.0, min(30.0, timeout / 4))
-
-
-def payload_of(message: Message, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the payload of a message as an array. Raises ValueError if it has another size."""
-    payload = message.payload if message.payload is not None else np.empty(0, np.uint8)
-    array: np.ndarray = payload.view(dtype).reshape(shape)
-    return array
 
 
 def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[threading.Thread]:

@@ -1,4 +1,7 @@
-"""Messages over a socket: a JSON header and, if it says so, raw bytes. No pickle; sizes are capped; every wait is bounded."""
+"""Messages over a socket: a JSON header and, if it says so, raw bytes with their crc32c. No pickle; sizes are capped; waits are bounded.
+
+TCP's own checksum has 16 bits, and misses what happens in the memory of network devices.
+"""
 
 import contextlib
 import json
@@ -7,19 +10,21 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Header = dict[str, Any]
 _LENGTH = struct.Struct("!I")
+_CHECKSUM = struct.Struct("!I")
 _BEAT = _LENGTH.pack(12) + b'{"t":"beat"}'
 MAX_HEADER = 64 << 20
 MAX_PAYLOAD = 64 << 20
 _LONGEST_POLL_SECS = 3600.0  # What poll() takes is an int of milliseconds.
-_BUFFERS = 512  # that one system call takes; the least that systems promise is more than 16, Linux has 1024
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
+_BLOCK = 1 << 20  # is checksummed while it is in the processor's cache
+_SMALL = 32 << 10  # below that, copying is cheaper than a call of its own
 
 
 class WireError(ConnectionError):
@@ -31,7 +36,7 @@ class Message(NamedTuple):
 
     Attributes:
       header: a JSON object; "t" says what the message is.
-      payload: the bytes that followed, a flat uint8 array, or None.
+      payload: the bytes that followed, a flat uint8 array; None if there were none, or if they went where they should.
     """
 
     header: Header
@@ -90,36 +95,38 @@ class Link:
           OSError: the connection has ended; TimeoutError if the other side does not take the bytes.
           TypeError, ValueError: the header does not fit into JSON; nothing has been sent.
         """
-        views = (
-            [] if payload is None else [_bytes(part) for part in (payload if isinstance(payload, list) else [payload])]
-        )
-        views = [view for view in views if len(view)]
-        total = sum(len(view) for view in views)
-        content = json.dumps({**header, "n": total} if payload is not None else header, separators=(",", ":")).encode()
+        parts = [] if payload is None else payload if isinstance(payload, list) else [payload]
+        total = sum(part.nbytes for part in parts)
+        content = json.dumps({**header, "n": total} if parts else header, separators=(",", ":")).encode()
         with self._sending, self._using():
             if self._unsendable is not None:
                 raise _again(self._unsendable)
             try:
-                self._send_all([memoryview(_LENGTH.pack(len(content)) + content), *views], timeout)
+                self._send_all(memoryview(_LENGTH.pack(len(content)) + content), timeout)
+                if parts:
+                    self._send_parts(parts, timeout)
             except BaseException as error:
                 self._unsendable = error
                 raise
 
-    def _send_all(self, views: list[memoryview], timeout: float) -> None:
-        at = 0
-        while at < len(views):
+    def _send_parts(self, parts: Sequence[np.ndarray], timeout: float) -> None:
+        import google_crc32c
+
+        checksum = 0
+        for block in _blocks(parts):
+            checksum = google_crc32c.extend(checksum, block)
+            self._send_all(memoryview(block), timeout)
+        self._send_all(memoryview(_CHECKSUM.pack(checksum)), timeout)
+
+    def _send_all(self, view: memoryview, timeout: float) -> None:
+        while view:
             sent = 0
             with contextlib.suppress(BlockingIOError):
-                sent = self._socket.sendmsg(views[at : at + _BUFFERS])
+                sent = self._socket.send(view)
             if not sent:
                 # The time is that without progress: a slow network may need long for many megabytes.
                 self._wait(select.POLLOUT, timeout)
-                continue
-            while at < len(views) and sent >= len(views[at]):
-                sent -= len(views[at])
-                at += 1
-            if sent:
-                views[at] = views[at][sent:]
+            view = view[sent:]
 
     def beat(self) -> None:
         """Says that this process is alive, unless a message is on its way, which says so too, or the other side takes nothing.
@@ -149,6 +156,7 @@ class Link:
         max_payload: int = MAX_PAYLOAD,
         max_header: int = MAX_HEADER,
         end: float | None = None,
+        into: Sequence[np.ndarray] | None = None,
     ) -> Message:
         """Waits for the next message that is not a beat.
 
@@ -156,6 +164,7 @@ class Link:
           timeout: most seconds without a sign of life.
           max_payload, max_header: larger ones are an error.
           end: moment (of time.monotonic) at which to give up in any case.
+          into: contiguous arrays that the payload, if there is one, is put into; it must be as large as they are together.
 
         Raises:
           WireError: the connection has ended, or what came is no message.
@@ -166,14 +175,16 @@ class Link:
                 raise _again(self._unreceivable)
             try:
                 while True:
-                    message = self._receive(timeout, max_payload, max_header, end)
+                    message = self._receive(timeout, max_payload, max_header, end, into)
                     if message.header.get("t") != "beat":
                         return message
             except BaseException as error:
                 self._unreceivable = error
                 raise
 
-    def _receive(self, timeout: float, max_payload: int, max_header: int, end: float | None) -> Message:
+    def _receive(
+        self, timeout: float, max_payload: int, max_header: int, end: float | None, into: Sequence[np.ndarray] | None
+    ) -> Message:
         prefix = bytearray(_LENGTH.size)
         self._fill(memoryview(prefix), timeout, end)
         (size,) = _LENGTH.unpack(prefix)
@@ -190,11 +201,40 @@ class Link:
         if "n" not in header:
             return Message(header, None)
         count = header["n"]
+        if into is not None:
+            expected = sum(target.nbytes for target in into)
+            if type(count) is not int or count != expected:
+                raise WireError(f"a payload of {str(count)[:40]} bytes instead of {expected}")
+            self._fill_all(into, timeout, end)
+            return Message(header, None)
         if type(count) is not int or not 0 <= count <= max_payload:
             raise WireError(f"a payload of {str(count)[:40]} bytes, where at most {max_payload} are allowed")
         payload = np.empty(count, np.uint8)
-        self._fill(payload.data, timeout, end)
+        self._fill_all([payload], timeout, end)
         return Message(header, payload)
+
+    def _fill_all(self, targets: Sequence[np.ndarray], timeout: float, end: float | None) -> None:
+        """Receives a payload and compares it with its checksum."""
+        import google_crc32c
+
+        checksum = 0
+        for run in _runs(targets):
+            whole = run[0] if len(run) == 1 else np.empty(sum(target.nbytes for target in run), np.uint8)
+            flat = whole.reshape(-1).view(np.uint8)
+            for start in range(0, flat.size, _BLOCK):
+                block = flat[start : start + _BLOCK]
+                self._fill(block.data, timeout, end)
+                block.flags.writeable = False  # google_crc32c takes nothing that can be written to.
+                checksum = google_crc32c.extend(checksum, block)
+            if len(run) > 1:
+                at = 0
+                for target in run:
+                    target.reshape(-1).view(np.uint8)[:] = flat[at : at + target.nbytes]
+                    at += target.nbytes
+        found = bytearray(_CHECKSUM.size)
+        self._fill(memoryview(found), timeout, end)
+        if _CHECKSUM.unpack(found) != (checksum,):
+            raise WireError("the bytes that arrived are not those that were sent: their checksums differ")
 
     def _fill(self, view: memoryview, timeout: float, end: float | None) -> None:
         while view:
@@ -288,6 +328,34 @@ def _again(error: BaseException) -> OSError:
     return WireError(f"a message before was interrupted ({type(error).__name__}: {error})")
 
 
-def _bytes(array: np.ndarray) -> memoryview:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat.view(np.uint8).data if flat.size else memoryview(b"")
+def _blocks(parts: Sequence[np.ndarray]) -> Iterator[Any]:
+    """Yields the bytes of arrays in blocks that can be sent as they are; what is small is put together."""
+    for run in _runs(parts):
+        if len(run) > 1:
+            yield b"".join([part.tobytes() for part in run])
+            continue
+        flat = np.ascontiguousarray(run[0]).reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _BLOCK):
+            block = flat[start : start + _BLOCK]
+            block.flags.writeable = False
+            yield block
+
+
+def _runs(parts: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Groups neighbours that are small; the others stay alone."""
+    run: list[np.ndarray] = []
+    held = 0
+    for part in parts:
+        if part.nbytes == 0:
+            continue
+        if part.nbytes > _SMALL or held + part.nbytes > _BLOCK:
+            if run:
+                yield run
+            run, held = [], 0
+        if part.nbytes > _SMALL:
+            yield [part]
+        else:
+            run.append(part)
+            held += part.nbytes
+    if run:
+        yield run

@@ -17,7 +17,7 @@ from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 FILE = "_JAXCKPT"
 # Orbax rewrites this one, with the time of the commit, after the handler has finished.
 _SAMPLE, _PART, _PARTS, _END = "sample ", 64, 256, 4096
-_OCDBT_DATA = re.compile(r"(?:ocdbt\.process_\d+/)?d/")
+_OCDBT_DATA = re.compile(r"(ocdbt\.process_[^/]*/)?d/")
 _LATE = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
@@ -120,7 +120,9 @@ def _sample(path: str) -> str:
 
 def is_data(name: str, ocdbt: bool) -> bool:
     """Whether a file holds data that carries checksums of its own: OCDBT's values and nodes, or a chunk."""
-    return _OCDBT_DATA.match(name) is not None if ocdbt else "/c/" in f"/{name}/" and not name.endswith("/zarr.json")
+    if ocdbt:
+        return _OCDBT_DATA.match(name) is not None
+    return "/c/" in f"/{name}/" and not name.endswith("/zarr.json")
 
 
 def is_sampled(expected: list[Any]) -> bool:

@@ -39,6 +39,7 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
     """
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
     if not layout.uses_ocdbt(settings):
+        os.stat(new)  # It is gone if the others have given up on this process.
         writer.write_arrays(new, entries, settings)
         commit.sync_tree(new)
         return
@@ -83,7 +84,7 @@ def write_jointly(
         write_part(new, snapshot, settings, process)
         end_others()
         if layout.uses_ocdbt(settings):
-            writer.merge(new, [part_name(part) for part in (process, *parts)])
+            writer.merge(new, [part_name(part) for part in (process, *parts)], settings.timeout_secs)
         tree_metadata.write(
             new, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
         )
