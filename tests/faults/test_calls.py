@@ -298,12 +298,14 @@ def test_a_disk_that_refuses(job: testing.Job, disk: str, numbers: Numbers, io: 
                 assert_named(each, io)
 
     filler = directory / "filler"
-    with open(filler, "wb") as file, pytest.raises(OSError, match="No space"):
-        while True:
-            file.write(bytes(1 << 16))
-            file.flush()
-    refuse(errno.ENOSPC, prefix)
-    filler.unlink()
+    try:
+        # Unbuffered: what does not fit must not be written again when the file is closed.
+        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(1 << 16))
+        refuse(errno.ENOSPC, prefix)
+    finally:
+        filler.unlink()
     refuse(errno.ENAMETOOLONG, f"{disk}/refusing{io}{asynchronous}/{'x' * 250}")
     (directory / "file").write_text("")
     refuse(errno.ENOTDIR, f"{disk}/refusing{io}{asynchronous}/file/ckpt")
