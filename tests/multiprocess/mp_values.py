@@ -254,7 +254,10 @@ def assert_same(found: Any, expected: Any) -> None:
 
     assert found.keys() == expected.keys()
     found, expected = (
-        {name: nnx.to_pure_dict(nnx.state(value)) if isinstance(value, nnx.Module) else value for name, value in tree.items()}
+        {
+            name: nnx.to_pure_dict(nnx.state(value)) if isinstance(value, nnx.Module) else value
+            for name, value in tree.items()
+        }
         for tree in (found, expected)
     )
     left, left_tree = jax.tree_util.tree_flatten_with_path(found)
@@ -272,7 +275,11 @@ def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
     if isinstance(left, jax.Array):
-        if left.dtype != right.dtype or left.shape != right.shape or not left.sharding.is_equivalent_to(right.sharding, left.ndim):
+        if (
+            left.dtype != right.dtype
+            or left.shape != right.shape
+            or not left.sharding.is_equivalent_to(right.sharding, left.ndim)
+        ):
             return False
         pairs = zip(left.addressable_shards, right.addressable_shards, strict=True)
         return all(a.index == b.index and bits(a.data) == bits(b.data) for a, b in pairs)

@@ -32,4 +32,6 @@ def test_every_kind_comes_back_from_a_shared_directory(jobs, processes: int, asy
 def test_an_io_process_may_be_chosen_for_a_shared_directory(jobs) -> None:
     job = jobs.job(3, private=False)
     directory = jobs.directory(job)
-    assert job.run(mp_programs.round_trip, directory, 2, False) == [(f"{directory}/ckpt-1", f"{directory}/exact", 1)] * 3
+    assert (
+        job.run(mp_programs.round_trip, directory, 2, False) == [(f"{directory}/ckpt-1", f"{directory}/exact", 1)] * 3
+    )
