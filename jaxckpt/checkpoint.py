@@ -237,7 +237,7 @@ class Checkpoint:
                 return
             self._counter_is(save.number)
             try:
-                self._background.start(save.run, save.path, save.longest_secs, turn.translation.exit_timeout_secs)
+                self._background.start(save.run, save.path, save.wait_secs, turn.translation.exit_timeout_secs)
             except BaseException:
                 self._counter_is(before)
                 raise

@@ -103,7 +103,8 @@ class Restore:
         assert isinstance(session, Center)
         opened: list[storage.StoredCheckpoint] = []
         session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds)))
-        self._finish = session.collect(Provider(opened[0]).handlers())
+        provider = Provider(opened[0])
+        self._finish = session.collect(provider.handlers(), provider.sent)
         return opened[0]
 
     def _vote(self, error: BaseException | None) -> None:

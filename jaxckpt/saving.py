@@ -14,7 +14,7 @@ from jaxckpt import callbacks, paths, snapshot, storage, tree
 from jaxckpt.multihost import gather, leaves, meeting, shared
 from jaxckpt.multihost.meeting import Call, Contribution
 from jaxckpt.multihost.plan import Plan, digest_of
-from jaxckpt.multihost.session import Center, Handler, Session
+from jaxckpt.multihost.session import Center, Handler, Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot
@@ -164,10 +164,9 @@ class Save:
             paths.release(absolute)
 
     @property
-    def longest_secs(self) -> float:
-        """How long the save may take until each of its waits has run into the timeout: that of another process, and the one for it."""
-        timeout = self._settings.timeout_secs
-        return 2 * timeout + 30.0 if self._session.several else timeout
+    def wait_secs(self) -> float:
+        """How long to wait for the save: the timeout, and what it takes to say, and to hear, which process has not kept to it."""
+        return self._call.timeout + (patience(self._call.timeout) + 2 if meeting.several() else 0)
 
     def abandon(self) -> None:
         """Gives up what is left of a save that failed or cannot be run. Idempotent."""
@@ -193,7 +192,7 @@ class Save:
                     raise
                 committed()
                 self._hooks.saved()
-                session.decide(self._run_callbacks)
+                session.decide(lambda: self._conclude(session))
         finally:
             self._release()
 
@@ -201,7 +200,7 @@ class Save:
         taken = self._taken.pop()
         handlers: dict[str, Handler] = {}
         settings, process = self._settings, session.process
-        write: Any = storage.write_item
+        write: Any = None
         if isinstance(session, Center):
             taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
             if self._translation.io_process is None:
@@ -222,8 +221,9 @@ class Save:
             return
 
         def commit() -> None:
-            storage.save(self._absolute, taken, settings, replace=self._replace, write=write)
+            storage.save(self._absolute, taken, settings, replace=self._replace, write=write, ready=session.confirm)
             try:
+                session.check()  # Should this process have been stopped meanwhile, the others have given up.
                 self._hooks.committed(self._absolute)
             except BaseException:
                 if (
@@ -234,9 +234,13 @@ class Save:
 
         session.decide(commit)
 
+    def _conclude(self, session: Session) -> None:
+        self._run_callbacks()
+        session.check()  # A process that was lost since the commit: the others have to know.
+
     def _run_callbacks(self) -> None:
         try:
-            with meeting.alone():
+            with meeting.Alone():
                 callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:

@@ -5,12 +5,14 @@ process, a full disk an OSError with the errno.
 """
 
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from jaxckpt.errors import CheckpointError, ConfigError, CorruptCheckpointError, ProcessError
 
 Failure = dict[str, Any]  # process, kind, text, errno, strerror, filename, traceback: what goes over the wire
 _TRACEBACK_CHARS = 8000
+_TEXT_CHARS = 20_000
 _KINDS: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
@@ -21,9 +23,11 @@ _KINDS: dict[str, type[Exception]] = {
             NotADirectoryError,
             IsADirectoryError,
             TimeoutError,
+            ConnectionError,
             OSError,
         ),
-        *(KeyError, IndexError, AttributeError, TypeError, MemoryError, NotImplementedError, ValueError),
+        *(KeyError, IndexError, LookupError, AttributeError, TypeError, MemoryError, NotImplementedError, ValueError),
+        *(UnicodeError, ZeroDivisionError, OverflowError, ArithmeticError, AssertionError, ImportError, EOFError),
         *(CorruptCheckpointError, ConfigError, CheckpointError),
     )
 }
@@ -41,12 +45,23 @@ def _text(self: Exception) -> str:
     return str(self.args[0]) if self.args else ""
 
 
+def _reduce(self: ProcessError) -> Any:
+    # All that the pickle of a ProcessError has is text and processes; errno and the like are in the failure.
+    known = getattr(self, "failure", None)
+    return (rebuild, (known,)) if known is not None else ProcessError.__reduce__(self)
+
+
 def _mixed(kind: type[Exception]) -> type[ProcessError]:
     """Returns the subclass of both ProcessError and `kind`."""
     if issubclass(ProcessError, kind):
         return ProcessError
     name = f"Process{kind.__name__}"
-    namespace = {"__doc__": f"A {kind.__name__} of another process.", "__str__": _text, "__module__": __name__}
+    namespace = {
+        "__doc__": f"A {kind.__name__} of another process.",
+        "__str__": _text,
+        "__reduce__": _reduce,
+        "__module__": __name__,
+    }
     return type(name, (ProcessError, kind), namespace)
 
 
@@ -67,21 +82,34 @@ def describe(error: BaseException, process: int) -> Failure:
     kind = next(
         (base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS and base is _KINDS[base.__name__]), ""
     )
-    text = str(error)
-    if isinstance(error, KeyError) and error.args:
-        text = str(error.args[0])  # Its str is a repr.
-    shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = _shortened(_safely(lambda: str(error.args[0] if isinstance(error, KeyError) and error.args else error)))
+    name = type(error).__name__
+    own = error if isinstance(error, OSError) else OSError()
     return {
         "process": process,
         "processes": list(error.processes) if isinstance(error, ProcessError) else [process],
         "about": isinstance(error, ProcessError),  # The text says already which processes it is about.
         "kind": kind,
-        "text": text if isinstance(error, ProcessError) else shown,
-        "errno": error.errno if isinstance(error, OSError) else None,
-        "strerror": error.strerror if isinstance(error, OSError) else None,
-        "filename": str(error.filename) if isinstance(error, OSError) and error.filename is not None else None,
-        "traceback": "".join(traceback.format_exception(error))[-_TRACEBACK_CHARS:],
+        "text": text if isinstance(error, ProcessError) else f"{name}: {text}" if text else name,
+        "errno": own.errno if isinstance(own.errno, int) else None,
+        "strerror": _safely(lambda: str(own.strerror)) if own.strerror is not None else None,
+        "filename": _safely(lambda: str(own.filename)) if own.filename is not None else None,
+        "traceback": _safely(lambda: "".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
     }
+
+
+def _safely(text: Callable[[], str]) -> str:
+    """Returns a text that the program's own code makes: that it fails must not keep the others from hearing of the error."""
+    try:
+        return text()
+    except Exception as second:
+        return f"(its text cannot be had: {type(second).__name__})"
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _TEXT_CHARS:
+        return text
+    return f"{text[: _TEXT_CHARS // 2]} [...] {text[-_TEXT_CHARS // 2 :]}"
 
 
 def rebuild(failure: Failure) -> ProcessError:

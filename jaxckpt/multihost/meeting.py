@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,26 +18,30 @@ import jax
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures, rendezvous
 from jaxckpt.multihost.rendezvous import Address, Listener
-from jaxckpt.multihost.session import Center, Peer, Session
-from jaxckpt.multihost.wire import Header, Link, WireError
+from jaxckpt.multihost.session import Center, Peer, Session, patience
+from jaxckpt.multihost.wire import Header, Link, WireError, close_gently
 
 _KEY = "jaxckpt/meeting"
 _LEADER = 0
 _SLICE_SECS = 0.5
 _INTERRUPTED_SECS = 5.0
+_LINGER_SECS = 1.0
 _turns = threading.Lock()  # One meeting at a time: calls of several threads must not be taken for one another.
 
 
 _here = threading.local()
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Marks what runs on one process only, where a call that needs all processes would wait in vain."""
-    _here.alone = True
-    try:
-        yield
-    finally:
+class Alone:
+    """Marks what runs on one process only, where a call that needs all processes would wait in vain.
+
+    Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some refuse.
+    """
+
+    def __enter__(self) -> None:
+        _here.alone = True
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         _here.alone = False
 
 
@@ -168,31 +172,40 @@ class _Meeting:
     # -- process 0 ----------------------------------------------------------------------------------------------------------------
 
     def _lead(self, listener: Listener) -> Session:
-        self._store.key_value_set_bytes(_KEY, rendezvous.to_bytes(listener.address), True)
         links: dict[int, Link] = {}
+        verdict: Header | None = None
         kept = False
         try:
             try:
+                self._store.key_value_set_bytes(_KEY, rendezvous.to_bytes(listener.address), True)
                 links, missing = listener.wait(self._end)
             finally:
-                listener.close()
                 # Before anyone is told anything: whoever begins the next call must not find the address of this one.
                 self._store.key_value_delete(_KEY)
+                listener.close()
             cards = self._read_cards(links)
             verdict = self._verdict(cards, links, missing)
-            for link in links.values():
-                with contextlib.suppress(OSError):
-                    link.send(verdict, timeout=self._call.timeout)
+            self._tell(links, verdict)
             if verdict["t"] == "failed":
                 self._raise(verdict["failure"])
             _warn(verdict["warnings"])
             if self._call.center == _LEADER:
+                session = Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
                 kept = True
-                return Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
+                return session
+        except BaseException as error:
+            if verdict is None:  # The others would find out by themselves, but not why.
+                self._tell(links, {"t": "failed", "failure": failures.describe(error, self._me)})
+            raise
         finally:
             if not kept:
-                _close(links)
+                close_gently(list(links.values()), _LINGER_SECS)
         return self._go_to_center(verdict)
+
+    def _tell(self, links: Mapping[int, Link], header: Header) -> None:
+        for link in links.values():
+            with contextlib.suppress(OSError):
+                link.send(header, timeout=min(self._call.timeout, _LINGER_SECS))
 
     def _read_cards(self, links: Mapping[int, Link]) -> dict[int, Header]:
         """Reads what each process said it is about to do."""
@@ -200,18 +213,15 @@ class _Meeting:
         for process, link in links.items():
             try:
                 cards[process] = link.receive(self._left(), max_payload=0).header
+            except TimeoutError:
+                cards[process] = self._lost(process, f"connected, and then did not say what it wants, in {self._call}")
             except OSError as error:
-                cards[process] = {
-                    "failure": failures.describe(
-                        ProcessError(
-                            f"Process {process} ended, or closed the connection, as {self._call} began: {error}.",
-                            (process,),
-                        ),
-                        self._me,
-                    )
-                }
+                cards[process] = self._lost(process, f"ended, or closed the connection, as {self._call} began: {error}")
         cards[self._me] = self._card(None)
         return cards
+
+    def _lost(self, process: int, how: str) -> Header:
+        return {"failure": failures.describe(ProcessError(f"Process {process} {how}.", (process,)), self._me)}
 
     def _verdict(self, cards: Mapping[int, Header], links: Mapping[int, Link], missing: set[int]) -> Header:
         failed = [cards[process]["failure"] for process in sorted(cards) if cards[process].get("failure")]
@@ -230,8 +240,6 @@ class _Meeting:
             warned = self._compare_host_leaves(cards, links)
         except ProcessError as error:
             return {"t": "failed", "failure": failures.describe(error, self._me)}
-        except OSError as error:
-            return self._refusal(f"{self._call}: a process ended as the call began: {error}.", self._others)
         center = cards[self._call.center]
         return {"t": "agreed", "facts": center["facts"], "address": center["address"], "warnings": warned}
 
@@ -289,49 +297,83 @@ class _Meeting:
         ]
 
     def _ask(self, link: Link, what: str) -> list[tuple[str, str]]:
-        link.send({"t": what}, timeout=self._call.timeout)
-        return [(str(name), str(text)) for name, text in link.receive(self._left(), max_payload=0).header["list"]]
+        try:
+            link.send({"t": what}, timeout=self._call.timeout)
+            found = link.receive(self._call.timeout, max_payload=0).header["list"]
+        except OSError as error:
+            raise ProcessError(
+                f"Process {link.process} ended, or did not answer within {self._call.timeout:g} s (OrbaxSettings.timeout_secs), as "
+                f"{self._call} began: {error}.",
+                (link.process,),
+            ) from error
+        return [(str(name), str(text)) for name, text in found]
 
     # -- the others ---------------------------------------------------------------------------------------------------------------
 
     def _follow(self, listener: Listener | None) -> Session:
-        # Process 0 names those who are missing; it must be given the time to.
-        patience = max(2.0, min(30.0, self._call.timeout / 4))
-        self._end += patience
-        link = self._reach_leader()
-        kept = False
-        try:
-            header = self._hear_verdict(link, listener)
-            if header["t"] == "failed":
-                self._raise(header["failure"])
-            _warn(header["warnings"])
-            if self._call.center == _LEADER:
-                kept = True
-                return Peer(self._me, link, header["facts"], self._call.timeout, str(self._call))
-        finally:
-            if not kept:
-                link.close()
-        if listener is None:
-            return self._go_to_center(header)
-        links, missing = listener.wait(self._end)
-        if missing:
-            _close(links)
-            raise ProcessError(
-                f"{_named(missing)} did not connect to process {self._me}, which does the file access of {self._call}, within "
-                f"{self._call.timeout:g} s (OrbaxSettings.timeout_secs).",
-                missing,
-            )
-        return Center(self._me, links, header["facts"], self._call.timeout, str(self._call))
+        while True:
+            link = self._reach_leader()
+            kept = False
+            try:
+                header = self._hear_verdict(link, listener)
+                if header is None:
+                    time.sleep(0.01)
+                    continue
+                if header["t"] == "failed":
+                    self._raise(header["failure"])
+                _warn(header["warnings"])
+                if self._call.center == _LEADER:
+                    kept = True
+                    return Peer(self._me, link, header["facts"], self._call.timeout, str(self._call))
+            finally:
+                if not kept:
+                    link.close()
+            # All are there, at this moment; what follows may take as long again, but no longer.
+            self._end = time.monotonic() + self._call.timeout
+            return self._go_to_center(header) if listener is None else self._await_peers(listener, header)
 
-    def _hear_verdict(self, link: Link, listener: Listener | None) -> Header:
-        with self._blaming_leader():
+    def _await_peers(self, listener: Listener, verdict: Header) -> Session:
+        """Waits, as the center that is not process 0, for all others."""
+        links, missing = listener.wait(self._end)
+        listener.close()
+        try:
+            if missing:
+                raise ProcessError(
+                    f"{_named(missing)} did not connect to process {self._me}, which does the file access of {self._call}, within "
+                    f"{self._call.timeout:g} s (OrbaxSettings.timeout_secs).",
+                    missing,
+                )
+            return Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
+        except BaseException as error:
+            self._tell(links, {"t": "failed", "failure": failures.describe(error, self._me)})
+            close_gently(list(links.values()), _LINGER_SECS)
+            raise
+
+    def _hear_verdict(self, link: Link, listener: Listener | None) -> Header | None:
+        """Returns what process 0 says of the call, or None if it hung up: the call that it was in ended without this process."""
+        asked = False
+        # It may have come later than this process, and waits for others. It names those who are missing, and must be given the time to.
+        longest = self._call.timeout + patience(self._call.timeout)
+        try:
             link.send(self._card(listener), timeout=self._call.timeout)
             while True:
-                header = link.receive(self._left(), max_payload=0).header
+                header = link.receive(longest, max_payload=0).header
                 if header["t"] not in ("leaves", "hosts"):
                     return header
-                asked = self._mine.leaves() if header["t"] == "leaves" else self._mine.host_contents()
-                link.send({"t": "list", "list": list(asked)}, timeout=self._call.timeout)
+                asked = True
+                listed = self._mine.leaves() if header["t"] == "leaves" else self._mine.host_contents()
+                link.send({"t": "list", "list": list(listed)}, timeout=self._call.timeout)
+        except TimeoutError as error:
+            raise ProcessError(
+                f"{self._call}: process {_LEADER} did not answer within {self._call.timeout:g} s (OrbaxSettings.timeout_secs).",
+                (_LEADER,),
+            ) from error
+        except OSError as error:
+            if not asked and self._left() > 0.01:
+                return None
+            raise ProcessError(
+                f"{self._call}: process {_LEADER} ended, or closed the connection: {error}.", (_LEADER,)
+            ) from error
 
     def _reach_leader(self) -> Link:
         """Finds process 0's address, and connects; again while the address is that of a call that is over."""
@@ -360,30 +402,22 @@ class _Meeting:
 
     def _go_to_center(self, verdict: Header) -> Session:
         center = self._call.center
-        try:
-            link = rendezvous.dial(Address.from_json(verdict["address"]), self._me, center, self._end)
-        except OSError as error:
-            raise ProcessError(
-                f"Process {center}, which does the file access of {self._call}, cannot be reached at "
-                f"{verdict['address']['host']}:{verdict['address']['port']}: {error}. If its host has several networks, set the "
-                f"environment variable {rendezvous.BIND_VARIABLE} there.",
-                (center,),
-            ) from error
-        return Peer(self._me, link, verdict["facts"], self._call.timeout, str(self._call))
-
-    @contextlib.contextmanager
-    def _blaming_leader(self) -> Any:
-        try:
-            yield
-        except TimeoutError as error:
-            raise ProcessError(
-                f"{self._call}: process {_LEADER} did not answer within {self._call.timeout:g} s (OrbaxSettings.timeout_secs).",
-                (_LEADER,),
-            ) from error
-        except OSError as error:
-            raise ProcessError(
-                f"{self._call}: process {_LEADER} ended, or closed the connection: {error}.", (_LEADER,)
-            ) from error
+        address = Address.from_json(verdict["address"])
+        while True:
+            try:
+                link = rendezvous.dial(address, self._me, center, self._end)
+                return Peer(self._me, link, verdict["facts"], self._call.timeout, str(self._call))
+            except OSError as error:
+                # A crowd of strangers may have pushed this process out; a port where nobody listens means that the center is gone.
+                if self._left() > 0.1 and isinstance(error, WireError | ConnectionResetError):
+                    time.sleep(0.05)
+                    continue
+                raise ProcessError(
+                    f"Process {center}, which does the file access of {self._call}, cannot be reached at "
+                    f"{address.host}:{address.port}: {error}. If its host has several networks, set the environment variable "
+                    f"{rendezvous.BIND_VARIABLE} there.",
+                    (center,),
+                ) from error
 
     # -- both ---------------------------------------------------------------------------------------------------------------------
 
@@ -434,13 +468,3 @@ def _first_difference(mine: Sequence[tuple[str, str]], theirs: Sequence[tuple[st
 def _warn(texts: Sequence[str]) -> None:
     for text in texts:
         warnings.warn(text, UserWarning, stacklevel=2)
-
-
-def _close(links: Mapping[int, Link]) -> None:
-    for link in links.values():
-        link.finish()
-    end = time.monotonic() + 1.0
-    for link in links.values():
-        if (left := end - time.monotonic()) > 0:
-            link.drain(left)
-        link.close()

@@ -5,8 +5,10 @@ not encrypted.
 """
 
 import contextlib
+import errno
 import hashlib
 import hmac
+import ipaddress
 import json
 import os
 import secrets
@@ -18,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxckpt.multihost.wire import Link, WireError
+from jaxckpt.multihost.wire import Header, Link, WireError
 
 BIND_VARIABLE = "JAXCKPT_BIND_ADDRESS"
 _HANDSHAKE_SECS = 10.0
@@ -58,17 +60,18 @@ class Listener:
           expected: indices of the processes that may come.
 
         Raises:
-          OSError: it cannot be bound.
+          OSError: it cannot be bound, or means every interface.
         """
         self._expected = frozenset(expected)
         self._changed = threading.Condition()
         self._links: dict[int, Link] = {}
-        self._shaking: OrderedDict[socket.socket, None] = OrderedDict()
-        self._closed = False
+        self._shaking: OrderedDict[Link, None] = OrderedDict()
+        self._over = False  # Whoever comes now comes too late.
+        self._handed_out = False
         try:
             family = socket.AF_INET6 if ":" in interface else socket.AF_INET
             self._socket = socket.create_server(
-                (interface, 0), family=family, backlog=min(1024, len(self._expected) + 16)
+                (interface, 0), family=family, backlog=min(1024, len(self._expected) + 64)
             )
         except OSError as error:
             raise OSError(
@@ -77,81 +80,96 @@ class Listener:
                 f"{BIND_VARIABLE} to an address of this host that the others reach",
             ) from error
         host, port = self._socket.getsockname()[:2]
+        if _is_wildcard(host):
+            self._socket.close()
+            raise OSError(
+                errno.EADDRNOTAVAIL, f"{BIND_VARIABLE}={interface} means every interface; give the address of one"
+            )
         self.address = Address(host, port, secrets.token_hex(32))
-        threading.Thread(target=self._accept, name="jaxckpt listener", daemon=True).start()
+        try:
+            threading.Thread(target=self._accept, name="jaxckpt listener", daemon=True).start()
+        except BaseException:
+            self._socket.close()
+            raise
 
     def wait(self, end: float) -> tuple[dict[int, Link], set[int]]:
-        """Waits until all expected processes are there, at most until the moment `end` (of time.monotonic).
+        """Waits until all expected processes are there, at most until the moment `end` (of time.monotonic). Can be called once.
 
         Returns:
-          The connections, by process, and the processes that are missing.
+          The connections, by process, which the caller closes, and the processes that are missing.
         """
         with self._changed:
             while len(self._links) < len(self._expected) and (left := end - time.monotonic()) > 0:
                 self._changed.wait(min(left, 1.0))
+            self._over = self._handed_out = True
             return dict(self._links), set(self._expected - self._links.keys())
 
     def close(self) -> None:
-        """Stops listening. Connections that were handed out stay open."""
+        """Stops listening. Connections that were handed out stay open; all others are closed. Idempotent."""
         with self._changed:
-            self._closed = True
-            shaking = list(self._shaking)
+            self._over = True
+            unused = list(self._shaking)
+            if not self._handed_out:
+                unused += self._links.values()
+                self._links = {}
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes accept().
-        self._socket.close()
-        for connection in shaking:
-            _end(connection)
+            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes accept(); the thread closes the socket.
+        for link in unused:
+            link.close()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                if self._closed:
-                    return
-                time.sleep(0.05)  # Out of descriptors, perhaps; those who wait are bounded by their own deadline.
-                continue
-            with self._changed:
-                self._shaking[connection] = None
-                crowd = len(self._shaking) - len(self._expected) - _MAX_STRANGERS
-                oldest = list(self._shaking)[: max(0, crowd)]
-            for stranger in oldest:
-                _end(stranger)
-            threading.Thread(target=self._welcome, args=(connection,), name="jaxckpt handshake", daemon=True).start()
+        with self._socket:
+            while True:
+                try:
+                    connection, _ = self._socket.accept()
+                except OSError:
+                    if self._over:
+                        return
+                    time.sleep(0.05)  # Out of descriptors, perhaps; those who wait are bounded by their own deadline.
+                    continue
+                self._admit(Link(connection, -1))
 
-    def _welcome(self, connection: socket.socket) -> None:
-        link = None
-        # A peer that is slow is not the same as a stranger that is silent; this bounds both.
-        timer = threading.Timer(_HANDSHAKE_SECS, _end, (connection,))
-        timer.daemon = True
-        timer.start()
+    def _admit(self, link: Link) -> None:
+        with self._changed:
+            self._shaking[link] = None
+            crowd = len(self._shaking) - len(self._expected) - _MAX_STRANGERS
+            unwanted = [link] if self._over else list(self._shaking)[: max(0, crowd)]
+        for stranger in unwanted:
+            stranger.close()
         try:
-            link = self._shake_hands(connection)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        finally:
-            timer.cancel()
+            threading.Thread(target=self._welcome, args=(link,), name="jaxckpt handshake", daemon=True).start()
+        except RuntimeError:  # No thread to be had. Whoever it was tries again.
             with self._changed:
-                self._shaking.pop(connection, None)
-                accepted = link is not None and not self._closed
-                previous = None
-                if link is not None and accepted:
-                    previous = self._links.pop(link.process, None)  # It gave up, and came again.
+                self._shaking.pop(link, None)
+            link.close()
+
+    def _welcome(self, link: Link) -> None:
+        unwanted: Link | None = link
+        try:
+            self._shake_hands(link)
+            with self._changed:
+                if not self._over:
+                    unwanted = self._links.pop(link.process, None)  # It gave up, and came again.
                     self._links[link.process] = link
                     self._changed.notify_all()
-            if previous is not None:
-                previous.close()
-            if not accepted:
-                _end(connection)
+        except Exception:  # Whatever a stranger says, it gets no answer, and nobody else notices.
+            pass
+        finally:
+            with self._changed:
+                self._shaking.pop(link, None)
+            if unwanted is not None:
+                unwanted.close()
 
-    def _shake_hands(self, connection: socket.socket) -> Link:
-        link = Link(connection, -1)
+    def _shake_hands(self, link: Link) -> None:
+        end = time.monotonic() + _HANDSHAKE_SECS  # Bounds who is silent, and who sends a byte a second.
         mine = secrets.token_hex(16)
         link.send({"t": "hello", "nonce": mine}, timeout=_HANDSHAKE_SECS)
-        header = link.receive(_HANDSHAKE_SECS, max_payload=0, max_header=_MAX_HANDSHAKE_HEADER).header
-        process, theirs = int(header["process"]), str(header["nonce"])
-        if process not in self._expected or not hmac.compare_digest(
-            str(header["mac"]), _mac(self.address.token, "caller", mine, theirs, process)
+        header = _hear(link, end)
+        process, theirs = header["process"], str(header["nonce"])
+        if (
+            type(process) is not int
+            or process not in self._expected
+            or not hmac.compare_digest(str(header["mac"]), _mac(self.address.token, "caller", mine, theirs, process))
         ):
             raise WireError("wrong token")
         link.send(
@@ -159,7 +177,6 @@ class Listener:
             timeout=_HANDSHAKE_SECS,
         )
         link.process = process
-        return link
 
 
 def dial(address: Address, me: int, them: int, end: float) -> Link:
@@ -175,14 +192,14 @@ def dial(address: Address, me: int, them: int, end: float) -> Link:
       OSError: nobody listens there any more, or whoever does is not of this job.
     """
     timeout = max(0.1, min(_HANDSHAKE_SECS, end - time.monotonic()))
+    end = time.monotonic() + timeout
     link = Link(socket.create_connection((address.host, address.port), timeout=timeout), them)
     try:
-        theirs = str(link.receive(timeout, max_payload=0, max_header=_MAX_HANDSHAKE_HEADER).header["nonce"])
+        theirs = str(_hear(link, end)["nonce"])
         mine = secrets.token_hex(16)
         proof = _mac(address.token, "caller", theirs, mine, me)
         link.send({"t": "proof", "process": me, "nonce": mine, "mac": proof}, timeout=timeout)
-        header = link.receive(timeout, max_payload=0, max_header=_MAX_HANDSHAKE_HEADER).header
-        if not hmac.compare_digest(str(header["mac"]), _mac(address.token, "listener", mine, theirs, me)):
+        if not hmac.compare_digest(str(_hear(link, end)["mac"]), _mac(address.token, "listener", mine, theirs, me)):
             raise WireError(f"whoever listens on {address.host}:{address.port} does not belong to this job")
     except BaseException as error:
         link.close()
@@ -192,6 +209,10 @@ def dial(address: Address, me: int, them: int, end: float) -> Link:
             ) from None
         raise
     return link
+
+
+def _hear(link: Link, end: float) -> Header:
+    return link.receive(_HANDSHAKE_SECS, max_payload=0, max_header=_MAX_HANDSHAKE_HEADER, end=end).header
 
 
 def interface_towards(coordinator: str | None) -> str:
@@ -204,8 +225,10 @@ def interface_towards(coordinator: str | None) -> str:
     """
     chosen = os.environ.get(BIND_VARIABLE)
     if chosen:
-        if chosen in ("0.0.0.0", "::", "*"):
-            raise OSError(f"{BIND_VARIABLE}={chosen} means every interface; give the address of one.")
+        if _is_wildcard(chosen):
+            raise OSError(
+                errno.EADDRNOTAVAIL, f"{BIND_VARIABLE}={chosen} means every interface; give the address of one"
+            )
         return chosen
     if not coordinator:
         return "127.0.0.1"
@@ -217,6 +240,15 @@ def interface_towards(coordinator: str | None) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)  # Sends nothing; only looks up the route.
         return str(probe.getsockname()[0])
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # A name; what it stands for is looked at once it is bound.
+        return host in ("*", "")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_unspecified or (mapped is not None and bool(mapped.is_unspecified))
 
 
 def to_bytes(address: Address) -> bytes:
@@ -235,9 +267,3 @@ def from_bytes(content: bytes) -> Address:
 def _mac(token: str, role: str, challenge: str, nonce: str, process: int) -> str:
     message = "|".join((role, challenge, nonce, str(process)))
     return hmac.new(bytes.fromhex(token), message.encode(), hashlib.sha256).hexdigest()
-
-
-def _end(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()

@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.multihost.session import Answer, Peer, payload_of
+from jaxckpt.multihost.buffers import aligned_empty
+from jaxckpt.multihost.session import Answer, Peer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
@@ -20,8 +21,9 @@ from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
 
 Box = tuple[slice, ...]
 _REQUEST_BYTES = 16 << 20
-_REQUEST_BOXES = 4096
-_CACHE_BYTES = 48 << 20
+_REQUEST_BOXES = 256  # The next request has to fit into the buffers of the connection while an answer is on its way.
+_CACHE_BYTES = 32 << 20
+_ANSWER_BYTES = 64 << 20  # of answers that are read, or on their way
 _PAGE = 10_000
 _ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]
 
@@ -32,9 +34,12 @@ class Provider:
     def __init__(self, stored: StoredCheckpoint) -> None:
         """Args: the checkpoint, whose `infos` have been read."""
         self._stored = stored
+        self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
         self._lock = threading.Lock()
         self._recent: OrderedDict[_ReadKey, Future[np.ndarray]] = OrderedDict()
         self._held = 0
+        self._changed = threading.Condition()
+        self._granted: dict[int, int] = {}  # process → bytes of the answer that it is given
 
     def handlers(self) -> dict[str, Any]:
         """Returns what this process does for its peers."""
@@ -68,7 +73,22 @@ class Provider:
 
     def _read(self, process: int, header: Header) -> Answer:
         boxes: list[_ReadKey] = [(str(name), tuple(start), tuple(shape)) for name, start, shape in header["boxes"]]
+        infos = self._stored.infos([self._by_name[name] for name in {name for name, _, _ in boxes}])
+        self._grant(process, sum(math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes))
         return {"t": "data"}, [np.ascontiguousarray(array) for array in self._arrays(boxes)]
+
+    def _grant(self, process: int, nbytes: int) -> None:
+        """Waits until an answer may be held. Bounded: peers that do not take theirs are given up after the timeout."""
+        with self._changed:
+            while self._granted and sum(self._granted.values()) + nbytes > _ANSWER_BYTES:
+                self._changed.wait(1.0)
+            self._granted[process] = nbytes
+
+    def sent(self, process: int) -> None:
+        """The answer to a peer is not held any more."""
+        with self._changed:
+            self._granted.pop(process, None)
+            self._changed.notify_all()
 
     def _arrays(self, boxes: Sequence[_ReadKey]) -> list[np.ndarray]:
         """Reads boxes, those that another peer has just asked for (of a replicated array) only once."""
@@ -176,48 +196,63 @@ class RemoteCheckpoint:
     def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
         """Reads arrays, or boxes of them, as `StoredCheckpoint.read`."""
         out: list[np.ndarray] = []
-        batch: list[tuple[np.ndarray, _ReadKey]] = []
-        held = 0
+        parts: list[tuple[np.ndarray, _ReadKey]] = []
         for name, box in requests:
             info = self._infos[name]
             spans = [
                 part.indices(extent)[:2] for part, extent in zip(box or _whole(info.shape), info.shape, strict=True)
             ]
             start = tuple(first for first, _ in spans)
-            array = np.empty(tuple(last - first for first, last in spans), info.dtype)
+            array = aligned_empty(tuple(last - first for first, last in spans), info.dtype)
             out.append(array)
             if array.nbytes == 0:
                 continue
             for part, extents in _parts(start, array.shape, info):
-                size = math.prod(extents) * info.dtype.itemsize
-                if batch and (held + size > _REQUEST_BYTES or len(batch) >= _REQUEST_BOXES):
-                    self._fetch(batch, held)
-                    batch, held = [], 0
+                if extents == array.shape:
+                    parts.append((array, (name, part, extents)))
+                    continue
                 inside = tuple(
                     slice(first - origin, first - origin + extent)
                     for first, origin, extent in zip(part, start, extents, strict=True)
                 )
-                batch.append((array[inside] if inside else array.reshape(()), (name, part, extents)))
-                held += size
-        if batch:
-            self._fetch(batch, held)
+                parts.append((array[inside], (name, part, extents)))
+        self._fetch(parts)
         return out
 
-    def _fetch(self, batch: Sequence[tuple[np.ndarray, _ReadKey]], total: int) -> None:
-        """Asks for boxes and puts them where they belong."""
-        message = self._session.request(
-            {"t": "read", "boxes": [key for _, key in batch]}, f"reading {self.path}", max_payload=total
-        )
-        whole = payload_of(message, np.uint8, (-1,))
-        if whole.nbytes != total:
-            raise ProcessError(
-                f"Process {self._session.center} sent {whole.nbytes} bytes of {self.path} instead of {total}.",
-                (self._session.center,),
-            )
-        at = 0
-        for target, _ in batch:
-            target[...] = whole[at : at + target.nbytes].view(target.dtype).reshape(target.shape)
-            at += target.nbytes
+    def _fetch(self, parts: Sequence[tuple[np.ndarray, _ReadKey]]) -> None:
+        """Asks for boxes, many small ones at a time, and has them put where they belong."""
+        strided: deque[list[tuple[np.ndarray, np.ndarray]]] = deque()
+
+        def asked() -> Iterator[tuple[Header, Sequence[np.ndarray]]]:
+            for batch in _batches(parts):
+                # The bytes of a box have to be in a row; where its place is not, they are copied there afterwards.
+                into = [
+                    target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target, _ in batch
+                ]
+                strided.append(
+                    [(target, buffer) for (target, _), buffer in zip(batch, into, strict=True) if target is not buffer]
+                )
+                yield {"t": "read", "boxes": [key for _, key in batch]}, into
+
+        for message in self._session.requests(asked(), f"reading {self.path}"):
+            if message.header.get("t") != "data":
+                center = self._session.center
+                raise ProcessError(f"Process {center} answered {message.header.get('t')!r} for {self.path}.", (center,))
+            for target, buffer in strided.popleft():
+                target[...] = buffer
+
+
+def _batches(parts: Sequence[tuple[np.ndarray, _ReadKey]]) -> Iterator[list[tuple[np.ndarray, _ReadKey]]]:
+    batch: list[tuple[np.ndarray, _ReadKey]] = []
+    held = 0
+    for part in parts:
+        if batch and (held + part[0].nbytes > _REQUEST_BYTES or len(batch) >= _REQUEST_BOXES):
+            yield batch
+            batch, held = [], 0
+        batch.append(part)
+        held += part[0].nbytes
+    if batch:
+        yield batch
 
 
 def _parts(

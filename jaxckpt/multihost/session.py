@@ -5,21 +5,25 @@ what the center asks of it (the pieces of its arrays, say). Whatever goes wrong 
 """
 
 import contextlib
+import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures
-from jaxckpt.multihost.wire import Header, Link, Message
+from jaxckpt.multihost.wire import Header, Link, Message, close_gently
 
 Answer = tuple[Header, Any]  # a header, and arrays whose bytes follow, or None
 Handler = Callable[[Header], Answer]
 _Result = TypeVar("_Result")
-_LINGER_SECS = 2.0
+_LINGER_SECS = 1.0
+_CONFIRM = "still there?"
+_AHEAD = 1  # requests that are sent before the answer to the one before has come
 
 
 class Session:
@@ -65,6 +69,18 @@ class Session:
         if error is not None:
             raise error
 
+    def confirm(self) -> None:
+        """Makes sure, on the center in the midst of `decide`, that every peer is still there and waits for the outcome.
+
+        Before a step that cannot be taken back: a peer that has been lost, or has given up, must not learn of it from the disk.
+
+        Raises:
+          ProcessError: names the peers that are not.
+        """
+
+    def check(self) -> None:
+        """Makes sure, on the center, that no connection has been lost, as far as that is known; asks nobody. Raises as `confirm`."""
+
     def close(self) -> None:
         """Ends the call. Idempotent."""
 
@@ -99,27 +115,49 @@ class Center(Session):
     def _beat(self) -> None:
         """Tells peers, who wait while files are written, that they do not wait for a dead process."""
         while not self._closed.wait(max(0.05, min(5.0, self.timeout / 5))):
-            for link in list(self._links.values()):
-                with contextlib.suppress(OSError, ValueError):
+            for link in self._links.values():
+                with contextlib.suppress(OSError):
                     link.beat()
 
     def decide(self, work: Callable[[], _Result], handlers: Mapping[str, Handler] | None = None) -> _Result:
         try:
             result = work()
+            json.dumps(result)  # What the others cannot be told fails here too.
         except BaseException as error:
             self._tell({"t": "failed", "failure": failures.describe(error, self.process)})
             raise
         self._tell({"t": "decided", "result": result})
         return result
 
-    def ask(self, process: int, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+    def confirm(self) -> None:
+        end = time.monotonic() + self.timeout
+        asked = contextlib.ExitStack()
+        with asked:
+            for process, link in sorted(self._links.items()):
+                asked.enter_context(link.talking)
+                with self._blaming(process, "the others were about to finish"):
+                    link.send({"t": _CONFIRM}, timeout=self.timeout)
+            for process, link in sorted(self._links.items()):
+                with self._blaming(process, "the others were about to finish"):
+                    link.receive(max(0.001, end - time.monotonic()), max_payload=0)
+
+    def check(self) -> None:
+        lost = sorted(process for process, link in self._links.items() if not link.is_open())
+        if lost:
+            listed = ", ".join(map(str, lost))
+            raise ProcessError(
+                f"Process{'es' if len(lost) > 1 else ''} {listed} ended, or closed the connection, in {self._what}.",
+                lost,
+            )
+
+    def ask(self, process: int, header: Header, doing: str, *, into: Sequence[np.ndarray] | None = None) -> Message:
         """Asks a peer that is in `decide`, and waits for the answer. Safe from several threads.
 
         Args:
           process: which peer.
           header: the request; "t" names the handler.
           doing: what it is asked for, for messages.
-          max_payload: most bytes that it may answer with.
+          into: arrays that the bytes of its answer are put into; without them it may not answer with any.
 
         Raises:
           ProcessError: the peer failed, ended or did not answer in time.
@@ -127,7 +165,7 @@ class Center(Session):
         link = self._links[process]
         with link.talking, self._blaming(process, doing):
             link.send(header, timeout=self.timeout)
-            message = link.receive(self.timeout, max_payload=max_payload)
+            message = link.receive(self.timeout, max_payload=0, into=into)
         if message.header.get("t") == "failed":
             raise failures.rebuild(message.header["failure"])
         return message
@@ -169,28 +207,45 @@ class Center(Session):
         self.collect(handlers or {})(error)
 
     def collect(
-        self, handlers: Mapping[str, Callable[[int, Header], Answer]]
+        self,
+        handlers: Mapping[str, Callable[[int, Header], Answer]],
+        sent: Callable[[int], None] = lambda process: None,
     ) -> Callable[[BaseException | None], None]:
         """Begins to answer the peers' requests, on threads of their own, until each has voted.
+
+        Args:
+          handlers: what to do, by the "t" of a request: given the peer and its request.
+          sent: called with the peer when an answer has been sent, or could not be.
 
         Returns:
           What to call with this process's own vote; it waits for the others', and raises as `vote` does.
         """
         votes: dict[int, BaseException | None] = {}
+        given_up: list[BaseException] = []
 
         def one(process: int) -> None:
             try:
-                votes[process] = self._serve_until_vote(process, handlers)
+                votes[process] = self._serve_until_vote(process, handlers, sent, given_up)
             except BaseException as error:
                 votes[process] = error
+            if votes[process] is not None:
+                given_up.append(votes[process])  # type: ignore[arg-type]
 
         threads = _start(one, self._links)
 
         def finish(error: BaseException | None) -> None:
+            if error is not None:
+                given_up.append(error)
             for thread in threads:
                 thread.join()  # Bounded: each of its waits is.
             failed = {process: vote for process, vote in votes.items() if vote is not None}
-            first = error if error is not None else failed[min(failed)] if failed else None
+            # What failed first; the others may have failed because of it.
+            first = error if error is not None else given_up[0] if failed else None
+            if first is None:
+                try:
+                    self.check()
+                except ProcessError as lost:
+                    first = lost
             if first is None:
                 self._tell({"t": "decided", "result": None})
                 return
@@ -200,7 +255,11 @@ class Center(Session):
         return finish
 
     def _serve_until_vote(
-        self, process: int, handlers: Mapping[str, Callable[[int, Header], Answer]]
+        self,
+        process: int,
+        handlers: Mapping[str, Callable[[int, Header], Answer]],
+        sent: Callable[[int], None],
+        given_up: Sequence[BaseException],
     ) -> BaseException | None:
         link = self._links[process]
         while True:
@@ -210,35 +269,40 @@ class Center(Session):
                 failure = header.get("failure")
                 return None if failure is None else failures.rebuild(failure)
             try:
+                if given_up:  # Nothing will come of it; the peer need not read the rest.
+                    raise given_up[0]
                 answer, payload = handlers[str(header.get("t"))](process, header)
             except BaseException as error:
                 answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
-            with self._blaming(process, "it was sent what it had asked for"):
-                link.send(answer, payload, timeout=self.timeout)
+            try:
+                with self._blaming(process, "it was sent what it had asked for"):
+                    link.send(answer, payload, timeout=self.timeout)
+            finally:
+                payload = None
+                sent(process)
 
     def _tell(self, header: Header) -> None:
         """Tells every peer. One that has gone by now has its own reasons, and changes nothing for the others."""
 
+        waiting = {}
+        for process, link in self._links.items():
+            if link.takes_at_once():
+                with contextlib.suppress(OSError):
+                    link.send(header, timeout=self.timeout)
+            else:
+                waiting[process] = link
+
         def one(process: int) -> None:
             with contextlib.suppress(OSError):
-                self._links[process].send(header, timeout=self.timeout)
+                waiting[process].send(header, timeout=self.timeout)
 
-        if len(self._links) == 1:
-            one(next(iter(self._links)))
-        else:
-            _side_by_side(one, self._links)
+        _side_by_side(one, waiting)
 
     def close(self) -> None:
         if self._closed.is_set():
             return
         self._closed.set()
-        end = time.monotonic() + _LINGER_SECS
-        for link in self._links.values():
-            link.finish()
-        for link in self._links.values():
-            if (left := end - time.monotonic()) > 0:
-                link.drain(left)
-            link.close()
+        close_gently(list(self._links.values()), _LINGER_SECS)
 
 
 class Peer(Session):
@@ -254,7 +318,7 @@ class Peer(Session):
         self._own_error: BaseException | None = None
         # The center notices, and names, a process that does not answer; it must be given the time to say so.
         self._timeout = timeout
-        self._patience = timeout + max(2.0, min(30.0, timeout / 4))
+        self._patience = timeout + patience(timeout)
 
     @property
     def center(self) -> int:
@@ -270,6 +334,8 @@ class Peer(Session):
                     return result
                 case "failed":
                     self._raise(header["failure"])
+                case request if request == _CONFIRM:
+                    self._answer(lambda header: ({"t": "here"}, None), header)
                 case request:
                     self._answer((handlers or {}).get(str(request)), header)
 
@@ -282,21 +348,54 @@ class Peer(Session):
             self._own_error = error
             answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
         with self._blaming("sending it what it had asked for"):
-            self._link.send(answer, payload, timeout=self._timeout)
+            try:
+                self._link.send(answer, payload, timeout=self._timeout)
+            except TimeoutError:
+                raise
+            except OSError:
+                # It has closed the connection. What it said before tells why.
+                header = self._link.receive(_LINGER_SECS, max_payload=0).header
+                if header.get("t") == "failed":
+                    self._raise(header["failure"])
+                raise
 
-    def request(self, header: Header, doing: str, *, max_payload: int = 0) -> Message:
+    def request(self, header: Header, doing: str) -> Message:
         """Asks the center, which is in `collect`, and waits for the answer.
 
         Raises:
           ProcessError: the center failed (the same kind of error as there), ended, or did not answer in time.
         """
+        (answer,) = self.requests([(header, None)], doing)
+        return answer
+
+    def requests(self, asked: Iterable[tuple[Header, Sequence[np.ndarray] | None]], doing: str) -> Iterator[Message]:
+        """Asks the center one thing after the other, and yields the answers. What is asked next is on its way meanwhile.
+
+        Args:
+          asked: requests, small ones if there are several, and arrays that the bytes of the answer are put into.
+          doing: what for, for messages.
+
+        Raises:
+          ProcessError: as `request`.
+        """
+        under_way: deque[Sequence[np.ndarray] | None] = deque()
         with self._link.talking:
-            with self._blaming(doing):
-                self._link.send(header, timeout=self._timeout)
-            message = self._receive(doing, max_payload)
-        if message.header.get("t") == "failed":
-            raise failures.rebuild(message.header["failure"])
-        return message
+            for header, into in asked:
+                with self._blaming(doing):
+                    self._link.send(header, timeout=self._timeout)
+                under_way.append(into)
+                if len(under_way) > _AHEAD:
+                    yield self._next_answer(under_way, doing)
+            while under_way:
+                yield self._next_answer(under_way, doing)
+
+    def _next_answer(self, under_way: deque[Sequence[np.ndarray] | None], doing: str) -> Message:
+        message = self._receive(doing, under_way.popleft())
+        if message.header.get("t") != "failed":
+            return message
+        while under_way:  # What comes next must not be taken for the answer to what is asked next.
+            self._receive(doing, under_way.popleft())
+        raise failures.rebuild(message.header["failure"])
 
     def vote(
         self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
@@ -316,24 +415,28 @@ class Peer(Session):
             raise self._own_error
         raise failures.rebuild(failure)
 
-    def _receive(self, doing: str, max_payload: int = 0) -> Message:
+    def _receive(self, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
         with self._blaming(doing):
-            return self._link.receive(self._patience, max_payload=max_payload)
+            return self._link.receive(self._patience, max_payload=0, into=into)
 
     @contextlib.contextmanager
     def _blaming(self, doing: str) -> Any:
         try:
             yield
-        except TimeoutError as error:
+        except ProcessError:
+            raise
+        except OSError as error:
+            if self._own_error is not None:  # Nobody answers it any more; it is what this process has to report.
+                raise self._own_error from None
+            if not isinstance(error, TimeoutError):
+                raise ProcessError(
+                    f"Process {self.center}, which does the file access, ended or closed the connection while this process was "
+                    f"{doing}, in {self._what}: {error}.",
+                    (self.center,),
+                ) from error
             raise ProcessError(
                 f"Process {self.center}, which does the file access, gave no sign of life within {self._timeout:g} s "
                 f"(OrbaxSettings.timeout_secs) while this process was {doing}, in {self._what}.",
-                (self.center,),
-            ) from error
-        except OSError as error:
-            raise ProcessError(
-                f"Process {self.center}, which does the file access, ended or closed the connection while this process was {doing}, "
-                f"in {self._what}: {error}.",
                 (self.center,),
             ) from error
 
@@ -341,11 +444,9 @@ class Peer(Session):
         self._link.close()
 
 
-def payload_of(message: Message, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the payload of a message as an array. Raises ValueError if it has another size."""
-    payload = message.payload if message.payload is not None else np.empty(0, np.uint8)
-    array: np.ndarray = payload.view(dtype).reshape(shape)
-    return array
+def patience(timeout: float) -> float:
+    """Returns how much longer than `timeout` to wait for a process that itself waits so long for another, in order to name that one."""
+    return max(2.0, min(30.0, timeout / 4))
 
 
 def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[threading.Thread]:

@@ -3,10 +3,13 @@
 That they do see the same directory is made sure of before anything is written: process 0 puts a mark into it, and the others look for it.
 """
 
+import contextlib
 import os
 import secrets
+import shutil
 import threading
 import time
+from collections.abc import Iterator
 
 from jaxckpt import storage
 from jaxckpt.errors import ProcessError
@@ -53,8 +56,30 @@ class Writer:
             time.sleep(_POLL_SECS)
 
     def _write(self, header: Header) -> Answer:
-        storage.write_part(str(header["new"]), self._snapshot, self._settings, self._process)
+        new = str(header["new"])
+        with _not_revived(os.path.dirname(new)):
+            storage.write_part(new, self._snapshot, self._settings, self._process)
         return {"t": "written"}, None
+
+
+@contextlib.contextmanager
+def _not_revived(folder: str) -> Iterator[None]:
+    """Removes `folder` again if what runs inside has made it anew.
+
+    If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
+    directories that it misses.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # As long as it is open, no other gets its number.
+    try:
+        yield
+    finally:
+        try:
+            was = os.fstat(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.samestat(was, os.stat(folder)):
+                    shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center) -> None:

@@ -1,6 +1,6 @@
 """Leaves ↔ an Orbax directory. The only place that imports Orbax or TensorStore, and those only when they are first needed."""
 
-from jaxckpt.storage.commit import check, delete, is_checkpoint, list_numbered, save, write_item
+from jaxckpt.storage.commit import check, delete, is_checkpoint, list_numbered, save
 from jaxckpt.storage.joint import write_jointly, write_part
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.temporary import Leftover, leftovers, sweep
@@ -19,7 +19,6 @@ __all__ = [
     "save",
     "sweep",
     "verify",
-    "write_item",
     "write_jointly",
     "write_part",
 ]

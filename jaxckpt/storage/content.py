@@ -47,8 +47,9 @@ class Piece(NamedTuple):
         """
         if not isinstance(self.source, np.ndarray):
             return self.source(start, shape)
-        box = [slice(a - b, a - b + extent) for a, b, extent in zip(start, self.start, shape, strict=True)]
-        return self.source[(*box, ...)]  # With the dots it is an array also without any axis.
+        # With the dots it is an array also without any axis.
+        box: list[Any] = [slice(a - b, a - b + extent) for a, b, extent in zip(start, self.start, shape, strict=True)]
+        return self.source[(*box, ...)]
 
 
 class ArrayContent(NamedTuple):

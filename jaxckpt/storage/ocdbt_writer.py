@@ -5,7 +5,6 @@ TensorStore's own writer appends to a live database: it rewrites paths of the tr
 
 import itertools
 import os
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,11 @@ from jaxckpt.storage import ocdbt_encode
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 from jaxckpt.storage.ocdbt_encode import INLINE_BYTES
+from jaxckpt.storage.ocdbt_files import DataFile, checksummed, sync_and_close, write_file
 from jaxckpt.storage.ocdbt_format import CHECKSUM_BYTES, Entry, Node, Place, Root
 from jaxckpt.storage.threads import Threads
 
 NODE_BYTES = 4 << 20  # of a B-tree node, well below the limit that the manifest declares
-_BLOCK = 1 << 20  # is checksummed, then written, while it is in the cache
 _WRITERS = max(2, min(8, os.cpu_count() or 1))
 _SYNCERS = 4
 _UNSYNCED_FILES = 16
@@ -83,7 +82,7 @@ class Database:
           TimeoutError: after the deadline.
           BaseException: whatever `values`, or the `load` of a chunk, raised.
         """
-        _make_directory(os.path.join(self._directory, "d"))
+        os.makedirs(os.path.join(self._directory, "d"), exist_ok=True)
         self._values = values
         try:
             self._writers.at_least(_WRITERS, self._write_values)
@@ -98,12 +97,11 @@ class Database:
             raise
         self._finish_syncing(None)
         # The last file: without it there is no database.
-        path = os.path.join(self._directory, OCDBT_MANIFEST)
-        _sync_and_close(*_filled(path, manifest))
+        write_file(os.path.join(self._directory, OCDBT_MANIFEST), manifest)
 
     def _write_values(self) -> None:
         """The work of a writing thread: its own data file after the other."""
-        file: _DataFile | None = None
+        file: DataFile | None = None
         try:
             while not (self._writers.stopped or self._syncers.stopped):
                 with self._pulling:
@@ -129,7 +127,7 @@ class Database:
                         self._close_later(file)
                         file = None
                     if file is None:
-                        file = _DataFile(self._directory)
+                        file = DataFile(self._directory)
                     self._entries.append(Entry(value.key.encode(), file.append(data)))
                 finally:
                     data = None  # type: ignore[assignment]
@@ -162,13 +160,15 @@ class Database:
             self._remote -= chunk.is_remote
             self._writers.changed.notify_all()
 
-    def _close_later(self, file: "_DataFile") -> None:
+    def _close_later(self, file: DataFile) -> None:
         """Hands a full file to the threads that sync: the next one is filled meanwhile."""
-        with self._syncers.changed:
-            self._syncers.wait_until(lambda: len(self._closing) < _UNSYNCED_FILES)
-            self._closing.append((file.descriptor, file.path))
-            self._syncers.changed.notify_all()
         self._syncers.at_least(_SYNCERS, self._sync_files)
+        with self._syncers.changed:
+            if self._syncers.wait_until(lambda: len(self._closing) < _UNSYNCED_FILES):
+                self._closing.append((file.descriptor, file.path))
+                self._syncers.changed.notify_all()
+                return
+        os.close(file.descriptor)  # The write has failed.
 
     def _sync_files(self) -> None:
         while True:
@@ -181,7 +181,7 @@ class Database:
             if self._syncers.stopped:
                 os.close(descriptor)
             else:
-                _sync_and_close(descriptor, path)
+                sync_and_close(descriptor, path)
 
     def _finish_syncing(self, error: BaseException | None) -> None:
         if error is not None:
@@ -195,8 +195,9 @@ class Database:
             if found is not error:
                 raise
         finally:
-            while self._closing:
-                os.close(self._closing.popleft()[0])
+            with self._syncers.changed:
+                while self._closing:
+                    os.close(self._closing.popleft()[0])
 
     def _write_tree(self) -> Root:
         """Writes the leaves, and interior nodes above them until one node is left; returns that."""
@@ -231,43 +232,12 @@ class Database:
         return Root(nodes[0], height)
 
 
-class _DataFile:
-    def __init__(self, directory: str) -> None:
-        self.name = "d/" + secrets.token_hex(16)
-        self.path = os.path.join(directory, self.name)
-        self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self.size = 0
-
-    def append(self, data: np.ndarray) -> Place:
-        """Writes the bytes of a contiguous array, and their crc32c."""
-        import google_crc32c
-
-        start = self.size
-        content = data.reshape(-1).view(np.uint8)
-        content.flags.writeable = False  # google_crc32c takes nothing that can be written to.
-        checksum = 0
-        for position in range(0, content.size, _BLOCK):
-            block = content[position : position + _BLOCK]
-            checksum = google_crc32c.extend(checksum, block)
-            self._write(block)
-        self._write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
-        return Place(self.name, start, self.size - start)
-
-    def append_bytes(self, content: bytes) -> Place:
-        start = self.size
-        self._write(content)
-        return Place(self.name, start, len(content))
-
-    def _write(self, data: np.ndarray | bytes) -> None:
-        self.size += _write(self.descriptor, data, self.path)
-
-
 class _TreeFile:
     """The nodes of the tree, in one file, or several where files are limited."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._file: _DataFile | None = None
+        self._file: DataFile | None = None
 
     def append(self, node: bytes) -> Place:
         database = self._database
@@ -275,7 +245,7 @@ class _TreeFile:
         if self._file is not None and self._file.size + len(node) > limit:
             self.close()
         if self._file is None:
-            self._file = _DataFile(database._directory)
+            self._file = DataFile(database._directory)
         return self._file.append_bytes(node)
 
     def close(self) -> None:
@@ -287,15 +257,6 @@ class _TreeFile:
         if self._file is not None:
             os.close(self._file.descriptor)
             self._file = None
-
-
-def checksummed(data: np.ndarray) -> bytes:
-    """Returns the bytes of an array, followed by their crc32c."""
-    import google_crc32c
-
-    content = data.tobytes()
-    checksum: int = google_crc32c.value(content)
-    return content + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def _key(entry: Entry) -> bytes:
@@ -316,39 +277,3 @@ def _grouped(items: Sequence[_T], size: Callable[[_T], int], fewest: int) -> Ite
             start, held = position, 0
         held += nbytes
     yield items[start:]
-
-
-def _write(descriptor: int, data: np.ndarray | bytes, path: str) -> int:
-    view = memoryview(data)  # type: ignore[arg-type]
-    size = len(view)
-    try:
-        while len(view):
-            view = view[os.write(descriptor, view) :]
-    except OSError as error:
-        error.filename = path
-        raise
-    return size
-
-
-def _filled(path: str, content: bytes) -> tuple[int, str]:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        _write(descriptor, content, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor, path
-
-
-def _sync_and_close(descriptor: int, path: str) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        error.filename = path
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _make_directory(path: str) -> None:
-    os.makedirs(path, exist_ok=True)

@@ -10,7 +10,8 @@ import numpy as np
 from jaxckpt.storage import kvstore, layout
 from jaxckpt.storage.content import ArrayContent, Entry, Piece, padded
 from jaxckpt.storage.deadline import Deadline
-from jaxckpt.storage.ocdbt_writer import REMOTE_CHUNKS, checksummed
+from jaxckpt.storage.ocdbt_files import checksummed
+from jaxckpt.storage.ocdbt_writer import REMOTE_CHUNKS
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.threads import Threads
 

@@ -16,9 +16,10 @@ from jaxckpt.storage import faults, kvstore, layout, ocdbt_index, tensorstore_wr
 from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot, padded
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.ocdbt_encode import INLINE_BYTES
+from jaxckpt.storage.ocdbt_files import checksummed
 from jaxckpt.storage.ocdbt_format import DamagedError, Place, UnknownFormatError
 from jaxckpt.storage.ocdbt_format import Entry as Value
-from jaxckpt.storage.ocdbt_writer import Chunk, Database, checksummed
+from jaxckpt.storage.ocdbt_writer import Chunk, Database
 from jaxckpt.storage.settings import WriteSettings
 
 

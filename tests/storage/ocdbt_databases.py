@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,18 +67,18 @@ def nothing_left_behind() -> Iterator[None]:
     def threads() -> set[str]:
         return {thread.name for thread in threading.enumerate() if thread.name.startswith(("Writ", "Sync", "Read"))}
 
-    def files() -> list[str]:
+    def files() -> Counter[str]:
         found = []
         for number in os.listdir("/proc/self/fd"):
             try:
                 found.append(os.readlink(f"/proc/self/fd/{number}"))
             except FileNotFoundError:
                 continue
-        return sorted(name for name in found if "/d/" in name or name.endswith("manifest.ocdbt"))
+        return Counter(name for name in found if "/d/" in name or name.endswith("manifest.ocdbt"))
 
     before = files()
     try:
         yield
     finally:
         assert not threads()
-        assert files() == before
+        assert not files() - before  # TensorStore closes its own when it likes to.

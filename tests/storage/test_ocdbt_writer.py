@@ -16,7 +16,7 @@ import tensorstore as ts
 from hypothesis import strategies as st
 from ocdbt_databases import by_tensorstore, by_us, chunk, nothing_left_behind, store, write
 
-from jaxckpt.storage import ocdbt_writer
+from jaxckpt.storage import ocdbt_files, ocdbt_writer
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.ocdbt_format import Entry
 from jaxckpt.storage.ocdbt_writer import Chunk, Database
@@ -63,7 +63,7 @@ def test_tensorstore_reads_everything(
         if isinstance(written[key], Chunk):
             *content, checksum = value[:-4], value[-4:]
             assert content == [expected[key]]
-            assert checksum == ocdbt_writer.checksummed(np.frombuffer(expected[key], np.uint8))[-4:]
+            assert checksum == ocdbt_files.checksummed(np.frombuffer(expected[key], np.uint8))[-4:]
         else:
             assert value == expected[key]
     if limit is not None and node <= limit:
