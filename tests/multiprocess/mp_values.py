@@ -225,7 +225,7 @@ def blank(tree: Any, *, abstract: bool) -> Any:
             if abstract:
                 return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             if is_key(leaf) and leaf.is_fully_addressable:
-                return leaf.reshape(-1)[::-1].reshape(leaf.shape) if leaf.ndim else jax.random.key(99)
+                return jax.random.split(jax.random.key(99, impl=str(jax.random.key_impl(leaf))), leaf.shape)
             if is_key(leaf):
                 impl = str(jax.random.key_impl(leaf))
                 return keys(leaf.sharding, 99, impl, leaf.size if leaf.ndim else None)
