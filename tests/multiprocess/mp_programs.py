@@ -16,7 +16,9 @@ def index() -> int:
 
 
 def options(io: Any = None, *, asynchronous: bool = False, **more: Any) -> jaxckpt.CheckpointOptions:
-    knobs = {name: more.pop(name) for name in ("compression", "chunk_byte_size", "target_data_file_size") if name in more}
+    knobs = {
+        name: more.pop(name) for name in ("compression", "chunk_byte_size", "target_data_file_size") if name in more
+    }
     orbax = jaxckpt.OrbaxSettings(timeout_secs=more.pop("timeout_secs", 30), **knobs)
     return jaxckpt.CheckpointOptions(io, enable_async=asynchronous, orbax=orbax, **more)
 
@@ -193,7 +195,9 @@ def restore_what_orbax_saved(path: str, io: int | None) -> None:
 
 
 def save_layouts(directory: str, io: int | None, dtype: str = "float32") -> str:
-    tree = {layout: mp_values.spread(layout_value(seed, dtype), layout) for seed, layout in enumerate(mp_values.LAYOUTS)}
+    tree = {
+        layout: mp_values.spread(layout_value(seed, dtype), layout) for seed, layout in enumerate(mp_values.LAYOUTS)
+    }
     keys = mp_values.keys(mp_values.sharding("rows"), 7)
     large = mp_values.spread(mp_values.full((480, 240), seed=9), "grid")
     return jaxckpt.Checkpoint(tree=tree, keys=keys, large=large).save(directory + "/ckpt", options(io))
@@ -203,7 +207,9 @@ def layout_value(seed: int, dtype: str) -> np.ndarray:
     return mp_values.full((mp_values.SIDE, mp_values.SIDE), dtype, seed)
 
 
-def restore_layouts(path: str, io: int | None, dtype: str = "float32", layouts: Any = tuple(mp_values.LAYOUTS)) -> list[str]:
+def restore_layouts(
+    path: str, io: int | None, dtype: str = "float32", layouts: Any = tuple(mp_values.LAYOUTS)
+) -> list[str]:
     """Restores every saved layout into every other one."""
     from jax.sharding import SingleDeviceSharding
 
@@ -223,7 +229,9 @@ def restore_layouts(path: str, io: int | None, dtype: str = "float32", layouts: 
             large=jax.ShapeDtypeStruct(large.shape, np.float32, sharding=where),
         )
         checkpoint.restore(path, options(io)).assert_consumed()
-        expected = {name: mp_values.spread(layout_value(seed, dtype), where) for seed, name in enumerate(mp_values.LAYOUTS)}
+        expected = {
+            name: mp_values.spread(layout_value(seed, dtype), where) for seed, name in enumerate(mp_values.LAYOUTS)
+        }
         mp_values.assert_same(checkpoint.tree, expected)
         mp_values.assert_same({"large": checkpoint.large}, {"large": mp_values.spread(large, where)})
         everything = jax.random.key_data(jax.random.split(jax.random.key(7), mp_values.SIDE))
@@ -386,7 +394,15 @@ def different_hosts(directory: str, io: int | None) -> tuple[list[str], Any, Any
     target = jaxckpt.Checkpoint(v=blank)
     target.restore(path, options(io)).assert_consumed()
     got = dict(target.v)
-    values = got["n"].tolist(), got["s"], got["b"], got["step"], got["large"][0], got["local"].tolist(), got["object"].position
+    values = (
+        got["n"].tolist(),
+        got["s"],
+        got["b"],
+        got["step"],
+        got["large"][0],
+        got["local"].tolist(),
+        got["object"].position,
+    )
     return names, values, (got["same"].tolist(), jax.random.key_data(got["key"]).tolist(), got["long"])
 
 
@@ -492,7 +508,10 @@ def train_while_saving(directory: str, io: int | None, saves: int = 3) -> int:
     for path, expected in paths:
         target = jaxckpt.Checkpoint(w=jax.ShapeDtypeStruct(shape, np.float32, sharding=where), host=np.zeros(1000))
         target.restore(path, given).assert_consumed()
-        assert all((np.asarray(shard.data) == expected).all() for shard in target.w.addressable_shards), (path, expected)
+        assert all((np.asarray(shard.data) == expected).all() for shard in target.w.addressable_shards), (
+            path,
+            expected,
+        )
         assert (target.host == expected).all()
     return steps
 
@@ -536,7 +555,9 @@ def disagreements(directory: str, io: int | None) -> dict[str, Any]:
     differ("device", simple, simple, odd_given=options(None if io is not None else 1))
     differ("another device", simple, simple, options(0), options(2))
     differ("async", simple, simple, odd_given=options(io, asynchronous=True))
-    differ("policy", simple, simple, odd_given=options(io, experimental_sharding_callback=jaxckpt.MaxShardSizePolicy(5000)))
+    differ(
+        "policy", simple, simple, odd_given=options(io, experimental_sharding_callback=jaxckpt.MaxShardSizePolicy(5000))
+    )
     differ("callbacks", simple, simple, odd_given=options(io, experimental_write_callbacks=[print]))
     differ("timeout", simple, simple, odd_given=options(io, timeout_secs=29))
     checkpoint = simple()

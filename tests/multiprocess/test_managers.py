@@ -43,9 +43,9 @@ def test_managers_agree_and_resume(jobs, private: bool, io: int | None, asynchro
     # Another job, with the same disks, would do the same: everything that it knows is on disk.
     assert job.run(mp_programs.resume, directory, io) == [[path(70), 41, 7, path(7), [path(70), path(7)]]] * 3
     if private:
-        assert [any(directory.removeprefix(f"{job.private}/") in file for file in disk.files()) for disk in job.disks] == [
-            process == io for process in range(3)
-        ]
+        assert [
+            any(directory.removeprefix(f"{job.private}/") in file for file in disk.files()) for disk in job.disks
+        ] == [process == io for process in range(3)]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])

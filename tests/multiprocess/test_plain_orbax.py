@@ -19,7 +19,10 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def readers() -> Iterator[list[testing.Job]]:
-    with testing.Job(processes=1, devices=1, timeout=90) as one, testing.Job(processes=1, devices=4, timeout=90) as four:
+    with (
+        testing.Job(processes=1, devices=1, timeout=90) as one,
+        testing.Job(processes=1, devices=4, timeout=90) as four,
+    ):
         yield [one, four]
 
 

@@ -28,7 +28,9 @@ def test_a_shared_directory_serves_any_number_of_processes(jobs, saved_by: int) 
 def test_a_disk_moves_to_a_job_of_another_number_of_processes(jobs, tmp_path: Path) -> None:
     job = jobs.job(3)
     path, *_ = job.run(mp_programs.save_layouts, jobs.directory(job), 1)
-    with testing.Job(processes=2, devices=2, private=job.private, disks=[testing.Disk(), job.disks[1]], timeout=90) as other:
+    with testing.Job(
+        processes=2, devices=2, private=job.private, disks=[testing.Disk(), job.disks[1]], timeout=90
+    ) as other:
         other.run(mp_programs.restore_layouts, path, 1)
         found = other.run(mp_programs.save_layouts, path + "-again", 0)
     with testing.Job(processes=1, devices=2, private=job.private, disks=[other.disks[0]], timeout=90) as alone:
