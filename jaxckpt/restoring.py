@@ -142,6 +142,11 @@ def _validate(target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, path: str)
         )
     if kind not in _ARRAYS:
         return
+    if kind is Kind.ABSTRACT and _sharding_of(value) is None and jax.process_count() > 1:
+        raise ValueError(
+            f"{target.name}: the target is a jax.ShapeDtypeStruct without a sharding, in a job of {jax.process_count()} processes. Give it "
+            "one, jax.ShapeDtypeStruct(shape, dtype, sharding=...): it says which process gets what."
+        )
     assert info is not None
     shape, dtype = value.shape, value.dtype
     if leaf.key_impl is not None:

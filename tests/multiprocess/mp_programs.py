@@ -9,7 +9,6 @@ import mp_values
 import numpy as np
 
 import jaxckpt
-from jaxckpt.errors import ProcessError
 
 
 def index() -> int:
@@ -149,11 +148,12 @@ def read_with_orbax(path: str) -> int:
 
 
 def largest_file(path: str) -> int:
+    """The size of the largest file of array data."""
     return max(
         os.path.getsize(os.path.join(folder, name))
         for folder, _, names in os.walk(path)
         for name in names
-        if os.path.basename(folder) == "d"
+        if not name.startswith("_") and name != "zarr.json" and "array_metadatas" not in folder
     )
 
 
@@ -404,3 +404,182 @@ def different_hosts(directory: str, io: int | None) -> tuple[list[str], Any, Any
         got["object"].position,
     )
     return names, values, (got["same"].tolist(), jax.random.key_data(got["key"]).tolist(), got["long"])
+
+
+# -- manager, callbacks, background ---------------------------------------------------------------------------------------------------
+
+
+def manage(directory: str, io: int | None, asynchronous: bool) -> dict[str, Any]:
+    """The life of a manager: retention, numbers, intervals, and what its files say."""
+    called: list[str] = []
+    given = options(io, asynchronous=asynchronous, experimental_write_callbacks=[called.append])
+    checkpoint = simple()
+    started: list[int] = []
+    manager = jaxckpt.CheckpointManager(
+        checkpoint,
+        directory,
+        2,
+        step_counter=lambda: checkpoint.step,
+        checkpoint_interval=10,
+        init_fn=lambda: started.append(1),
+        options=given,
+    )
+    found: dict[str, Any] = {"first": manager.restore_or_initialize(), "latest of none": manager.latest_checkpoint}
+    found["iterated none"] = list(jaxckpt.checkpoints_iterator(directory, timeout=0, options=given))
+    saved = []
+    for step in range(0, 45, 5):
+        checkpoint.step = step
+        checkpoint.w = mp_values.spread(np.full((mp_values.SIDE, 4), step, np.float32), "rows")
+        saved.append(manager.save())
+    manager.sync()
+    found |= {"started": started, "saved": saved, "counter": checkpoint.save_counter}
+    found["explicit"] = manager.save(checkpoint_number=70, check_interval=False)  # The step was saved.
+    checkpoint.step = 41
+    found["numbered"] = manager.save(checkpoint_number=70, check_interval=False)
+    manager.sync()
+    found["after"] = checkpoint.save_counter, manager.checkpoints, manager.latest_checkpoint
+    state = jaxckpt.get_checkpoint_state(directory, given)
+    found["state"] = state.model_checkpoint_path, list(state.all_model_checkpoint_paths)
+    found["latest"] = jaxckpt.latest_checkpoint(directory, given)
+    found["iterated"] = list(jaxckpt.checkpoints_iterator(directory, timeout=0, options=given))
+    found["called"] = called
+    return found
+
+
+def resume(directory: str, io: int | None) -> list[Any]:
+    """A later job goes on where the one before ended."""
+    checkpoint = simple()
+    manager = jaxckpt.CheckpointManager(checkpoint, directory, 2, options=options(io))
+    restored = manager.restore_or_initialize()
+    assert all((np.asarray(shard.data) == 40).all() for shard in checkpoint.w.addressable_shards)
+    saved = manager.save()
+    return [restored, checkpoint.step, checkpoint.save_counter, saved, manager.checkpoints]
+
+
+def failing_callbacks(directory: str, io: int | None, asynchronous: bool, count: int) -> list[Any]:
+    """Callbacks that raise: the checkpoint is saved all the same, and every process learns of it."""
+    called: list[str] = []
+
+    def bad(path: str) -> None:
+        called.append(path)
+        raise KeyError(f"told to fail {len(called)}")
+
+    given = options(io, asynchronous=asynchronous, experimental_write_callbacks=[bad] * count + [called.append])
+    checkpoint = simple()
+
+    def save() -> None:
+        checkpoint.save(directory + "/ckpt", given)
+        assert asynchronous
+        checkpoint.sync()
+
+    raised = outcome(save)
+    latest = jaxckpt.latest_checkpoint(directory, options(0 if io is None else io))
+    again = checkpoint.save(directory + "/ckpt", options(io))
+    return [raised, called, latest, checkpoint.save_counter, again]
+
+
+def train_while_saving(directory: str, io: int | None, saves: int = 3) -> int:
+    """Steps with collectives and donated buffers go on while a save is under way; it has the values of its step."""
+    import functools
+
+    where = mp_values.sharding("rows")
+    shape = (240, 512)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
+    def step(w: jax.Array) -> jax.Array:
+        return w + 1 + 0 * jax.numpy.sum(w)
+
+    w = mp_values.spread(np.zeros(shape, np.float32), "rows")
+    host = np.zeros(1000)
+    checkpoint = jaxckpt.Checkpoint(w=w, host=host)
+    given = options(io, asynchronous=True)
+    paths = []
+    steps = 0
+    for _ in range(saves):
+        for _ in range(10):
+            checkpoint.w = step(checkpoint.w)
+            steps += 1
+            host += 1
+        paths.append((checkpoint.save(directory + "/ckpt", given), steps))
+    for _ in range(10):
+        checkpoint.w = step(checkpoint.w)
+        host += 1
+    checkpoint.sync()
+    for path, expected in paths:
+        target = jaxckpt.Checkpoint(w=jax.ShapeDtypeStruct(shape, np.float32, sharding=where), host=np.zeros(1000))
+        target.restore(path, given).assert_consumed()
+        assert all((np.asarray(shard.data) == expected).all() for shard in target.w.addressable_shards), (
+            path,
+            expected,
+        )
+        assert (target.host == expected).all()
+    return steps
+
+
+# -- disagreement ---------------------------------------------------------------------------------------------------------------------
+
+
+def disagreements(directory: str, io: int | None) -> dict[str, Any]:
+    """Calls that differ on process 1: refused everywhere, at once, with nothing done; the next one works."""
+    odd = jax.process_index() == 1
+    path = simple(seed=1).write(directory + "/good", options(io))
+    found: dict[str, Any] = {}
+
+    def differ(name: str, usual: Any, other: Any, given: Any = None, odd_given: Any = None, where: Any = None) -> None:
+        checkpoint = other() if odd else usual()
+        chosen = (odd_given if odd and odd_given is not None else given) or options(io)
+        target = (where or "/bad/ckpt", "/bad/ckpt")[0 if odd else 1]
+        for action in ("save", "write", "restore"):
+            subject = directory + target if action != "restore" else (path + target.replace("/bad/ckpt", ""))
+            raised = outcome(getattr(checkpoint, action), subject, chosen)
+            found[f"{name}, {action}"] = raised
+            assert checkpoint.save_counter == 0
+
+    array = mp_values.spread(np.zeros((mp_values.SIDE, 4), np.float32), "rows")
+
+    def with_w(w: Any) -> Any:
+        return lambda: jaxckpt.Checkpoint(w=w, n=np.arange(5), step=0)
+
+    differ("tree", simple, lambda: simple(extra=1))
+    differ("names", simple, lambda: jaxckpt.Checkpoint(v=array, n=np.arange(5), step=0))
+    differ("order", simple, lambda: jaxckpt.Checkpoint(n=np.arange(5), w=array, step=0))
+    differ("host shape", simple, lambda: jaxckpt.Checkpoint(w=array, n=np.arange(6), step=0))
+    differ("host dtype", simple, lambda: jaxckpt.Checkpoint(w=array, n=np.arange(5.0), step=0))
+    differ("python kind", simple, lambda: jaxckpt.Checkpoint(w=array, n=np.arange(5), step=0.0))
+    differ("shape", simple, with_w(mp_values.spread(np.zeros((mp_values.SIDE, 5), np.float32), "rows")))
+    differ("dtype", simple, with_w(mp_values.spread(np.zeros((mp_values.SIDE, 4), np.int32), "rows")))
+    differ("sharding", simple, with_w(mp_values.spread(np.zeros((mp_values.SIDE, 4), np.float32), "crossed")))
+    differ("devices", simple, with_w(mp_values.spread(np.zeros((mp_values.SIDE, 4), np.float32), "shuffled")))
+    differ("host or jax", simple, with_w(np.zeros((mp_values.SIDE, 4), np.float32)))
+    differ("path", simple, simple, where="/bad/other")
+    differ("device", simple, simple, odd_given=options(None if io is not None else 1))
+    differ("another device", simple, simple, options(0), options(2))
+    differ("async", simple, simple, odd_given=options(io, asynchronous=True))
+    differ(
+        "policy", simple, simple, odd_given=options(io, experimental_sharding_callback=jaxckpt.MaxShardSizePolicy(5000))
+    )
+    differ("callbacks", simple, simple, odd_given=options(io, experimental_write_callbacks=[print]))
+    differ("timeout", simple, simple, odd_given=options(io, timeout_secs=29))
+    checkpoint = simple()
+    call = checkpoint.restore if odd else checkpoint.save
+    found["save or restore"] = outcome(call, path, options(io))
+    refused = jaxckpt.Checkpoint(w=array, n=np.arange(5), step=object() if odd else 0)
+    found["refused by one"] = outcome(refused.save, directory + "/bad/ckpt", options(io))
+    assert jaxckpt.Checkpoint(w=array).save(directory + "/then/ckpt", options(io)) == directory + "/then/ckpt-1"
+    found["left"] = os.path.exists(directory + "/bad")
+    return found
+
+
+def device_table(directory: str, devices: list[Any]) -> list[Any]:
+    """Each device in turn: what happens, and where the checkpoint is then."""
+    found: list[Any] = []
+    for number, device in enumerate(devices):
+        checkpoint = simple()
+        try:
+            given = options(jax.devices()[device[1]] if isinstance(device, tuple) else device)
+            path = checkpoint.save(f"{directory}/{number}/ckpt", given)
+        except ValueError as error:
+            found.append((str(error), os.path.exists(f"{directory}/{number}"), checkpoint.save_counter))
+        else:
+            found.append(("", os.path.exists(path), checkpoint.save_counter))
+    return found

@@ -1,10 +1,9 @@
 """Every kind of leaf, saved by jobs of several processes, comes back bit for bit; only the IO process's disk is touched."""
 
+import mp_programs
 import pytest
 
 from jaxckpt import testing
-
-import mp_programs
 
 
 @testing.requires_private_disks
