@@ -97,13 +97,13 @@ def test_killed_it_goes_on_with_the_same_losses(config, undisturbed, cli, cli_co
 def test_a_directory_that_two_processes_share(config, cli, tmp_path):
     directories = [str(tmp_path / name) for name in ("in two runs", "in one")]
     begin = ["demo", "--processes", "2", "--config", str(config), "--dir"]
-    runs = [[*begin, directories[0], "--steps", "10"], [*begin, directories[0]], [*begin, directories[1]]]
+    runs = [[*begin, directories[0], "--steps", "12"], [*begin, directories[0]], [*begin, directories[1]]]
     texts = []
     for arguments in runs:
         done = cli(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
         texts.append(done.stdout)
-    assert "resuming after step 10, from " in texts[1]
+    assert "resuming after step 12, from " in texts[1]
     assert f"{directories[1]}, which all processes share" in texts[2]
     assert Path(directories[0], "losses.csv").read_bytes() == Path(directories[1], "losses.csv").read_bytes()
     assert main(["diff", *directories]) == 0
