@@ -31,11 +31,8 @@ def read(readers: list[testing.Job], path: str | Path) -> None:
 
 
 @testing.requires_private_disks
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize(("processes", "io"), [(3, 1), (4, 0)])
+@pytest.mark.parametrize(("processes", "io", "name"), [(4, 0, "plain"), *((3, 1, name) for name in SETTINGS)])
 def test_orbax_reads_what_the_io_process_wrote(jobs, readers, processes: int, io: int, name: str) -> None:
-    if name != "plain" and processes == 4:
-        pytest.skip("one number of processes is enough for this setting")
     job = jobs.job(processes)
     directory = jobs.directory(job)
     (path, *_) = job.run(mp_programs.save_for_orbax, directory, io, asynchronous=False, **SETTINGS[name])
