@@ -26,6 +26,7 @@ _LEADER = 0
 _SLICE_SECS = 0.5
 _INTERRUPTED_SECS = 5.0
 _LINGER_SECS = 1.0
+_CONNECT_SECS = 10.0
 _turns = threading.Lock()  # One meeting at a time: calls of several threads must not be taken for one another.
 
 
@@ -116,8 +117,8 @@ def meet(call: Call, prepare: Callable[[], Contribution]) -> Session:
     try:
         contribution = prepare()
     except BaseException as error:
-        if not isinstance(error, Exception):  # Whoever presses Ctrl-C does not want to wait.
-            call = dataclasses.replace(call, timeout=min(call.timeout, _INTERRUPTED_SECS))
+        if not isinstance(error, Exception):
+            call = _hurried(call)
         with contextlib.suppress(Exception):  # The others will have to find out by themselves.
             _meet(call, Contribution(), error)
         raise
@@ -131,9 +132,24 @@ def _meet(call: Call, contribution: Contribution, error: BaseException | None) -
             f"{call}: another call of this process still waits for other processes after {call.timeout:g} s (OrbaxSettings.timeout_secs)."
         )
     try:
-        return _Meeting(call, contribution, error, end).hold()
+        meeting = _Meeting(call, contribution, error, end)
+        try:
+            return meeting.hold()
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            if not meeting.joined and error is None:  # The others would wait for this process.
+                call = _hurried(call)
+                with contextlib.suppress(Exception):
+                    _Meeting(call, Contribution(), interrupt, time.monotonic() + call.timeout).hold()
+            raise
     finally:
         _turns.release()
+
+
+def _hurried(call: Call) -> Call:
+    """Whoever presses Ctrl-C does not want to wait long."""
+    return dataclasses.replace(call, timeout=min(call.timeout, _INTERRUPTED_SECS))
 
 
 class _Meeting:
@@ -147,6 +163,7 @@ class _Meeting:
         self._failure = None if error is None else failures.describe(error, self._me)
         self._error = error
         self._end = end
+        self.joined = False  # Whether the others know of this process, so that they notice when it leaves.
         found = private.coordination()
         if found is None:
             raise ProcessError(
@@ -185,6 +202,7 @@ class _Meeting:
                 listener.close()
             cards = self._read_cards(links)
             verdict = self._verdict(cards, links, missing)
+            self.joined = True
             self._tell(links, verdict)
             if verdict["t"] == "failed":
                 self._raise(verdict["failure"])
@@ -194,7 +212,8 @@ class _Meeting:
                 kept = True
                 return session
         except BaseException as error:
-            if verdict is None:  # The others would find out by themselves, but not why.
+            # The others would find out by themselves, but not why. After an interrupt they come again, and are told then.
+            if isinstance(error, Exception) or self.joined:
                 self._tell(links, {"t": "failed", "failure": failures.describe(error, self._me)})
             raise
         finally:
@@ -240,6 +259,9 @@ class _Meeting:
             warned = self._compare_host_leaves(cards, links)
         except ProcessError as error:
             return {"t": "failed", "failure": failures.describe(error, self._me)}
+        lost = {process for process, link in links.items() if not link.is_open()}
+        if lost:  # Interrupted, perhaps. Where process 0 is not the center, that one would wait for it.
+            return self._refusal(f"{_named(lost)} ended, or closed the connection, as {self._call} began.", lost)
         center = cards[self._call.center]
         return {"t": "agreed", "facts": center["facts"], "address": center["address"], "warnings": warned}
 
@@ -328,8 +350,8 @@ class _Meeting:
             finally:
                 if not kept:
                     link.close()
-            # All are there, at this moment; what follows may take as long again, but no longer.
-            self._end = time.monotonic() + self._call.timeout
+            # All are there, at this moment. What follows needs no work of anybody, so that one that was lost is found out soon.
+            self._end = time.monotonic() + min(self._call.timeout, _CONNECT_SECS)
             return self._go_to_center(header) if listener is None else self._await_peers(listener, header)
 
     def _await_peers(self, listener: Listener, verdict: Header) -> Session:
@@ -339,8 +361,7 @@ class _Meeting:
         try:
             if missing:
                 raise ProcessError(
-                    f"{_named(missing)} did not connect to process {self._me}, which does the file access of {self._call}, within "
-                    f"{self._call.timeout:g} s (OrbaxSettings.timeout_secs).",
+                    f"{_named(missing)} joined {self._call}, and then did not connect to process {self._me}, which does the file access.",
                     missing,
                 )
             return Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
@@ -356,6 +377,7 @@ class _Meeting:
         longest = self._call.timeout + patience(self._call.timeout)
         try:
             link.send(self._card(listener), timeout=self._call.timeout)
+            self.joined = True
             while True:
                 header = link.receive(longest, max_payload=0).header
                 if header["t"] not in ("leaves", "hosts"):

@@ -86,9 +86,7 @@ def _array(value: float) -> jax.Array:
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     shape = (jax.device_count(), COLUMNS)
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: np.full(shape, value, np.float32)[index]
-    )
+    return jax.make_array_from_callback(shape, sharding, lambda index: np.full(shape, value, np.float32)[index])
 
 
 def tree(version: float) -> dict[str, Any]:
@@ -382,9 +380,7 @@ def peak(prefix: str, io: int, megabytes: int, asynchronous: bool) -> tuple[floa
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     shape = (jax.device_count(), megabytes * (1 << 18) // jax.device_count() // 4)
     values = {
-        f"w{number}": jax.make_array_from_callback(
-            shape, sharding, lambda index: np.ones(shape, np.float32)[index]
-        )
+        f"w{number}": jax.make_array_from_callback(shape, sharding, lambda index: np.ones(shape, np.float32)[index])
         for number in range(4)
     }
     own = sum(shard.data.nbytes for value in values.values() for shard in value.addressable_shards)
@@ -401,3 +397,71 @@ def peak(prefix: str, io: int, megabytes: int, asynchronous: bool) -> tuple[floa
 def _status(name: str) -> float:
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
+
+
+# -- interrupts at any moment -----------------------------------------------------------------------------------------------------
+
+
+def interrupted_at_random(prefix: str, io: int | None, times: int, seed: int) -> list[str]:
+    """Ctrl-C in one process at a random moment of a call, again and again; returns what was not as it has to be."""
+    from jax._src import distributed
+
+    wait_at_barrier = distributed.global_state.client.wait_at_barrier
+    random = np.random.default_rng(seed)
+    me = jax.process_index()
+    settings = options(io, 20)
+    checkpoint, other = jaxckpt.Checkpoint(**tree(0)), jaxckpt.Checkpoint(**tree(-1))
+    checkpoint.write(prefix, settings)
+    problems: list[str] = []
+    seen = 0.0
+    resources = _resources()
+    for turn in range(1, times + 1):
+        who, delay = int(random.integers(jax.process_count())), float(random.uniform(0, 0.04))
+        restoring = turn % 3 == 0
+        for name, value in tree(turn).items():
+            setattr(checkpoint, name, value)
+        wait_at_barrier(f"before{seed}-{turn}", 60_000)
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        error: BaseException | None = None
+        began = time.monotonic()
+        try:
+            if me == who:
+                timer.start()
+            if restoring:
+                other.restore(prefix, settings)
+            else:
+                checkpoint.write(prefix, settings)
+        except KeyboardInterrupt as raised:
+            error = raised
+        except Exception as raised:
+            error = raised
+            # Interrupted between telling one process and telling the next, process 0 is named together with the latter.
+            if who not in getattr(raised, "processes", ()):
+                problems.append(f"{turn}: {who} was interrupted after {delay:.3f} s, and {raised!r} raised")
+        finally:
+            secs = time.monotonic() - began
+            if me == who:
+                with contextlib.suppress(KeyboardInterrupt):
+                    timer.cancel()
+                    timer.join() if timer.ident else None
+                    time.sleep(0.05)
+        if secs > 10:
+            problems.append(f"{turn}: {who} was interrupted after {delay:.3f} s, and {secs:.1f} s until {error!r}")
+        wait_at_barrier(f"after{seed}-{turn}", 60_000)
+        other.restore(prefix, settings).assert_consumed()
+        versions = {
+            float(np.asarray(shard.data).ravel()[0])
+            for name in NAMES
+            for shard in getattr(other, name).addressable_shards
+        }
+        versions.add(float(other.step))
+        if len(versions) != 1 or not seen <= min(versions) <= turn:
+            problems.append(f"{turn}: restored {versions} after {seen}")
+        if error is None and not restoring and versions != {float(turn)}:
+            problems.append(f"{turn}: was saved, and {versions} were restored")
+        seen = max(versions)
+    time.sleep(0.5)
+    after = _resources()
+    if any(new > old + 2 for new, old in zip(after, resources, strict=True)):
+        problems.append(f"descriptors and threads were {resources}, are {after}")
+    return problems

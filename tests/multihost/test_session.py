@@ -245,11 +245,11 @@ def test_peers_are_served_until_they_vote_and_not_after_a_failure() -> None:
         def reading(peer: Peer) -> None:
             error: BaseException | None = None
             try:
-                message = peer.request({"t": "read"}, "reading", max_payload=4)
-                assert message.payload is not None
-                assert (message.payload == peer.process).all()
+                found = np.zeros(4, np.uint8)
+                list(peer.requests([({"t": "read"}, [found])], "reading"))
+                assert (found == peer.process).all()
                 failed.wait(20)
-                peer.request({"t": "read"}, "reading", max_payload=4)
+                list(peer.requests([({"t": "read"}, [found])] * 3, "reading"))
             except BaseException as raised:
                 error = raised
             peer.vote(error)
