@@ -40,8 +40,12 @@ def test_managers_agree_and_resume(jobs, private: bool, io: int | None, asynchro
             "iterated": [path(70)],
             "called": called if process == (io or 0) else [],
         }
-    # Another job, with the same disks, would do the same: everything that it knows is on disk.
-    assert job.run(mp_programs.resume, directory, io) == [[path(70), 41, 7, path(7), [path(70), path(7)]]] * 3
+    resumed = [[path(70), 41, 7, path(7), [path(70), path(7)]]] * 3
+    if private and io and not asynchronous:  # Once in a job of its own, which takes seconds to start.
+        with testing.Job(processes=3, devices=2, private=job.private, disks=job.disks, timeout=90) as later:
+            assert later.run(mp_programs.resume, directory, io) == resumed
+    else:
+        assert job.run(mp_programs.resume, directory, io) == resumed
     if private:
         assert [
             any(directory.removeprefix(f"{job.private}/") in file for file in disk.files()) for disk in job.disks
