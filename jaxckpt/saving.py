@@ -3,6 +3,7 @@
 Everything that can be refused is refused while the save is prepared, before the other processes hear of it and before any file exists.
 """
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -203,6 +204,10 @@ class Save:
         write: Any = None
         if isinstance(session, Center):
             taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
+            # Where a peer does not answer, that is what has to be said, and not that the write took long.
+            settings = dataclasses.replace(
+                settings, timeout_secs=settings.timeout_secs + patience(settings.timeout_secs)
+            )
             if self._translation.io_process is None:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
