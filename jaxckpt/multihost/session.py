@@ -103,6 +103,7 @@ class Center(Session):
         self.timeout = timeout
         self._what = what
         self._links = dict(links)
+        self._asked: dict[int, tuple[float, str]] = {}  # whose answer is waited for, since when, doing what
         self._closed = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="jaxckpt beat", daemon=True)
         self._beating.start()
@@ -121,7 +122,8 @@ class Center(Session):
 
     def decide(self, work: Callable[[], _Result], handlers: Mapping[str, Handler] | None = None) -> _Result:
         try:
-            result = work()
+            with self._blaming_who_is_slow():
+                result = work()
             json.dumps(result)  # What the others cannot be told fails here too.
         except BaseException as error:
             self._tell({"t": "failed", "failure": failures.describe(error, self.process)})
@@ -164,8 +166,10 @@ class Center(Session):
         """
         link = self._links[process]
         with link.talking, self._blaming(process, doing):
+            self._asked.setdefault(process, (time.monotonic(), doing))
             link.send(header, timeout=self.timeout)
             message = link.receive(self.timeout, max_payload=0, into=into)
+            del self._asked[process]  # Not after an error: that one stays who was waited for, whoever asks next.
         if message.header.get("t") == "failed":
             raise failures.rebuild(message.header["failure"])
         return message
@@ -199,6 +203,23 @@ class Center(Session):
             raise ProcessError(
                 f"Process {process} ended, or closed the connection, while {doing}, in {self._what}: {error}.",
                 (process,),
+            ) from error
+
+    @contextlib.contextmanager
+    def _blaming_who_is_slow(self) -> Any:
+        """Names the process that was waited for, where a bound of the work's own, which began earlier, is reached first."""
+        try:
+            yield
+        except ProcessError:
+            raise
+        except TimeoutError as error:
+            now = time.monotonic()
+            slow = {process: doing for process, (since, doing) in self._asked.items() if now - since > self.timeout / 2}
+            if not slow:
+                raise
+            process = min(slow)
+            raise ProcessError(
+                f"Process {process} did not answer in time while {slow[process]}, in {self._what}: {error}", (process,)
             ) from error
 
     def vote(

@@ -139,6 +139,26 @@ def test_a_peer_that_is_silent_is_named_and_asked_only_once() -> None:
         assert one.error().processes == (2,)  # type: ignore[attr-defined]
 
 
+def test_who_was_waited_for_is_named_where_another_bound_is_reached_first() -> None:
+    with together(2, 20) as (center, peers):
+        one = Thread(lambda: peers[0].decide(no, {"get": lambda header: ({"t": "ok"}, None)}))
+
+        def work() -> None:
+            center.ask(1, {"t": "get"}, "giving")
+            Thread(lambda: center.ask(2, {"t": "get"}, "giving"))
+            deadline = time.monotonic() + 20
+            while 2 not in center._asked and time.monotonic() < deadline:
+                time.sleep(0.01)
+            center.timeout = 0.1
+            time.sleep(0.2)
+            raise TimeoutError("writing took longer than the timeout")
+
+        with pytest.raises(ProcessError, match="Process 2 did not answer.*writing took longer") as caught:
+            center.decide(work)
+        assert caught.value.processes == (2,)
+        assert one.error().processes == (2,)  # type: ignore[attr-defined]
+
+
 def test_confirm_names_who_is_silent() -> None:
     with together(2, SECS) as (center, peers):
         one = Thread(lambda: peers[0].decide(no))
