@@ -122,11 +122,13 @@ class Center(Session):
 
     def decide(self, work: Callable[[], _Result], handlers: Mapping[str, Handler] | None = None) -> _Result:
         try:
-            with self._blaming_who_is_slow():
-                result = work()
+            result = work()
             json.dumps(result)  # What the others cannot be told fails here too.
         except BaseException as error:
-            self._tell({"t": "failed", "failure": failures.describe(error, self.process)})
+            slow = self._who_is_slow(error)
+            self._tell({"t": "failed", "failure": failures.describe(slow or error, self.process)})
+            if slow is not None:
+                raise slow from error
             raise
         self._tell({"t": "decided", "result": result})
         return result
@@ -205,22 +207,18 @@ class Center(Session):
                 (process,),
             ) from error
 
-    @contextlib.contextmanager
-    def _blaming_who_is_slow(self) -> Any:
+    def _who_is_slow(self, error: BaseException) -> ProcessError | None:
         """Names the process that was waited for, where a bound of the work's own, which began earlier, is reached first."""
-        try:
-            yield
-        except ProcessError:
-            raise
-        except TimeoutError as error:
-            now = time.monotonic()
-            slow = {process: doing for process, (since, doing) in self._asked.items() if now - since > self.timeout / 2}
-            if not slow:
-                raise
-            process = min(slow)
-            raise ProcessError(
-                f"Process {process} did not answer in time while {slow[process]}, in {self._what}: {error}", (process,)
-            ) from error
+        if not isinstance(error, TimeoutError) or isinstance(error, ProcessError):
+            return None
+        now = time.monotonic()
+        slow = {process: doing for process, (since, doing) in self._asked.items() if now - since > self.timeout / 2}
+        if not slow:
+            return None
+        process = min(slow)
+        return ProcessError(
+            f"Process {process} did not answer in time while {slow[process]}, in {self._what}: {error}", (process,)
+        )
 
     def vote(
         self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
