@@ -13,9 +13,10 @@ import jax
 
 from jaxckpt import callbacks, paths, snapshot, storage, tree
 from jaxckpt.multihost import gather, leaves, meeting, shared
-from jaxckpt.multihost.meeting import Call, Contribution
+from jaxckpt.multihost.call import Call, Contribution
+from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.plan import Plan, digest_of
-from jaxckpt.multihost.session import Center, Handler, Session, patience
+from jaxckpt.multihost.session import Handler, Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot

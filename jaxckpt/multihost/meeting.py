@@ -10,15 +10,18 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures, rendezvous
+from jaxckpt.multihost.call import Call, Contribution, named
+from jaxckpt.multihost.center import Center
+from jaxckpt.multihost.comparison import compare_calls, compare_host_leaves, compare_trees
+from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.rendezvous import Address, Listener
-from jaxckpt.multihost.session import Center, Peer, Session, patience
+from jaxckpt.multihost.session import Session, patience
 from jaxckpt.multihost.wire import Header, Link, WireError, close_gently
 
 _KEY = "jaxckpt/meeting"
@@ -44,47 +47,6 @@ class Alone:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         _here.alone = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a process is about to do. The same on every process, or none of them does it.
-
-    Attributes:
-      action: the method, such as "save".
-      subject: what it is called with, as the caller wrote it: a path.
-      center: index of the process that does the file access.
-      timeout: bound in seconds for every wait.
-      details: whatever else must agree, by the name that a message should use.
-    """
-
-    action: str
-    subject: str
-    center: int
-    timeout: float
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.action}({self.subject!r})"
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What a process brings to a meeting besides the call itself.
-
-    Attributes:
-      digest: of the tree: names, kinds, shapes, dtypes and shardings.
-      leaves: name and description of every leaf, asked for only where digests differ.
-      host_digest: of the contents of host leaves.
-      host_contents: name and digest of every host leaf, asked for only where they differ.
-      facts: what the center tells everyone; of no meaning on the others.
-    """
-
-    digest: str = ""
-    leaves: Callable[[], Sequence[tuple[str, str]]] = tuple
-    host_digest: str = ""
-    host_contents: Callable[[], Sequence[tuple[str, str]]] = tuple
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def several() -> bool:
@@ -249,74 +211,28 @@ class _Meeting:
             return {"t": "failed", "failure": failed[0]}
         if missing:
             return self._refusal(
-                f"{_named(missing)} did not join {self._call} within {self._call.timeout:g} s (OrbaxSettings.timeout_secs). Every process "
+                f"{named(missing)} did not join {self._call} within {self._call.timeout:g} s (OrbaxSettings.timeout_secs). Every process "
                 "of the job has to make the same calls in the same order.",
                 missing,
             )
+
+        def ask(process: int, what: str) -> list[tuple[str, str]]:
+            return self._ask(links[process], what)
+
         try:
-            self._compare_calls(cards)
-            self._compare_trees(cards, links)
-            warned = self._compare_host_leaves(cards, links)
+            compare_calls(self._call, cards, self._me)
+            compare_trees(self._call, self._mine, cards, self._me, ask)
+            warned = compare_host_leaves(self._call, self._mine, cards, self._me, ask)
         except ProcessError as error:
             return {"t": "failed", "failure": failures.describe(error, self._me)}
         lost = {process for process, link in links.items() if not link.is_open()}
         if lost:  # Interrupted, perhaps. Where process 0 is not the center, that one would wait for it.
-            return self._refusal(f"{_named(lost)} ended, or closed the connection, as {self._call} began.", lost)
+            return self._refusal(f"{named(lost)} ended, or closed the connection, as {self._call} began.", lost)
         center = cards[self._call.center]
         return {"t": "agreed", "facts": center["facts"], "address": center["address"], "warnings": warned}
 
     def _refusal(self, text: str, processes: Any) -> Header:
         return {"t": "failed", "failure": failures.describe(ProcessError(text, processes), self._me)}
-
-    def _compare_calls(self, cards: Mapping[int, Header]) -> None:
-        mine = cards[self._me]["call"]
-        different = {process: card["call"] for process, card in cards.items() if card["call"] != mine}
-        if not different:
-            return
-        process = min(different)
-        theirs = different[process]
-        names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-        if "call" in names:
-            found = f"process {self._me} calls {mine['call']}, process {process} calls {theirs['call']}"
-        else:
-            found = "; ".join(
-                f"{name} is {mine.get(name)} on process {self._me} and {theirs.get(name)} on process {process}"
-                for name in names
-            )
-        raise ProcessError(
-            f"{self._call}: the processes disagree: {found}. Every process has to make the same call with the same options.",
-            {self._me, *different},
-        )
-
-    def _compare_trees(self, cards: Mapping[int, Header], links: Mapping[int, Link]) -> None:
-        mine = cards[self._me]["digest"]
-        different = sorted(process for process, card in cards.items() if card["digest"] != mine)
-        if not different:
-            return
-        process = different[0]
-        theirs = self._ask(links[process], "leaves")
-        found = _first_difference(self._mine.leaves(), theirs, self._me, process)
-        raise ProcessError(
-            f"{self._call}: the trees differ: {found}. Every process has to pass the same leaves, with the same shapes, dtypes and "
-            "shardings.",
-            {self._me, *different},
-        )
-
-    def _compare_host_leaves(self, cards: Mapping[int, Header], links: Mapping[int, Link]) -> list[str]:
-        mine = cards[self._me]["hosts"]
-        different = sorted(process for process, card in cards.items() if card["hosts"] != mine)
-        leaves: dict[str, list[int]] = {}
-        for process in different[:8]:  # Enough to act upon; a thousand processes would all say the same.
-            for (name, here), (_, there) in zip(
-                self._mine.host_contents(), self._ask(links[process], "hosts"), strict=False
-            ):
-                if here != there:
-                    leaves.setdefault(name, []).append(process)
-        return [
-            f"{self._call}: {name} has another value on {_named(processes).lower()} than on process {self._me}, whose value is "
-            "stored: values in host memory (numpy arrays, Python scalars, strings, arrays of local devices) belong to no process."
-            for name, processes in leaves.items()
-        ]
 
     def _ask(self, link: Link, what: str) -> list[tuple[str, str]]:
         try:
@@ -361,7 +277,7 @@ class _Meeting:
         try:
             if missing:
                 raise ProcessError(
-                    f"{_named(missing)} joined {self._call}, and then did not connect to process {self._me}, which does the file access.",
+                    f"{named(missing)} joined {self._call}, and then did not connect to process {self._me}, which does the file access.",
                     missing,
                 )
             return Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
@@ -466,25 +382,6 @@ class _Meeting:
         if self._error is not None:
             raise self._error
         raise failures.rebuild(failure)
-
-
-def _named(processes: Any) -> str:
-    listed = sorted(processes)
-    text = ", ".join(map(str, listed[:20])) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")
-    return f"Process {text}" if len(listed) == 1 else f"Processes {text}"
-
-
-def _first_difference(mine: Sequence[tuple[str, str]], theirs: Sequence[tuple[str, str]], me: int, them: int) -> str:
-    here, there = dict(mine), dict(theirs)
-    for name, text in mine:
-        if name not in there:
-            return f"{name} is on process {me} only, not on process {them}"
-        if there[name] != text:
-            return f"{name} is {text} on process {me}, and {there[name]} on process {them}"
-    for name, _ in theirs:
-        if name not in here:
-            return f"{name} is on process {them} only, not on process {me}"
-    return f"the order of the leaves is not the same on processes {me} and {them}"
 
 
 def _warn(texts: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.buffers import aligned_empty
-from jaxckpt.multihost.session import Answer, Peer
+from jaxckpt.multihost.peer import Peer
+from jaxckpt.multihost.session import Answer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.arrays import ArrayInfo

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.multihost import gather, meeting, scatter, session, shared
+from jaxckpt.multihost import center, gather, meeting, peer, scatter, session, shared
 from jaxckpt.storage import commit, writer
 
 NAMES = ("a", "b", "c")
@@ -30,14 +30,14 @@ class Outcome(dict[str, Any]):
 
 _PLACES = {
     "piece": (gather.Supplier, "_get"),
-    "vote": (session.Peer, "_answer"),
+    "vote": (peer.Peer, "_answer"),
     "fetch": (gather._Fetcher, "_ask"),
     "commit": (commit, "_publish"),
     "sync": (commit, "sync_tree"),
     "part": (shared.Writer, "_write"),
     "arrays": (writer, "write_arrays"),
-    "outcome": (session.Center, "_tell"),
-    "request": (session.Peer, "_next_answer"),
+    "outcome": (center.Center, "_tell"),
+    "request": (peer.Peer, "_next_answer"),
     "provide": (scatter.Provider, "_read"),
     "verdict": (meeting._Meeting, "_verdict"),
 }
@@ -55,7 +55,7 @@ def _fault(place: str | None, kind: str, nth: int) -> Any:
 
     def instead(*args: Any, **kwargs: Any) -> Any:
         nonlocal passed
-        if place != "vote" or args[-1].get("t") == session._CONFIRM:
+        if place != "vote" or args[-1].get("t") == session.CONFIRM:
             passed += 1
             if passed == nth:
                 _happen(place, kind)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.multihost.session import Center, Peer, Session
+from jaxckpt.multihost.center import Center
+from jaxckpt.multihost.peer import Peer
+from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.wire import Link
 
 SECS = 0.6
