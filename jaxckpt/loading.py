@@ -68,6 +68,7 @@ class Restore:
             return Contribution(digest_of(described), lambda: described)
 
         self._session = meeting.meet(self._call, contribution)
+        self._session.keep()
         return targets
 
     def load(self, targets: Iterable[tree.Leaf], skip: set[str], *, with_counter: bool) -> Loaded:

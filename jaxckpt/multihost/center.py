@@ -14,6 +14,8 @@ from jaxckpt.multihost import failures
 from jaxckpt.multihost.session import CONFIRM, LINGER_SECS, Answer, Handler, Result, Session
 from jaxckpt.multihost.wire import Header, Link, Message, close_gently
 
+_LOST_SECS = 5.0
+
 
 class Center(Session):
     """The session on the process that does the file access."""
@@ -29,8 +31,13 @@ class Center(Session):
         self._links = dict(links)
         self._asked: dict[int, tuple[float, str]] = {}  # whose answer is waited for, since when, doing what
         self._closed = threading.Event()
+        self._kept = False
+        self._began = time.monotonic()
         self._beating = threading.Thread(target=self._beat, name="jaxckpt beat", daemon=True)
         self._beating.start()
+
+    def keep(self) -> None:
+        self._kept = True
 
     @property
     def peers(self) -> list[int]:
@@ -40,6 +47,8 @@ class Center(Session):
     def _beat(self) -> None:
         """Tells peers, who wait while files are written, that they do not wait for a dead process."""
         while not self._closed.wait(max(0.05, min(5.0, self.timeout / 5))):
+            if not self._kept and time.monotonic() - self._began > min(self.timeout, _LOST_SECS):
+                return
             for link in self._links.values():
                 with contextlib.suppress(OSError):
                     link.beat()

@@ -74,7 +74,11 @@ class Session:
     def close(self) -> None:
         """Ends the call. Idempotent."""
 
+    def keep(self) -> None:
+        """Says that somebody has the session and will close it. One that got lost, in an interrupt, keeps nobody waiting for long."""
+
     def __enter__(self) -> "Session":
+        self.keep()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
