@@ -221,7 +221,7 @@ class Checkpoint:
         with self._turn(options, "save") as (chosen, translation):
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
-                given = os.path.abspath(prefix)
+                given = paths.absolute(prefix)
                 taken, path = paths.reserve_unused(prefix, self._counter + 1, self._given.get(given, 0))
             else:
                 # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
@@ -249,7 +249,7 @@ class Checkpoint:
     ) -> None:
         """Takes the snapshot and writes it, here or in the background. Gives back the reservation of `path` when all is over."""
         before = self._counter
-        absolute = os.path.abspath(path)  # The working directory may change before the background gets there.
+        absolute = paths.absolute(path)  # The working directory may change before the background gets there.
         try:
             work = self._work(path, absolute, number, translation, options, hooks, replace)
             if translation.asynchronous:

@@ -13,12 +13,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jaxckpt import devices, paths
-from jaxckpt.directory_lock import locked
+from jaxckpt.directory_lock import update
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.state_text import Records, UnreadableStateError, from_text, to_text
+from jaxckpt.storage import files
 
 FILE = "checkpoint"
 _POLL_SECS = 1.0
@@ -72,8 +72,8 @@ def get_checkpoint_state(
         return None
     if records is None:
         return None
-    listed = [os.path.join(directory, name) for name in records.entries]
-    preserved = [os.path.join(directory, name) for name in sorted(records.kept)]
+    listed = [files.join(directory, name) for name in records.entries]
+    preserved = [files.join(directory, name) for name in sorted(records.kept)]
     return CheckpointState(listed[-1], listed, list(records.entries.values()), records.last_preserved, preserved)
 
 
@@ -182,8 +182,9 @@ def register(path: str) -> None:
     Raises:
       OSError: with errno; the state file is as it was.
     """
-    directory, name = os.path.split(os.path.abspath(path))
-    with locked(directory):
+    directory, name = os.path.split(files.absolute(path))
+
+    def change() -> None:
         try:
             records = read_state(directory) or Records()
         except UnreadableStateError as error:
@@ -191,6 +192,8 @@ def register(path: str) -> None:
         records.add(name, time.time())
         drop_missing(directory, records)
         write_state(directory, records)
+
+    update(directory, change)
 
 
 def resolve(options: CheckpointOptions | None) -> int | None:
@@ -213,23 +216,36 @@ def read_state(directory: str) -> Records | None:
       OSError: with errno: it cannot be read, or `directory` is not one.
     """
     path = os.path.join(directory, FILE)
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read()
-    except FileNotFoundError:
+    content, version = _read_versioned(path)
+    if content is None:
         return None
     try:
-        records = from_text(text)
+        records = from_text(content.decode("utf-8", "surrogateescape"))
     except UnreadableStateError as error:
-        raise UnreadableStateError(f"{path} is not a state file: {error}") from None
-    here = os.path.abspath(directory)
+        unreadable = UnreadableStateError(f"{path} is not a state file: {error}")
+        unreadable.version = version
+        raise unreadable from None
+    records.version = version
+    here = files.absolute(directory)
     records.entries = {_relative(name, here): timestamp for name, timestamp in records.entries.items()}
     records.kept = {_relative(name, here) for name in records.kept}
     return records
 
 
+def _read_versioned(path: str) -> tuple[bytes | None, bytes | None]:
+    """Returns the content of a file, None if there is none, and in a bucket its generation."""
+    if files.is_bucket(path):
+        return files.bucket.read_versioned(path)
+    try:
+        return files.read(path), None
+    except FileNotFoundError:
+        return None, None
+
+
 def _relative(name: str, directory: str) -> str:
     """Spells an absolute path inside `directory` relative to it, so that it stays right when the directory moves."""
+    if files.is_bucket(directory):
+        return name.removeprefix(directory + "/")
     if not os.path.isabs(name):
         return name
     relative = os.path.relpath(name, directory)
@@ -240,6 +256,7 @@ def write_state(directory: str, records: Records) -> None:
     """Replaces a state file, durably and atomically; without any entry to write, it stays as it is.
 
     Raises:
+      ChangedError: in a bucket: the file is not the one that the records were read from.
       OSError: with errno; the file is as it was.
     """
     from jaxckpt.storage import commit, temporary
@@ -247,6 +264,9 @@ def write_state(directory: str, records: Records) -> None:
     if records.latest is None:
         return
     path = os.path.join(directory, FILE)
+    if files.is_bucket(path):
+        files.bucket.write(path, to_text(records).encode("ascii"), expected=records.version or files.bucket.ABSENT)
+        return
     folder = temporary.create(path)
     try:
         new = os.path.join(folder, FILE)
@@ -267,9 +287,9 @@ def write_state(directory: str, records: Records) -> None:
 def drop_missing(directory: str, records: Records) -> None:
     """Forgets checkpoints that are gone. A damaged one is not: to go back to an older one is for the user to decide."""
     records.entries = {
-        name: at for name, at in records.entries.items() if os.path.lexists(os.path.join(directory, name))
+        name: at for name, at in records.entries.items() if files.exists(files.join(directory, name))
     }
-    records.kept = {name for name in records.kept if os.path.lexists(os.path.join(directory, name))}
+    records.kept = {name for name in records.kept if files.exists(files.join(directory, name))}
 
 
 def rebuilt(directory: str, reason: Exception) -> Records:
@@ -280,21 +300,22 @@ def rebuilt(directory: str, reason: Exception) -> Records:
     from jaxckpt import storage
 
     _logger.warning("%s. Rebuilding it from the checkpoints in %s.", reason, directory)
-    prefixes = {found[1] for name in os.listdir(directory) if (found := re.fullmatch(r"(.+)-[0-9]+", name, re.DOTALL))}
+    prefixes = {found[1] for name in files.names(directory) if (found := re.fullmatch(r"(.+)-[0-9]+", name, re.DOTALL))}
     names = [
         f"{prefix}-{number}" for prefix in prefixes for number in storage.list_numbered(os.path.join(directory, prefix))
     ]
     times = {name: commit_time(os.path.join(directory, name)) for name in names}
     names.sort(key=lambda name: (times[name], int(name.rpartition("-")[2])))
-    return Records({name: times[name] for name in names}, set(names))
+    version = reason.version if isinstance(reason, UnreadableStateError) else None
+    return Records({name: times[name] for name in names}, set(names), version=version)
 
 
 def commit_time(path: str) -> float:
     """Returns when a checkpoint was committed, in seconds: as Orbax recorded it, else when its directory changed."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        metadata = json.loads(Path(path, "_CHECKPOINT_METADATA").read_bytes())
+        metadata = json.loads(files.read(os.path.join(path, "_CHECKPOINT_METADATA")))
         return int(metadata["commit_timestamp_nsecs"]) / 1e9
     try:
-        return os.stat(path).st_mtime
+        return 0.0 if files.is_bucket(path) else os.stat(path).st_mtime
     except OSError:
         return 0.0

@@ -4,14 +4,28 @@ import contextlib
 import ctypes
 import errno
 import functools
+import json
 import logging
 import os
 import re
 from typing import Any
 
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import digests, faults, kvstore, layout, orbax_api, temporary, tree_metadata
+from jaxckpt.storage import (
+    bucket_commit,
+    claims,
+    digests,
+    faults,
+    files,
+    kvstore,
+    layout,
+    orbax_api,
+    temporary,
+    tree_metadata,
+    writer,
+)
 from jaxckpt.storage.content import ArrayContent, Snapshot
+from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.settings import WriteSettings
 
 _log = logging.getLogger("jaxckpt")
@@ -40,7 +54,9 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
       OSError: with errno, for example ENOSPC.
       TimeoutError: after `settings.timeout_secs`.
     """
-    path = os.path.abspath(path)
+    path = files.absolute(path)
+    if files.is_bucket(path):
+        return _save_in_bucket(path, snapshot, settings, replace)
     _refuse_occupied(path, replace)
     try:
         temporary.sweep(os.path.dirname(path), re.sub(r"-\d+$", "", os.path.basename(path)))
@@ -67,6 +83,27 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
             raise found from error
         raise
     temporary.remove(folder)
+
+
+def _save_in_bucket(path: str, snapshot: Snapshot, settings: WriteSettings, replace: bool) -> None:
+    """Without Orbax's checkpointer, which reaches buckets only with further packages; what is written is the same."""
+
+    def write(directory: str) -> None:
+        writer.write(directory, snapshot, settings)
+        description = json.dumps(bucket_commit.description()).encode()
+        files.write(os.path.join(directory, "_CHECKPOINT_METADATA"), description)
+        digests.write(directory, late=True, ignored=(claims.FILE,))
+
+    with files.bucket.within(Deadline(settings.timeout_secs, f"Saving {path}")):
+        try:
+            bucket_commit.save(path, write, replace=replace)
+        except OSError:
+            raise
+        except Exception as error:
+            found = faults.os_error(error, path)
+            if found is None:
+                raise
+            raise found from error
 
 
 def _write(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
@@ -182,7 +219,9 @@ def delete(path: str) -> None:
     Raises:
       OSError: with errno; the checkpoint is still there, or only its temporary directory is.
     """
-    path = os.path.abspath(path)
+    path = files.absolute(path)
+    if files.is_bucket(path):
+        return bucket_commit.delete(path)
     if not os.path.lexists(path):
         return
     folder = temporary.create(path)
@@ -204,16 +243,18 @@ def item_directory(path: str) -> str | None:
     Raises:
       ValueError: there are several trees.
     """
-    if os.path.exists(os.path.join(path, tree_metadata.FILE)):
+    if files.is_bucket(path) and not bucket_commit.is_committed(path):
+        return None
+    if files.is_file(os.path.join(path, tree_metadata.FILE)):
         return path
     try:
-        names = sorted(os.listdir(path))
+        names = sorted(files.names(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     items = [
         name
         for name in names
-        if os.path.exists(os.path.join(path, name, tree_metadata.FILE))
+        if files.is_file(os.path.join(path, name, tree_metadata.FILE))
         and "orbax-checkpoint-tmp" not in name
         and not temporary.is_temporary(name)
     ]
@@ -223,31 +264,40 @@ def item_directory(path: str) -> str | None:
 
 
 def _is_orbax(path: str) -> bool:
-    return os.path.exists(os.path.join(path, "_CHECKPOINT_METADATA"))
+    return files.is_file(os.path.join(path, "_CHECKPOINT_METADATA"))
 
 
 def is_checkpoint(path: str) -> bool:
     """Whether `path` is a committed Orbax checkpoint, written by jaxckpt or not, even a damaged one."""
-    name = os.path.basename(os.path.abspath(path))
-    if "orbax-checkpoint-tmp" in name or temporary.is_temporary(name) or not os.path.isdir(path):
+    name = os.path.basename(files.absolute(path))
+    if "orbax-checkpoint-tmp" in name or temporary.is_temporary(name):
+        return False
+    if files.is_bucket(path):
+        return bucket_commit.is_committed(path)
+    if not os.path.isdir(path):
         return False
     marks = (tree_metadata.FILE, digests.FILE, "_CHECKPOINT_METADATA")
-    return any(os.path.exists(os.path.join(path, mark)) for mark in marks)
+    return any(files.is_file(os.path.join(path, mark)) for mark in marks)
 
 
 def list_numbered(prefix: str) -> list[int]:
     """Returns the numbers of the committed checkpoints ``prefix-N``, ascending."""
     directory, name = os.path.split(prefix)
     pattern = re.compile(re.escape(name) + r"-(\d+)")
-    try:
-        names = os.listdir(directory or ".")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    if files.is_bucket(directory):
+        names = bucket_commit.committed(directory)
+    else:
+        try:
+            names = os.listdir(directory or ".")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     numbers = {
         int(match[1]): entry
         for entry in names
         if (match := pattern.fullmatch(entry)) and str(int(match[1])) == match[1]
     }
+    if files.is_bucket(directory):
+        return sorted(numbers)
     return sorted(number for number, entry in numbers.items() if is_checkpoint(os.path.join(directory or ".", entry)))
 
 

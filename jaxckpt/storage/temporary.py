@@ -5,19 +5,16 @@ machine (and process namespace), the process id and the time that process starte
 one's never are. Of another machine nothing can be known but how long nothing has changed.
 """
 
-import contextlib
 import errno
-import functools
-import hashlib
 import os
-import pathlib
 import re
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from jaxckpt.storage import bucket_commit, files, processes
 
 _MARK = ".jaxckpt-tmp-"
 _NAME = re.compile(
@@ -51,37 +48,6 @@ class Leftover:
     owner: str
 
 
-@functools.cache
-def _host() -> str:
-    """Identifies the machine as far as process ids go: its name, boot, and process namespace."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
-
-
-def _started(pid: int) -> int | None:
-    """Returns when a process started (clock ticks since boot), 0 where the system does not say, None if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):
-            return None
-    except OSError:
-        return 0
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return 0
-
-
 def create(final: str) -> str:
     """Makes a temporary directory of this process beside `final`, with its parents, and returns its path.
 
@@ -93,8 +59,7 @@ def create(final: str) -> str:
         os.makedirs(parent, exist_ok=True)
     except FileExistsError as error:  # A file, or a link that leads nowhere, is where the directory should be.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from error
-    start = _started(os.getpid()) or 0
-    path = f"{final}{_MARK}{_host()}-{os.getpid()}-{start}-{secrets.token_hex(4)}"
+    path = new_name(final)
     _active.add(os.path.abspath(path))
     try:
         os.mkdir(path)
@@ -102,6 +67,11 @@ def create(final: str) -> str:
         _active.discard(os.path.abspath(path))
         raise
     return path
+
+
+def new_name(final: str) -> str:
+    """Returns the path of a temporary directory of this process that is not there yet."""
+    return f"{final}{_MARK}{processes.host()}-{os.getpid()}-{processes.start()}-{secrets.token_hex(4)}"
 
 
 def remove(path: str) -> None:
@@ -117,6 +87,17 @@ def is_temporary(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def final_name(name: str) -> str:
+    """Returns the name of the checkpoint that the temporary directory `name` was made for; any other name as it is."""
+    match = _NAME.fullmatch(name)
+    return name if match is None else match["final"]
+
+
+def is_for(final: str, name: str | None) -> bool:
+    """Whether a checkpoint is called `name` or ``<name>-<number>``; None stands for every name."""
+    return name is None or final == name or re.fullmatch(re.escape(name) + r"-\d+", final) is not None
+
+
 def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
     """Lists the temporary directories in `directory`, oldest first, live ones included.
 
@@ -124,6 +105,8 @@ def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
       directory: where to look (not below).
       name: only those made for checkpoints called `name` or ``<name>-<number>``.
     """
+    if files.is_bucket(directory):
+        return bucket_commit.leftovers(directory, name)
     found = [_describe(path, match) for path, match in _matches(directory, name)]
     return sorted(found, key=lambda leftover: -leftover.age_secs)
 
@@ -137,8 +120,7 @@ def _matches(directory: str, name: str | None) -> Iterator[tuple[str, re.Match[s
         match = _NAME.fullmatch(entry)
         if match is None:
             continue
-        final = match["final"]
-        if name is None or final == name or re.fullmatch(re.escape(name) + r"-\d+", final):
+        if is_for(match["final"], name):
             yield os.path.join(directory, entry), match
 
 
@@ -146,14 +128,11 @@ def _describe(path: str, match: re.Match[str]) -> Leftover:
     size, changed = _size(path)
     age = max(0.0, time.time() - changed)
     pid = int(match["pid"])
-    if match["host"] != _host():
+    if match["host"] != processes.host():
         live = age < FOREIGN_DEAD_AFTER_SECS
         owner = f"process {pid} of another machine"
     else:
-        started = _started(pid)
-        live = (
-            started is not None and started in (0, int(match["start"])) if int(match["start"]) else started is not None
-        )
+        live = processes.is_running(pid, int(match["start"]))
         if pid == os.getpid() and live:
             live = os.path.abspath(path) in _active
         owner = f"process {pid}" + ("" if live else ", which has ended")
@@ -181,6 +160,8 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
     Returns:
       The paths that were removed.
     """
+    if files.is_bucket(directory):
+        return bucket_commit.sweep(directory, name)
     removed = []
     for leftover in leftovers(directory, name):
         if leftover.live:
@@ -192,7 +173,12 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
 
 
 def recover_missing(final: str) -> bool:
-    """Puts the checkpoint `final` back if a dead process had moved it aside and not replaced it yet."""
+    """Puts the checkpoint `final` back if a dead process had moved it aside and not replaced it yet.
+
+    In a bucket the new one is put there instead.
+    """
+    if files.is_bucket(final):
+        return bucket_commit.recover_missing(final)
     directory, name = os.path.split(os.path.abspath(final))
     return any(not leftover.live and recover(leftover) for leftover in leftovers(directory, name))
 
