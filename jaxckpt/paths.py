@@ -46,7 +46,7 @@ def checked_path(value: Any, argument: str) -> str:
 
 
 def _check_bucket_path(path: str, argument: str) -> None:
-    bucket, slash, key = path[len(files.BUCKET_SCHEME) :].partition("/")
+    bucket, _, key = path[len(files.BUCKET_SCHEME) :].partition("/")
     if not bucket:
         raise ValueError(f"{argument}={path!r} names no bucket; an address is 'gs://bucket/directory/name'.")
     if argument == "file_prefix" and not key.strip("/"):

@@ -286,9 +286,7 @@ def write_state(directory: str, records: Records) -> None:
 
 def drop_missing(directory: str, records: Records) -> None:
     """Forgets checkpoints that are gone. A damaged one is not: to go back to an older one is for the user to decide."""
-    records.entries = {
-        name: at for name, at in records.entries.items() if files.exists(files.join(directory, name))
-    }
+    records.entries = {name: at for name, at in records.entries.items() if files.exists(files.join(directory, name))}
     records.kept = {name for name in records.kept if files.exists(files.join(directory, name))}
 
 

@@ -181,7 +181,7 @@ def leftovers(directory: str, name: str | None = None) -> list[temporary.Leftove
             continue
         final = os.path.join(directory, temporary.final_name(entry))
         age = max(0.0, time.time() - note.time)
-        found.append(temporary.Leftover(path, final, 0, age, note.live, note.owner))
+        found.append(temporary.Leftover(path, final, None, age, note.live, note.owner))
     return sorted(found, key=lambda leftover: -leftover.age_secs)
 
 

@@ -98,9 +98,7 @@ class Claim:
           OSError: with errno.
         """
         self._path = os.path.join(directory, FILE)
-        self._note = Note(
-            action, staged, processes.host(), os.getpid(), processes.start(), secrets.token_hex(8), 0.0
-        )
+        self._note = Note(action, staged, processes.host(), os.getpid(), processes.start(), secrets.token_hex(8), 0.0)
         _active.add(self._note.token)
         self._ended = threading.Event()
         self._renewing: threading.Thread | None = None
@@ -109,12 +107,16 @@ class Claim:
             if over not in (None, generation):
                 raise bucket.ChangedError(errno.EAGAIN, "The note there is another one now", self._path)
             if there is not None and there.live:
-                raise FileExistsError(errno.EEXIST, f"{there.owner.capitalize()} is at work there (a {there.action})", directory)
+                raise FileExistsError(
+                    errno.EEXIST, f"{there.owner.capitalize()} is at work there (a {there.action})", directory
+                )
             self._generation = bucket.write(self._path, self._content(), generation)
         except BaseException as error:
             _active.discard(self._note.token)
             if isinstance(error, bucket.ChangedError):
-                raise FileExistsError(errno.EEXIST, "Another process began to work there at the same time", directory) from error
+                raise FileExistsError(
+                    errno.EEXIST, "Another process began to work there at the same time", directory
+                ) from error
             raise
         with contextlib.suppress(RuntimeError):  # The program is ending: no thread can be started any more.
             self._renewing = threading.Thread(target=self._renew, name="jaxckpt-claim", daemon=True)

@@ -40,7 +40,10 @@ def _bucket_error(text: str, path: str | None) -> OSError | None:
     if code := _HTTP.search(text):
         number, what = {
             "401": (errno.EACCES, "The storage server does not know who is asking; see GOOGLE_APPLICATION_CREDENTIALS"),
-            "403": (errno.EACCES, "The storage server refuses permission; the account needs the role Storage Object User"),
+            "403": (
+                errno.EACCES,
+                "The storage server refuses permission; the account needs the role Storage Object User",
+            ),
             "404": (errno.ENOENT, "No such bucket or object"),
             "412": (errno.EAGAIN, "Somebody else has changed it at the same time"),
             "429": (errno.EAGAIN, "The storage server limits the rate of requests"),

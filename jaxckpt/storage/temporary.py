@@ -34,7 +34,7 @@ class Leftover:
     Attributes:
       path: the directory.
       final: path of the checkpoint that it was made for.
-      bytes: size of its files.
+      bytes: size of its files; None in a bucket, which does not tell.
       age_secs: seconds since anything in it changed.
       live: a running process owns it (or, of another machine, may own it): not a leftover yet.
       owner: the process, in words.
@@ -42,7 +42,7 @@ class Leftover:
 
     path: str
     final: str
-    bytes: int
+    bytes: int | None
     age_secs: float
     live: bool
     owner: str

@@ -30,8 +30,6 @@ def ranges(path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
-        return [
-            os.pread(descriptor, length, start if start >= 0 else max(0, size + start)) for start, length in parts
-        ]
+        return [os.pread(descriptor, length, start if start >= 0 else max(0, size + start)) for start, length in parts]
     finally:
         os.close(descriptor)
