@@ -286,8 +286,16 @@ def write_state(directory: str, records: Records) -> None:
 
 def drop_missing(directory: str, records: Records) -> None:
     """Forgets checkpoints that are gone. A damaged one is not: to go back to an older one is for the user to decide."""
-    records.entries = {name: at for name, at in records.entries.items() if files.exists(files.join(directory, name))}
-    records.kept = {name for name in records.kept if files.exists(files.join(directory, name))}
+    listed: set[str] = set()
+    if files.is_bucket(directory):  # One listing instead of a request for each.
+        with contextlib.suppress(FileNotFoundError):
+            listed.update(files.names(directory))
+
+    def there(name: str) -> bool:
+        return name in listed or files.exists(files.join(directory, name))
+
+    records.entries = {name: at for name, at in records.entries.items() if there(name)}
+    records.kept = {name for name in records.kept if there(name)}
 
 
 def rebuilt(directory: str, reason: Exception) -> Records:

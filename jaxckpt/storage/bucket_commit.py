@@ -6,7 +6,8 @@ left.
 
 A committed checkpoint is replaced in two steps, so that a whole one can be had at any moment. The new one is first written and
 committed beside it, in a temporary directory. Then the note "replace" is put into the old one, its marker and files are removed, the new
-files are copied there, and the marker is written. Whoever finds a note "replace" of a dead process finishes the copy.
+files are copied there, and the marker is written. As long as there is a note "replace" and no marker, readers read the new checkpoint
+where it was staged. A sweep that finds the note of a dead process finishes the copy.
 """
 
 import contextlib
@@ -31,6 +32,22 @@ _log = logging.getLogger("jaxckpt")
 def is_committed(path: str) -> bool:
     """Whether a committed checkpoint is at `path`, whoever wrote it."""
     return bucket.is_object(f"{bucket.normal(path)}/{MARKER}")
+
+
+def home(path: str) -> str | None:
+    """Returns the directory that holds the committed checkpoint `path`, None if there is none.
+
+    It is another one than `path` while the checkpoint is being replaced: the one where the new one was staged.
+    """
+    path = bucket.normal(path)
+    if is_committed(path):
+        return path
+    note = claims.read(path)
+    if note is None or note.action != "replace" or note.staged is None:
+        return None
+    if is_committed(note.staged):
+        return note.staged
+    return path if is_committed(path) else None  # Replaced between the two looks.
 
 
 def save(path: str, write: Callable[[str], None], *, replace: bool) -> None:
@@ -200,9 +217,11 @@ def _claimed(directory: str, name: str | None) -> list[tuple[str, bool]]:
 
 
 def committed(directory: str) -> list[str]:
-    """Returns the names of the directories in `directory` that have a marker."""
-    entries = (key.split("/") for key in bucket.tree(directory))
-    return [entry[0] for entry in entries if entry[1:] == [MARKER]]
+    """Returns the names of the committed checkpoints in `directory`, those included that are being replaced."""
+    entries = [key.split("/") for key in bucket.tree(directory)]
+    marked = {entry[0] for entry in entries if entry[1:] == [MARKER]}
+    claimed = {entry[0] for entry in entries if entry[1:] == [claims.FILE]} - marked
+    return [*marked, *(name for name in claimed if home(f"{bucket.normal(directory)}/{name}") is not None)]
 
 
 def sweep(directory: str, name: str | None = None) -> list[str]:
@@ -222,7 +241,7 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
             if marked:  # Its save died after the commit, or its deletion before it began.
                 bucket.remove(f"{path}/{claims.FILE}")
                 continue
-            if recover_missing(path):
+            if _finish_replacement(path):
                 removed.append(note.staged or path)
                 continue
         elif _is_needed(path, f"{directory}/{temporary.final_name(entry)}"):
@@ -237,9 +256,8 @@ def _is_needed(staged: str, final: str) -> bool:
     return note is not None and note.action == "replace" and note.staged == staged and not is_committed(final)
 
 
-def recover_missing(path: str) -> bool:
+def _finish_replacement(path: str) -> bool:
     """Finishes the replacement of the checkpoint at `path` that a dead process began. Returns whether there was one."""
-    path = bucket.normal(path)
     note, generation = claims.read_versioned(path)
     if note is None or note.action != "replace" or note.live or note.staged is None or is_committed(path):
         return False

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import claims, commit, digests, faults, files, kvstore, layout, temporary, tree_metadata
+from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, layout, temporary, tree_metadata
 from jaxckpt.storage.deadline import Deadline
 
 Box = tuple[slice, ...]
@@ -84,7 +84,7 @@ class StoredCheckpoint:
 
     def _item_directory(self) -> str:
         path = self.path
-        if not _is_there(path) and not temporary.recover_missing(path):
+        if not self._is_there():
             raise FileNotFoundError(
                 errno.ENOENT,
                 "No checkpoint there; save() makes, and returns, a path with a number at its end, such as '-1': give that",
@@ -92,16 +92,23 @@ class StoredCheckpoint:
             )
         if files.is_directory(path):
             files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
-        found = commit.item_directory(path)
+        found = committed.item_directory(path)
         if found is not None:
             return found
-        if files.is_directory(path) and commit.is_checkpoint(path):
+        if files.is_directory(path) and committed.is_checkpoint(path):
             raise CorruptCheckpointError(
                 f"{os.path.join(path, tree_metadata.FILE)}: this file of the checkpoint is missing. Restore another checkpoint."
             )
-        if files.is_bucket(path) and not commit.is_checkpoint(path):
+        if files.is_bucket(path) and not committed.is_checkpoint(path):
             raise CheckpointError(f"{path} is not a committed Orbax checkpoint: it has no commit_success.txt.")
         raise CheckpointError(f"{path} is not an Orbax checkpoint: it has no {tree_metadata.FILE}.")
+
+    def _is_there(self) -> bool:
+        """Whether anything is at the path. In a bucket, what a save or a deletion is (or was) at work on does not count."""
+        path = self.path
+        if not files.is_bucket(path):
+            return files.exists(path) or temporary.recover_missing(path)
+        return committed.is_checkpoint(path) or (files.exists(path) and claims.read(path) is None)
 
     def _read_file(self, name: str) -> bytes:
         path = os.path.join(self._directory, name)
@@ -320,13 +327,6 @@ class StoredCheckpoint:
                 "Restore another checkpoint."
             )
         return np.frombuffer(data, info.dtype).reshape(info.shape)
-
-
-def _is_there(path: str) -> bool:
-    """Whether anything is at `path`. In a bucket, what a save or a deletion is (or was) at work on does not count."""
-    if not files.is_bucket(path):
-        return files.exists(path)
-    return commit.is_checkpoint(path) or (files.exists(path) and claims.read(path) is None)
 
 
 def _nbytes(info: ArrayInfo) -> int:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxckpt.storage import bucket_commit, files, processes
+from jaxckpt.storage import processes
 
 _MARK = ".jaxckpt-tmp-"
 _NAME = re.compile(
@@ -105,8 +105,6 @@ def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
       directory: where to look (not below).
       name: only those made for checkpoints called `name` or ``<name>-<number>``.
     """
-    if files.is_bucket(directory):
-        return bucket_commit.leftovers(directory, name)
     found = [_describe(path, match) for path, match in _matches(directory, name)]
     return sorted(found, key=lambda leftover: -leftover.age_secs)
 
@@ -160,8 +158,6 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
     Returns:
       The paths that were removed.
     """
-    if files.is_bucket(directory):
-        return bucket_commit.sweep(directory, name)
     removed = []
     for leftover in leftovers(directory, name):
         if leftover.live:
@@ -173,12 +169,7 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
 
 
 def recover_missing(final: str) -> bool:
-    """Puts the checkpoint `final` back if a dead process had moved it aside and not replaced it yet.
-
-    In a bucket the new one is put there instead.
-    """
-    if files.is_bucket(final):
-        return bucket_commit.recover_missing(final)
+    """Puts the checkpoint `final` back if a dead process had moved it aside and not replaced it yet."""
     directory, name = os.path.split(os.path.abspath(final))
     return any(not leftover.live and recover(leftover) for leftover in leftovers(directory, name))
 
