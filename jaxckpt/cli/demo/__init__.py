@@ -68,9 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     _require_packages()
     from jaxckpt.cli.demo import losses, plot, settings
     from jaxckpt.cli.demo.loop import train
+    from jaxckpt.storage import files
 
     global _saves
     training, saving = settings.load(arguments.config, steps=arguments.steps, directory=arguments.dir)
+    if files.is_bucket(saving.directory):
+        raise ValueError(
+            f"{saving.directory}: the demo keeps its losses and its picture there; choose a local directory."
+        )
     losses_path = os.path.join(saving.directory, "losses.csv")
     plot_path = os.path.join(saving.directory, "steps.png")
 
