@@ -172,6 +172,23 @@ def test_killed_while_deleting(bucket: Bucket, when: Callable[[Request], bool]) 
     assert stored(bucket.path("ckpt-1")) == 1
 
 
+def test_the_end_of_the_program_waits(bucket: Bucket) -> None:
+    program = """
+        import sys
+        import numpy as np
+        import jaxckpt
+
+        options = jaxckpt.CheckpointOptions(enable_async=True)
+        jaxckpt.Checkpoint(value=np.full(60_000, 2.0), small=2).save(sys.argv[1], options)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(program), bucket.path("ckpt")]
+    finished = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert stored(bucket.path("ckpt-1")) == 2
+    assert no_leftovers(bucket)
+
+
 class TestLiveSaves:
     def test_a_checkpoint_is_readable_while_it_is_replaced(self, bucket: Bucket) -> None:
         path = checkpoint(1).save(bucket.path("run/ckpt"))

@@ -199,6 +199,19 @@ class TestAddresses:
                 call()
         assert os.listdir(tmp_path) == []
 
+    def test_names_that_the_server_does_not_take(self, bucket: Bucket) -> None:
+        with pytest.raises(OSError, match="too long") as caught:
+            checkpoint().save(bucket.path("n" * 1100 + "/ckpt"))
+        assert caught.value.errno == errno.ENAMETOOLONG
+        with pytest.raises(ValueError, match="Invalid GCS bucket name"):
+            checkpoint().save("gs://Not a bucket/ckpt")
+
+    def test_names_with_special_characters(self, bucket: Bucket) -> None:
+        path = checkpoint().save(bucket.path("run ü #1?%41&x=[y]*/ck pt"))
+        checkpoint().restore(path).assert_consumed()
+        assert jaxckpt.latest_checkpoint(bucket.path("run ü #1?%41&x=[y]*")) == path
+        assert storage.list_numbered(bucket.path("run ü #1?%41&x=[y]*/ck pt")) == [1]
+
     def test_s3_is_refused_everywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         address = "s3://bucket/run"

@@ -64,6 +64,8 @@ def _open(path: str) -> tuple[Any, str]:
     import tensorstore as ts
 
     bucket, key = split(path)
+    if len(key.encode()) > 1024:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     store = _wait(ts.KvStore.open({"driver": "gcs", "bucket": bucket}, context=_context()), path)
     return store, key
 
