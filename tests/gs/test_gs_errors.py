@@ -161,15 +161,17 @@ class TestDamage:
         assert storage.verify(path).ok
 
     def test_exchanged_data(self, bucket: Bucket) -> None:
-        paths_ = []
-        for number in (1.0, 2.0):
-            paths_.append(jaxckpt.Checkpoint(value=np.full(60_000, number)).save(bucket.path("ckpt")))
-        ones, twos = ([key for key in bucket.keys if key.startswith(f"ckpt-{n}/d/")] for n in (1, 2))
-        for old, new in zip(sorted(ones), sorted(twos), strict=False):
-            objects.write(bucket.path(old), objects.read(bucket.path(new)))
-        with pytest.raises(jaxckpt.CorruptCheckpointError):
-            jaxckpt.load_checkpoint(paths_[0]).tree()
-        assert not storage.verify(paths_[0]).ok
+        """A chunk of another checkpoint carries a checksum that is right."""
+        options = jaxckpt.CheckpointOptions(experimental_sharding_callback=jaxckpt.MaxShardSizePolicy(1 << 20))
+        first, second = (
+            jaxckpt.Checkpoint(value=np.full(60_000, number)).save(bucket.path("ckpt"), options)
+            for number in (1.0, 2.0)
+        )
+        (key,) = [key for key in bucket.keys if key.startswith("ckpt-1/value/c/")]
+        objects.write(bucket.path(key), objects.read(second + key.removeprefix("ckpt-1")))
+        with pytest.raises(jaxckpt.CorruptCheckpointError, match="not the one that was written"):
+            jaxckpt.load_checkpoint(first).tree()
+        assert not storage.verify(first).ok
 
 
 class TestAddresses:
