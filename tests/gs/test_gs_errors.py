@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,8 +109,6 @@ class TestUnreachable:
         assert {key.split("/")[1] for key in bucket.keys} == {"checkpoint", "ckpt-1", "ckpt-3"}
 
     def test_silence_ends_with_the_timeout(self, bucket: Bucket) -> None:
-        import threading
-
         go_on = threading.Event()
 
         def rule(request: Request) -> None:
@@ -124,6 +123,20 @@ class TestUnreachable:
         finally:
             go_on.set()
         assert not storage.is_checkpoint(bucket.path("run/ckpt-1"))
+
+    def test_silence_of_a_single_request(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(objects, "_WAIT_SECS", 0.5)
+        go_on = threading.Event()
+
+        def rule(_: Request) -> None:
+            go_on.wait(100)
+
+        bucket.rule(rule)
+        try:
+            with pytest.raises(TimeoutError, match="not answered for 0.5 s"):
+                checkpoint().restore(bucket.path("run/ckpt-1"))
+        finally:
+            go_on.set()
 
     def test_passing_failures_are_survived(self, bucket: Bucket) -> None:
         failures = [503, 429]

@@ -71,11 +71,12 @@ def _open(path: str) -> tuple[Any, str]:
 
 
 def _wait(future: Any, path: str) -> Any:
-    deadline = _deadline.get() or Deadline(_WAIT_SECS, f"The storage server's answer about {path}")
+    deadline = _deadline.get()
     try:
-        return deadline.wait(future)
+        return future.result(timeout=_WAIT_SECS) if deadline is None else deadline.wait(future)
     except TimeoutError as error:
-        raise TimeoutError(errno.ETIMEDOUT, str(error), path) from error
+        what = str(error) if deadline is not None else f"The storage server has not answered for {_WAIT_SECS:g} s"
+        raise TimeoutError(errno.ETIMEDOUT, what, path) from error
     except Exception as error:
         raise faults.os_error(error, path) or OSError(errno.EIO, str(error), path) from error
 
