@@ -1,20 +1,22 @@
-# make demo     train the example, with checkpoints        ARGS="--steps 300 --dir /tmp/run"
-# make test     run the tests                              ARGS="tests/cli -k verify"   JOBS=2
-# make lint     check formatting, lint rules and types
-# make format   apply formatting and the fixes that are safe
-# make install  only make .venv
-# make clean    remove .venv, caches and build results
+# make demo         train the example, with checkpoints        ARGS="--steps 300 --dir /tmp/run"
+# make test         run the tests                              ARGS="tests/cli -k verify"   JOBS=2
+# make test-oldest  run the tests of storage with the oldest supported versions of Orbax, JAX and others (by hand; in .venv-oldest)
+# make lint         check formatting, lint rules and types
+# make format       apply formatting and the fixes that are safe
+# make install      only make .venv
+# make clean        remove .venv and .venv-oldest, caches and build results
 #
 # Everything happens in .venv, made on first use with the first Python >= 3.11 that is found; PYTHON=/path/to/python chooses one.
 
 SHELL := /bin/sh
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 PYTHON ?=
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help demo test lint format install clean
+.PHONY: help demo test test-oldest lint format install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +28,11 @@ demo: $(VENV)/installed-test
 # worksteal: an idle worker takes tests from a busy one, so one slow file does not keep a core waiting.
 test: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# The part that depends on what the libraries do. Deprecation warnings are no errors here: nobody repairs old versions.
+test-oldest: $(OLDEST)/installed
+	@$(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal -W default \
+	  $(or $(ARGS),tests/storage tests/test_checkpoint.py tests/test_round_trips.py)
 
 lint: $(VENV)/installed-lint
 	@$(BIN)/ruff format --check .
@@ -39,23 +46,26 @@ format: $(VENV)/installed-lint
 install: $(VENV)/installed-test
 
 clean:
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Sets $found to the first of the given Pythons that can make an environment.
+find-python = found=; \
+	for python in $(1); do \
+	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "make: no Python >= 3.11 with venv and ensurepip found (tried: $(1))." >&2; \
+	  echo "make: install one (Debian, Ubuntu: apt install python3-venv), or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	  exit 1; \
+	fi
 
 # The mark `installing` is there while .venv is in the making: where it is found, that was interrupted, and nothing in it can be
 # trusted. Candidates are run, not only looked up: a name may be a shim that leads nowhere, or a Python without venv or pip.
 $(VENV)/installed-test: pyproject.toml
 	@set -eu; \
 	if [ -e $(VENV)/installing ] || ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	  found=; \
-	  for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
-	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found=$$python; break; fi; \
-	  done; \
-	  if [ -z "$$found" ]; then \
-	    echo "make: no Python >= 3.11 with venv and ensurepip found (tried: $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python))." >&2; \
-	    echo "make: install one (Debian, Ubuntu: apt install python3-venv), or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
-	    exit 1; \
-	  fi; \
+	  $(call find-python,$(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)); \
 	  echo "Making $(VENV) with $$found"; \
 	  rm -rf $(VENV); mkdir $(VENV); touch $(VENV)/installing; \
 	  "$$found" -m venv $(VENV); \
@@ -71,3 +81,15 @@ $(VENV)/installed-lint: $(VENV)/installed-test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	@rm -f $(VENV)/installing
 	@touch $@
+
+# The oldest versions have no wheels for the newest Python. Made anew each time, so that nothing newer is left in it. Without the
+# extras: Flax 0.12.1, which the demo is for, needs JAX 0.8.1.
+$(OLDEST)/installed: pyproject.toml .ci/oldest.txt
+	@set -eu; \
+	$(call find-python,$(or $(PYTHON),python3.11 python3.12)); \
+	echo "Making $(OLDEST) with $$found and the oldest supported versions (a minute or two)"; \
+	rm -rf $(OLDEST); \
+	"$$found" -m venv $(OLDEST); \
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/oldest.txt \
+	  -e . 'flax<0.12.1' hypothesis pytest pytest-timeout pytest-xdist; \
+	touch $@

@@ -31,7 +31,7 @@ _PHASES = (
     ("start the background", "jaxckpt.background", "Background.start"),
     ("sweep leftovers", "jaxckpt.storage.temporary", "sweep"),
     ("temporary directory", "jaxckpt.storage.temporary", "create"),
-    ("Orbax checkpointer", "jaxckpt.storage.commit", "_write"),
+    ("Orbax checkpointer", "jaxckpt.storage.commit", "write_item"),
     ("arrays", "jaxckpt.storage.writer", "write"),
     ("tree metadata", "jaxckpt.storage.tree_metadata", "write"),
     ("digests", "jaxckpt.storage.digests", "write"),

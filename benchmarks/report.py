@@ -205,6 +205,11 @@ def table(rows: list[list[str]]) -> str:
     return _plain(rows)
 
 
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Returns the lines of a Markdown table; the first row is the heading."""
+    return _markdown(rows)
+
+
 def filesystem(directory: str) -> str:
     """Returns the type of the file system of a directory, such as ext4 or tmpfs."""
     best, kind = "", "disk"

@@ -42,7 +42,7 @@ def run(name: str, state_name: str, measure: str, directory: str) -> None:
 def _save(contender: contenders.Contender, path: str) -> dict[str, float]:
     _warm(contender, path)
     _remove(path)
-    result = _measured("save", lambda: contender.save(path))
+    result = measured("save", lambda: contender.save(path))
     result["disk_mb"] = _size(path) / 1e6
     if contender.asynchronous:
         other = path + "-async"
@@ -67,7 +67,7 @@ def _restore(contender: contenders.Contender, path: str) -> dict[str, float]:
     _remove(small_path)
     found: list[Any] = []
     restore = contender.restoring(path)
-    result = _measured("restore", lambda: found.append(restore()))
+    result = measured("restore", lambda: found.append(restore()))
     if not all(np.array_equal(np.asarray(one), other) for one, other in zip(found[0], expected, strict=True)):
         raise AssertionError(f"{contender.name} restored other values than were saved")
     return result
@@ -142,7 +142,7 @@ def _warm(contender: contenders.Contender, path: str) -> None:
         _remove(small_path)
 
 
-def _measured(what: str, work: Callable[[], object]) -> dict[str, float]:
+def measured(what: str, work: Callable[[], object]) -> dict[str, float]:
     os.sync()
     _reset_peak()
     begun, started = _memory("VmRSS"), time.perf_counter()

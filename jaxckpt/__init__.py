@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxckpt import testing
     from jaxckpt.checkpoint import Checkpoint
     from jaxckpt.config import CheckpointConfig, load_config
     from jaxckpt.errors import CheckpointError, ConfigError, CorruptCheckpointError, ProcessError
@@ -59,12 +60,15 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "load_variable",
+    "testing",
     "to_orbax",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":  # A package, not a name in one.
+        return importlib.import_module("jaxckpt.testing")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'jaxckpt' has no attribute {name!r}")

@@ -3,45 +3,19 @@
 import copy
 import os
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-import jax
-
-from jaxckpt import callbacks, objects, optimizers, paths, restoring, snapshot, storage, tree
+from jaxckpt import loading, objects, optimizers, paths, tree
 from jaxckpt.background import Background, PostponedError
-from jaxckpt.errors import ProcessError
+from jaxckpt.loading import Restore
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
-from jaxckpt.storage.content import Snapshot
-from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.translate import OrbaxTranslation, to_orbax
+from jaxckpt.translate import to_orbax
 
-_COUNTER = "save_counter"
 _INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given"})
-
-
-class SaveHooks:
-    """What else happens around a save. The methods run on the thread that writes: the background's for an asynchronous save."""
-
-    def committed(self, path: str) -> None:
-        """The checkpoint is on disk for good: make it the latest. Paths given to hooks are absolute."""
-        from jaxckpt import state_file
-
-        state_file.register(path)
-
-    def finished(self, path: str) -> None:
-        """The callbacks have run, or failed: delete what is not kept."""
-
-    def failed(self, path: str, error: BaseException) -> None:
-        """The write failed, and left nothing."""
-
-
-class _Unregistered(SaveHooks):
-    def committed(self, path: str) -> None:
-        """`write` does not register."""
 
 
 class Checkpoint:
@@ -121,7 +95,7 @@ class Checkpoint:
         return [*super().__dir__(), *self._current()]
 
     def __repr__(self) -> str:
-        return f"<Checkpoint {', '.join(sorted(self._current()))}; {_COUNTER}={self._counter}>"
+        return f"<Checkpoint {', '.join(sorted(self._current()))}; {COUNTER}={self._counter}>"
 
     def _current(self) -> dict[str, Any]:
         """The named values as they are now."""
@@ -209,94 +183,70 @@ class Checkpoint:
         Args, Returns, Raises: as for `save`.
         """
         path = paths.checked_path(file_prefix, "file_prefix")
-        with self._turn(options, "write") as (chosen, translation):
+
+        def reserve() -> tuple[int, str]:
             paths.reserve(path)
-            self._start(path, self._counter, translation, chosen, _Unregistered(), replace=True)
-        return path
+            return self._counter, path
+
+        with self._turn(options, "write") as turn:
+            save = Save("write", path, turn.options, turn.translation, Unregistered(), replace=True)
+            self._start(save, turn, reserve)
+        return save.path
 
     def _save(
         self, prefix: str, options: CheckpointOptions | None, *, number: int | None = None, hooks: SaveHooks
     ) -> str:
         """`save`, for the manager: with a number of its choice (which replaces), and its own hooks."""
-        with self._turn(options, "save") as (chosen, translation):
+        given = paths.absolute(prefix)
+
+        def reserve() -> tuple[int, str]:
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
-                given = paths.absolute(prefix)
-                taken, path = paths.reserve_unused(prefix, self._counter + 1, self._given.get(given, 0))
-            else:
-                # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
-                taken, path = self._counter + 1, f"{prefix}-{number}"
-                paths.reserve(path)
+                return paths.reserve_unused(prefix, self._counter + 1, self._given.get(given, 0))
+            path = f"{prefix}-{number}"
+            paths.reserve(path)
+            return (
+                self._counter + 1,
+                path,
+            )  # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
+
+        with self._turn(options, "save") as turn:
+            details = {"checkpoint_number": number}
+            save = Save(
+                "save", prefix, turn.options, turn.translation, hooks, replace=number is not None, details=details
+            )
             try:
-                self._start(path, taken, translation, chosen, hooks, replace=number is not None)
+                self._start(save, turn, reserve)
             finally:
-                if number is None and self._counter == taken:  # Committed, even if a callback failed.
-                    self._given[given] = taken
-        return path
+                if (
+                    number is None and save.number and self._counter == save.number
+                ):  # Committed, even if a callback failed.
+                    self._given[given] = save.number
+        return save.path
 
     def _turn(self, options: CheckpointOptions | None, action: str) -> "_Turn":
         return _Turn(self, _checked_options(options), action)
 
-    def _start(
-        self,
-        path: str,
-        number: int,
-        translation: OrbaxTranslation,
-        options: CheckpointOptions,
-        hooks: SaveHooks,
-        *,
-        replace: bool,
-    ) -> None:
-        """Takes the snapshot and writes it, here or in the background. Gives back the reservation of `path` when all is over."""
+    def _start(self, save: Save, turn: "_Turn", reserve: Callable[[], tuple[int, str]]) -> None:
+        """Takes the snapshot and writes it, here or in the background."""
         before = self._counter
-        absolute = paths.absolute(path)  # The working directory may change before the background gets there.
         try:
-            work = self._work(path, absolute, number, translation, options, hooks, replace)
-            if translation.asynchronous:
-                self._counter_is(number)
-                self._background.start(
-                    work, path, translation.array_settings.timeout_secs, translation.exit_timeout_secs
-                )
+            save.prepare(turn.wait, self._flats, reserve)
+            if not turn.translation.asynchronous:
+                save.run(lambda: self._counter_is(save.number))
                 return
-        except BaseException:
-            self._counter_is(before)
-            paths.release(absolute)
-            raise
-        work(lambda: self._counter_is(number))
-
-    def _work(
-        self,
-        path: str,
-        absolute: str,
-        number: int,
-        translation: OrbaxTranslation,
-        options: CheckpointOptions,
-        hooks: SaveHooks,
-        replace: bool,
-    ) -> Callable[[Callable[[], None]], None]:
-        """Returns what writes the values as they are now: the same whichever thread it runs on."""
-        settings = translation.array_settings
-        taken: list[Snapshot] = [self._snapshot(number, copy_host_memory=translation.asynchronous)]
-        storage.check(absolute, taken[0], settings)
-        run = tuple(options.experimental_write_callbacks or ())
-
-        def work(committed: Callable[[], None]) -> None:
+            self._counter_is(save.number)
             try:
-                _write(absolute, taken.pop(), settings, hooks, replace)
-                committed()
-                try:
-                    callbacks.run_callbacks(run, path)
-                finally:
-                    _finish(hooks, absolute)
-            finally:
-                paths.release(absolute)
+                self._background.start(save.run, save.path, save.wait_secs, turn.translation.exit_timeout_secs)
+            except BaseException:
+                self._counter_is(before)
+                raise
+        except BaseException:
+            save.abandon()  # An interrupt may come between any two steps; the other processes must not wait for this one.
+            raise
 
-        return work
-
-    def _snapshot(self, number: int, *, copy_host_memory: bool) -> Snapshot:
-        flats = [tree.flatten(name, value) for name, value in self._current().items()]
-        flats.append(tree.flatten(_COUNTER, number))
-        return snapshot.take(flats, copy=copy_host_memory)
+    def _flats(self) -> list[tree.Flat]:
+        return [tree.flatten(name, value) for name, value in self._current().items()]
 
     def _counter_is(self, number: int) -> None:
         object.__setattr__(self, "_counter", number)
@@ -339,50 +289,43 @@ class Checkpoint:
         path = None if save_path is None else paths.checked_path(save_path, "save_path")
         self._refuse_background(action)
         with self._lock:
-            translation = _translate(options)
-            self.sync()
+            translation = to_orbax(options)
             if path is None:
+                self.sync()
                 return CheckpointLoadStatus(None, (), (), ())
-            stored = storage.StoredCheckpoint(path, translation.array_settings.timeout_secs)
-            values = self._current()
-            flats = {name: tree.flatten(name, value) for name, value in values.items()}
-            skip = optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
-            targets = [leaf for flat in flats.values() for leaf in flat.leaves]
-            found = restoring.match(targets, stored, skip, _COUNTER)
-            pairs = found.pairs
-            if action == "restore":
-                pairs = pairs + restoring.match([tree.flatten(_COUNTER, 0).leaves[0]], stored, set(), "").pairs
-            new = restoring.load(pairs, stored)
-            counter = new.pop(_COUNTER, None)
-            if counter is not None and not 0 <= counter < 2**63:
-                raise ValueError(
-                    f"{_COUNTER}: {path} holds {counter}, which is no number of a save. Use read() instead of restore()."
-                )
-            self._apply(values, flats, new)
-            if counter is not None:
-                self._counter_is(counter)
-            matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
-            return CheckpointLoadStatus(path, matched, found.missing, found.unexpected)
+            values: dict[str, Any] = {}
+            flats: dict[str, tree.Flat] = {}
 
-    def _apply(self, values: Mapping[str, Any], flats: Mapping[str, tree.Flat], new: Mapping[str, Any]) -> None:
-        """Puts new leaves into the values: all of them, or, if an object refuses its state, none."""
+            def targets() -> list[tree.Leaf]:
+                self.sync()
+                values.update(self._current())
+                flats.update((name, tree.flatten(name, value)) for name, value in values.items())
+                return [leaf for flat in flats.values() for leaf in flat.leaves]
+
+            call = call_of(action, path, options, translation)
+            with Restore(call, path, translation.io_process) as restore:
+                leaves = restore.meet(targets)
+                skip = (
+                    optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
+                )
+                loaded = restore.load(leaves, skip, with_counter=action == "restore")
+                self._apply(values, flats, loaded.new, restore)
+            if loaded.counter is not None:
+                self._counter_is(loaded.counter)
+            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected)
+
+    def _apply(
+        self, values: Mapping[str, Any], flats: Mapping[str, tree.Flat], new: Mapping[str, Any], restore: Restore
+    ) -> None:
+        """Puts new leaves into the values: all of them, or, if an object of any process refuses its state, none."""
         replacements: dict[str, Any] = {}
-        changes: list[Callable[[], tree.Undo]] = []
-        for name, flat in flats.items():
-            if any(leaf.name in new for leaf in flat.leaves):
-                replacements[name], more = flat.rebuild([new.get(leaf.name, leaf.value) for leaf in flat.leaves])
-                changes += more
-        undos: list[tree.Undo] = []
-        try:
-            for change in changes:
-                undos.append(change())
-        except BaseException as error:
-            for undo in reversed(undos):
-                try:
-                    undo()
-                except Exception as second:
-                    error.add_note(f"Besides, an object could not be given back its old state: {second!r}")
-            raise
+
+        def changes() -> Iterator[Callable[[], tree.Undo]]:
+            rebuilt, found = loading.rebuild(flats, new)
+            replacements.update(rebuilt)
+            yield from found
+
+        loading.carry_out(changes(), restore.agree)
         for name, value in replacements.items():
             if value is values[name]:
                 continue
@@ -433,31 +376,30 @@ class Checkpoint:
 
 
 class _Turn:
-    """A save's turn, which begins when the save before is over: gives the options and their translation.
+    """A save's turn: gives the options and their translation, and waits for the save before.
 
     An error that the callback of an earlier save left is raised when this one is done. Not a generator with
     contextlib.contextmanager: that sets attributes of exceptions, which some refuse.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: CheckpointOptions, action: str) -> None:
+        self.options = options
+        self.translation = to_orbax(options)
         self._checkpoint = checkpoint
-        self._options = options
         self._action = action
         self._postponed: PostponedError | None = None
 
-    def __enter__(self) -> tuple[CheckpointOptions, OrbaxTranslation]:
-        checkpoint = self._checkpoint
-        checkpoint._refuse_background(self._action)
-        checkpoint._lock.acquire()
-        try:
-            translation = _translate(self._options)
-            checkpoint._background.wait()
-            checkpoint._background.raise_error(after_commit=False)
-            self._postponed = checkpoint._background.postpone_error()
-        except BaseException:
-            checkpoint._lock.release()
-            raise
-        return self._options, translation
+    def __enter__(self) -> Self:
+        self._checkpoint._refuse_background(self._action)
+        self._checkpoint._lock.acquire()
+        return self
+
+    def wait(self) -> None:
+        """Waits until the save before is over. Raises its error, if it was not saved."""
+        background = self._checkpoint._background
+        background.wait()
+        background.raise_error(after_commit=False)
+        self._postponed = background.postpone_error()
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
@@ -467,45 +409,12 @@ class _Turn:
             self._checkpoint._lock.release()
 
 
-def _write(path: str, taken: Snapshot, settings: WriteSettings, hooks: SaveHooks, replace: bool) -> None:
-    """Writes, commits and registers. If it fails, nothing new is there."""
-    try:
-        storage.save(path, taken, settings, replace=replace)
-        try:
-            hooks.committed(path)
-        except BaseException:
-            if not replace:  # Not registered, so not saved. What replaced another checkpoint stays: the other is gone.
-                storage.delete(path)
-            raise
-    except BaseException as error:
-        hooks.failed(path, error)
-        raise
-
-
-def _finish(hooks: SaveHooks, path: str) -> None:
-    try:
-        hooks.finished(path)
-    except (
-        Exception
-    ) as error:  # The checkpoint is there; that an old one could not be deleted is no reason to fail its save.
-        warnings.warn(f"After saving {path}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
-
-
 def _checked_options(options: CheckpointOptions | None) -> CheckpointOptions:
     if options is None:
         return CheckpointOptions()
     if not isinstance(options, CheckpointOptions):
         raise TypeError(f"options must be a CheckpointOptions or None, got {type(options).__name__}.")
     return options
-
-
-def _translate(options: CheckpointOptions) -> OrbaxTranslation:
-    if jax.process_count() > 1:
-        raise ProcessError(
-            f"This job has {jax.process_count()} processes; this version of jaxckpt saves and restores in jobs of one process.",
-            range(jax.process_count()),
-        )
-    return to_orbax(options)
 
 
 def _check_name(owner: type, name: str) -> None:

@@ -1,20 +1,24 @@
 """`CheckpointManager`: numbers, intervals and retention (TensorFlow: `tf.train.CheckpointManager`)."""
 
+import functools
 import logging
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxckpt import paths, state_file
 from jaxckpt.arguments import index, positive_int, positive_number
-from jaxckpt.checkpoint import Checkpoint, SaveHooks
+from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.managed import ManagedDirectory
+from jaxckpt.multihost.ask import ask, does_file_access
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.saving import SaveHooks
 from jaxckpt.steps import SavedStep, SavedSteps, step_reader
 
 _logger = logging.getLogger("jaxckpt")
+_Result = TypeVar("_Result")
 
 
 class CheckpointManager:
@@ -92,6 +96,8 @@ class CheckpointManager:
         self._start()
 
     def _start(self) -> None:
+        if not does_file_access(self._options):
+            return
         try:
             behind = self._managed.start(self._root())
         except OSError as error:
@@ -135,7 +141,11 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        return [os.path.join(self._directory, name) for name in self._managed.listed(self._root())]
+        names = self._ask("CheckpointManager.checkpoints", lambda: self._managed.listed(self._root()))
+        return [os.path.join(self._directory, name) for name in names]
+
+    def _ask(self, action: str, work: Callable[[], _Result]) -> _Result:
+        return ask(action, self._directory, self._options, work)
 
     @property
     def latest_checkpoint(self) -> str | None:
@@ -148,8 +158,11 @@ class CheckpointManager:
         """
         from jaxckpt import storage
 
-        candidates = (os.path.join(self._directory, name) for name in self._managed.newest_first(self._root()))
-        return next((path for path in candidates if storage.is_checkpoint(path)), None)
+        def latest() -> str | None:
+            candidates = (os.path.join(self._directory, name) for name in self._managed.newest_first(self._root()))
+            return next((path for path in candidates if storage.is_checkpoint(path)), None)
+
+        return self._ask("CheckpointManager.latest_checkpoint", latest)
 
     def save(
         self,
@@ -217,18 +230,21 @@ class CheckpointManager:
         state_file.resolve(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
         with self._checkpoint._lock:
-            self._checkpoint.sync()
             restored = self._restore_newest(options, skip_corrupt)
         if restored is None and self._init_fn is not None:
             self._init_fn()
         return restored
 
     def _restore_newest(self, options: CheckpointOptions | None, skip_corrupt: bool) -> str | None:
+        def together(work: Callable[[], _Result], before: Callable[[], None] = lambda: None) -> _Result:
+            return ask("restore_or_initialize", self._directory, options, work, before=before, always=True)
+
         damage: CorruptCheckpointError | None = None
-        for name in self._managed.newest_first(self._root()):
+        for name in together(lambda: list(self._managed.newest_first(self._root())), self._checkpoint.sync):
             path = os.path.join(self._directory, name)
+            verify = damage is not None
             try:
-                _require_sound(path, verify=damage is not None)
+                together(functools.partial(_require_sound, path, verify=verify))
                 self._checkpoint.restore(path, options)
             except CorruptCheckpointError as error:
                 if not skip_corrupt:
@@ -262,13 +278,15 @@ class _Hooks(SaveHooks):
 
     def committed(self, path: str) -> None:
         self._managed.register(self._root, os.path.basename(path))
+
+    def saved(self) -> None:
         if self._step is not None:
             self._steps.commit(self._step)
 
     def finished(self, path: str) -> None:
         self._managed.retain(self._root)
 
-    def failed(self, path: str, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
         if self._step is not None:
             self._steps.fail(self._step)
 

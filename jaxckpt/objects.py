@@ -45,6 +45,11 @@ def is_reference(node: Any) -> bool:
     return _find(type(node)) is not None
 
 
+def is_reference_type(kind: type) -> bool:
+    """Whether objects of this class are reference objects."""
+    return _find(kind) is not None
+
+
 def is_nnx_object(node: Any) -> bool:
     """Whether `node` is an NNX graph node, such as a module (a lone NNX variable is not)."""
     return isinstance(_find(type(node)), _NnxObject)

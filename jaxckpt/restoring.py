@@ -3,22 +3,43 @@
 Everything is matched and validated before the first byte of an array is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxckpt.kinds import Kind, is_key_dtype, kind_of
-from jaxckpt.storage.opened import ArrayInfo, Box, StoredCheckpoint
-from jaxckpt.storage.tree_metadata import StoredLeaf
+from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage.arrays import ArrayInfo
+from jaxckpt.storage.ocdbt_chunks import Box
+from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
 from jaxckpt.tree import Leaf
 
 # Arrays are read and placed in groups, so that the host holds no second copy of a large model.
 _GROUP_BYTES = 256 << 20
 _BoxKey = tuple[tuple[int, int], ...]
+
+
+class Source(Protocol):
+    """An open checkpoint: a `StoredCheckpoint`, or one that another process has open."""
+
+    path: str
+    tree: StoredTree
+
+    def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
+        """Returns shape and dtype of array leaves, by Orbax's name."""
+
+    def nbytes(self, leaf: StoredLeaf) -> int:
+        """Returns the bytes of an array leaf of which `infos` was asked before."""
+
+    def string(self, leaf: StoredLeaf) -> str:
+        """Returns the value of a str leaf."""
+
+    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
+        """Reads arrays, or boxes of them."""
 
 
 @dataclass
@@ -38,7 +59,7 @@ class Matched:
     unexpected: list[str] = field(default_factory=list)
 
 
-def match(targets: Sequence[Leaf], stored: StoredCheckpoint, skip: set[str], ignore: str) -> Matched:
+def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) -> Matched:
     """Matches targets and stored leaves by name.
 
     Args:
@@ -63,7 +84,8 @@ def match(targets: Sequence[Leaf], stored: StoredCheckpoint, skip: set[str], ign
     return found
 
 
-def load(pairs: Sequence[tuple[Leaf, StoredLeaf]], stored: StoredCheckpoint) -> dict[str, Any]:
+@quiet_gc()
+def load(pairs: Sequence[tuple[Leaf, StoredLeaf]], stored: Source) -> dict[str, Any]:
     """Validates all pairs, then reads and places them.
 
     Returns:
@@ -83,9 +105,7 @@ def load(pairs: Sequence[tuple[Leaf, StoredLeaf]], stored: StoredCheckpoint) -> 
     return values
 
 
-def _groups(
-    arrays: Sequence[tuple[Leaf, StoredLeaf]], stored: StoredCheckpoint
-) -> Iterator[list[tuple[Leaf, StoredLeaf]]]:
+def _groups(arrays: Sequence[tuple[Leaf, StoredLeaf]], stored: Source) -> Iterator[list[tuple[Leaf, StoredLeaf]]]:
     group: list[tuple[Leaf, StoredLeaf]] = []
     held = 0
     for target, leaf in arrays:
@@ -188,7 +208,7 @@ def _describe_target(value: Any) -> str:
 
 
 def _load_group(
-    group: Sequence[tuple[Leaf, StoredLeaf]], infos: Mapping[str, ArrayInfo], stored: StoredCheckpoint
+    group: Sequence[tuple[Leaf, StoredLeaf]], infos: Mapping[str, ArrayInfo], stored: Source
 ) -> dict[str, Any]:
     """Reads the boxes that a group of targets needs, in one batch, and builds their values."""
     requests: list[tuple[str, Box | None]] = []
@@ -198,16 +218,18 @@ def _load_group(
     for target, leaf in group:
         value = target.value
         first = len(requests)
-        if kind_of(value) in (Kind.JAX, Kind.ABSTRACT) and leaf.key_impl is None:
+        if kind_of(value) in (Kind.JAX, Kind.ABSTRACT):
             sharding = _sharding_of(value)
-            if sharding is not None and len(sharding.device_set) > 1:
-                boxes, build = _sharded(infos[leaf.param_name].shape, sharding)
+            is_global = sharding is not None and not sharding.is_fully_addressable
+            if is_global or (leaf.key_impl is None and sharding is not None and len(sharding.device_set) > 1):
+                boxes, build = _sharded(target, infos[leaf.param_name], leaf.key_impl)
                 requests += [(leaf.param_name, box) for box in boxes]
                 builders.append((target.name, first, len(requests), build))
                 continue
-            requests.append((leaf.param_name, None))
-            plain.append((target.name, first, value))
-            continue
+            if leaf.key_impl is None:
+                requests.append((leaf.param_name, None))
+                plain.append((target.name, first, value))
+                continue
         requests.append((leaf.param_name, None))
         builders.append((target.name, first, first + 1, _host_builder(target, leaf)))
     arrays = stored.read(requests)
@@ -242,8 +264,12 @@ def _as_weak(target: Any, array: jax.Array, data: np.ndarray) -> jax.Array:
     return array
 
 
-def _sharded(shape: tuple[int, ...], sharding: Any) -> tuple[list[Box], Callable[[list[np.ndarray]], Any]]:
+def _sharded(
+    target: Leaf, info: ArrayInfo, key_impl: str | None
+) -> tuple[list[Box], Callable[[list[np.ndarray]], Any]]:
     """Returns the distinct boxes that this process's devices need, and what assembles them into a global array."""
+    shape, sharding = tuple(target.value.shape), target.value.sharding
+    trailing = info.shape[len(shape) :]  # Of the data of PRNG keys, which is not divided.
     boxes: dict[_BoxKey, int] = {}
     places = []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -252,9 +278,14 @@ def _sharded(shape: tuple[int, ...], sharding: Any) -> tuple[list[Box], Callable
 
     def build(arrays: list[np.ndarray]) -> Any:
         shards = jax.device_put([arrays[position] for _, position in places], [device for device, _ in places])
-        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+        dtype: Any = info.dtype
+        if key_impl is not None:
+            shards = [jax.random.wrap_key_data(shard, impl=key_impl) for shard in shards]
+            dtype = target.value.dtype
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards, dtype=dtype)
 
-    return [tuple(slice(start, stop) for start, stop in key) for key in boxes], build
+    whole = tuple(slice(0, extent) for extent in trailing)
+    return [(*(slice(start, stop) for start, stop in key), *whole) for key in boxes], build
 
 
 def _host_builder(target: Leaf, leaf: StoredLeaf) -> Callable[[list[np.ndarray]], Any]:

@@ -4,7 +4,6 @@ Device arrays are immutable: on the CPU backend the snapshot is a view of the de
 others a copy in host memory. Mutable host memory (numpy) is copied when the write happens in the background.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +13,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxckpt.kinds import Kind, is_key_dtype, kind_of
+from jaxckpt.multihost.plan import HOST_OWNER, Plan
+from jaxckpt.shards import GlobalArray, host_content
 from jaxckpt.storage import layout, tree_metadata
+from jaxckpt.storage.boxes import grid_of
 from jaxckpt.storage.content import ArrayContent, EmptyContent, EmptyType, Entry, Piece, Snapshot, StringContent
 from jaxckpt.tree import EmptyNode, Flat, Leaf
 
@@ -57,7 +59,51 @@ def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
     flats = list(flats)
     leaves = [leaf for flat in flats for leaf in flat.leaves]
     _start_transfers(leaves)
-    entries = [Entry(leaf.path, _content(leaf, copy)) for leaf in leaves]
+    return _snapshot([Entry(leaf.path, _content(leaf, copy)) for leaf in leaves], flats)
+
+
+def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
+    """Takes this process's part of the snapshot of a job of several processes.
+
+    Every leaf is described as on every other process; its pieces are those that this process owns. Host leaves, which belong to no
+    process, have their pieces on process 0.
+
+    Args:
+      flats, copy: as for `take`.
+      plan: says who owns what.
+
+    Raises:
+      As `take`.
+    """
+    flats = list(flats)
+    leaves = [leaf for flat in flats for leaf in flat.leaves]
+    shared: dict[int, GlobalArray] = {}
+    for position, leaf in enumerate(leaves):
+        if kind_of(leaf.value) is Kind.JAX:
+            _require_data(leaf, leaf.value)
+            if not leaf.value.is_fully_addressable:
+                shared[position] = GlobalArray(
+                    leaf.value, plan
+                )  # Starts its transfers: all before the first is waited for.
+    entries = []
+    for position, leaf in enumerate(leaves):
+        if (array := shared.get(position)) is not None:
+            content: ArrayContent | StringContent = array.content()
+            _check_dtype(leaf, array.dtype)
+        else:
+            content = _content(leaf, copy and plan.process == HOST_OWNER)
+            if isinstance(content, ArrayContent):
+                content = host_content(content, plan)
+        entries.append(Entry(leaf.path, content))
+    return _snapshot(entries, flats)
+
+
+def with_value(snapshot: Snapshot, flat: Flat) -> Snapshot:
+    """Returns a snapshot with the leaves of one more value, of which this process has everything."""
+    return Snapshot((*snapshot.entries, *(Entry(leaf.path, _content(leaf, False)) for leaf in flat.leaves)))
+
+
+def _snapshot(entries: list[Entry], flats: Iterable[Flat]) -> Snapshot:
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     _refuse_collisions(entries)
     return Snapshot(tuple(entries))
@@ -77,6 +123,7 @@ def _content(leaf: Leaf, copy: bool) -> ArrayContent | StringContent:
     value = leaf.value
     match kind_of(value):
         case Kind.JAX:
+            _require_data(leaf, value)
             return _jax_array(leaf, value)
         case Kind.NUMPY:
             return _numpy_array(leaf, value, copy)
@@ -146,52 +193,32 @@ def _numpy_array(leaf: Leaf, value: np.ndarray, copy: bool) -> ArrayContent:
     return _whole("np.ndarray", array)
 
 
-def _jax_array(leaf: Leaf, value: jax.Array) -> ArrayContent:
+def _require_data(leaf: Leaf, value: jax.Array) -> None:
     if value.is_deleted():
         raise ValueError(
             f"{leaf.name}: this array has been deleted (it was donated to a jitted function). Save the array that the function returned."
         )
+
+
+def _jax_array(leaf: Leaf, value: jax.Array) -> ArrayContent:
+    """The content of an array of which this process has everything."""
     key_impl = None
     if is_key_dtype(value.dtype):
         key_impl = str(jax.random.key_impl(value))
         value = jax.random.key_data(value)
-    dtype = value.dtype
+    shape, dtype, sharding = value.shape, value.dtype, value.sharding
     _check_dtype(leaf, dtype)
-    shape = value.shape
-    sharding = value.sharding
     if len(sharding.device_set) == 1:
-        array = np.asarray(value)
-        pieces: tuple[Piece, ...] = (Piece((0,) * len(shape), shape, array),)
+        pieces: tuple[Piece, ...] = (Piece((0,) * len(shape), shape, np.asarray(value)),)
         return ArrayContent("jax.Array", shape, dtype, shape, pieces, None, key_impl, sharding)
-    if not value.is_fully_addressable:
-        raise ValueError(
-            f"{leaf.name}: this array lives on devices of several processes; saving those needs a job-wide save."
-        )
-    shards = [shard for shard in value.addressable_shards if shard.replica_id == 0]
-    parts = [_shard_piece(shard, shape) for shard in shards]
-    return ArrayContent("jax.Array", shape, dtype, _write_shape(shape, parts), tuple(parts), None, key_impl, sharding)
+    parts = tuple(_shard_piece(shard, shape) for shard in value.addressable_shards if shard.replica_id == 0)
+    return ArrayContent("jax.Array", shape, dtype, grid_of(shape, parts), parts, None, key_impl, sharding)
 
 
 def _shard_piece(shard: Any, shape: tuple[int, ...]) -> Piece:
     start = tuple(index.indices(extent)[0] for index, extent in zip(shard.index, shape, strict=True))
     array = np.asarray(shard.data)
     return Piece(start, array.shape, array)
-
-
-def _write_shape(shape: tuple[int, ...], pieces: Sequence[Piece]) -> tuple[int, ...]:
-    """The grid that the pieces lie on: with uneven shardings the last ones are smaller."""
-    if not pieces:
-        return shape
-    largest = tuple(max(extents) for extents in zip(*(piece.shape for piece in pieces), strict=True)) if shape else ()
-    aligned = all(
-        start % extent == 0 for piece in pieces for start, extent in zip(piece.start, largest, strict=True) if extent
-    )
-    if aligned:
-        return largest
-    return tuple(
-        math.gcd(*(number for piece in pieces for number in (piece.start[axis], piece.shape[axis]))) or 1
-        for axis in range(len(shape))
-    )
 
 
 def _empty_type(node: EmptyNode) -> EmptyType:

@@ -6,16 +6,19 @@ checkpoint.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from jaxckpt import devices, paths
 from jaxckpt.directory_lock import update
+from jaxckpt.multihost.ask import ask
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.state_store import FILE as FILE
 from jaxckpt.state_store import read_state as read_state
@@ -67,6 +70,15 @@ def get_checkpoint_state(
     """
     resolve(options)
     directory = paths.checked_path(directory, "directory")
+    found = ask("get_checkpoint_state", directory, options, lambda: _asdict(_read_here(directory)))
+    return None if found is None else CheckpointState(**found)
+
+
+def _asdict(state: CheckpointState | None) -> dict[str, Any] | None:
+    return None if state is None else asdict(state)
+
+
+def _read_here(directory: str) -> CheckpointState | None:
     try:
         records = read_state(directory)
     except (OSError, UnreadableStateError) as error:
@@ -96,9 +108,15 @@ def latest_checkpoint(directory: str | os.PathLike[str], options: CheckpointOpti
       TypeError: an argument of the wrong type.
       ValueError: the device in the options does not exist.
     """
+    resolve(options)
+    directory = paths.checked_path(directory, "directory")
+    return ask("latest_checkpoint", directory, options, lambda: _latest_here(directory))
+
+
+def _latest_here(directory: str) -> str | None:
     from jaxckpt import storage
 
-    state = get_checkpoint_state(directory, options)
+    state = _read_here(directory)
     if state is None:
         return None
     if not storage.is_checkpoint(state.model_checkpoint_path):
@@ -150,9 +168,10 @@ def _iterate(
     timeout_fn: Callable[[], object] | None,
     options: CheckpointOptions | None,
 ) -> Iterator[str]:
-    last = None
+    last: str | None = None
     while True:
-        found = _wait_for_new(directory, last, timeout, options)
+        wait = functools.partial(_wait_for_new, directory, last, timeout)
+        found = ask("checkpoints_iterator", directory, options, wait)
         if found is None:
             if timeout_fn is None or timeout_fn():
                 return
@@ -162,13 +181,11 @@ def _iterate(
         time.sleep(max(0.0, start + min_interval_secs - time.monotonic()))
 
 
-def _wait_for_new(
-    directory: str, last: str | None, timeout: float | None, options: CheckpointOptions | None
-) -> str | None:
+def _wait_for_new(directory: str, last: str | None, timeout: float | None) -> str | None:
     end = None if timeout is None else time.monotonic() + timeout
     pause = _POLL_SECS / 16
     while True:
-        found = latest_checkpoint(directory, options)
+        found = _latest_here(directory)
         if found is not None and found != last:
             return found
         left = _POLL_SECS if end is None else end - time.monotonic()

@@ -6,6 +6,7 @@ together from new leaves. It knows nothing of files.
 """
 
 import dataclasses
+import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import jax
 
 from jaxckpt import objects
 from jaxckpt.names import Key, Path, leaf_name
+from jaxckpt.quiet_gc import quiet_gc
 
 
 class Leaf(NamedTuple):
@@ -79,26 +81,86 @@ def as_key(entry: Any) -> Key:
 
 
 _CONTAINERS = (dict, list, tuple, Mapping)
-_PLAIN: set[type] = {dict, list, tuple}
+
+
+class _Role(enum.Enum):
+    """What nodes of a type are to the walk. Decided once per type: `isinstance` of an abstract class is slow."""
+
+    NONE = "none"
+    CONTAINER = "container"
+    REFERENCE = "reference"
+    OTHER = "other"
+
+
+_ROLES: dict[type, _Role] = {type(None): _Role.NONE, **dict.fromkeys((dict, list, tuple), _Role.CONTAINER)}
+
+
+def _role(node: Any) -> _Role:
+    kind = type(node)
+    role = _ROLES.get(kind)
+    if role is None:
+        role = _ROLES[kind] = _role_of_type(kind)
+    return role
+
+
+def _role_of_type(kind: type) -> _Role:
+    if objects.is_reference_type(kind):
+        return _Role.REFERENCE
+    return _Role.CONTAINER if issubclass(kind, _CONTAINERS) else _Role.OTHER
 
 
 def _stops(node: Any) -> bool:
     """Whether the walk stops at `node`: empty containers, None, and reference objects."""
-    kind = type(node)
-    if kind in _PLAIN:
-        return not node
-    if node is None:
-        return True
-    if kind in _LEAF_TYPES:
-        return False
-    if isinstance(node, _CONTAINERS):
-        return not node or objects.is_reference(node)
-    return objects.is_reference(node)
+    role = _role(node)
+    return role is _Role.REFERENCE or _is_empty(role, node)
 
 
-_LEAF_TYPES: set[type] = {int, float, bool, str, bytes, complex}
+def _is_empty(role: _Role, node: Any) -> bool:
+    return role is _Role.NONE or (role is _Role.CONTAINER and not node)
 
 
+_known_paths: dict[Any, tuple[Path, ...]] = {}
+_KNOWN_AT_MOST = 16
+
+
+def _paths(prefix: Path, treedef: Any, value: Any) -> tuple[Path, ...]:
+    """Returns the paths of all nodes. They depend on the structure only, and a training loop saves the same one again and again."""
+    try:
+        found = _known_paths.get((prefix, treedef))
+    except Exception:  # The structure holds data of its user that cannot be hashed or compared.
+        return _walk(prefix, value)[0]
+    if found is None:
+        found, exact = _walk(prefix, value)
+        if exact:
+            while len(_known_paths) >= _KNOWN_AT_MOST:
+                _known_paths.pop(next(iter(_known_paths), None), None)
+            _known_paths[prefix, treedef] = found
+    return found
+
+
+def _walk(prefix: Path, value: Any) -> tuple[tuple[Path, ...], bool]:
+    """Returns the paths, and whether equal structures have equal paths: {1: x} equals {True: x}, but 1 is spelled otherwise."""
+    keys: dict[Any, Key] = {}
+    paths = []
+    exact = True
+    for entries, _ in jax.tree_util.tree_flatten_with_path(value, is_leaf=_stops)[0]:
+        path = prefix
+        for entry in entries:
+            if type(entry) in _EXACT or type(getattr(entry, "key", None)) is str:
+                key = keys.get(entry)
+                if key is None:
+                    key = keys[entry] = as_key(entry)
+            else:
+                key, exact = as_key(entry), False
+            path += (key,)
+        paths.append(path)
+    return tuple(paths), exact
+
+
+_EXACT = (jax.tree_util.SequenceKey, jax.tree_util.GetAttrKey, jax.tree_util.FlattenedIndexKey)
+
+
+@quiet_gc()
 def flatten(name: str, value: Any) -> Flat:
     """Takes the value called `name` apart.
 
@@ -117,7 +179,8 @@ def _flatten(prefix: Path, value: Any, parents: tuple[int, ...]) -> Flat:
     if objects.is_reference(value):
         return _flatten_reference(prefix, value, parents)
     try:
-        pairs, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=_stops)
+        nodes, treedef = jax.tree_util.tree_flatten(value, is_leaf=_stops)
+        paths = _paths(prefix, treedef, value)
     except (ValueError, TypeError) as error:
         if "Comparator raised exception" in str(error) or "not supported between instances" in str(error):
             raise TypeError(
@@ -127,20 +190,14 @@ def _flatten(prefix: Path, value: Any, parents: tuple[int, ...]) -> Flat:
         raise
     except RecursionError as error:
         raise ValueError(f"{leaf_name(prefix)}: this value is nested too deeply; does it contain itself?") from error
-    keys: dict[Any, Key] = {}
     flat = Flat()
     builders: list[Flat | None] = []
-    for entries, node in pairs:
-        path = prefix
-        for entry in entries:
-            key = keys.get(entry)
-            if key is None:
-                key = keys[entry] = as_key(entry)
-            path += (key,)
-        if node is None or (isinstance(node, _CONTAINERS) and not node and not objects.is_reference(node)):
+    for path, node in zip(paths, nodes, strict=True):
+        role = _role(node)
+        if _is_empty(role, node):
             flat.empties.append(EmptyNode(path, node))
             builders.append(Flat(_build=_constant(node)))
-        elif type(node) not in _LEAF_TYPES and objects.is_reference(node):
+        elif role is _Role.REFERENCE:
             inner = _flatten_reference(path, node, parents)
             flat.leaves.extend(inner.leaves)
             flat.empties.extend(inner.empties)

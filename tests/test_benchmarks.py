@@ -90,3 +90,23 @@ def test_a_contender_that_is_not_there() -> None:
 
     assert done.returncode == 2
     assert "there is no contender 'paper'" in done.stderr
+
+
+@pytest.mark.timeout(240)
+def test_multihost(tmp_path: Path) -> None:
+    saved, results = tmp_path / "saved", tmp_path / "results"
+    saved.mkdir()
+
+    output = run(
+        "multihost",
+        *("--gigabytes", 0.001, "--memory-gigabytes", 0.001, "--processes", 2, "--leaves", 3, "--rounds", 1),
+        *("--contenders", "engine,io-1,shared", "--dir", saved, "--results", results),
+    )
+
+    for name in ("engine", "io-1", "shared", "copy of a part in memory", "io-1: save, × engine"):
+        assert f"\n{name}  " in output
+    assert "io-1: async of 0.001 GB, others, MB" in output
+    markdown = (results / "RESULTS_MULTIHOST.md").read_text()
+    assert "| io-1 | IO |" in markdown
+    assert str(tmp_path) not in markdown
+    assert list(saved.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from jaxckpt.storage.commit import check, delete, save
 from jaxckpt.storage.committed import is_checkpoint, list_numbered
+from jaxckpt.storage.joint import check_part, write_jointly, write_part
 from jaxckpt.storage.leftovers import leftovers, sweep
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.temporary import Leftover
@@ -13,6 +14,7 @@ __all__ = [
     "StoredCheckpoint",
     "VerifyReport",
     "check",
+    "check_part",
     "delete",
     "is_checkpoint",
     "leftovers",
@@ -20,4 +22,6 @@ __all__ = [
     "save",
     "sweep",
     "verify",
+    "write_jointly",
+    "write_part",
 ]

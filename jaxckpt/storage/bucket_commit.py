@@ -17,14 +17,13 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any
 
-from jaxckpt.storage import claims, temporary
+from jaxckpt.storage import claims, description, temporary
 from jaxckpt.storage.claims import Claim
 from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.description import MARKER
 from jaxckpt.storage.files import bucket
 
-MARKER = "commit_success.txt"
 _CLEAN_SECS = 60.0
 _log = logging.getLogger("jaxckpt")
 
@@ -103,16 +102,12 @@ def _write(directory: str, write: Callable[[str], None], action: claims.Action) 
     try:
         write(directory)
         claim.confirm()
-        _mark(directory, directory)
+        description.mark(directory, directory)
     except BaseException:
         claim.stop()
         _discard(directory)
         raise
     return claim
-
-
-def _mark(directory: str, final: str) -> None:
-    bucket.write(f"{directory}/{MARKER}", f"Checkpoint commit was successful to {final}".encode())
 
 
 def _release(claim: Claim) -> None:
@@ -148,7 +143,7 @@ def _replace(path: str, staged: str, over: bytes | None = None) -> None:
         _clear(path)
         bucket.copy(staged, path, leaving=(MARKER, claims.FILE))
         claim.confirm()
-        _mark(path, path)
+        description.mark(path, path)
     except BaseException:
         claim.stop()
         raise
@@ -266,16 +261,3 @@ def _finish_replacement(path: str) -> bool:
     _replace(path, note.staged, generation)
     _remove(note.staged)
     return True
-
-
-def description() -> dict[str, Any]:
-    """Returns the content of Orbax's ``_CHECKPOINT_METADATA`` for a checkpoint that is committed now."""
-    now = time.time_ns()
-    return {
-        "item_handlers": "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler",
-        "metrics": {},
-        "performance_metrics": {},
-        "init_timestamp_nsecs": now,
-        "commit_timestamp_nsecs": now,
-        "custom_metadata": {},
-    }

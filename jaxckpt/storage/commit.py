@@ -4,16 +4,18 @@ import contextlib
 import ctypes
 import errno
 import functools
-import json
 import logging
 import os
 import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import (
     bucket_commit,
     claims,
+    description,
     digests,
     faults,
     files,
@@ -35,12 +37,40 @@ _AT_FDCWD = -100
 # Files of a checkpoint, which an array's directory cannot be called.
 _FILES = {
     *(tree_metadata.FILE, tree_metadata.STRINGS, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
-    *(kvstore.OCDBT_MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt", "", ".", ".."),
+    *(kvstore.OCDBT_MANIFEST, description.FILE, description.MARKER, "", ".", ".."),
 }
 
 
-def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: bool) -> None:
-    """Writes a snapshot as the checkpoint `path`, through Orbax's checkpointer, and commits it.
+def write_item(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
+    """Writes a snapshot as the new directory `new`, through Orbax's checkpointer."""
+    import orbax.checkpoint as ocp
+
+    checkpointer = orbax_api.checkpointer(settings)
+    try:
+        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot))
+        if settings.asynchronous:
+            checkpointer.wait_until_finished()
+    finally:
+        checkpointer.close()
+
+
+def write_item_in_bucket(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
+    """Writes the same without Orbax's checkpointer, which reaches buckets only with further packages."""
+    began = time.time_ns()
+    writer.write(new, snapshot, settings)
+    description.write(new, began)
+
+
+def save(
+    path: str,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    *,
+    replace: bool,
+    write: Callable[[str, Snapshot, WriteSettings], None] | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes a snapshot as the checkpoint `path` and commits it.
 
     After the return it is on stable storage: data, metadata, directories and the rename have been synced. On an error nothing is left.
 
@@ -49,6 +79,8 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
       snapshot: what to write.
       settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer.
       replace: put it in the place of what is at `path`; otherwise that is an error.
+      write: writes the files, given the directory that it makes, `snapshot` and `settings`; None for one process's own way.
+      ready: called when everything is written and synced, right before the checkpoint gets its name; may refuse by raising.
 
     Raises:
       FileExistsError: something is at `path` and `replace` is false, or what is there is not a checkpoint.
@@ -57,7 +89,7 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
     """
     path = files.absolute(path)
     if files.is_bucket(path):
-        return _save_in_bucket(path, snapshot, settings, replace)
+        return _save_in_bucket(path, snapshot, settings, replace, write or write_item_in_bucket, ready)
     _refuse_occupied(path, replace)
     try:
         temporary.sweep(os.path.dirname(path), re.sub(r"-\d+$", "", os.path.basename(path)))
@@ -67,9 +99,10 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
     try:
         _require_space(folder, snapshot, settings)
         new = os.path.join(folder, temporary.NEW)
-        _write(new, snapshot, settings)
+        (write or write_item)(new, snapshot, settings)
         digests.write(new, late=True)
         sync_tree(new)
+        ready()
         _publish(new, path, os.path.join(folder, temporary.PREVIOUS), replace)
         sync_directory(os.path.dirname(path))
     except BaseException as error:
@@ -86,18 +119,22 @@ def save(path: str, snapshot: Snapshot, settings: WriteSettings, *, replace: boo
     temporary.remove(folder)
 
 
-def _save_in_bucket(path: str, snapshot: Snapshot, settings: WriteSettings, replace: bool) -> None:
-    """Without Orbax's checkpointer, which reaches buckets only with further packages; what is written is the same."""
-
-    def write(directory: str) -> None:
-        writer.write(directory, snapshot, settings)
-        description = json.dumps(bucket_commit.description()).encode()
-        files.write(os.path.join(directory, "_CHECKPOINT_METADATA"), description)
+def _save_in_bucket(
+    path: str,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    replace: bool,
+    write: Callable[[str, Snapshot, WriteSettings], None],
+    ready: Callable[[], None],
+) -> None:
+    def write_all(directory: str) -> None:
+        write(directory, snapshot, settings)
         digests.write(directory, late=True, ignored=(claims.FILE,))
+        ready()
 
     with files.bucket.within(Deadline(settings.timeout_secs, f"Saving {path}")):
         try:
-            bucket_commit.save(path, write, replace=replace)
+            bucket_commit.save(path, write_all, replace=replace)
         except OSError:
             raise
         except Exception as error:
@@ -105,18 +142,6 @@ def _save_in_bucket(path: str, snapshot: Snapshot, settings: WriteSettings, repl
             if found is None:
                 raise
             raise found from error
-
-
-def _write(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    import orbax.checkpoint as ocp
-
-    checkpointer = orbax_api.checkpointer(settings)
-    try:
-        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot))
-        if settings.asynchronous:
-            checkpointer.wait_until_finished()
-    finally:
-        checkpointer.close()
 
 
 def _discard(folder: str, path: str) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 
-from jaxckpt.storage import bucket_commit, digests, files, temporary, tree_metadata
+from jaxckpt.storage import bucket_commit, description, digests, files, temporary, tree_metadata
 
 
 def item_directory(path: str) -> str | None:
@@ -38,7 +38,7 @@ def item_directory(path: str) -> str | None:
 
 
 def _is_orbax(path: str) -> bool:
-    return files.is_file(os.path.join(path, "_CHECKPOINT_METADATA"))
+    return files.is_file(os.path.join(path, description.FILE))
 
 
 def is_checkpoint(path: str) -> bool:
@@ -50,7 +50,7 @@ def is_checkpoint(path: str) -> bool:
         return bucket_commit.home(path) is not None
     if not os.path.isdir(path):
         return False
-    marks = (tree_metadata.FILE, digests.FILE, "_CHECKPOINT_METADATA")
+    marks = (tree_metadata.FILE, digests.FILE, description.FILE)
     return any(files.is_file(os.path.join(path, mark)) for mark in marks)
 
 

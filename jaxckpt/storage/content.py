@@ -1,11 +1,11 @@
 """What is written: a stream of entries, each a leaf with its pieces and where their bytes come from.
 
-The writer asks every piece for its data when it is that piece's turn. Today a piece holds an array of this process; a piece whose
-data comes from another process only needs another `Piece.source`.
+The writer asks every piece for its data when it is that piece's turn: at once if this process holds it, chunk by chunk if it comes
+from elsewhere (`Piece.source` is a function then).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -23,16 +23,33 @@ class Piece(NamedTuple):
     Attributes:
       start: first index along each axis.
       shape: extent along each axis.
-      source: the data, an array of that shape, or what returns it when the piece is written. That may block.
+      source: the data, an array of that shape, or what returns any box of it (as `fetch` does).
     """
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    source: np.ndarray | Callable[[], np.ndarray]
+    source: np.ndarray | Callable[[tuple[int, ...], tuple[int, ...]], np.ndarray]
 
-    def fetch(self) -> np.ndarray:
-        """Returns the data; called once, on the thread that writes."""
-        return self.source() if callable(self.source) else self.source
+    @property
+    def is_remote(self) -> bool:
+        """Whether the data has to be fetched from elsewhere."""
+        return not isinstance(self.source, np.ndarray)
+
+    def fetch(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """Returns a box of the data. May block; may be called in several threads at once.
+
+        Args:
+          start: first index along each axis, of the whole array.
+          shape: extent along each axis.
+
+        Returns:
+          The box: a view if this process holds the data.
+        """
+        if not isinstance(self.source, np.ndarray):
+            return self.source(start, shape)
+        # With the dots it is an array also without any axis.
+        box: list[Any] = [slice(a - b, a - b + extent) for a, b, extent in zip(start, self.start, shape, strict=True)]
+        return self.source[(*box, ...)]
 
 
 class ArrayContent(NamedTuple):
@@ -42,25 +59,32 @@ class ArrayContent(NamedTuple):
       value_type: Orbax's word for what the leaf was.
       shape, dtype: of the whole array.
       write_shape: shape of one piece; pieces tile the array.
-      pieces: every element exactly once.
-      kind: what Orbax has no word for: "bytes", "numpy" (a numpy scalar), or None.
+      pieces: every element exactly once; may be made as they are asked for. They are iterated over, not indexed.
+      kind: what Orbax has no word for: "bytes", "numpy" (a numpy scalar), "jax" (a jax.Array that it is told is a numpy array), or None.
       key_impl: PRNG implementation if this is the data of a typed PRNG key.
       sharding: the jax.sharding.Sharding of a jax.Array.
+      share: in a job of several processes, who has which pieces; `pieces` are then those of this process.
     """
 
     value_type: ValueType
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     write_shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    kind: Literal["bytes", "numpy"] | None = None
+    pieces: Sequence[Piece]
+    kind: Literal["bytes", "numpy", "jax"] | None = None
     key_impl: str | None = None
     sharding: Any = None
+    share: Any = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def share_bytes(self) -> int:
+        """Bytes of the pieces."""
+        return sum(math.prod(piece.shape) for piece in self.pieces) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +133,12 @@ class Snapshot:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(entry.content.nbytes for entry in self.entries if isinstance(entry.content, ArrayContent))
+
+
+def padded(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns contiguous data of that shape: what a chunk at the edge of an array lacks is filled up with zeros."""
+    if data.shape != shape:
+        filled = np.zeros(shape, data.dtype)
+        filled[tuple(slice(0, extent) for extent in data.shape)] = data
+        return filled
+    return np.ascontiguousarray(data)

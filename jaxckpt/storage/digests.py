@@ -8,17 +8,19 @@ checksums are all right.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection
 from typing import Any
 
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage import files
+from jaxckpt.storage import description, files
 from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 
 FILE = "_JAXCKPT"
 _SAMPLE, _ENDS, _PART, _PARTS, _END = "sample ", "ends ", 64, 256, 4096
+_OCDBT_DATA = re.compile(r"(ocdbt\.process_[^/]*/)?d/")
 # Orbax rewrites this one, with the time of the commit, after the handler has finished.
-_LATE = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+_LATE = {description.FILE, description.MARKER}
 
 
 def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) -> None:
@@ -127,7 +129,9 @@ def _digest(path: str, parts: list[tuple[int, int]]) -> str:
 
 def is_data(name: str, ocdbt: bool) -> bool:
     """Whether a file holds data that carries checksums of its own: OCDBT's values and nodes, or a chunk."""
-    return name.startswith("d/") if ocdbt else "/c/" in f"/{name}/" and not name.endswith("/zarr.json")
+    if ocdbt:
+        return _OCDBT_DATA.match(name) is not None
+    return "/c/" in f"/{name}/" and not name.endswith("/zarr.json")
 
 
 def is_sampled(expected: list[Any]) -> bool:

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 
-from jaxckpt.errors import CorruptCheckpointError
+from jaxckpt.errors import CorruptCheckpointError, ProcessError
 
 _CODE = re.compile(r"os_error_code='(\d+)'")
 _HTTP = re.compile(r"http_response_code='(\d+)'")
@@ -21,6 +21,8 @@ def os_error(error: BaseException, path: str | None = None) -> OSError | None:
     """
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, ProcessError):
+            return None  # It says more than the error of the connection to that process, and has errno if it is about files.
         if isinstance(seen, OSError) and seen.errno is not None:
             return seen
         text = str(seen)

@@ -50,8 +50,13 @@ def ocdbt(directory: str, file_size: int) -> dict[str, Any]:
     }
 
 
+def is_ocdbt(directory: str) -> bool:
+    """Whether a checkpoint directory holds an OCDBT database."""
+    return files.is_file(os.path.join(directory, OCDBT_MANIFEST))
+
+
 def existing(directory: str) -> dict[str, Any]:
     """Returns the spec of the store of an existing checkpoint directory."""
-    if files.is_file(os.path.join(directory, OCDBT_MANIFEST)):
+    if is_ocdbt(directory):
         return {"driver": "ocdbt", "base": base(directory), "cache_pool": "cache_pool#ocdbt"}
     return base(directory)

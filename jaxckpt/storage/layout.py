@@ -4,12 +4,15 @@ Every chunk is followed by its crc32c (the codec of the zarr v3 standard), so th
 """
 
 import functools
+import itertools
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from jaxckpt.storage.content import ArrayContent
 from jaxckpt.storage.settings import WriteSettings
 
 CHECKSUM_BYTES = 4
@@ -103,6 +106,48 @@ def target_data_file_size(settings: WriteSettings) -> int:
         return settings.target_data_file_size
     # The file may grow by one more chunk, and by what arrives while it is closed.
     return min(settings.target_data_file_size, settings.max_file_size // 4)
+
+
+def chunks_of(content: ArrayContent, limit: int) -> tuple[int, ...]:
+    """Returns the shape of the chunks of an array that is written; of a small one the pieces are the chunks.
+
+    Args:
+      content: the array.
+      limit: largest chunk in bytes.
+
+    Raises:
+      ValueError: one element is larger than `limit`.
+    """
+    if content.nbytes <= min(SMALL_BYTES, limit):
+        return content.write_shape
+    return chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit)
+
+
+def chunks_in(
+    start: tuple[int, ...], extents: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Yields the chunks of a box of an array: index, first element, and extents (smaller at the edge of the array).
+
+    Args:
+      start, extents: of the box, which is made of whole chunks.
+      chunk: shape of the chunks.
+      shape: of the array.
+
+    Raises:
+      ValueError: the box is not made of whole chunks.
+    """
+    ends = tuple(first + extent for first, extent in zip(start, extents, strict=True))
+    for first, end, cut, whole in zip(start, ends, chunk, shape, strict=True):
+        if first % cut or (end % cut and end != whole):
+            raise ValueError(f"the box at {start} of shape {extents} is not made of chunks of shape {chunk}")
+    axes = [range(first // cut, -(-end // cut)) for first, end, cut in zip(start, ends, chunk, strict=True)]
+    for index in itertools.product(*axes):
+        begin = tuple(number * cut for number, cut in zip(index, chunk, strict=True))
+        yield (
+            index,
+            begin,
+            tuple(min(cut, end - first) for cut, end, first in zip(chunk, ends, begin, strict=True)),
+        )
 
 
 def chunk_shape(shape: tuple[int, ...], write_shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, ...]:

@@ -6,33 +6,16 @@ against its checksum.
 
 import errno
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, layout, temporary, tree_metadata
-from jaxckpt.storage.deadline import Deadline
-
-Box = tuple[slice, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayInfo:
-    """What the store says of an array.
-
-    Attributes:
-      shape, dtype: of the array.
-      chunk_shape: extents of its chunks, or None for formats that only TensorStore decodes.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunk_shape: tuple[int, ...] | None
+from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
+from jaxckpt.storage.arrays import ArrayInfo, StoredArrays
+from jaxckpt.storage.ocdbt_chunks import Box
 
 
 class StoredCheckpoint:
@@ -60,11 +43,8 @@ class StoredCheckpoint:
         """
         self.path = path
         kvstore.check_path(files.absolute(path))
-        self._timeout_secs = timeout_secs
         self._data_unchecked = check_data
-        self._begin()
         self._directory = self._item_directory()
-        self._is_ours = False
         self.digests: dict[str, list[Any]] | None = None
         text = self._read_file(tree_metadata.FILE)
         self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
@@ -72,15 +52,8 @@ class StoredCheckpoint:
             self.digests = digests.read(self._directory)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
-        self._names = {leaf.param_name: leaf.name for leaf in self.tree.leaves}
         self._strings = self._read_strings()
-        self._context = kvstore.context()
-        self._kvstore: Any = None
-        self._infos: dict[str, ArrayInfo] = {}
-
-    def _begin(self) -> None:
-        """Every call has the whole time: a reader may stay open for hours."""
-        self._deadline = Deadline(self._timeout_secs, f"Reading {self.path}")
+        self._arrays = StoredArrays(path, self._directory, self.tree, timeout_secs)
 
     def _item_directory(self) -> str:
         path = self.path
@@ -184,81 +157,17 @@ class StoredCheckpoint:
             for key, text in json.loads(content).items()
         }
 
-    def _store(self) -> Any:
-        import tensorstore as ts
-
-        if self._kvstore is None:
-            try:
-                self._kvstore = self._deadline.wait(
-                    ts.KvStore.open(kvstore.existing(self._directory), context=self._context)
-                )
-            except Exception as error:
-                raise faults.reading(error, self._directory, self.path) from error
-        return self._kvstore
-
     def infos(self, leaves: Iterable[tree_metadata.StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name.
 
         Raises:
           CorruptCheckpointError: naming the leaf.
         """
-        self._begin()
-        wanted = [leaf.param_name for leaf in leaves if leaf.param_name not in self._infos]
-        if wanted:
-            if self.tree.use_zarr3:
-                self._read_zarr3(wanted)
-            else:
-                opened = [(name, self._open(name)) for name in wanted]
-                for name, opening in opened:
-                    array = self._wait(opening, name)
-                    self._infos[name] = ArrayInfo(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), None)
-        return {leaf.param_name: self._infos[leaf.param_name] for leaf in leaves}
+        return self._arrays.infos([leaf.param_name for leaf in leaves])
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
-        return _nbytes(self._infos[leaf.param_name])
-
-    def _read_zarr3(self, names: Sequence[str]) -> None:
-        store = self._store()
-        reads = [(name, store.read(f"{layout.array_path(name)}zarr.json")) for name in names]
-        parsed: dict[bytes, ArrayInfo] = {}
-        for name, read in reads:
-            result = self._wait(read, name)
-            if result.state != "value":
-                raise CorruptCheckpointError(
-                    f"{self._names[name]}: the checkpoint {self.path} is damaged: this array is missing. Restore another checkpoint."
-                )
-            info = parsed.get(result.value)
-            if info is None:
-                try:
-                    info = parsed[result.value] = _parse(result.value)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise CorruptCheckpointError(
-                        f"{self._names[name]}: the checkpoint {self.path} is damaged: its zarr.json is unreadable ({error})."
-                    ) from error
-            self._infos[name] = info
-
-    def _wait(self, future: Any, name: str) -> Any:
-        try:
-            return self._deadline.wait(future)
-        except Exception as error:
-            raise faults.reading(error, self._names[name], self.path) from error
-
-    def _open(self, name: str) -> Any:
-        import tensorstore as ts
-
-        store = kvstore.existing(self._directory)
-        store = (
-            {**store, "path": layout.array_path(name)}
-            if store["driver"] == "ocdbt"
-            else kvstore.base(os.path.join(self._directory, name))
-        )
-        spec = {
-            "driver": "zarr3" if self.tree.use_zarr3 else "zarr",
-            "kvstore": store,
-            "fill_missing_data_reads": not self.tree.complete_chunks,
-        }
-        return ts.open(spec, open=True, read=True, context=self._context)
+        return self._arrays.infos([leaf.param_name])[leaf.param_name].nbytes
 
     def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
         """Reads arrays, or boxes of them.
@@ -272,74 +181,6 @@ class StoredCheckpoint:
         Raises:
           CorruptCheckpointError: naming the leaf.
         """
-        self._begin()
-        out: list[Any] = [None] * len(requests)
-        small: list[tuple[int, str, ArrayInfo, Any]] = []
-        large: list[tuple[int, str, Box | None]] = []
-        store = self._store() if self.tree.use_zarr3 else None
-        for position, (name, box) in enumerate(requests):
-            info = self._infos[name]
-            if 0 in info.shape:
-                out[position] = np.empty(info.shape, info.dtype)[box or ()]
-            elif store is not None and info.chunk_shape == info.shape and _nbytes(info) <= layout.SMALL_BYTES:
-                small.append(
-                    (
-                        position,
-                        name,
-                        info,
-                        store.read(layout.array_path(name) + layout.chunk_key((0,) * len(info.shape))),
-                    )
-                )
-            else:
-                large.append((position, name, box))
-        opening: dict[str, Any] = {}
-        for _, name, _ in large:
-            if name not in opening:
-                opening[name] = self._open(name)
-        reading = []
-        for position, name, box in large:
-            array = self._wait(opening[name], name)
-            reading.append((position, name, (array if box is None else array[box]).read()))
-        for position, name, info, future in small:
-            array = self._decode(name, info, self._wait(future, name))
-            box = requests[position][1]
-            out[position] = array if box is None else array[box]
-        for position, name, future in reading:
-            out[position] = self._wait(future, name)
+        arrays = self._arrays.read(requests)
         self._check_data_files()
-        return out
-
-    def _decode(self, name: str, info: ArrayInfo, result: Any) -> np.ndarray:
-        """Decodes the only chunk of an array whose codecs are bytes and crc32c."""
-        import google_crc32c
-
-        if result.state != "value":
-            raise CorruptCheckpointError(
-                f"{self._names[name]}: the checkpoint {self.path} is damaged: its data is missing. Restore another checkpoint."
-            )
-        value = result.value
-        data = value[: -layout.CHECKSUM_BYTES]
-        if len(data) != _nbytes(info) or google_crc32c.value(data) != int.from_bytes(
-            value[-layout.CHECKSUM_BYTES :], "little"
-        ):
-            raise CorruptCheckpointError(
-                f"{self._names[name]}: the checkpoint {self.path} is damaged: the checksum of its data does not match. "
-                "Restore another checkpoint."
-            )
-        return np.frombuffer(data, info.dtype).reshape(info.shape)
-
-
-def _nbytes(info: ArrayInfo) -> int:
-    return math.prod(info.shape) * info.dtype.itemsize
-
-
-def _parse(content: bytes) -> ArrayInfo:
-    import tensorstore as ts
-
-    document = json.loads(content)
-    shape = tuple(int(extent) for extent in document["shape"])
-    dtype = np.dtype(ts.dtype(document["data_type"]).numpy_dtype)
-    # Only what jaxckpt itself writes is decoded here; for the rest there is TensorStore.
-    ours = document["codecs"] == layout.codecs(dtype) and document["chunk_key_encoding"] == {"name": "default"}
-    chunks = tuple(document["chunk_grid"]["configuration"]["chunk_shape"]) if ours else None
-    return ArrayInfo(shape, dtype, chunks)
+        return arrays

@@ -1,7 +1,7 @@
-"""The only module that touches names which Orbax does not promise to keep. Every use is probed, and a break says so clearly."""
+"""The only module that touches names which Orbax and JAX do not promise to keep. Every use is probed, and a break says so clearly."""
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 _TESTED = "0.12.8"
 
@@ -34,3 +34,36 @@ def base_handler() -> type[Any]:
         if not callable(getattr(found, method, None)):
             _import("orbax.checkpoint.BasePyTreeCheckpointHandler", method)
     return found
+
+
+class Coordination(NamedTuple):
+    """JAX's coordination service.
+
+    Attributes:
+      client: the key-value store: ``key_value_set_bytes``, ``blocking_key_value_get_bytes``, ``key_value_delete``.
+      address: ``host:port`` of the coordinator, or None.
+    """
+
+    client: Any
+    address: str | None
+
+
+def coordination() -> Coordination | None:
+    """Returns JAX's coordination service, or None if ``jax.distributed.initialize`` has not been called."""
+    import jax
+
+    try:
+        state = importlib.import_module("jax._src.distributed").global_state
+        client, address = state.client, state.coordinator_address
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"jaxckpt uses jax._src.distributed.global_state, which JAX {jax.__version__} does not have. Install a version of JAX that "
+            "jaxckpt supports, or a newer jaxckpt."
+        ) from error
+    for method in ("key_value_set_bytes", "blocking_key_value_get_bytes", "key_value_delete"):
+        if client is not None and not callable(getattr(client, method, None)):
+            raise ImportError(
+                f"jaxckpt uses {method} of JAX's distributed client, which JAX {jax.__version__} does not have. Install a version of "
+                "JAX that jaxckpt supports, or a newer jaxckpt."
+            )
+    return None if client is None else Coordination(client, address)

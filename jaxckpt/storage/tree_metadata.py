@@ -7,11 +7,13 @@ The format is Orbax's (0.12); tests load what is written here with Orbax itself.
 import base64
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.names import leaf_name
+from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage import files, layout
 from jaxckpt.storage.content import ArrayContent, EmptyContent, Snapshot, StringContent
 
@@ -28,64 +30,73 @@ def write(directory: str, snapshot: Snapshot, *, use_ocdbt: bool, chunk_limit: i
     Raises:
       OSError: with errno.
     """
-    tree: dict[str, Any] = {}
+    # As text, leaf by leaf: dicts in dicts for thousands of leaves take several times as long.
+    tree: list[str] = []
     strings: dict[str, Any] = {}
     shardings: dict[str, str] = {}
-    arrays: list[Any] = []
+    arrays: list[str] = []
     kinds: dict[str, str] = {}
-    texts: dict[Any, str | None] = {}
+    texts: dict[int, str | None] = {}
     for entry in snapshot.entries:
         content = entry.content
         name = entry.param_name
-        value: dict[str, Any]
         if isinstance(content, EmptyContent):
-            value = {"value_type": content.typestr, "skip_deserialize": True}
+            value = f'{{"value_type": "{content.typestr}", "skip_deserialize": true}}'
         elif isinstance(content, StringContent):
-            value = {"value_type": "string", "skip_deserialize": False}
+            value = '{"value_type": "string", "skip_deserialize": false}'
             put_string(strings, name, content.text)
         else:
-            value = {"value_type": content.value_type, "skip_deserialize": False}
             if content.kind is not None:
                 kinds[name] = content.kind
+            write_shape = ""
             if content.value_type == "jax.Array":
-                value["write_shape"] = list(content.write_shape)
+                write_shape = f', "write_shape": {_extents(content.write_shape)}'
                 arrays.append(_array_metadata(name, content, chunk_limit))
-                if content.sharding not in texts:
-                    texts[content.sharding] = sharding_text(content.sharding)
-                if (text := texts[content.sharding]) is not None:
+                key = id(content.sharding)  # Shardings are slow to hash, and thousands of leaves share a few.
+                if key not in texts:
+                    texts[key] = sharding_text(content.sharding)
+                if (text := texts[key]) is not None:
                     shardings[base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()] = text
-        keys = [{"key": text, "key_type": 1 if is_index else 2} for text, is_index in entry.path]
-        tree[str(tuple(text for text, _ in entry.path))] = {"key_metadata": keys, "value_metadata": value}
-    document = {
-        "tree_metadata": tree,
-        "use_ocdbt": use_ocdbt,
-        "use_zarr3": True,
-        "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": {"jaxckpt": {"format": FORMAT, "kinds": kinds}},
-    }
-    _write_json(os.path.join(directory, FILE), document)
+            value = f'{{"value_type": "{content.value_type}", "skip_deserialize": false{write_shape}}}'
+        keys = ", ".join(
+            [f'{{"key": {_quoted(text)}, "key_type": {1 if is_index else 2}}}' for text, is_index in entry.path]
+        )
+        path = _quoted(str(tuple([text for text, _ in entry.path])))
+        tree.append(f'{path}: {{"key_metadata": [{keys}], "value_metadata": {value}}}')
+    rest = json.dumps(
+        {
+            "use_ocdbt": use_ocdbt,
+            "use_zarr3": True,
+            "store_array_data_equal_to_fill_value": True,
+            "custom_metadata": {"jaxckpt": {"format": FORMAT, "kinds": kinds}},
+        }
+    )
+    _write_text(os.path.join(directory, FILE), f'{{"tree_metadata": {{{", ".join(tree)}}}, {rest[1:]}')
     if strings:
-        _write_json(os.path.join(directory, STRINGS), strings)
+        _write_text(os.path.join(directory, STRINGS), json.dumps(strings))
     if shardings:
-        _write_json(os.path.join(directory, SHARDINGS), shardings)
+        _write_text(os.path.join(directory, SHARDINGS), json.dumps(shardings))
     if arrays:
         files.make_directory(os.path.join(directory, ARRAY_METADATAS))
-        _write_json(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), {"array_metadatas": arrays})
+        text = f'{{"array_metadatas": [{", ".join(arrays)}]}}'
+        _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
 
 
-def _array_metadata(name: str, content: ArrayContent, chunk_limit: int) -> Any:
-    chunks = content.write_shape
-    if content.nbytes > min(layout.SMALL_BYTES, chunk_limit):
-        chunks = layout.chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, chunk_limit)
-    extra = None if content.key_impl is None else {"random_key_impl": content.key_impl}
-    return {
-        "array_metadata": {
-            "param_name": name,
-            "write_shape": list(content.write_shape),
-            "chunk_shape": list(chunks),
-            "ext_metadata": extra,
-        }
-    }
+def _array_metadata(name: str, content: ArrayContent, chunk_limit: int) -> str:
+    chunks = layout.chunks_of(content, chunk_limit)
+    extra = "null" if content.key_impl is None else f'{{"random_key_impl": {_quoted(content.key_impl)}}}'
+    return (
+        f'{{"array_metadata": {{"param_name": {_quoted(name)}, "write_shape": {_extents(content.write_shape)}, '
+        f'"chunk_shape": {_extents(chunks)}, "ext_metadata": {extra}}}}}'
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.encoder.encode_basestring_ascii(text)
+
+
+def _extents(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def string_keys(param_name: str) -> tuple[str, ...]:
@@ -124,8 +135,8 @@ def sharding_text(sharding: Any) -> str | None:
     return private.sharding_text(sharding)
 
 
-def _write_json(path: str, document: Any) -> None:
-    files.write(path, json.dumps(document).encode())
+def _write_text(path: str, text: str) -> None:
+    files.write(path, text.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +190,7 @@ class StoredTree:
     by_jaxckpt: int | None
 
 
+@quiet_gc()
 def read(directory: str, text: str) -> StoredTree:
     """Parses the content of ``_METADATA``.
 

@@ -1,19 +1,25 @@
 """Entries → the key-value store of one directory. Runs on the thread that writes; blocks until everything is on disk.
 
-Small arrays are encoded here and go straight into the store; large ones through TensorStore's zarr driver, which checksums and writes
-chunks in parallel without the GIL and, uncompressed, without copying them.
+What is not compressed goes into an OCDBT database by our own writer; the rest, compressed chunks, chunks in files of their own,
+and everything in buckets, through TensorStore.
 """
 
+import functools
 import math
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jaxckpt.storage import kvstore, layout, tree_metadata
-from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot
+from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage import faults, files, kvstore, layout, ocdbt_index, tensorstore_writer, tree_metadata
+from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot, padded
 from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.ocdbt_encode import INLINE_BYTES
+from jaxckpt.storage.ocdbt_files import checksummed
+from jaxckpt.storage.ocdbt_format import DamagedError, Place, UnknownFormatError
+from jaxckpt.storage.ocdbt_format import Entry as Value
+from jaxckpt.storage.ocdbt_writer import Chunk, Database
 from jaxckpt.storage.settings import WriteSettings
 
 
@@ -28,114 +34,115 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     Raises:
       OSError: with errno, e.g. ENOSPC.
       TimeoutError: after `settings.timeout_secs`.
+      BaseException: whatever the source of a piece raised.
     """
-    deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
-    _ArrayWriter(directory, settings, deadline).write(snapshot.entries)
-    tree_metadata.write(
-        directory, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
-    )
-
-
-class _ArrayWriter:
-    """Writes arrays in batches, each one transaction, so that no more than the memory limit is held at a time."""
-
-    def __init__(self, directory: str, settings: WriteSettings, deadline: Deadline) -> None:
-        self._directory = directory
-        self._settings = settings
-        self._deadline = deadline
-        self._context = kvstore.context()
-        self._ocdbt = layout.uses_ocdbt(settings)
-        self._limit = layout.largest_chunk(settings)
-        self._spec = (
-            kvstore.ocdbt(directory, layout.target_data_file_size(settings)) if self._ocdbt else kvstore.base(directory)
+    write_arrays(directory, snapshot.entries, settings)
+    with quiet_gc():
+        tree_metadata.write(
+            directory, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
         )
 
-    def write(self, entries: Iterable[Entry]) -> None:
-        import tensorstore as ts
 
-        store = self._deadline.wait(ts.KvStore.open(self._spec, context=self._context))
-        for batch in _batches(entries, self._settings.memory_limit_bytes):
-            self._write_batch(store, batch)
+def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettings) -> None:
+    """Writes the arrays among `entries`, and nothing else: a database, or a file a chunk if `max_file_size` is small.
 
-    def _write_batch(self, store: Any, batch: list[tuple[Entry, ArrayContent, list[Piece]]]) -> None:
-        import tensorstore as ts
+    Several processes may write different chunks of the same arrays: databases into directories of their own, which `merge` then puts
+    together, and files into the same directory, at the same time.
 
-        # Without a transaction every key would rewrite the path to the root of OCDBT's B-tree. Plain files need none.
-        transaction = ts.Transaction(atomic=False) if self._ocdbt else None
-        if transaction is not None:
-            store = store.with_transaction(transaction)
-        pending: list[Any] = []
-        large = []
-        for entry, content, pieces in batch:
-            if content.nbytes <= min(layout.SMALL_BYTES, self._limit):
-                _write_small(store, entry.param_name, content, pieces, pending)
-            else:
-                large.append((self._open(entry.param_name, content, transaction), pieces))
-        for opening, pieces in large:
-            array = self._deadline.wait(opening)
-            for piece in pieces:
-                box = tuple(
-                    slice(start, start + extent) for start, extent in zip(piece.start, piece.shape, strict=True)
-                )
-                written = array[box].write(piece.fetch(), can_reference_source_data_indefinitely=True)
-                pending.append(written.copy if transaction is not None else written.commit)
-        for future in pending:
-            self._deadline.wait(future)
-        if transaction is not None:
-            self._deadline.wait(transaction.commit_async())
+    Args:
+      directory: where to; made if it is not there.
+      entries: what; taken one after the other.
+      settings: how.
 
-    def _open(self, name: str, content: ArrayContent, transaction: Any) -> Any:
-        import tensorstore as ts
-
-        chunks = layout.chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, self._limit)
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {**self._spec, "path": layout.array_path(name)}
-            if self._ocdbt
-            else kvstore.base(os.path.join(self._directory, name)),
-            "metadata": layout.metadata(content.shape, content.dtype, chunks, layout.compression(self._settings)),
-            "store_data_equal_to_fill_value": True,
-        }
-        return ts.open(spec, create=True, open=True, context=self._context, transaction=transaction)
+    Raises:
+      OSError: with errno.
+      TimeoutError: after `settings.timeout_secs`.
+      BaseException: whatever the source of a piece raised.
+    """
+    files.make_directory(directory)
+    deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
+    if files.is_bucket(directory):
+        tensorstore_writer.write(directory, entries, settings, deadline)
+        return
+    if not layout.uses_ocdbt(settings) or settings.compression is not None:
+        tensorstore_writer.write(directory, entries, settings, deadline)
+        if not layout.uses_ocdbt(settings) or os.path.exists(os.path.join(directory, kvstore.OCDBT_MANIFEST)):
+            return
+        entries = ()  # TensorStore makes no database of nothing.
+    database = Database(
+        directory,
+        layout.target_data_file_size(settings),
+        settings.max_file_size,
+        settings.memory_limit_bytes,
+        deadline,
+    )
+    database.write(_values(entries, layout.largest_chunk(settings)))
 
 
-def _batches(entries: Iterable[Entry], limit: int) -> Iterator[list[tuple[Entry, ArrayContent, list[Piece]]]]:
-    """Groups pieces, in order, so that a batch holds at most `limit` bytes (or one piece)."""
-    batch: list[tuple[Entry, ArrayContent, list[Piece]]] = []
-    held = 0
+def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) -> None:
+    """Makes one database out of those in subdirectories. It refers to their data files, which stay where they are.
+
+    Args:
+      directory: where the new database is made, and the parts are.
+      parts: names of the subdirectories, such as ``ocdbt.process_0``. Where several hold a key, the first wins.
+      timeout_secs: bound for everything.
+
+    Raises:
+      OSError: with errno; ENOENT if a part is missing.
+      CorruptCheckpointError: a part is damaged.
+      TimeoutError: after `timeout_secs`.
+    """
+    deadline = Deadline(timeout_secs, f"Merging {directory}")
+    if files.is_bucket(directory):
+        tensorstore_writer.merge(directory, parts, deadline)
+        return
+    merged: dict[bytes, Value] = {}
+    try:
+        for part in parts:
+            for key, value in ocdbt_index.Index(os.path.join(directory, part), deadline).entries():
+                if isinstance(value, Place):
+                    value = value._replace(file=f"{part}/{value.file}")
+                merged.setdefault(key, Value(key, value))
+    except UnknownFormatError:
+        tensorstore_writer.merge(directory, parts, deadline)
+        return
+    except DamagedError as error:
+        raise faults.reading(error, os.path.join(directory, part), directory) from error
+    Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(iter(merged.values()))
+
+
+def _values(entries: Iterable[Entry], limit: int) -> Iterator[Chunk | Value]:
+    """Yields what the database holds: of every array its zarr.json, and its chunks."""
     for entry in entries:
         content = entry.content
         if not isinstance(content, ArrayContent):
             continue
-        batch.append((entry, content, []))
+        path = layout.array_path(entry.param_name)
+        chunks = layout.chunks_of(content, limit)
+        yield Value((path + "zarr.json").encode(), layout.metadata_json(content.shape, content.dtype, chunks))
+        if 0 in content.shape:
+            continue
         for piece in content.pieces:
-            nbytes = math.prod(piece.shape) * content.dtype.itemsize
-            if held and held + nbytes > limit:
-                yield batch
-                batch, held = [(entry, content, [])], 0
-            batch[-1][2].append(piece)
-            held += nbytes
-    yield batch
+            for index, start, shape in layout.chunks_in(piece.start, piece.shape, chunks, content.shape):
+                load = functools.partial(_load, entry, piece, start, shape, chunks, content.dtype)
+                nbytes = math.prod(chunks) * content.dtype.itemsize
+                key = path + layout.chunk_key(index)
+                if not piece.is_remote and nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES:
+                    yield Value(key.encode(), checksummed(load()))
+                else:
+                    yield Chunk(key, nbytes, piece.is_remote, load)
 
 
-def _write_small(store: Any, name: str, content: ArrayContent, pieces: list[Piece], pending: list[Any]) -> None:
-    """Puts an array whose pieces are its chunks into the store, encoded by hand."""
-    import google_crc32c
-
-    pending.append(
-        store.write(
-            f"{layout.array_path(name)}zarr.json",
-            layout.metadata_json(content.shape, content.dtype, content.write_shape),
-        )
-    )
-    if 0 in content.shape:
-        return
-    for piece in pieces:
-        data = np.ascontiguousarray(piece.fetch()).tobytes()
-        index = tuple(start // extent for start, extent in zip(piece.start, content.write_shape, strict=True))
-        pending.append(
-            store.write(
-                layout.array_path(name) + layout.chunk_key(index),
-                data + google_crc32c.value(data).to_bytes(4, "little"),
-            )
-        )
+def _load(
+    entry: Entry,
+    piece: Piece,
+    start: tuple[int, ...],
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+) -> np.ndarray:
+    """Returns a chunk, contiguous; one that reaches over the edge of the array is filled up with zeros."""
+    data = piece.fetch(start, shape)
+    if data.shape != shape or data.dtype != dtype:
+        raise ValueError(f"{entry.name}: expected data of shape {shape} and {dtype}, got {data.shape} and {data.dtype}")
+    return padded(data, chunk)

@@ -70,6 +70,14 @@ def write(path: str, content: bytes) -> None:
         local.write(path, content)
 
 
+def remove(path: str) -> None:
+    """Removes a file. Raises OSError; in a bucket, one that does not exist is no error."""
+    if is_bucket(path):
+        bucket.remove(path)
+    else:
+        os.unlink(path)
+
+
 def make_directory(path: str) -> None:
     """Makes a directory, with its parents; a bucket needs none."""
     if not is_bucket(path):

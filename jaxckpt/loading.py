@@ -1,0 +1,190 @@
+"""One restore: what is stored, matched with the current values, read, and put in their place on every process or on none."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxckpt import restoring, storage, tree
+from jaxckpt.multihost import leaves, meeting
+from jaxckpt.multihost.meeting import Call, Contribution
+from jaxckpt.multihost.plan import Plan, digest_of
+from jaxckpt.multihost.scatter import Provider, RemoteCheckpoint
+from jaxckpt.multihost.session import Center, Peer, Session
+from jaxckpt.multihost.shared import ADVICE
+from jaxckpt.saving import COUNTER
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a restore has read and not applied yet.
+
+    Attributes:
+      new: values by name of the leaf.
+      counter: the stored save counter, or None.
+      matched, missing, unexpected: names, for the status.
+    """
+
+    new: dict[str, Any]
+    counter: int | None
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+
+
+class Restore:
+    """One restore. A context manager: the processes of the job stay connected until it is over."""
+
+    def __init__(self, call: Call, path: str, io_process: int | None) -> None:
+        """Args: what the processes agree about; the checkpoint; the process that has it, or None if each process sees it."""
+        self._call = call
+        self._path = path
+        self._io_process = io_process
+        self._session = Session()
+        self._finish: Callable[[BaseException | None], None] = self._vote
+
+    def meet(self, prepare: Callable[[], Iterable[tree.Leaf]]) -> list[tree.Leaf]:
+        """Meets the other processes.
+
+        Args:
+          prepare: waits for what has to be over, and returns the targets.
+
+        Returns:
+          The targets.
+
+        Raises:
+          BaseException: what `prepare` raised; ProcessError: see `meeting.meet`.
+        """
+        targets: list[tree.Leaf] = []
+
+        def contribution() -> Contribution:
+            targets.extend(prepare())
+            if not meeting.several():
+                return Contribution()
+            described = leaves.descriptions(targets, Plan(jax.process_index(), self._io_process))
+            return Contribution(digest_of(described), lambda: described)
+
+        self._session = meeting.meet(self._call, contribution)
+        return targets
+
+    def load(self, targets: Iterable[tree.Leaf], skip: set[str], *, with_counter: bool) -> Loaded:
+        """Matches, validates and reads. Changes nothing; succeeds on every process or on none.
+
+        Args:
+          targets: leaves of the current values.
+          skip: names of targets that keep their values.
+          with_counter: read the save counter too.
+
+        Raises:
+          As `Checkpoint.restore`.
+        """
+        loaded: Loaded | None = None
+        error: BaseException | None = None
+        try:
+            loaded = _read(self._open(), list(targets), skip, with_counter)
+        except BaseException as raised:
+            error = self._advised(raised)
+        try:
+            self._finish(error)
+        finally:
+            self._finish = self._vote
+            del error
+        assert loaded is not None
+        return loaded
+
+    def _open(self) -> restoring.Source:
+        session, seconds = self._session, self._call.timeout
+        if self._io_process is None or not session.several:
+            return storage.StoredCheckpoint(self._path, seconds)
+        if isinstance(session, Peer):
+            session.decide(_nothing)  # What the IO process met when it opened the checkpoint is raised here too.
+            return RemoteCheckpoint(self._path, session)
+        assert isinstance(session, Center)
+        opened: list[storage.StoredCheckpoint] = []
+        session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds)))
+        provider = Provider(opened[0])
+        self._finish = session.collect(provider.handlers(), provider.sent)
+        return opened[0]
+
+    def _vote(self, error: BaseException | None) -> None:
+        self._session.vote(error)
+
+    def _advised(self, error: BaseException) -> BaseException:
+        """Says what may be wrong where a process without the files was to read them."""
+        if self._session.several and self._io_process is None and isinstance(error, FileNotFoundError):
+            advised = FileNotFoundError(
+                error.errno, f"{error.strerror}. {ADVICE} It was process {self._session.process}", error.filename
+            )
+            advised.__cause__ = error
+            return advised
+        return error
+
+    def agree(self, error: BaseException | None) -> None:
+        """Ends the restore: raises on every process if `error` is not None on any of them."""
+        self._session.vote(error)
+
+    def __enter__(self) -> "Restore":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._session.close()
+
+
+def _nothing() -> None:
+    """The work of a process that does no file access."""
+
+
+def _read(stored: restoring.Source, targets: list[tree.Leaf], skip: set[str], with_counter: bool) -> Loaded:
+    found = restoring.match(targets, stored, skip, COUNTER)
+    pairs = found.pairs
+    if with_counter:
+        pairs = pairs + restoring.match([tree.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
+    new = restoring.load(pairs, stored)
+    counter = new.pop(COUNTER, None)
+    if counter is not None and not 0 <= counter < 2**63:
+        raise ValueError(
+            f"{COUNTER}: {stored.path} holds {counter}, which is no number of a save. Use read() instead of restore()."
+        )
+    matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
+    return Loaded(new, counter, matched, found.missing, found.unexpected)
+
+
+def rebuild(
+    flats: Mapping[str, tree.Flat], new: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Callable[[], tree.Undo]]]:
+    """Puts values together from new leaves. Returns them by name, and the changes that reference objects still need."""
+    replacements: dict[str, Any] = {}
+    changes: list[Callable[[], tree.Undo]] = []
+    for name, flat in flats.items():
+        if any(leaf.name in new for leaf in flat.leaves):
+            replacements[name], more = flat.rebuild([new.get(leaf.name, leaf.value) for leaf in flat.leaves])
+            changes += more
+    return replacements, changes
+
+
+def carry_out(changes: Iterable[Callable[[], tree.Undo]], agree: Callable[[BaseException | None], None]) -> None:
+    """Makes changes: all of them on every process, or none.
+
+    Args:
+      changes: each returns its undo.
+      agree: tells the other processes how it went here, and raises if it went wrong anywhere.
+    """
+    undos: list[tree.Undo] = []
+    failure: BaseException | None = None
+    try:
+        for change in changes:
+            undos.append(change())
+    except BaseException as error:
+        failure = error
+    try:
+        agree(failure)
+    except BaseException as error:
+        for undo in reversed(undos):
+            try:
+                undo()
+            except Exception as second:
+                error.add_note(f"Besides, an object could not be given back its old state: {second!r}")
+        raise
+    finally:
+        del failure

@@ -1,0 +1,126 @@
+"""An exception of one process, as the other processes of the job raise it.
+
+The others get a `ProcessError` that is also of the kind that a caller would catch: a missing checkpoint is a FileNotFoundError on every
+process, a full disk an OSError with the errno.
+"""
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from jaxckpt.errors import CheckpointError, ConfigError, CorruptCheckpointError, ProcessError
+
+Failure = dict[str, Any]  # process, kind, text, errno, strerror, filename, traceback: what goes over the wire
+_TRACEBACK_CHARS = 8000
+_TEXT_CHARS = 20_000
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (
+        *(
+            FileNotFoundError,
+            FileExistsError,
+            PermissionError,
+            NotADirectoryError,
+            IsADirectoryError,
+            TimeoutError,
+            ConnectionError,
+            OSError,
+        ),
+        *(KeyError, IndexError, LookupError, AttributeError, TypeError, MemoryError, NotImplementedError, ValueError),
+        *(UnicodeError, ZeroDivisionError, OverflowError, ArithmeticError, AssertionError, ImportError, EOFError),
+        *(CorruptCheckpointError, ConfigError, CheckpointError),
+    )
+}
+
+
+class RemoteTracebackError(Exception):
+    """The traceback of the process on which an error was raised first; the cause of the ProcessError."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _text(self: Exception) -> str:
+    # OSError would show errno and strerror in place of the message.
+    return str(self.args[0]) if self.args else ""
+
+
+def _reduce(self: ProcessError) -> Any:
+    # All that the pickle of a ProcessError has is text and processes; errno and the like are in the failure.
+    known = getattr(self, "failure", None)
+    return (rebuild, (known,)) if known is not None else ProcessError.__reduce__(self)
+
+
+def _mixed(kind: type[Exception]) -> type[ProcessError]:
+    """Returns the subclass of both ProcessError and `kind`."""
+    if issubclass(ProcessError, kind):
+        return ProcessError
+    name = f"Process{kind.__name__}"
+    namespace = {
+        "__doc__": f"A {kind.__name__} of another process.",
+        "__str__": _text,
+        "__reduce__": _reduce,
+        "__module__": __name__,
+    }
+    return type(name, (ProcessError, kind), namespace)
+
+
+_MIXED: dict[str, type[ProcessError]] = {name: _mixed(kind) for name, kind in _KINDS.items()}
+globals().update(
+    {kind.__name__: kind for kind in _MIXED.values() if kind is not ProcessError}
+)  # So that they can be pickled.
+
+
+def describe(error: BaseException, process: int) -> Failure:
+    """Returns what the other processes have to know of `error`, which was raised on `process`.
+
+    An error that is itself about another process's failure keeps that process.
+    """
+    known = getattr(error, "failure", None)
+    if isinstance(error, ProcessError) and isinstance(known, dict):
+        return known
+    kind = next(
+        (base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS and base is _KINDS[base.__name__]), ""
+    )
+    text = _shortened(_safely(lambda: str(error.args[0] if isinstance(error, KeyError) and error.args else error)))
+    name = type(error).__name__
+    own = error if isinstance(error, OSError) else OSError()
+    return {
+        "process": process,
+        "processes": list(error.processes) if isinstance(error, ProcessError) else [process],
+        "about": isinstance(error, ProcessError),  # The text says already which processes it is about.
+        "kind": kind,
+        "text": text if isinstance(error, ProcessError) else f"{name}: {text}" if text else name,
+        "errno": own.errno if isinstance(own.errno, int) else None,
+        "strerror": _safely(lambda: str(own.strerror)) if own.strerror is not None else None,
+        "filename": _safely(lambda: str(own.filename)) if own.filename is not None else None,
+        "traceback": _safely(lambda: "".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
+    }
+
+
+def _safely(text: Callable[[], str]) -> str:
+    """Returns a text that the program's own code makes: that it fails must not keep the others from hearing of the error."""
+    try:
+        return text()
+    except Exception as second:
+        return f"(its text cannot be had: {type(second).__name__})"
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _TEXT_CHARS:
+        return text
+    return f"{text[: _TEXT_CHARS // 2]} [...] {text[-_TEXT_CHARS // 2 :]}"
+
+
+def rebuild(failure: Failure) -> ProcessError:
+    """Returns the error to raise for the failure of another process. Its cause is that process's traceback."""
+    cls = _MIXED.get(str(failure["kind"]), ProcessError)
+    text = str(failure["text"])
+    if not failure["about"]:
+        text = f"Process {failure['process']} failed: {text}"
+    error = cls(text, tuple(int(process) for process in failure["processes"]))
+    error.failure = failure  # type: ignore[attr-defined]
+    if isinstance(error, OSError):
+        error.errno, error.strerror, error.filename = failure["errno"], failure["strerror"], failure["filename"]
+    error.__cause__ = RemoteTracebackError(failure["traceback"])
+    return error

@@ -1,0 +1,64 @@
+"""What processes compare of their leaves: descriptions, which must agree, and the contents of host leaves, which should."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxckpt.kinds import Kind, is_key_dtype, kind_of
+from jaxckpt.multihost.plan import Plan
+from jaxckpt.tree import Leaf
+
+Lines = list[tuple[str, str]]
+
+
+def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
+    """Returns name and description of every leaf, the same text on every process that has the same leaf."""
+    return [(leaf.name, _describe(leaf.value, plan)) for leaf in leaves]
+
+
+def _describe(value: Any, plan: Plan) -> str:
+    kind = kind_of(value)
+    if kind in (Kind.JAX, Kind.ABSTRACT):
+        sharding = getattr(value, "sharding", None)
+        if sharding is None or sharding.is_fully_addressable:
+            where = ""  # A host leaf: each process has its own.
+        else:
+            # The text of a sharding does not say which devices; the layout does.
+            where = f", on {sharding} (layout {plan.layout(sharding, tuple(value.shape)).digest[:8]})"
+        return f"{kind.value} of shape {tuple(value.shape)}, dtype {value.dtype}{where}"
+    if kind is Kind.NUMPY:
+        return f"{kind.value} of shape {value.shape}, dtype {value.dtype}"
+    return str(kind.value)
+
+
+def host_contents(leaves: Sequence[Leaf]) -> Lines:
+    """Returns name and digest of the content of every leaf that lives in the memory of one host."""
+    return [(leaf.name, digest) for leaf in leaves if (digest := _digest(leaf.value)) is not None]
+
+
+def _digest(value: Any) -> str | None:
+    kind = kind_of(value)
+    if kind is Kind.JAX:
+        if not value.is_fully_addressable or value.is_deleted():
+            return None
+        if is_key_dtype(value.dtype):
+            value = jax.random.key_data(value)
+        return _checksum(np.asarray(value))
+    if kind in (Kind.NUMPY, Kind.NUMPY_SCALAR):
+        array = np.asarray(value)
+        return None if array.dtype.hasobject else _checksum(array)
+    if kind is Kind.BYTES:
+        return _checksum(np.frombuffer(value, np.uint8))
+    if kind in (Kind.STR, Kind.INT, Kind.BOOL, Kind.FLOAT, Kind.COMPLEX):
+        return repr(value) if len(repr(value)) < 64 else _checksum(np.frombuffer(repr(value).encode(), np.uint8))
+    return None
+
+
+def _checksum(array: np.ndarray) -> str:
+    import google_crc32c
+
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if math.prod(array.shape) else b""
+    return f"{array.shape} {google_crc32c.value(bytes(flat) if array.nbytes < 4096 else flat):08x}"

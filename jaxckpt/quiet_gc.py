@@ -1,0 +1,34 @@
+"""Keeps the cyclic garbage collector still while thousands of small objects are made at once."""
+
+import gc
+import threading
+from contextlib import ContextDecorator
+from typing import Any, Self
+
+_lock = threading.Lock()
+_inside = 0
+_was_enabled = False
+
+
+class quiet_gc(ContextDecorator):  # noqa: N801  Used as a function is.
+    """Pauses the collector in the block (or function): what a save or restore makes is no garbage, and to look through it costs more
+    than to make it.
+
+    Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some refuse.
+    """
+
+    def __enter__(self) -> Self:
+        global _inside, _was_enabled
+        with _lock:
+            _inside += 1
+            if _inside == 1:
+                _was_enabled = gc.isenabled()
+                gc.disable()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        global _inside
+        with _lock:
+            _inside -= 1
+            if _inside == 0 and _was_enabled:
+                gc.enable()

@@ -1,0 +1,281 @@
+"""One save, from the values to the callbacks: the same steps on the caller's thread and in the background, alone and among processes.
+
+Everything that can be refused is refused while the save is prepared, before the other processes hear of it and before any file exists.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from jaxckpt import callbacks, paths, snapshot, storage, tree
+from jaxckpt.multihost import gather, leaves, meeting, shared
+from jaxckpt.multihost.meeting import Call, Contribution
+from jaxckpt.multihost.plan import Plan, digest_of
+from jaxckpt.multihost.session import Center, Handler, Session, patience
+from jaxckpt.options import CheckpointOptions
+from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage.content import Snapshot
+from jaxckpt.translate import OrbaxTranslation
+
+COUNTER = "save_counter"
+
+
+class SaveHooks:
+    """What else happens around a save. The methods run on the thread that writes: the background's for an asynchronous save.
+
+    `committed` and `finished` run on the process that does the file access only, and are given absolute paths.
+    """
+
+    def committed(self, path: str) -> None:
+        """The checkpoint is on disk for good: make it the latest."""
+        from jaxckpt import state_file
+
+        state_file.register(path)
+
+    def saved(self) -> None:
+        """The checkpoint is committed and registered. Runs on every process."""
+
+    def finished(self, path: str) -> None:
+        """The callbacks have run, or failed: delete what is not kept."""
+
+    def failed(self, error: BaseException) -> None:
+        """The write failed, and left nothing. Runs on every process."""
+
+
+class Unregistered(SaveHooks):
+    """Hooks of `write`, which does not register."""
+
+    def committed(self, path: str) -> None:
+        """Does nothing."""
+
+
+class Save:
+    """One save that has been prepared: its values are fixed, its path is reserved, and the other processes have agreed to it.
+
+    Attributes:
+      path: of the checkpoint, as the caller is told.
+      number: that `save_counter` takes.
+    """
+
+    def __init__(
+        self,
+        action: str,
+        subject: str,
+        options: CheckpointOptions,
+        translation: OrbaxTranslation,
+        hooks: SaveHooks,
+        *,
+        replace: bool,
+        details: Any = (),
+    ) -> None:
+        """Makes a save that has yet to be prepared.
+
+        Args:
+          action, subject: the call, for messages: "save" and what it was given.
+          options, translation: how.
+          hooks: what else happens.
+          replace: put the checkpoint in the place of what is there.
+          details: names and values that the processes have to agree about, besides the options.
+        """
+        self.path = ""
+        self.number = 0
+        self._translation = translation
+        self._settings = translation.array_settings
+        self._hooks = hooks
+        self._replace = replace
+        self._callbacks = tuple(options.experimental_write_callbacks or ())
+        self._call = call_of(action, subject, options, translation, details)
+        self._taken: list[Snapshot] = []
+        self._absolute = ""
+        self._session = Session()
+
+    def prepare(
+        self,
+        before: Callable[[], None],
+        values: Callable[[], Iterable[tree.Flat]],
+        reserve: Callable[[], tuple[int, str]],
+    ) -> None:
+        """Takes the snapshot and meets the other processes.
+
+        Args:
+          before: waits for the save before this one, and raises its error.
+          values: takes the values apart.
+          reserve: chooses and reserves number and path; called only on the process that does the file access.
+
+        Raises:
+          BaseException: what is wrong with the values, or on another process (see `meeting.meet`). Nothing is reserved then.
+        """
+
+        @quiet_gc()
+        def contribution() -> Contribution:
+            if not meeting.several():
+                self.number, self.path = reserve()
+                self._absolute = paths.absolute(self.path)
+                self._take([*values(), tree.flatten(COUNTER, self.number)])
+                return Contribution()
+            flats = list(values())
+            found = self._take_part(flats)
+            if jax.process_index() == self._call.center:
+                self.number, self.path = reserve()
+                self._absolute = paths.absolute(self.path)
+                found = {**found, "facts": {"number": self.number, "path": self.path}}
+            return Contribution(**found)
+
+        def prepared() -> Contribution:
+            before()
+            return contribution()
+
+        try:
+            self._session = session = meeting.meet(self._call, prepared)
+        except BaseException:
+            self._release()
+            raise
+        if session.several:
+            self.number, self.path = int(session.facts["number"]), str(session.facts["path"])
+            self._absolute = paths.absolute(self.path)
+
+    def _take(self, flats: list[tree.Flat]) -> None:
+        taken = snapshot.take(flats, copy=self._translation.asynchronous)
+        storage.check(self._absolute, taken, self._settings)
+        self._taken.append(taken)
+
+    def _take_part(self, flats: list[tree.Flat]) -> dict[str, Any]:
+        plan = Plan(jax.process_index(), self._translation.io_process)
+        taken = snapshot.take_part(flats, plan, copy=self._translation.asynchronous)
+        subject = paths.absolute(self._call.subject)
+        storage.check(subject, taken, self._settings)
+        if self._translation.io_process is None:
+            storage.check_part(subject, self._settings)
+        self._taken.append(taken)
+        named = [leaf for flat in flats for leaf in flat.leaves]
+        described = leaves.descriptions(named, plan)
+        described += [(entry.name, "empty") for entry in taken.entries[len(named) :]]
+        hosts = leaves.host_contents(named)
+        return {
+            "digest": digest_of(described),
+            "leaves": lambda: described,
+            "host_digest": digest_of(hosts),
+            "host_contents": lambda: hosts,
+        }
+
+    def _release(self) -> None:
+        absolute, self._absolute = self._absolute, ""  # Once: somebody else may reserve it as soon as it is free.
+        if absolute:
+            paths.release(absolute)
+
+    @property
+    def wait_secs(self) -> float:
+        """How long to wait for the save: the timeout, and what it takes to say, and to hear, which process has not kept to it."""
+        return self._call.timeout + (patience(self._call.timeout) + 2 if meeting.several() else 0)
+
+    def abandon(self) -> None:
+        """Gives up what is left of a save that failed or cannot be run. Idempotent."""
+        self._taken.clear()
+        self._session.close()
+        self._release()
+
+    def run(self, committed: Callable[[], None]) -> None:
+        """Writes, commits, registers, runs the callbacks and deletes what is not kept.
+
+        Args:
+          committed: called once the checkpoint is committed and registered.
+
+        Raises:
+          BaseException: what went wrong, on every process. If `committed` has been called, the checkpoint is saved all the same.
+        """
+        try:
+            with self._session as session:
+                try:
+                    self._write(session)
+                except BaseException as error:
+                    self._hooks.failed(error)
+                    raise
+                committed()
+                self._hooks.saved()
+                session.decide(lambda: self._conclude(session))
+        finally:
+            self._release()
+
+    def _write(self, session: Session) -> None:
+        taken = self._taken.pop()
+        handlers: dict[str, Handler] = {}
+        settings, process = self._settings, session.process
+        write: Any = None
+        if isinstance(session, Center):
+            taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
+            if self._translation.io_process is None:
+
+                def write(new: str, everything: Snapshot, settings: Any) -> None:
+                    shared.write(new, everything, settings, session)
+            else:
+
+                def write(new: str, everything: Snapshot, settings: Any) -> None:
+                    storage.write_jointly(new, gather.complete(everything, session), settings, process)
+        elif session.several:
+            if self._translation.io_process is None:
+                handlers = shared.Writer(taken, settings, process).handlers()
+            else:
+                handlers = gather.Supplier(taken).handlers()
+            del taken  # What has been sent is let go of.
+            session.decide(_nothing, handlers)
+            return
+
+        def commit() -> None:
+            storage.save(self._absolute, taken, settings, replace=self._replace, write=write, ready=session.confirm)
+            try:
+                session.check()  # Should this process have been stopped meanwhile, the others have given up.
+                self._hooks.committed(self._absolute)
+            except BaseException:
+                if (
+                    not self._replace
+                ):  # Not registered, so not saved. What replaced another checkpoint stays: the other is gone.
+                    storage.delete(self._absolute)
+                raise
+
+        session.decide(commit)
+
+    def _conclude(self, session: Session) -> None:
+        self._run_callbacks()
+        session.check()  # A process that was lost since the commit: the others have to know.
+
+    def _run_callbacks(self) -> None:
+        try:
+            with meeting.Alone():
+                callbacks.run_callbacks(self._callbacks, self.path)
+        finally:
+            try:
+                self._hooks.finished(self._absolute)
+            except (
+                Exception
+            ) as error:  # The checkpoint is there; that an old one could not be deleted is no reason to fail its save.
+                warnings.warn(
+                    f"After saving {self._absolute}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
+                )
+
+
+def call_of(
+    action: str, subject: str, options: CheckpointOptions, translation: OrbaxTranslation, details: Any = ()
+) -> Call:
+    """Returns what the processes of a job have to agree about, for a call with these options."""
+    process = translation.io_process
+    return Call(
+        action,
+        subject,
+        0 if process is None else process,
+        translation.array_settings.timeout_secs,
+        {
+            "experimental_io_device": "None" if process is None else f"process {process}",
+            "enable_async": options.enable_async,
+            "experimental_skip_slot_variables": options.experimental_skip_slot_variables,
+            "experimental_sharding_callback": options.experimental_sharding_callback,
+            "the number of experimental_write_callbacks": len(list(options.experimental_write_callbacks or ())),
+            "orbax": options.orbax,
+            **dict(details),
+        },
+    )
+
+
+def _nothing() -> None:
+    """The work of a process that does no file access."""

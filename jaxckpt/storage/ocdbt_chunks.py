@@ -1,0 +1,200 @@
+"""Chunks → arrays, straight from the data files: no copy but the one from the file, checksummed while it is in the cache."""
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxckpt.storage import layout
+from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.ocdbt_format import DamagedError, Place
+from jaxckpt.storage.ocdbt_index import Index
+from jaxckpt.storage.threads import Threads
+
+Box = tuple[slice, ...]
+_BLOCK = 1 << 20  # is read, then checksummed, while it is in the cache
+_READERS = max(2, min(8, os.cpu_count() or 1))
+_ALIGNMENT = 64  # XLA's: jax.device_put on the CPU backend takes such memory as it is.
+
+
+class Read(NamedTuple):
+    """A chunk to read.
+
+    Attributes:
+      owner: name of the array, for errors.
+      place: where the chunk is, its crc32c included.
+      shape: of the whole chunk.
+      part: what is wanted of it.
+      target: where that goes.
+    """
+
+    owner: str
+    place: Place
+    shape: tuple[int, ...]
+    part: Box
+    target: np.ndarray
+
+
+class ReadError(Exception):
+    """Reading a chunk of the array `owner` failed, because of its `__cause__`."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Returns a new array whose memory JAX can take without a copy."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def plan(
+    owner: str, index: Index, array: np.ndarray, start: Sequence[int], shape: Sequence[int], chunk: tuple[int, ...]
+) -> Iterator[Read]:
+    """Yields the reads that fill a box of an array. Values that stand in the index are put there at once.
+
+    Args:
+      owner: name of the array: the prefix of its keys, and for errors.
+      index: of the database.
+      array: new array, to be filled, of the shape of the box.
+      start: first index of the box along each axis.
+      shape: of the whole array.
+      chunk: shape of its chunks.
+
+    Raises:
+      DamagedError: a chunk is missing, or is not what was written.
+      OSError: the index could not be read there.
+    """
+    path = layout.array_path(owner)
+    ranges = [
+        range(first // cut, -(-(first + extent) // cut))
+        for first, extent, cut in zip(start, array.shape, chunk, strict=True)
+    ]
+    nbytes = math.prod(chunk) * array.dtype.itemsize
+    for number in itertools.product(*ranges):
+        key = path + layout.chunk_key(number)
+        found = index.get(key)
+        if found is None:
+            raise DamagedError(f"its chunk {key} is missing")
+        target: list[slice] = []
+        part: list[slice] = []
+        for i, cut, first, extent, whole in zip(number, chunk, start, array.shape, shape, strict=True):
+            low, high = max(first, i * cut), min(first + extent, (i + 1) * cut, whole)
+            target.append(slice(low - first, high - first))
+            part.append(slice(low - i * cut, high - i * cut))
+        if isinstance(found, bytes):
+            array[tuple(target)] = decode(found, array.dtype, chunk)[tuple(part)]
+        elif found.length != nbytes + layout.CHECKSUM_BYTES:
+            raise DamagedError(f"its chunk {key} has {found.length} bytes")
+        else:
+            yield Read(owner, found, chunk, tuple(part), array[(*target, ...)])  # type: ignore[arg-type]
+
+
+def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the array of a chunk whose codecs are bytes and crc32c. Raises DamagedError."""
+    import google_crc32c
+
+    data = value[: -layout.CHECKSUM_BYTES]
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise DamagedError("its data has not the length that was written")
+    if google_crc32c.value(data) != int.from_bytes(value[-layout.CHECKSUM_BYTES :], "little"):
+        raise DamagedError("the checksum of its data does not match")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def run(directory: str, reads: list[Read], deadline: Deadline) -> None:
+    """Does all reads, in a few threads, in the order in which they lie on disk.
+
+    Raises:
+      ReadError: from the first DamagedError or OSError.
+      TimeoutError: after the deadline.
+    """
+    if not reads:
+        return
+    reads.sort(key=lambda read: read.place)
+    pending = iter(reads)
+    lock = threading.Lock()
+    threads = Threads(deadline, f"Reading {directory}")
+
+    def work() -> None:
+        file, descriptor = "", -1
+        try:
+            while not threads.stopped:
+                with lock:
+                    read = next(pending, None)
+                if read is None:
+                    break
+                try:
+                    if file != read.place.file:
+                        if descriptor >= 0:
+                            os.close(descriptor)
+                            descriptor = -1
+                        file = read.place.file
+                        descriptor = os.open(os.path.join(directory, file), os.O_RDONLY)
+                    _read(descriptor, read)
+                except (DamagedError, OSError) as error:
+                    if isinstance(error, OSError):
+                        error.filename = os.path.join(directory, file)
+                    raise ReadError(read.owner) from error
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    threads.at_least(min(_READERS, len(reads)), work)
+    threads.join()
+
+
+def _read(descriptor: int, read: Read) -> None:
+    nbytes = read.place.length - layout.CHECKSUM_BYTES
+    target = read.target
+    if _is_beginning(read.part, read.shape) and target.flags.c_contiguous:
+        _fill(descriptor, read.place.offset, target.reshape(-1).view(np.uint8), nbytes)
+        return
+    chunk = np.empty(nbytes, np.uint8)
+    _fill(descriptor, read.place.offset, chunk, nbytes)
+    target[...] = chunk.view(target.dtype).reshape(read.shape)[read.part]
+
+
+def _is_beginning(part: Box, shape: tuple[int, ...]) -> bool:
+    """Whether a part of a chunk is its first bytes: whole, or cut at the end of the first axis that is longer than one."""
+    for axis, extent in enumerate(shape):
+        if part[axis].start != 0:
+            return False
+        if extent != 1:
+            return all(
+                box.start == 0 and box.stop == whole
+                for box, whole in zip(part[axis + 1 :], shape[axis + 1 :], strict=True)
+            )
+    return True
+
+
+def _fill(descriptor: int, offset: int, target: np.ndarray, nbytes: int) -> None:
+    """Fills `target` with the first of `nbytes` bytes of a chunk, and checks all of them against the crc32c that follows."""
+    import google_crc32c
+
+    frozen = target.view()
+    frozen.flags.writeable = False  # google_crc32c takes nothing that can be written to.
+    checksum = done = 0
+    while done < target.size:
+        got = os.preadv(descriptor, [memoryview(target[done : done + _BLOCK])], offset + done)  # type: ignore[arg-type]
+        if got <= 0:
+            raise DamagedError("its data file is shorter than it was")
+        checksum = google_crc32c.extend(checksum, frozen[done : done + got])
+        done += got
+    while done < nbytes:  # of a chunk at the edge, what lies outside of the array
+        block = os.pread(descriptor, min(_BLOCK, nbytes - done), offset + done)
+        if not block:
+            raise DamagedError("its data file is shorter than it was")
+        checksum = google_crc32c.extend(checksum, block)
+        done += len(block)
+    if os.pread(descriptor, layout.CHECKSUM_BYTES, offset + nbytes) != checksum.to_bytes(
+        layout.CHECKSUM_BYTES, "little"
+    ):
+        raise DamagedError("the checksum of its data does not match")

@@ -1,0 +1,87 @@
+"""Files of an OCDBT database: data files, which values and nodes are appended to, and the manifest."""
+
+import os
+import secrets
+
+import numpy as np
+
+from jaxckpt.storage.ocdbt_format import CHECKSUM_BYTES, Place
+
+_BLOCK = 1 << 20  # is checksummed, then written, while it is in the cache
+
+
+class DataFile:
+    """A new data file of the database in `directory`; whoever made it closes its descriptor."""
+
+    def __init__(self, directory: str) -> None:
+        self.name = "d/" + secrets.token_hex(16)
+        self.path = os.path.join(directory, self.name)
+        self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self.size = 0
+
+    def append(self, data: np.ndarray) -> Place:
+        """Writes the bytes of a contiguous array, and their crc32c."""
+        import google_crc32c
+
+        start = self.size
+        content = data.reshape(-1).view(np.uint8)
+        content.flags.writeable = False  # google_crc32c takes nothing that can be written to.
+        checksum = 0
+        for position in range(0, content.size, _BLOCK):
+            block = content[position : position + _BLOCK]
+            checksum = google_crc32c.extend(checksum, block)
+            self._write(block)
+        self._write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+        return Place(self.name, start, self.size - start)
+
+    def append_bytes(self, content: bytes) -> Place:
+        """Writes bytes as they are."""
+        start = self.size
+        self._write(content)
+        return Place(self.name, start, len(content))
+
+    def _write(self, data: np.ndarray | bytes) -> None:
+        self.size += _write(self.descriptor, data, self.path)
+
+
+def checksummed(data: np.ndarray) -> bytes:
+    """Returns the bytes of an array, followed by their crc32c."""
+    import google_crc32c
+
+    content = data.tobytes()
+    checksum: int = google_crc32c.value(content)
+    return content + checksum.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Writes a new file and syncs it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write(descriptor, content, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    sync_and_close(descriptor, path)
+
+
+def sync_and_close(descriptor: int, path: str) -> None:
+    """Brings a file to stable storage, and closes it in any case."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, data: np.ndarray | bytes, path: str) -> int:
+    view = memoryview(data)  # type: ignore[arg-type]
+    size = len(view)
+    try:
+        while len(view):
+            view = view[os.write(descriptor, view) :]
+    except OSError as error:
+        error.filename = path
+        raise
+    return size

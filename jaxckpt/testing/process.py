@@ -1,0 +1,167 @@
+"""Inside a process of a job: connects to JAX, runs the functions that the parent names, and talks with it."""
+
+import contextlib
+import faulthandler
+import inspect
+import io
+import json
+import os
+import pickle
+import queue
+import signal as signals
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jaxckpt.testing import functions, namespaces
+
+_control: "_Control | None" = None
+
+
+def signal(name: str) -> None:
+    """Tells the parent's `Job.wait_for` that this process has come to the point `name`.
+
+    Raises:
+      RuntimeError: this process was not started by a `Job`.
+    """
+    _connected("signal").send(kind="signal", name=name)
+
+
+def pause(name: str) -> None:
+    """Like `signal`, and waits there until the parent calls `Job.release`. May be called in any thread.
+
+    Raises:
+      RuntimeError: this process was not started by a `Job`.
+    """
+    control = _connected("pause")
+    control.send(kind="signal", name=name)
+    # Bounded by the parent: at its deadline, or when it ends, it takes this process with it.
+    control.gate(name).wait()
+
+
+def _connected(what: str) -> "_Control":
+    if _control is None:
+        raise RuntimeError(f"testing.{what}() works only in a function that a jaxckpt.testing.Job runs.")
+    return _control
+
+
+class _Control:
+    """The connection with the parent: short messages, a line of JSON each. What may be large goes through files."""
+
+    def __init__(self, file: int) -> None:
+        os.set_inheritable(file, False)
+        self._socket = socket.socket(fileno=file)
+        self._sending = threading.Lock()
+        self.orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._gates: dict[str, threading.Event] = {}
+        threading.Thread(target=self._listen, name="jaxckpt-testing", daemon=True).start()
+
+    def send(self, **message: Any) -> None:
+        with self._sending:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def gate(self, name: str) -> threading.Event:
+        """Returns what is set when the parent releases `name`."""
+        return self._gates.setdefault(name, threading.Event())  # One step, so that two threads get the same.
+
+    def _listen(self) -> None:
+        for line in self._socket.makefile("rb"):
+            message = json.loads(line)
+            if message["kind"] == "release":
+                self.gate(message["name"]).set()
+            else:
+                if message["kind"] == "call":
+                    # Here and not where the function is called: a release that follows must find the new one.
+                    self._gates = {}
+                self.orders.put(message)
+        os.killpg(
+            0, signals.SIGKILL
+        )  # The parent is gone, and so is whoever asks why. What this process started goes too.
+
+
+class _Pickler(pickle.Pickler):
+    """Sends arrays of JAX as arrays of numpy: a parent that reads them need not start JAX."""
+
+    def reducer_override(self, value: Any) -> Any:
+        import jax
+        import numpy as np
+
+        return (np.array, (np.asarray(value),)) if isinstance(value, jax.Array) else NotImplemented
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Runs a process of a job, until the parent lets it go."""
+    global _control
+    index, directory = settings["index"], Path(settings["directory"])
+    sys.argv = [""]
+    stacks = open(directory / f"stacks-{index}.txt", "w", encoding="utf-8")  # noqa: SIM115 - written to at any time
+    faulthandler.enable()
+    faulthandler.register(signals.SIGUSR1, stacks, all_threads=True)
+    if settings["private"] is not None:
+        # First of all: a process can change its namespaces while it has a single thread.
+        namespaces.see_at(settings["private"], *settings["disk"])
+    os.chdir(settings["cwd"])  # The same path may be on another disk now.
+    _control = _Control(settings["socket"])
+    _connect_jax(settings)
+    _control.send(kind="ready")
+    while (order := _control.orders.get())["kind"] == "call":
+        state, outcome = _call(directory / f"call-{order['number']}.pickle")
+        (directory / f"result-{index}-{order['number']}.pickle").write_bytes(outcome)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _control.send(kind="done", state=state)
+    if order["fast"]:
+        os._exit(0)
+
+
+def _connect_jax(settings: dict[str, Any]) -> None:
+    import jax
+
+    wanted = {
+        "coordinator_address": settings["coordinator"],
+        "coordinator_bind_address": settings["coordinator"],
+        "num_processes": settings["processes"],
+        "process_id": settings["index"],
+        "cluster_detection_method": "deactivate",
+        "initialization_timeout": settings["timeout"],
+        "shutdown_timeout_seconds": settings["timeout"],
+        "heartbeat_timeout_seconds": settings["heartbeat_timeout"],
+    }
+    with contextlib.suppress(AttributeError):  # JAX has it not, and so does not warn of proxies, which we took care of.
+        jax.config.update("jax_check_proxy_envs", False)
+    known = inspect.signature(jax.distributed.initialize).parameters
+    jax.distributed.initialize(**{name: value for name, value in wanted.items() if name in known})
+    jax.devices()  # The processes exchange what they have: no function has to pay for it, or to fail in it.
+
+
+def _call(path: Path) -> tuple[str, bytes]:
+    """Runs the function that a file names; returns how it ended, and what goes back, pickled."""
+    try:
+        target, arguments = pickle.loads(path.read_bytes())
+        function = functions.load(target)
+        args, kwargs = pickle.loads(arguments)  # After the module is there: the arguments may be of its classes.
+        value = function(*args, **kwargs)
+        buffer = io.BytesIO()
+        try:
+            _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        except Exception as error:
+            raise TypeError(
+                f"what {target.name} returned cannot be sent to the parent ({error}); return numpy arrays or plain values"
+            ) from error
+        return "returned", buffer.getvalue()
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: the parent wants to know.
+        return "raised", pickle.dumps(
+            (type(error).__qualname__, str(error), "".join(traceback.format_exception(error)), _pickled(error))
+        )
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)  # Many exceptions can be pickled but not made again.
+    except Exception:
+        return None
+    return data

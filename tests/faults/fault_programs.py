@@ -1,0 +1,403 @@
+"""What the processes of the jobs of this directory run. No pytest here: it would be imported in every process."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxckpt
+from jaxckpt import testing
+from jaxckpt.multihost import gather, meeting, scatter, session, shared
+from jaxckpt.storage import commit, writer
+
+NAMES = ("a", "b", "c")
+COLUMNS = 17_000  # more than what travels in batches
+
+
+class Outcome(dict[str, Any]):
+    """How a call ended: `error` is None or the names of the classes of what it raised; text, processes, errno, value, secs."""
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------------------
+
+_PLACES = {
+    "piece": (gather.Supplier, "_get"),
+    "vote": (session.Peer, "_answer"),
+    "fetch": (gather._Fetcher, "_ask"),
+    "commit": (commit, "_publish"),
+    "sync": (commit, "sync_tree"),
+    "part": (shared.Writer, "_write"),
+    "arrays": (writer, "write_arrays"),
+    "outcome": (session.Center, "_tell"),
+    "request": (session.Peer, "request"),
+    "provide": (scatter.Provider, "_read"),
+    "verdict": (meeting._Meeting, "_verdict"),
+}
+
+
+@contextlib.contextmanager
+def _fault(place: str | None, kind: str, nth: int) -> Any:
+    """Does something at the nth passage of a place: pause (for the test to kill or stall), interrupt, or raise."""
+    if place is None:
+        yield
+        return
+    owner, name = _PLACES[place]
+    original = getattr(owner, name)
+    passed = 0
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        nonlocal passed
+        if place != "vote" or args[-1].get("t") == session._CONFIRM:
+            passed += 1
+            if passed == nth:
+                _happen(place, kind)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, instead)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _happen(place: str, kind: str) -> None:
+    if kind == "pause":
+        testing.pause(place)
+    elif kind == "interrupt":
+        raise KeyboardInterrupt
+    elif kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        raise PermissionError(13, "on purpose", "/somewhere")
+
+
+# -- calls ------------------------------------------------------------------------------------------------------------------------
+
+
+def _array(value: float) -> jax.Array:
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    shape = (jax.device_count(), COLUMNS)
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: np.full(shape, value, np.float32)[index]
+    )
+
+
+def tree(version: float) -> dict[str, Any]:
+    """A tree whose every leaf tells the version."""
+    return {**{name: _array(version) for name in NAMES}, "step": int(version), "host": np.full(5, version)}
+
+
+def options(io: int | None, secs: float, asynchronous: bool = False, **more: Any) -> jaxckpt.CheckpointOptions:
+    """Options of the calls here."""
+    return jaxckpt.CheckpointOptions(
+        experimental_io_device=io,
+        enable_async=asynchronous,
+        orbax=jaxckpt.OrbaxSettings(timeout_secs=secs),
+        **more,
+    )
+
+
+def outcome(work: Any) -> Outcome:
+    """Calls `work` and returns how it ended."""
+    began = time.monotonic()
+    try:
+        value = work()
+    except BaseException as error:
+        return Outcome(
+            error=[kind.__name__ for kind in type(error).__mro__],
+            text=str(error),
+            processes=tuple(getattr(error, "processes", ())),
+            errno=getattr(error, "errno", None),
+            secs=time.monotonic() - began,
+            value=None,
+        )
+    return Outcome(error=None, text="", processes=(), errno=None, value=value, secs=time.monotonic() - began)
+
+
+def save(
+    prefix: str,
+    io: int | None,
+    version: float,
+    *,
+    secs: float = 3,
+    asynchronous: bool = False,
+    absent: int | None = None,
+    late: tuple[int, float] | None = None,
+    fault: tuple[int, str, str, int] | None = None,
+    bad: tuple[int, str] | None = None,
+) -> Outcome | None:
+    """Saves a version; one process may be absent, late, meet a fault, or have a leaf that cannot be saved."""
+    warnings.simplefilter("error")
+    me = jax.process_index()
+    if me == absent:
+        return None
+    if late is not None and me == late[0]:
+        time.sleep(late[1])
+    values = tree(version)
+    if bad is not None and me == bad[0]:
+        values["a"] = {"leaf": object(), "object": _Unwilling()}[bad[1]]
+    elif bad is not None and bad[1] == "object":
+        values["a"] = _Willing()
+    checkpoint = jaxckpt.Checkpoint(**values)
+    place, kind, nth = fault[1:] if fault is not None and me == fault[0] else (None, "", 0)
+
+    def work() -> str:
+        path = checkpoint.save(prefix, options(io, secs, asynchronous))
+        checkpoint.sync()
+        return path
+
+    with _fault(place, kind, nth):
+        found = outcome(work)
+    testing.signal("done")
+    return found
+
+
+class _Willing:
+    def serialize(self) -> bytes:
+        return b"state"
+
+    def deserialize(self, state: bytes) -> None:
+        pass
+
+
+class _Unwilling(_Willing):
+    def serialize(self) -> bytes:
+        raise LookupError("does not serialize today")
+
+
+def restore(
+    prefix: str,
+    io: int | None,
+    *,
+    secs: float = 3,
+    absent: int | None = None,
+    late: tuple[int, float] | None = None,
+    fault: tuple[int, str, str, int] | None = None,
+) -> Outcome | None:
+    """Restores the latest checkpoint; the value is its path and version. Raises if it is torn, or changed by a failed restore."""
+    warnings.simplefilter("error")
+    me = jax.process_index()
+    if me == absent:
+        return None
+    if late is not None and me == late[0]:
+        time.sleep(late[1])
+    checkpoint = jaxckpt.Checkpoint(**tree(-1))
+    place, kind, nth = fault[1:] if fault is not None and me == fault[0] else (None, "", 0)
+
+    def work() -> tuple[str, float]:
+        latest = jaxckpt.latest_checkpoint(os.path.dirname(prefix), options(io, secs))
+        assert latest is not None
+        with _fault(place, kind, nth):
+            checkpoint.restore(latest, options(io, secs)).assert_consumed()
+        return latest, float(checkpoint.step)
+
+    found = outcome(work)
+    testing.signal("done")
+    version = -1.0 if found["error"] else found["value"][1]
+    for name in NAMES:
+        for shard in getattr(checkpoint, name).addressable_shards:
+            assert (np.asarray(shard.data) == version).all(), (name, version, found)
+    assert checkpoint.step == version
+    assert (checkpoint.host == version).all()
+    return found
+
+
+def files(directory: str) -> list[str]:
+    """Names in a directory, as this process sees it."""
+    return sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+
+
+# -- strangers --------------------------------------------------------------------------------------------------------------------
+
+
+def _listening() -> list[tuple[str, int]]:
+    """Addresses that this process listens on."""
+    inodes = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        with contextlib.suppress(OSError), open(f"/proc/self/net/{table}", encoding="ascii") as lines:
+            for line in list(lines)[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and fields[9] in inodes:
+                    raw, port = fields[1].split(":")
+                    words = bytes.fromhex(raw)
+                    packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                    found.append((socket.inet_ntop(family, packed), int(port, 16)))
+    return found
+
+
+def listening_in_a_meeting(prefix: str, io: int) -> list[tuple[str, int]]:
+    """Saves, and returns what this process listens on at that moment, apart from what it listens on anyway."""
+    before = set(_listening())
+    found: set[tuple[str, int]] = set()
+    original = meeting.Listener.wait
+
+    def wait(self: Any, end: float) -> Any:
+        found.update(set(_listening()) - before)
+        return original(self, end)
+
+    meeting.Listener.wait = wait  # type: ignore[method-assign]
+    try:
+        jaxckpt.Checkpoint(**tree(1)).save(prefix, options(io, 20))
+    finally:
+        meeting.Listener.wait = original  # type: ignore[method-assign]
+    assert set(_listening()) == before
+    return sorted(found)
+
+
+def harassed(prefix: str, io: int, version: float, bombs: list[bytes], silent: int) -> tuple[Outcome, list[bytes], str]:
+    """Saves while strangers bother every listener; returns also what they were told, and what threads printed."""
+    heard: list[bytes] = []
+    strangers: list[socket.socket] = []
+    printed: list[str] = []
+    original = meeting.Listener.wait
+    hook = threading.excepthook
+    threading.excepthook = lambda args: printed.append(f"{args.exc_type.__name__}: {args.exc_value}")
+
+    def bother(address: tuple[str, int], bomb: bytes) -> None:
+        with contextlib.suppress(OSError):
+            stranger = socket.create_connection(address, timeout=5)
+            strangers.append(stranger)
+            if bomb:
+                stranger.sendall(bomb)
+                with contextlib.suppress(OSError):
+                    stranger.settimeout(0.2)
+                    heard.append(stranger.recv(1 << 16) + stranger.recv(1 << 16))
+
+    def wait(self: Any, end: float) -> Any:
+        address = (self.address.host, self.address.port)
+        for bomb in [b""] * silent + bombs:
+            bother(address, bomb)
+        return original(self, end)
+
+    meeting.Listener.wait = wait  # type: ignore[method-assign]
+    try:
+        found = outcome(lambda: jaxckpt.Checkpoint(**tree(version)).save(prefix, options(io, 20)))
+    finally:
+        meeting.Listener.wait = original  # type: ignore[method-assign]
+        for stranger in strangers:
+            stranger.close()
+    time.sleep(0.2)
+    threading.excepthook = hook
+    return found, heard, "; ".join(printed)
+
+
+# -- many calls -------------------------------------------------------------------------------------------------------------------
+
+
+def _resources() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+def many(prefix: str, io: int | None, times: int) -> tuple[list[tuple[int, int]], float]:
+    """Saves often; returns descriptors and threads at the beginning and the end, and the seconds of a joint call."""
+    checkpoint = jaxckpt.Checkpoint(w=_array(1), step=0)
+    found = []
+    for turn in range(times):
+        checkpoint.write(prefix, options(io, 20, turn % 4 == 3))
+        if turn in (9, times - 1):
+            checkpoint.sync()
+            jax.block_until_ready(_array(1))
+            time.sleep(0.3)
+            found.append(_resources())
+    began = time.monotonic()
+    for _ in range(50):
+        jaxckpt.latest_checkpoint(os.path.dirname(prefix), options(io, 20))
+    return found, (time.monotonic() - began) / 50
+
+
+def keys_left() -> list[str]:
+    """Keys of this package in JAX's key-value store."""
+    from jax._src import distributed
+
+    return [key for key, _ in distributed.global_state.client.key_value_dir_get("jaxckpt")]
+
+
+def two_at_once(directory: str, io: int) -> list[float]:
+    """Two objects save asynchronously at the same time, and a third restores meanwhile; calls also from another thread."""
+    first, second = (jaxckpt.Checkpoint(**tree(version)) for version in (1, 2))
+    settings = options(io, 20, True)
+    for _ in range(5):
+        one = first.save(f"{directory}/one", settings)
+        two = second.save(f"{directory}/two", settings)
+    first.sync()
+    three = jaxckpt.Checkpoint(**tree(-1))
+    second.save(f"{directory}/two", settings)
+    three.restore(one, settings)
+    versions = [float(three.step)]
+    three.restore(two, settings)
+    versions.append(float(three.step))
+    second.sync()
+
+    def elsewhere() -> None:
+        path = first.save(f"{directory}/one", settings)
+        first.sync()
+        three.restore(path, settings)
+        versions.append(float(three.step))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    return versions
+
+
+def calls_in_callback(prefix: str, io: int, asynchronous: bool) -> Outcome:
+    """A write callback makes calls that need every process."""
+    directory = os.path.dirname(prefix)
+    other = jaxckpt.Checkpoint(x=1)
+    found: list[Outcome] = []
+
+    def callback() -> None:
+        found.append(outcome(lambda: other.save(f"{directory}/other", options(io, 20))))
+        found.append(outcome(lambda: jaxckpt.latest_checkpoint(directory, options(io, 20))))
+
+    settings = options(io, 20, asynchronous, experimental_write_callbacks=[callback])
+    checkpoint = jaxckpt.Checkpoint(**tree(1))
+
+    def work() -> list[Outcome]:
+        checkpoint.save(prefix, settings)
+        checkpoint.sync()
+        return found
+
+    return outcome(work)
+
+
+def peak(prefix: str, io: int, megabytes: int, asynchronous: bool) -> tuple[float, float]:
+    """Saves one large state; returns by how many MB the memory of this process grew at most, and its own part."""
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    shape = (jax.device_count(), megabytes * (1 << 18) // jax.device_count() // 4)
+    values = {
+        f"w{number}": jax.make_array_from_callback(
+            shape, sharding, lambda index: np.ones(shape, np.float32)[index]
+        )
+        for number in range(4)
+    }
+    own = sum(shard.data.nbytes for value in values.values() for shard in value.addressable_shards)
+    checkpoint = jaxckpt.Checkpoint(**values)
+    checkpoint.write(prefix, options(io, 60))  # What is made once is not counted.
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+    before = _status("VmRSS")
+    checkpoint.write(prefix, options(io, 60, asynchronous))
+    checkpoint.sync()
+    return _status("VmHWM") - before, own / 2**20
+
+
+def _status(name: str) -> float:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024

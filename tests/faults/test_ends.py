@@ -1,0 +1,47 @@
+"""The program of a process ends while an asynchronous save runs: the save is completed on all, and exit codes are right."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxckpt
+
+HERE = Path(__file__).parent
+CODES = {"return": 0, "exit": 3, "exception": 1}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("who", "how"), [(0, "return"), (0, "exit"), (0, "exception"), (1, "exit"), (2, "exception")])
+def test_the_end_of_a_program(tmp_path: Path, who: int, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}"}
+    environment.pop("XLA_FLAGS", None)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, HERE / "ending_program.py", str(index), str(port), tmp_path / "ckpt", "1", str(who), how],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(3)
+    ]
+    try:
+        outputs = [process.communicate(timeout=100)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    codes = [process.returncode for process in processes]
+    assert codes[who] == CODES[how], outputs
+    assert [code for index, code in enumerate(codes) if index != who] == [0, 0], outputs
+    assert all("jaxckpt:" not in output for output in outputs), outputs
+    latest = jaxckpt.latest_checkpoint(tmp_path)
+    assert latest == str(tmp_path / "ckpt-1")
+    assert (jaxckpt.load_variable(latest, "a") == 7).all()

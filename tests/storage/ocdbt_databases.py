@@ -1,0 +1,84 @@
+"""What the tests of OCDBT databases share: databases written by TensorStore and by us, and their contents as each of the two reads them."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from jaxckpt.storage import ocdbt_index
+from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.ocdbt_format import Entry, Place
+from jaxckpt.storage.ocdbt_writer import Chunk, Database
+
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})  # Databases that are copied have to share it.
+
+
+def store(directory: Path, **spec: Any) -> Any:
+    """The database in `directory`, opened (or made) by TensorStore."""
+    base = {"driver": "file", "path": f"{directory}/"}
+    return ts.KvStore.open({"driver": "ocdbt", "base": base, **spec}, context=_CONTEXT).result()
+
+
+def by_tensorstore(directory: Path) -> dict[str, bytes]:
+    """Everything in a database, as TensorStore reads it."""
+    opened = store(directory)
+    return {key.decode(): opened.read(key).result().value for key in opened.list().result()}
+
+
+def by_us(directory: Path) -> dict[str, bytes]:
+    """Everything in a database, as our reader reads it."""
+    index = ocdbt_index.Index(str(directory), Deadline(60, "the test"))
+    return {
+        entry.key.decode(): ocdbt_index.read_place(str(directory), entry.value)
+        if isinstance(entry.value, Place)
+        else entry.value
+        for entry in index.entries()
+    }
+
+
+def chunk(key: str, content: bytes, *, is_remote: bool = False) -> Chunk:
+    """A value to write, which its checksum will follow."""
+    return Chunk(key, len(content), is_remote, lambda: np.frombuffer(content, np.uint8))
+
+
+def write(directory: Path, values: Mapping[str, bytes | Chunk], **settings: Any) -> None:
+    """Writes a database with our writer."""
+    arguments: dict[str, Any] = {
+        "target_file_bytes": 1 << 20,
+        "max_file_bytes": None,
+        "memory_bytes": 1 << 20,
+        "deadline": Deadline(60, "the test"),
+        **settings,
+    }
+    database = Database(str(directory), **arguments)
+    database.write(Entry(key.encode(), value) if isinstance(value, bytes) else value for key, value in values.items())
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Checks that no thread and no open file of a database outlives the block."""
+
+    def threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith(("Writ", "Sync", "Read"))}
+
+    def files() -> Counter[str]:
+        found = []
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                found.append(os.readlink(f"/proc/self/fd/{number}"))
+            except FileNotFoundError:
+                continue
+        return Counter(name for name in found if "/d/" in name or name.endswith("manifest.ocdbt"))
+
+    before = files()
+    try:
+        yield
+    finally:
+        assert not threads()
+        assert not files() - before  # TensorStore closes its own when it likes to.
