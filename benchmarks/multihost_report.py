@@ -1,5 +1,6 @@
 """Measurements of jobs of several processes → tables, goals, and RESULTS_MULTIHOST.md."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -65,6 +66,7 @@ class Results:
         ]
         lines += [f"* {fact}" for fact in report.machine()]
         lines += [f"* {self._processes} processes on this machine, connected by its loopback interface; {self.disk}"]
+        lines += [f"* load average over the last 15 minutes of the run: {os.getloadavg()[2]:.0f}"]
         lines += [f"* failed: {failure}" for failure in self.failures]
         for title, table in self._tables():
             lines += ["", f"## {title}", "", *report.markdown_table(table)]
@@ -78,7 +80,15 @@ class Results:
         yield "Goals", self._goals()
 
     def _times(self, kind: str) -> list[list[str]]:
-        rows = [["", *(cell for heading, *_ in _TIMES for cell in (heading, "× engine")), "blocked ms"]]
+        rows = [
+            [
+                "",
+                *(cell for heading, *_ in _TIMES for cell in (heading, "× engine")),
+                "blocked ms",
+                "save CPU s",
+                "restore CPU s",
+            ]
+        ]
         for name in self._names:
             row = [name]
             for _, key, scale, digits in _TIMES:
@@ -86,10 +96,14 @@ class Results:
                 row.append(_EMPTY if value is None else f"{value * scale:,.{digits}f}")
                 row.append(_EMPTY if value is None or not engine else f"{value / engine:.2f}")
             blocked = self._value(kind, name, "blocked_secs")
-            rows.append([*row, _EMPTY if blocked is None else f"{blocked * 1e3:,.1f}"])
+            row.append(_EMPTY if blocked is None else f"{blocked * 1e3:,.1f}")
+            for what in ("save", "restore"):
+                used = self._value(kind, name, f"{what}_cpu_secs")
+                row.append(_EMPTY if used is None else f"{used:,.2f}")
+            rows.append(row)
         snapshot = self._value(kind, "snapshot", "snapshot_secs")
         if snapshot is not None:
-            rows.append(["copy of a part in memory", *[_EMPTY] * 6, f"{snapshot * 1e3:,.1f}"])
+            rows.append(["copy of a part in memory", *[_EMPTY] * 6, f"{snapshot * 1e3:,.1f}", _EMPTY, _EMPTY])
         return rows
 
     def _memory_table(self, gigabytes: float) -> list[list[str]]:

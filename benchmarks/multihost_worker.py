@@ -35,6 +35,7 @@ class _Io(Jaxckpt):
         super().__init__(state)
         import jaxckpt
 
+        self._checkpoint = jaxckpt.Checkpoint(model=state)  # One value: to look for one of thousands takes time.
         self._sync = jaxckpt.CheckpointOptions(experimental_io_device=self.process)
         self._options = jaxckpt.CheckpointOptions(experimental_io_device=self.process, enable_async=True)
 
@@ -44,9 +45,9 @@ class _Io(Jaxckpt):
     def restore(self, path: str) -> Any:
         import jaxckpt
 
-        targets = jaxckpt.Checkpoint(**states.targets(self.state))
+        targets = jaxckpt.Checkpoint(model=states.targets(self.state))
         targets.read(path, self._sync).assert_existing_objects_matched()
-        return jax.block_until_ready([getattr(targets, name) for name in self.state])
+        return jax.block_until_ready([targets.model[name] for name in self.state])
 
 
 class _Orbax(Contender):

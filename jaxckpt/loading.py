@@ -8,10 +8,12 @@ import jax
 
 from jaxckpt import restoring, storage, tree
 from jaxckpt.multihost import leaves, meeting
-from jaxckpt.multihost.meeting import Call, Contribution
+from jaxckpt.multihost.call import Call, Contribution
+from jaxckpt.multihost.center import Center
+from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.plan import Plan, digest_of
 from jaxckpt.multihost.scatter import Provider, RemoteCheckpoint
-from jaxckpt.multihost.session import Center, Peer, Session
+from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.shared import ADVICE
 from jaxckpt.saving import COUNTER
 

@@ -3,6 +3,7 @@
 Everything is matched and validated before the first byte of an array is read.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -141,6 +142,11 @@ def _validate(target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, path: str)
         )
     if kind not in _ARRAYS:
         return
+    if kind is Kind.ABSTRACT and _sharding_of(value) is None and jax.process_count() > 1:
+        raise ValueError(
+            f"{target.name}: the target is a jax.ShapeDtypeStruct without a sharding, in a job of {jax.process_count()} processes. Give it "
+            "one, jax.ShapeDtypeStruct(shape, dtype, sharding=...): it says which process gets what."
+        )
     assert info is not None
     shape, dtype = value.shape, value.dtype
     if leaf.key_impl is not None:
@@ -214,7 +220,9 @@ def _load_group(
     requests: list[tuple[str, Box | None]] = []
     builders: list[tuple[str, int, int, Callable[[list[np.ndarray]], Any]]] = []
     values: dict[str, Any] = {}
-    plain: list[tuple[str, int, Any]] = []  # whole arrays for one device: placed in one batched transfer
+    # What goes to devices is placed in one batched transfer: whole arrays for one device, and shards.
+    plain: list[tuple[str, int, Any]] = []
+    divided: list[tuple[str, int, list[tuple[Any, int]], Callable[[list[jax.Array]], Any]]] = []
     for target, leaf in group:
         value = target.value
         first = len(requests)
@@ -222,9 +230,9 @@ def _load_group(
             sharding = _sharding_of(value)
             is_global = sharding is not None and not sharding.is_fully_addressable
             if is_global or (leaf.key_impl is None and sharding is not None and len(sharding.device_set) > 1):
-                boxes, build = _sharded(target, infos[leaf.param_name], leaf.key_impl)
+                boxes, places, build = _sharded(target, infos[leaf.param_name], leaf.key_impl)
                 requests += [(leaf.param_name, box) for box in boxes]
-                builders.append((target.name, first, len(requests), build))
+                divided.append((target.name, first, places, build))
                 continue
             if leaf.key_impl is None:
                 requests.append((leaf.param_name, None))
@@ -239,8 +247,14 @@ def _load_group(
         )
         for (name, position, value), array in zip(plain, placed, strict=True):
             values[name] = _as_weak(value, array, arrays[position])
-    for name, first, end, build in builders:
-        values[name] = build(arrays[first:end])
+    if divided:
+        devices = [device for _, _, places, _ in divided for device, _ in places]
+        sources = [arrays[first + position] for _, first, places, _ in divided for _, position in places]
+        shards = iter(jax.device_put(sources, devices))
+        for name, _, places, build in divided:
+            values[name] = build(list(itertools.islice(shards, len(places))))
+    for name, first, end, finish in builders:
+        values[name] = finish(arrays[first:end])
     return values
 
 
@@ -266,8 +280,8 @@ def _as_weak(target: Any, array: jax.Array, data: np.ndarray) -> jax.Array:
 
 def _sharded(
     target: Leaf, info: ArrayInfo, key_impl: str | None
-) -> tuple[list[Box], Callable[[list[np.ndarray]], Any]]:
-    """Returns the distinct boxes that this process's devices need, and what assembles them into a global array."""
+) -> tuple[list[Box], list[tuple[Any, int]], Callable[[list[jax.Array]], Any]]:
+    """Returns the distinct boxes that this process's devices need, which box goes where, and what makes a global array of the shards."""
     shape, sharding = tuple(target.value.shape), target.value.sharding
     trailing = info.shape[len(shape) :]  # Of the data of PRNG keys, which is not divided.
     boxes: dict[_BoxKey, int] = {}
@@ -276,8 +290,7 @@ def _sharded(
         key = tuple(part.indices(extent)[:2] for part, extent in zip(index, shape, strict=True))
         places.append((device, boxes.setdefault(key, len(boxes))))
 
-    def build(arrays: list[np.ndarray]) -> Any:
-        shards = jax.device_put([arrays[position] for _, position in places], [device for device, _ in places])
+    def build(shards: list[jax.Array]) -> Any:
         dtype: Any = info.dtype
         if key_impl is not None:
             shards = [jax.random.wrap_key_data(shard, impl=key_impl) for shard in shards]
@@ -285,7 +298,7 @@ def _sharded(
         return jax.make_array_from_single_device_arrays(shape, sharding, shards, dtype=dtype)
 
     whole = tuple(slice(0, extent) for extent in trailing)
-    return [(*(slice(start, stop) for start, stop in key), *whole) for key in boxes], build
+    return [(*(slice(start, stop) for start, stop in key), *whole) for key in boxes], places, build
 
 
 def _host_builder(target: Leaf, leaf: StoredLeaf) -> Callable[[list[np.ndarray]], Any]:

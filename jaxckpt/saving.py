@@ -3,6 +3,7 @@
 Everything that can be refused is refused while the save is prepared, before the other processes hear of it and before any file exists.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,9 +12,10 @@ import jax
 
 from jaxckpt import callbacks, paths, snapshot, storage, tree
 from jaxckpt.multihost import gather, leaves, meeting, shared
-from jaxckpt.multihost.meeting import Call, Contribution
+from jaxckpt.multihost.call import Call, Contribution
+from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.plan import Plan, digest_of
-from jaxckpt.multihost.session import Center, Handler, Session, patience
+from jaxckpt.multihost.session import Handler, Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot
@@ -205,6 +207,10 @@ class Save:
         write: Any = None
         if isinstance(session, Center):
             taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
+            # Where a peer does not answer, that is what has to be said, and not that the write took long.
+            settings = dataclasses.replace(
+                settings, timeout_secs=settings.timeout_secs + patience(settings.timeout_secs)
+            )
             if self._translation.io_process is None:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:

@@ -28,8 +28,9 @@ class GlobalArray:
         wanted = set(self._share.mine())
         self._shards: dict[Box, Any] = {}
         for shard in value.addressable_shards if wanted else ():
-            # The index of a shard of PRNG keys has the axes of their data too.
-            start = tuple(part.indices(extent)[0] for part, extent in zip(shard.index, value.shape, strict=False))
+            # Shards of PRNG keys have an index into the data of the keys, which has an axis more.
+            index = shard.index[: value.ndim]
+            start = tuple(part.indices(extent)[0] for part, extent in zip(index, value.shape, strict=True))
             box = Box((*start, *(0 for _ in trailing)), (*shard.data.shape, *trailing))
             if box in wanted:
                 wanted.discard(box)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxckpt.kinds import Kind, is_key_dtype, kind_of
 from jaxckpt.multihost.plan import HOST_OWNER, Plan
+from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.shards import GlobalArray, host_content
 from jaxckpt.storage import layout, tree_metadata
 from jaxckpt.storage.boxes import grid_of
@@ -62,6 +63,7 @@ def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
     return _snapshot([Entry(leaf.path, _content(leaf, copy)) for leaf in leaves], flats)
 
 
+@quiet_gc()
 def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
     """Takes this process's part of the snapshot of a job of several processes.
 

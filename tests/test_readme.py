@@ -33,7 +33,19 @@ def test_the_quick_start_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> No
 
 def test_the_config_example_runs(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    run("import jax.numpy as jnp\nimport jaxckpt\n" + BLOCKS[1], tmp_path)
+    run(
+        "import jax.numpy as jnp\nimport jaxckpt\n" + next(block for block in BLOCKS if "load_config" in block),
+        tmp_path,
+    )
+
+
+def test_the_options_of_several_processes_are_right() -> None:
+    from jaxckpt import CheckpointOptions
+
+    (block,) = [block for block in BLOCKS if "experimental_io_device=" in block]
+    found: dict[str, CheckpointOptions] = {}
+    exec("import jaxckpt\n" + block, found)
+    assert found["options"].experimental_io_device == "/job:worker/task:0"
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([\w/.]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")))

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from jaxckpt import devices
 from jaxckpt.multihost import meeting
-from jaxckpt.multihost.meeting import Call, Contribution
+from jaxckpt.multihost.call import Call, Contribution
 from jaxckpt.options import CheckpointOptions, OrbaxSettings
 
 _Result = TypeVar("_Result")

@@ -82,7 +82,7 @@ def describe(error: BaseException, process: int) -> Failure:
     kind = next(
         (base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS and base is _KINDS[base.__name__]), ""
     )
-    text = _shortened(_safely(lambda: str(error.args[0] if isinstance(error, KeyError) and error.args else error)))
+    text = _shortened(_safely(lambda: _text_of(error)))
     name = type(error).__name__
     own = error if isinstance(error, OSError) else OSError()
     return {
@@ -96,6 +96,12 @@ def describe(error: BaseException, process: int) -> Failure:
         "filename": _safely(lambda: str(own.filename)) if own.filename is not None else None,
         "traceback": _safely(lambda: "".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
     }
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):  # Its own text only counts them.
+        return f"{error}: " + "; ".join(f"{type(each).__name__}: {_text_of(each)}" for each in error.exceptions)
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
 def _safely(text: Callable[[], str]) -> str:

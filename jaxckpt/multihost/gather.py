@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.buffers import Pool
+from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.plan import HOST_OWNER, Box, Share
-from jaxckpt.multihost.session import Answer, Center, Handler
+from jaxckpt.multihost.session import Answer, Handler
 from jaxckpt.multihost.wire import Header
 from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot, StringContent
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from jaxckpt.kinds import Kind, is_key_dtype, kind_of
 from jaxckpt.multihost.plan import Plan
+from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.tree import Leaf
 
 Lines = list[tuple[str, str]]
 
 
+@quiet_gc()
 def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
     """Returns name and description of every leaf, the same text on every process that has the same leaf."""
     return [(leaf.name, _describe(leaf.value, plan)) for leaf in leaves]
@@ -23,17 +25,16 @@ def _describe(value: Any, plan: Plan) -> str:
     kind = kind_of(value)
     if kind in (Kind.JAX, Kind.ABSTRACT):
         sharding = getattr(value, "sharding", None)
-        if sharding is None or sharding.is_fully_addressable:
-            where = ""  # A host leaf: each process has its own.
-        else:
-            # The text of a sharding does not say which devices; the layout does.
-            where = f", on {sharding} (layout {plan.layout(sharding, tuple(value.shape)).digest[:8]})"
+        where = ""  # A host leaf: each process has its own.
+        if sharding is not None and not sharding.is_fully_addressable:
+            where = f", on {plan.text(sharding, tuple(value.shape))}"
         return f"{kind.value} of shape {tuple(value.shape)}, dtype {value.dtype}{where}"
     if kind is Kind.NUMPY:
         return f"{kind.value} of shape {value.shape}, dtype {value.dtype}"
     return str(kind.value)
 
 
+@quiet_gc()
 def host_contents(leaves: Sequence[Leaf]) -> Lines:
     """Returns name and digest of the content of every leaf that lives in the memory of one host."""
     return [(leaf.name, digest) for leaf in leaves if (digest := _digest(leaf.value)) is not None]

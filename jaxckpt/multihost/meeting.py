@@ -10,15 +10,18 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures, rendezvous
+from jaxckpt.multihost.call import Call, Contribution, named
+from jaxckpt.multihost.center import Center
+from jaxckpt.multihost.comparison import compare_calls, compare_host_leaves, compare_trees
+from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.rendezvous import Address, Listener
-from jaxckpt.multihost.session import Center, Peer, Session, patience
+from jaxckpt.multihost.session import Session, patience
 from jaxckpt.multihost.wire import Header, Link, WireError, close_gently
 
 _KEY = "jaxckpt/meeting"
@@ -26,6 +29,7 @@ _LEADER = 0
 _SLICE_SECS = 0.5
 _INTERRUPTED_SECS = 5.0
 _LINGER_SECS = 1.0
+_CONNECT_SECS = 10.0
 _turns = threading.Lock()  # One meeting at a time: calls of several threads must not be taken for one another.
 
 
@@ -43,47 +47,6 @@ class Alone:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         _here.alone = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a process is about to do. The same on every process, or none of them does it.
-
-    Attributes:
-      action: the method, such as "save".
-      subject: what it is called with, as the caller wrote it: a path.
-      center: index of the process that does the file access.
-      timeout: bound in seconds for every wait.
-      details: whatever else must agree, by the name that a message should use.
-    """
-
-    action: str
-    subject: str
-    center: int
-    timeout: float
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.action}({self.subject!r})"
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What a process brings to a meeting besides the call itself.
-
-    Attributes:
-      digest: of the tree: names, kinds, shapes, dtypes and shardings.
-      leaves: name and description of every leaf, asked for only where digests differ.
-      host_digest: of the contents of host leaves.
-      host_contents: name and digest of every host leaf, asked for only where they differ.
-      facts: what the center tells everyone; of no meaning on the others.
-    """
-
-    digest: str = ""
-    leaves: Callable[[], Sequence[tuple[str, str]]] = tuple
-    host_digest: str = ""
-    host_contents: Callable[[], Sequence[tuple[str, str]]] = tuple
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def several() -> bool:
@@ -116,8 +79,8 @@ def meet(call: Call, prepare: Callable[[], Contribution]) -> Session:
     try:
         contribution = prepare()
     except BaseException as error:
-        if not isinstance(error, Exception):  # Whoever presses Ctrl-C does not want to wait.
-            call = dataclasses.replace(call, timeout=min(call.timeout, _INTERRUPTED_SECS))
+        if not isinstance(error, Exception):
+            call = _hurried(call)
         with contextlib.suppress(Exception):  # The others will have to find out by themselves.
             _meet(call, Contribution(), error)
         raise
@@ -131,9 +94,24 @@ def _meet(call: Call, contribution: Contribution, error: BaseException | None) -
             f"{call}: another call of this process still waits for other processes after {call.timeout:g} s (OrbaxSettings.timeout_secs)."
         )
     try:
-        return _Meeting(call, contribution, error, end).hold()
+        meeting = _Meeting(call, contribution, error, end)
+        try:
+            return meeting.hold()
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            if not meeting.joined and error is None:  # The others would wait for this process.
+                call = _hurried(call)
+                with contextlib.suppress(Exception):
+                    _Meeting(call, Contribution(), interrupt, time.monotonic() + call.timeout).hold()
+            raise
     finally:
         _turns.release()
+
+
+def _hurried(call: Call) -> Call:
+    """Whoever presses Ctrl-C does not want to wait long."""
+    return dataclasses.replace(call, timeout=min(call.timeout, _INTERRUPTED_SECS))
 
 
 class _Meeting:
@@ -147,6 +125,7 @@ class _Meeting:
         self._failure = None if error is None else failures.describe(error, self._me)
         self._error = error
         self._end = end
+        self.joined = False  # Whether the others know of this process, so that they notice when it leaves.
         found = private.coordination()
         if found is None:
             raise ProcessError(
@@ -185,6 +164,7 @@ class _Meeting:
                 listener.close()
             cards = self._read_cards(links)
             verdict = self._verdict(cards, links, missing)
+            self.joined = True
             self._tell(links, verdict)
             if verdict["t"] == "failed":
                 self._raise(verdict["failure"])
@@ -194,7 +174,8 @@ class _Meeting:
                 kept = True
                 return session
         except BaseException as error:
-            if verdict is None:  # The others would find out by themselves, but not why.
+            # The others would find out by themselves, but not why. After an interrupt they come again, and are told then.
+            if isinstance(error, Exception) or self.joined:
                 self._tell(links, {"t": "failed", "failure": failures.describe(error, self._me)})
             raise
         finally:
@@ -230,71 +211,28 @@ class _Meeting:
             return {"t": "failed", "failure": failed[0]}
         if missing:
             return self._refusal(
-                f"{_named(missing)} did not join {self._call} within {self._call.timeout:g} s (OrbaxSettings.timeout_secs). Every process "
+                f"{named(missing)} did not join {self._call} within {self._call.timeout:g} s (OrbaxSettings.timeout_secs). Every process "
                 "of the job has to make the same calls in the same order.",
                 missing,
             )
+
+        def ask(process: int, what: str) -> list[tuple[str, str]]:
+            return self._ask(links[process], what)
+
         try:
-            self._compare_calls(cards)
-            self._compare_trees(cards, links)
-            warned = self._compare_host_leaves(cards, links)
+            compare_calls(self._call, cards, self._me)
+            compare_trees(self._call, self._mine, cards, self._me, ask)
+            warned = compare_host_leaves(self._call, self._mine, cards, self._me, ask)
         except ProcessError as error:
             return {"t": "failed", "failure": failures.describe(error, self._me)}
+        lost = {process for process, link in links.items() if not link.is_open()}
+        if lost:  # Interrupted, perhaps. Where process 0 is not the center, that one would wait for it.
+            return self._refusal(f"{named(lost)} ended, or closed the connection, as {self._call} began.", lost)
         center = cards[self._call.center]
         return {"t": "agreed", "facts": center["facts"], "address": center["address"], "warnings": warned}
 
     def _refusal(self, text: str, processes: Any) -> Header:
         return {"t": "failed", "failure": failures.describe(ProcessError(text, processes), self._me)}
-
-    def _compare_calls(self, cards: Mapping[int, Header]) -> None:
-        mine = cards[self._me]["call"]
-        different = {process: card["call"] for process, card in cards.items() if card["call"] != mine}
-        if not different:
-            return
-        process = min(different)
-        theirs = different[process]
-        names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-        if "call" in names:
-            found = f"process {self._me} calls {mine['call']}, process {process} calls {theirs['call']}"
-        else:
-            found = "; ".join(
-                f"{name} is {mine.get(name)} on process {self._me} and {theirs.get(name)} on process {process}"
-                for name in names
-            )
-        raise ProcessError(
-            f"{self._call}: the processes disagree: {found}. Every process has to make the same call with the same options.",
-            {self._me, *different},
-        )
-
-    def _compare_trees(self, cards: Mapping[int, Header], links: Mapping[int, Link]) -> None:
-        mine = cards[self._me]["digest"]
-        different = sorted(process for process, card in cards.items() if card["digest"] != mine)
-        if not different:
-            return
-        process = different[0]
-        theirs = self._ask(links[process], "leaves")
-        found = _first_difference(self._mine.leaves(), theirs, self._me, process)
-        raise ProcessError(
-            f"{self._call}: the trees differ: {found}. Every process has to pass the same leaves, with the same shapes, dtypes and "
-            "shardings.",
-            {self._me, *different},
-        )
-
-    def _compare_host_leaves(self, cards: Mapping[int, Header], links: Mapping[int, Link]) -> list[str]:
-        mine = cards[self._me]["hosts"]
-        different = sorted(process for process, card in cards.items() if card["hosts"] != mine)
-        leaves: dict[str, list[int]] = {}
-        for process in different[:8]:  # Enough to act upon; a thousand processes would all say the same.
-            for (name, here), (_, there) in zip(
-                self._mine.host_contents(), self._ask(links[process], "hosts"), strict=False
-            ):
-                if here != there:
-                    leaves.setdefault(name, []).append(process)
-        return [
-            f"{self._call}: {name} has another value on {_named(processes).lower()} than on process {self._me}, whose value is "
-            "stored: values in host memory (numpy arrays, Python scalars, strings, arrays of local devices) belong to no process."
-            for name, processes in leaves.items()
-        ]
 
     def _ask(self, link: Link, what: str) -> list[tuple[str, str]]:
         try:
@@ -328,8 +266,8 @@ class _Meeting:
             finally:
                 if not kept:
                     link.close()
-            # All are there, at this moment; what follows may take as long again, but no longer.
-            self._end = time.monotonic() + self._call.timeout
+            # All are there, at this moment. What follows needs no work of anybody, so that one that was lost is found out soon.
+            self._end = time.monotonic() + min(self._call.timeout, _CONNECT_SECS)
             return self._go_to_center(header) if listener is None else self._await_peers(listener, header)
 
     def _await_peers(self, listener: Listener, verdict: Header) -> Session:
@@ -339,8 +277,7 @@ class _Meeting:
         try:
             if missing:
                 raise ProcessError(
-                    f"{_named(missing)} did not connect to process {self._me}, which does the file access of {self._call}, within "
-                    f"{self._call.timeout:g} s (OrbaxSettings.timeout_secs).",
+                    f"{named(missing)} joined {self._call}, and then did not connect to process {self._me}, which does the file access.",
                     missing,
                 )
             return Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
@@ -356,6 +293,7 @@ class _Meeting:
         longest = self._call.timeout + patience(self._call.timeout)
         try:
             link.send(self._card(listener), timeout=self._call.timeout)
+            self.joined = True
             while True:
                 header = link.receive(longest, max_payload=0).header
                 if header["t"] not in ("leaves", "hosts"):
@@ -444,25 +382,6 @@ class _Meeting:
         if self._error is not None:
             raise self._error
         raise failures.rebuild(failure)
-
-
-def _named(processes: Any) -> str:
-    listed = sorted(processes)
-    text = ", ".join(map(str, listed[:20])) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")
-    return f"Process {text}" if len(listed) == 1 else f"Processes {text}"
-
-
-def _first_difference(mine: Sequence[tuple[str, str]], theirs: Sequence[tuple[str, str]], me: int, them: int) -> str:
-    here, there = dict(mine), dict(theirs)
-    for name, text in mine:
-        if name not in there:
-            return f"{name} is on process {me} only, not on process {them}"
-        if there[name] != text:
-            return f"{name} is {text} on process {me}, and {there[name]} on process {them}"
-    for name, _ in theirs:
-        if name not in here:
-            return f"{name} is on process {them} only, not on process {me}"
-    return f"the order of the leaves is not the same on processes {me} and {them}"
 
 
 def _warn(texts: Sequence[str]) -> None:

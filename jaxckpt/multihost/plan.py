@@ -42,7 +42,7 @@ class Layout:
 
         Args:
           box: position in `boxes`.
-          turn: how many leaves came before that have this layout; replicas take turns, so that each process gets its share.
+          turn: one more for every leaf of this layout; replicas take turns, so that each process gets its share.
           center: the process that writes everything, which owns what it holds; None if every process writes.
         """
         holders = self.holders[box]
@@ -64,6 +64,7 @@ class Plan:
         self._layouts: dict[tuple[Any, tuple[int, ...], tuple[int, ...]], Layout] = {}
         self._held: dict[int, tuple[int, ...]] = {}
         self._turns: dict[int, int] = {}
+        self._texts: dict[tuple[Any, int], str] = {}
 
     def layout(self, sharding: Any, shape: tuple[int, ...], trailing: tuple[int, ...] = ()) -> Layout:
         """Returns the layout of an array.
@@ -76,7 +77,18 @@ class Plan:
         key = (sharding, shape, trailing)
         found = self._layouts.get(key)
         if found is None:
+            # Layouts begin with different processes: a model may have many of which there is one leaf each.
             found = self._layouts[key] = _layout(sharding, shape, trailing)
+            self._turns[id(found)] = len(self._layouts) - 1
+        return found
+
+    def text(self, sharding: Any, shape: tuple[int, ...]) -> str:
+        """Returns the text of a sharding, the same on every process. A sharding's own does not say which devices; the layout does."""
+        layout = self.layout(sharding, shape)
+        key = (sharding, id(layout))
+        found = self._texts.get(key)
+        if found is None:
+            found = self._texts[key] = f"{sharding} (layout {layout.digest[:8]})"
         return found
 
     @staticmethod

@@ -13,8 +13,10 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.buffers import aligned_empty
-from jaxckpt.multihost.session import Answer, Peer
+from jaxckpt.multihost.peer import Peer
+from jaxckpt.multihost.session import Answer
 from jaxckpt.multihost.wire import Header
+from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
@@ -193,6 +195,7 @@ class RemoteCheckpoint:
                 self._texts.update(header["texts"])
         return self._texts[leaf.param_name]
 
+    @quiet_gc()
     def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
         """Reads arrays, or boxes of them, as `StoredCheckpoint.read`."""
         out: list[np.ndarray] = []

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from jaxckpt import storage
 from jaxckpt.errors import ProcessError
-from jaxckpt.multihost.session import Answer, Center, Handler
+from jaxckpt.multihost.center import Center
+from jaxckpt.multihost.session import Answer, Handler
 from jaxckpt.multihost.wire import Header
 from jaxckpt.storage import files
 from jaxckpt.storage.content import Snapshot

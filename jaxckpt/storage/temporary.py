@@ -76,10 +76,12 @@ def new_name(final: str) -> str:
 
 def remove(path: str) -> None:
     """Removes a temporary directory and everything in it; what is gone already is no error."""
-    shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path):
-        shutil.rmtree(path)  # Says why.
-    _active.discard(os.path.abspath(path))
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        if os.path.lexists(path):
+            shutil.rmtree(path)  # Says why.
+    finally:
+        _active.discard(os.path.abspath(path))  # Whatever is left of it, a sweep may have.
 
 
 def is_temporary(name: str) -> bool:

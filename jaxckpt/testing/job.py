@@ -259,6 +259,11 @@ class Job:
         self._group[process].signal_group(signal.SIGCONT)
 
     @property
+    def directory(self) -> str:
+        """A directory that all processes and this one see; it vanishes with the job."""
+        return self._group.directory
+
+    @property
     def pids(self) -> list[int]:
         """The process ids."""
         return [process.pid for process in self._group]

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.multihost import gather, meeting, scatter, session, shared
+from jaxckpt.multihost import center, gather, meeting, peer, scatter, session, shared
 from jaxckpt.storage import commit, writer
 
 NAMES = ("a", "b", "c")
@@ -30,14 +30,14 @@ class Outcome(dict[str, Any]):
 
 _PLACES = {
     "piece": (gather.Supplier, "_get"),
-    "vote": (session.Peer, "_answer"),
+    "vote": (peer.Peer, "_answer"),
     "fetch": (gather._Fetcher, "_ask"),
     "commit": (commit, "_publish"),
     "sync": (commit, "sync_tree"),
     "part": (shared.Writer, "_write"),
     "arrays": (writer, "write_arrays"),
-    "outcome": (session.Center, "_tell"),
-    "request": (session.Peer, "request"),
+    "outcome": (center.Center, "_tell"),
+    "request": (peer.Peer, "_next_answer"),
     "provide": (scatter.Provider, "_read"),
     "verdict": (meeting._Meeting, "_verdict"),
 }
@@ -55,7 +55,7 @@ def _fault(place: str | None, kind: str, nth: int) -> Any:
 
     def instead(*args: Any, **kwargs: Any) -> Any:
         nonlocal passed
-        if place != "vote" or args[-1].get("t") == session._CONFIRM:
+        if place != "vote" or args[-1].get("t") == session.CONFIRM:
             passed += 1
             if passed == nth:
                 _happen(place, kind)
@@ -86,9 +86,7 @@ def _array(value: float) -> jax.Array:
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     shape = (jax.device_count(), COLUMNS)
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: np.full(shape, value, np.float32)[index]
-    )
+    return jax.make_array_from_callback(shape, sharding, lambda index: np.full(shape, value, np.float32)[index])
 
 
 def tree(version: float) -> dict[str, Any]:
@@ -382,9 +380,7 @@ def peak(prefix: str, io: int, megabytes: int, asynchronous: bool) -> tuple[floa
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     shape = (jax.device_count(), megabytes * (1 << 18) // jax.device_count() // 4)
     values = {
-        f"w{number}": jax.make_array_from_callback(
-            shape, sharding, lambda index: np.ones(shape, np.float32)[index]
-        )
+        f"w{number}": jax.make_array_from_callback(shape, sharding, lambda index: np.ones(shape, np.float32)[index])
         for number in range(4)
     }
     own = sum(shard.data.nbytes for value in values.values() for shard in value.addressable_shards)
@@ -401,3 +397,80 @@ def peak(prefix: str, io: int, megabytes: int, asynchronous: bool) -> tuple[floa
 def _status(name: str) -> float:
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
+
+
+# -- interrupts at any moment -----------------------------------------------------------------------------------------------------
+
+
+def interrupted_at_random(prefix: str, io: int | None, times: int, seed: int) -> list[str]:
+    """Ctrl-C in one process at a random moment of a call, again and again; returns what was not as it has to be."""
+    from jax._src import distributed
+
+    wait_at_barrier = distributed.global_state.client.wait_at_barrier
+    random = np.random.default_rng(seed)
+    me = jax.process_index()
+    settings = options(io, 20)
+    checkpoint, other = jaxckpt.Checkpoint(**tree(0)), jaxckpt.Checkpoint(**tree(-1))
+    checkpoint.write(prefix, settings)
+    problems: list[str] = []
+    armed = threading.Event()
+
+    def interrupt(*_: object) -> None:  # One, and only inside the call.
+        if armed.is_set():
+            armed.clear()
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    seen = 0.0
+    resources = _resources()
+    for turn in range(1, times + 1):
+        who, delay = int(random.integers(jax.process_count())), float(random.uniform(0, 0.04))
+        restoring = turn % 3 == 0
+        for name, value in tree(turn).items():
+            setattr(checkpoint, name, value)
+        wait_at_barrier(f"before{seed}-{turn}", 60_000)
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        error: BaseException | None = None
+        began = time.monotonic()
+        armed.set()
+        if me == who:
+            timer.start()
+        try:
+            try:
+                if restoring:
+                    other.restore(prefix, settings)
+                else:
+                    checkpoint.write(prefix, settings)
+            finally:
+                armed.clear()
+        except KeyboardInterrupt as raised:
+            error = raised
+        except Exception as raised:
+            error = raised
+            # Interrupted between telling one process and telling the next, process 0 is named together with the latter.
+            if who not in getattr(raised, "processes", ()):
+                problems.append(f"{turn}: {who} was interrupted after {delay:.3f} s, and {raised!r} raised")
+        secs = time.monotonic() - began
+        if me == who:
+            timer.join()
+        # Ten seconds if it happens between joining and connecting to an IO process that is not process 0; else at once.
+        if secs > 15:
+            problems.append(f"{turn}: {who} was interrupted after {delay:.3f} s, and {secs:.1f} s until {error!r}")
+        wait_at_barrier(f"after{seed}-{turn}", 60_000)
+        other.restore(prefix, settings).assert_consumed()
+        versions = {
+            float(np.asarray(shard.data).ravel()[0])
+            for name in NAMES
+            for shard in getattr(other, name).addressable_shards
+        }
+        versions.add(float(other.step))
+        if len(versions) != 1 or not seen <= min(versions) <= turn:
+            problems.append(f"{turn}: restored {versions} after {seen}")
+        if error is None and not restoring and versions != {float(turn)}:
+            problems.append(f"{turn}: was saved, and {versions} were restored")
+        seen = max(versions)
+    time.sleep(0.5)
+    after = _resources()
+    if any(new > old + 2 for new, old in zip(after, resources, strict=True)):
+        problems.append(f"descriptors and threads were {resources}, are {after}")
+    return problems

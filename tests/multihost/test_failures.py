@@ -69,20 +69,20 @@ def test_a_process_error_keeps_the_processes_that_it_is_about() -> None:
     assert str(found) == "Processes 4, 5 are late."
 
 
-class Unspeakable(ValueError):
+class UnspeakableError(ValueError):
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
-class Odd(OSError):
+class OddError(OSError):
     errno = property(lambda self: object())  # type: ignore[assignment]
     strerror = property(lambda self: object())  # type: ignore[assignment]
     filename = property(lambda self: b"\xff")  # type: ignore[assignment]
 
 
 def test_errors_that_refuse_to_be_described() -> None:
-    assert isinstance(told(Unspeakable()), ValueError)
-    assert isinstance(told(Odd("x")), OSError)
+    assert isinstance(told(UnspeakableError()), ValueError)
+    assert isinstance(told(OddError("x")), OSError)
     assert isinstance(told(OSError({1}, [2], 3)), OSError)
     assert len(str(told(ValueError("x" * 10**7)))) < 10**5
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.multihost.session import Center, Peer, Session
+from jaxckpt.multihost.center import Center
+from jaxckpt.multihost.peer import Peer
+from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.wire import Link
 
 SECS = 0.6
@@ -139,6 +141,26 @@ def test_a_peer_that_is_silent_is_named_and_asked_only_once() -> None:
         assert one.error().processes == (2,)  # type: ignore[attr-defined]
 
 
+def test_who_was_waited_for_is_named_where_another_bound_is_reached_first() -> None:
+    with together(2, 20) as (center, peers):
+        one = Thread(lambda: peers[0].decide(no, {"get": lambda header: ({"t": "ok"}, None)}))
+
+        def work() -> None:
+            center.ask(1, {"t": "get"}, "giving")
+            Thread(lambda: center.ask(2, {"t": "get"}, "giving"))
+            deadline = time.monotonic() + 20
+            while 2 not in center._asked and time.monotonic() < deadline:
+                time.sleep(0.01)
+            center.timeout = 0.1
+            time.sleep(0.2)
+            raise TimeoutError("writing took longer than the timeout")
+
+        with pytest.raises(ProcessError, match="Process 2 did not answer.*writing took longer") as caught:
+            center.decide(work)
+        assert caught.value.processes == (2,)
+        assert one.error().processes == (2,)  # type: ignore[attr-defined]
+
+
 def test_confirm_names_who_is_silent() -> None:
     with together(2, SECS) as (center, peers):
         one = Thread(lambda: peers[0].decide(no))
@@ -245,11 +267,11 @@ def test_peers_are_served_until_they_vote_and_not_after_a_failure() -> None:
         def reading(peer: Peer) -> None:
             error: BaseException | None = None
             try:
-                message = peer.request({"t": "read"}, "reading", max_payload=4)
-                assert message.payload is not None
-                assert (message.payload == peer.process).all()
+                found = np.zeros(4, np.uint8)
+                list(peer.requests([({"t": "read"}, [found])], "reading"))
+                assert (found == peer.process).all()
                 failed.wait(20)
-                peer.request({"t": "read"}, "reading", max_payload=4)
+                list(peer.requests([({"t": "read"}, [found])] * 3, "reading"))
             except BaseException as raised:
                 error = raised
             peer.vote(error)

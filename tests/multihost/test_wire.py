@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,7 +61,7 @@ def test_what_is_sent_arrives(messages: list[tuple[dict[str, object], list[bytes
         for header, parts in messages:
             found = two.receive(20)
             assert {name: value for name, value in found.header.items() if name != "n"} == header
-            if parts is None:
+            if not parts:
                 assert found.payload is None
             else:
                 assert found.payload is not None
@@ -69,7 +70,7 @@ def test_what_is_sent_arrives(messages: list[tuple[dict[str, object], list[bytes
 
 
 def test_payloads_larger_than_the_buffers_of_the_socket() -> None:
-    arrays = [np.arange(1_000_000, dtype=np.int32), np.empty(0), np.float32(3.0) * np.ones((3, 1000)).T]
+    arrays = [np.arange(1_000_000, dtype=np.int32), np.empty(0), np.full((3, 1000), 3, np.float32)]
     with pair() as (one, two):
         thread = threading.Thread(target=one.send, args=({"t": "x"}, arrays), kwargs={"timeout": 20})
         thread.start()
@@ -246,4 +247,24 @@ def test_the_frame_is_a_length_and_json() -> None:
         content = sender.recv(1000)
         (size,) = struct.unpack("!I", content[:4])
         assert json.loads(content[4 : 4 + size]) == {"t": "x", "n": 3}
-        assert content[4 + size :] == b"\0\1\2"
+        payload = b"\0\1\2"
+        assert content[4 + size :] == payload + struct.pack("!I", google_crc32c.value(payload))
+        for position in range(4 + size, len(content)):  # A byte of the payload, or of its checksum, that has changed.
+            changed = bytearray(content)
+            changed[position] ^= 1
+            with raw() as (forger, victim):
+                forger.sendall(changed)
+                with pytest.raises(WireError, match="checksum"):
+                    victim.receive(20)
+
+
+def test_a_payload_is_received_where_it_belongs() -> None:
+    targets = [np.zeros(3, np.int32), np.zeros((0, 2)), np.zeros((2, 2), np.float32)]
+    with pair() as (one, two):
+        one.send({"t": "x"}, [np.arange(3, dtype=np.int32), np.ones((2, 2), np.float32)], timeout=20)
+        assert two.receive(20, into=targets).payload is None
+        assert targets[0].tolist() == [0, 1, 2]
+        assert (targets[2] == 1).all()
+        one.send({"t": "x"}, np.zeros(5, np.uint8), timeout=20)
+        with pytest.raises(WireError, match="instead of"):
+            two.receive(20, into=targets)

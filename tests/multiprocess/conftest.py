@@ -49,7 +49,9 @@ class Jobs:
 
     def directory(self, job: testing.Job) -> str:
         """A directory that no other test uses: on the private disks, or on the shared one."""
-        return os.path.join(job.private or self._directory, f"{'mine' if job.private else 'shared'}-{next(self._numbers)}")
+        return os.path.join(
+            job.private or self._directory, f"{'mine' if job.private else 'shared'}-{next(self._numbers)}"
+        )
 
 
 @pytest.fixture(scope="package")

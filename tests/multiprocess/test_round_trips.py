@@ -1,10 +1,9 @@
 """Every kind of leaf, saved by jobs of several processes, comes back bit for bit; only the IO process's disk is touched."""
 
+import mp_programs
 import pytest
 
 from jaxckpt import testing
-
-import mp_programs
 
 
 @testing.requires_private_disks
@@ -18,3 +17,20 @@ def test_every_kind_comes_back_from_the_disk_of_one_process(jobs, processes: int
     assert found == [(f"{directory}/ckpt-1", f"{directory}/exact", 1)] * processes
     for process, disk in enumerate(job.disks):
         assert (disk.files() == before[process]) == (process != io)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_every_kind_comes_back_from_a_shared_directory(jobs, processes: int, asynchronous: bool) -> None:
+    job = jobs.job(processes, private=False)
+    directory = jobs.directory(job)
+    found = job.run(mp_programs.round_trip, directory, None, asynchronous)
+    assert found == [(f"{directory}/ckpt-1", f"{directory}/exact", 1)] * processes
+
+
+def test_an_io_process_may_be_chosen_for_a_shared_directory(jobs) -> None:
+    job = jobs.job(3, private=False)
+    directory = jobs.directory(job)
+    assert (
+        job.run(mp_programs.round_trip, directory, 2, False) == [(f"{directory}/ckpt-1", f"{directory}/exact", 1)] * 3
+    )

@@ -10,6 +10,8 @@ from jaxckpt.cli.output import Progress, count, human_millis, print_json, print_
 if TYPE_CHECKING:
     from jaxckpt import CheckpointConfig
     from jaxckpt.cli.demo.loop import Run
+    from jaxckpt.cli.demo.processes import Place
+    from jaxckpt.cli.demo.remote import RemoteSaves
     from jaxckpt.cli.demo.settings import TrainingConfig
 
 HELP = "train a small classifier with asynchronous checkpoints, and resume it"
@@ -19,7 +21,7 @@ DESCRIPTION = (
     "kill -9, it goes on after the last checkpoint, with the same losses, bit for bit, as if it had never stopped."
 )
 
-_saves: SaveLog | None = None
+_saves: "SaveLog | RemoteSaves | None" = None
 
 
 def announce(path: str) -> None:
@@ -36,6 +38,12 @@ def announce(path: str) -> None:
         _saves.written(path)
 
 
+def collect(saves: "SaveLog | RemoteSaves | None") -> None:
+    """Sets whom `announce` tells; None to let it print."""
+    global _saves
+    _saves = saves
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     parser.add_argument(
@@ -48,6 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_positive,
         help="total number of steps to train to, over all runs (default: that of the config, 600)",
+    )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="train with N processes on this machine, each with a part of every batch and of the weights (default: 1)",
+    )
+    parser.add_argument(
+        "--io-device",
+        metavar="DEVICE",
+        type=_device,
+        help="the process that reads and writes all files, such as /job:worker/task:2; each process gets a disk of its own, "
+        "where the system permits it (default: that of the config: all share a directory)",
     )
     parser.add_argument(
         "--dir",
@@ -63,19 +85,35 @@ def _positive(text: str) -> int:
     return number
 
 
+def _device(text: str) -> str | int:
+    from jaxckpt.devices import parse_spec
+
+    if text.isdecimal():
+        return int(text)
+    try:
+        parse_spec(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     _require_packages()
-    from jaxckpt.cli.demo import losses, plot, settings
+    from jaxckpt.cli.demo import losses, plot, processes, settings
     from jaxckpt.cli.demo.loop import train
     from jaxckpt.storage import files
+    from jaxckpt.testing import JobFailed
 
-    global _saves
-    training, saving = settings.load(arguments.config, steps=arguments.steps, directory=arguments.dir)
+    training, saving = settings.load(
+        arguments.config, steps=arguments.steps, directory=arguments.dir, io_device=arguments.io_device
+    )
     if files.is_bucket(saving.directory):
         raise ValueError(
             f"{saving.directory}: the demo keeps its losses and its picture there; choose a local directory."
         )
+    training = settings.divisible(training, arguments.processes)
+    where = processes.place(saving, arguments.processes)
     losses_path = os.path.join(saving.directory, "losses.csv")
     plot_path = os.path.join(saving.directory, "steps.png")
 
@@ -85,32 +123,46 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 progress.say(text)
 
-        def started(restored: str | None, step: int) -> None:
-            where = "starting at step 0" if restored is None else f"resuming after step {step}, from {restored}"
-            if step >= training.steps:
-                where = f"already trained to step {step}, in {restored}: nothing to do for --steps {training.steps}"
-            say(where)
-
         say(f"training a classifier of handwritten digits (64-{training.hidden}-10) to step {training.steps}")
-        say(f"checkpoints: {_describe(saving)}")
+        say(f"checkpoints: {_describe(saving, where)}")
+        if arguments.processes > 1:
+            part = training.batch_size // arguments.processes
+            say(
+                f"{arguments.processes} processes, {count(part, 'example')} of each batch of {training.batch_size} on each"
+            )
+            say(f"{where.directory}: {where.note}")
+            progress.update(f"starting {arguments.processes} processes")
         callbacks = saving.options.experimental_write_callbacks or ()
-        _saves = SaveLog(say, announced=announce in callbacks)
+        saves = SaveLog(say, announced=announce in callbacks)
+        collect(saves)
         try:
-            result = train(training, saving, losses_path, _saves, progress, started)
+            if arguments.processes == 1:
+                result = train(training, saving, losses_path, saves, say, progress.update)
+            else:
+                result = processes.train(arguments, where, losses_path, saves, progress, quiet=arguments.json)
         except KeyboardInterrupt:
-            say("interrupted; the save in flight is finished. Run it again to go on after the latest checkpoint.")
+            what = "the save in flight is finished" if arguments.processes == 1 else "all processes have ended"
+            say(f"interrupted; {what}. Run it again to go on after the latest checkpoint.")
             raise
+        except JobFailed as error:
+            if arguments.debug:
+                raise
+            progress.complain(f"jaxckpt demo: error: {processes.failure(error)}")
+            return 1
         finally:
-            _saves = None
+            collect(None)
         if result.steps:
             progress.update("drawing")
             plot.draw(result, losses.read(losses_path), plot_path)
 
     if arguments.json:
-        print_json(_as_json(result, saving, losses_path, plot_path if result.steps else None))
+        print_json(_as_json(result, saving, losses_path, plot_path if result.steps else None, where))
     else:
         for line in _summary(result, training):
             print_line(line)
+        if arguments.processes > 1:
+            for line in processes.disk_table(where):
+                print_line(line)
         print_line(f"losses: {losses_path}" + (f"   step times: {plot_path}" if result.steps else ""))
     return 0
 
@@ -124,11 +176,11 @@ def _require_packages() -> None:
         raise ImportError(f'the demo needs {", ".join(missing)}, which is not installed: pip install "jaxckpt[demo]"')
 
 
-def _describe(saving: "CheckpointConfig") -> str:
+def _describe(saving: "CheckpointConfig", where: "Place") -> str:
     interval = f"every {count(saving.checkpoint_interval or 1, 'step')}"
     kept = "all kept" if saving.max_to_keep is None else f"the last {saving.max_to_keep} kept"
     how = "written in the background" if saving.options.enable_async else "training waits for each"
-    return f"{os.path.join(saving.directory, saving.checkpoint_name)}-N, {interval}, {kept}, {how}"
+    return f"{os.path.join(where.directory, saving.checkpoint_name)}-N, {interval}, {kept}, {how}"
 
 
 def _summary(result: "Run", training: "TrainingConfig") -> list[str]:
@@ -163,7 +215,15 @@ def _millis(seconds: float | None) -> str:
     return "-" if seconds is None else human_millis(seconds)
 
 
-def _as_json(result: "Run", saving: "CheckpointConfig", losses_path: str, plot_path: str | None) -> dict[str, Any]:
+def _as_json(
+    result: "Run", saving: "CheckpointConfig", losses_path: str, plot_path: str | None, where: "Place"
+) -> dict[str, Any]:
+    from jaxckpt.cli.demo import processes
+
+    disks = [
+        {"process": index, "directory": disk, "files": files, "bytes": size}
+        for index, (disk, (files, size)) in enumerate(zip(where.disks or (), processes.on_disks(where), strict=True))
+    ]
     return {
         "directory": saving.directory,
         "restored": result.restored,
@@ -183,6 +243,7 @@ def _as_json(result: "Run", saving: "CheckpointConfig", losses_path: str, plot_p
         ],
         "medians": _medians(result),
         "checkpoints": result.checkpoints,
+        **({"disks": disks} if disks else {}),
         "losses": losses_path,
         "plot": plot_path,
     }

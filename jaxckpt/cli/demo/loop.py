@@ -1,17 +1,18 @@
 """The demo's training loop: where a training program meets jaxckpt."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 import jaxckpt
 from jaxckpt.cli.demo import losses, training
-from jaxckpt.cli.demo.saves import SaveLog, SaveTimes
+from jaxckpt.cli.demo.saves import SaveTimes
 from jaxckpt.cli.demo.settings import TrainingConfig
-from jaxckpt.cli.output import Progress
 
 
 @dataclass
@@ -48,26 +49,42 @@ class Run:
     checkpoints: list[str] = field(default_factory=list)
 
 
+class Saves(Protocol):
+    """What is told of the saves, see `SaveLog`."""
+
+    def begin(self, number: int) -> None: ...
+
+    def returned(self, number: int, path: str | None) -> object: ...
+
+    def finished(self) -> list[SaveTimes]: ...
+
+    @property
+    def last_number(self) -> int | None: ...
+
+
 def train(
     config: TrainingConfig,
     saving: jaxckpt.CheckpointConfig,
-    losses_path: str,
-    saves: SaveLog,
-    progress: Progress,
-    started: Callable[[str | None, int], None],
+    losses_path: str | None,
+    saves: Saves,
+    say: Callable[[str], object],
+    update: Callable[[str], object],
 ) -> Run:
     """Trains up to ``config.steps``, from the latest checkpoint if there is one.
+
+    In a job of several processes, all of them call it, and each trains with its part of every batch.
 
     Args:
       config: how to train.
       saving: how to save.
-      losses_path: of the log of losses.
+      losses_path: of the log of losses; None on the processes that write none.
       saves: the log of saves.
-      progress: the progress line.
-      started: is told the restored checkpoint, and the step that training starts from.
+      say: prints a line.
+      update: is told what the training does now, many times a second.
     """
     train_set, test_set = training.digits()
-    model, optimizer = training.new_model(config)
+    mesh = training.mesh()
+    model, optimizer = training.new_model(config, mesh)
     batches = training.Batches(train_set, config.batch_size, config.seed)
 
     # Everything that the rest of the training depends on. A restore updates the NNX objects and the stream in place.
@@ -81,24 +98,40 @@ def train(
 
     restored = manager.restore_or_initialize()
     run = Run(restored, checkpoint.step, checkpoint.step)
-    started(restored, run.first_step)
-    progress.update("compiling the training step")
-    os.makedirs(os.path.dirname(losses_path), exist_ok=True)
+    say(_where_it_starts(restored, run.first_step, config))
+    update("compiling the training step")
     # Leaving the block waits for the save in flight, and raises what went wrong with it.
-    with checkpoint, losses.LossLog(losses_path, run.first_step) as log:
+    with checkpoint, _log(losses_path, run.first_step) as log:
         for step in range(run.first_step + 1, config.steps + 1):
             began = time.perf_counter()
             images, labels = next(batches)
-            loss = np.float32(training.train_step(model, optimizer, images, labels))
+            batch = training.spread(images, mesh), training.spread(labels, mesh)
+            loss = np.float32(training.train_step(model, optimizer, *batch, mesh))
             run.steps.append(StepTimes(step, began, time.perf_counter() - began))
-            log.append(step, loss)  # Before the save: a checkpoint never knows a step that the log does not.
+            if log is not None:
+                log.append(step, loss)  # Before the save: a checkpoint never knows a step that the log does not.
             checkpoint.step = run.last_step = step
             run.loss = float(loss)
-            progress.update(f"step {step} of {config.steps}, loss {loss:.4f}")
+            update(f"step {step} of {config.steps}, loss {loss:.4f}")
             save(step)
         if run.steps and saves.last_number != run.last_step:
             save(run.last_step, check_interval=False)
     run.saves = saves.finished()
-    run.accuracy = training.accuracy(model, test_set)
+    run.accuracy = training.accuracy(model, test_set, mesh)
     run.checkpoints = manager.checkpoints
     return run
+
+
+def _log(path: str | None, step: int) -> contextlib.AbstractContextManager[losses.LossLog | None]:
+    if path is None:
+        return contextlib.nullcontext()
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return losses.LossLog(path, step)
+
+
+def _where_it_starts(restored: str | None, step: int, config: TrainingConfig) -> str:
+    if restored is None:
+        return "starting at step 0"
+    if step >= config.steps:
+        return f"already trained to step {step}, in {restored}: nothing to do for --steps {config.steps}"
+    return f"resuming after step {step}, from {restored}"

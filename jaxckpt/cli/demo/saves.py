@@ -43,14 +43,14 @@ class SaveLog:
         self._lock = threading.Lock()
         self._saves: dict[int, SaveTimes] = {}
 
-    def begin(self, number: int) -> None:
-        """Starts the clock: `save` is about to be called."""
+    def begin(self, number: int, at: float | None = None) -> None:
+        """Starts the clock: `save` is about to be called, or was at the time `at` of another process's clock."""
         with self._lock:
-            self._saves[number] = SaveTimes(number, time.perf_counter())
+            self._saves[number] = SaveTimes(number, time.perf_counter() if at is None else at)
 
-    def returned(self, number: int, path: str | None) -> float:
+    def returned(self, number: int, path: str | None, at: float | None = None) -> float:
         """Notes that `save` has returned `path`; None: it saved nothing. Returns the seconds that it took."""
-        now = time.perf_counter()
+        now = time.perf_counter() if at is None else at
         with self._lock:
             save = self._saves[number]
             blocked = now - save.began
@@ -61,9 +61,9 @@ class SaveLog:
         self._report(save)
         return blocked
 
-    def written(self, path: str) -> None:
+    def written(self, path: str, at: float | None = None) -> None:
         """Notes that a checkpoint is on disk. Runs on the thread that writes, maybe before `save` has returned."""
-        now = time.perf_counter()
+        now = time.perf_counter() if at is None else at
         with self._lock:
             save = self._saves.get(int(path.rpartition("-")[2]))
             if save is None:

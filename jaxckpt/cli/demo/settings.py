@@ -1,7 +1,7 @@
 """The demo's config file: a section `training` of its own, and a section `checkpoint` for jaxckpt."""
 
 import importlib.resources
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_type_hints
 
 from jaxckpt import CheckpointConfig, load_config
@@ -40,13 +40,16 @@ class TrainingConfig:
     weight_decay: Rate = 0.001
 
 
-def load(path: str | None, *, steps: int | None, directory: str | None) -> tuple[TrainingConfig, CheckpointConfig]:
+def load(
+    path: str | None, *, steps: int | None, directory: str | None, io_device: str | int | None = None
+) -> tuple[TrainingConfig, CheckpointConfig]:
     """Loads a config of the demo.
 
     Args:
       path: of a YAML or TOML file; None takes the one that comes with jaxckpt.
       steps: overrides ``training.steps``, unless it is None.
       directory: overrides ``checkpoint.directory``, unless it is None.
+      io_device: overrides ``checkpoint.options.experimental_io_device``, unless it is None.
 
     Raises:
       ConfigError: the file holds mistakes.
@@ -54,10 +57,27 @@ def load(path: str | None, *, steps: int | None, directory: str | None) -> tuple
     """
     if path is None:
         with importlib.resources.as_file(importlib.resources.files(__package__) / "demo.yaml") as file:
-            return load(str(file), steps=steps, directory=directory)
+            return load(str(file), steps=steps, directory=directory, io_device=io_device)
     training = _training(Source(path, {} if steps is None else {"steps": steps}, "training"))
-    overrides = {} if directory is None else {"directory": directory}
+    overrides: dict[str, Any] = {"directory": directory, "options.experimental_io_device": io_device}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
     return training, load_config(path, overrides, section="checkpoint")
+
+
+def divisible(training: TrainingConfig, devices: int) -> TrainingConfig:
+    """Returns a config whose batches and hidden layer can be spread evenly over `devices` devices.
+
+    Batches become smaller, by as little as possible, and the hidden layer larger.
+
+    Raises:
+      ValueError: there are more devices than examples in a batch.
+    """
+    batch_size = training.batch_size - training.batch_size % devices
+    if batch_size == 0:
+        raise ValueError(
+            f"training.batch_size is {training.batch_size}: too small for {devices} processes, which share each batch."
+        )
+    return replace(training, batch_size=batch_size, hidden=training.hidden + -training.hidden % devices)
 
 
 def _training(source: Source) -> TrainingConfig:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sklearn.datasets import load_digits
 
 from jaxckpt.cli.demo.settings import TrainingConfig
@@ -111,9 +112,35 @@ class Classifier(nnx.Module):
         return self.output(self.dropout(nnx.relu(self.hidden(images))))
 
 
-@nnx.jit(static_argnums=0)  # One compilation, instead of one for every operation.
-def new_model(config: TrainingConfig) -> tuple[Classifier, nnx.Optimizer[Classifier]]:
-    """Returns a model with initial weights, and its optimizer."""
+def mesh() -> Mesh:
+    """Returns the devices to train on: those of all processes; for a single process its first one."""
+    return Mesh(np.array(jax.devices() if jax.process_count() > 1 else jax.devices()[:1]), ("data",))
+
+
+def spread(values: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Returns a batch, of which every process has all, as an array whose examples are spread over the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def _constrain(node: nnx.Module | nnx.Optimizer[Any], mesh: Mesh) -> None:
+    """Spreads weights and moments over the devices where their number divides an axis; all devices have the rest."""
+    if mesh.size == 1:
+        return
+
+    def constrained(value: jax.Array) -> jax.Array:
+        sizes = [size if size % mesh.size == 0 else 0 for size in value.shape]
+        longest = sizes.index(max(sizes)) if any(sizes) else -1
+        spec = PartitionSpec(*("data" if axis == longest else None for axis in range(value.ndim)))
+        placed: jax.Array = jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
+        return placed
+
+    nnx.update(node, jax.tree.map(constrained, nnx.state(node)))
+
+
+@nnx.jit(static_argnums=(0, 1))  # One compilation, instead of one for every operation.
+def new_model(config: TrainingConfig, mesh: Mesh) -> tuple[Classifier, nnx.Optimizer[Classifier]]:
+    """Returns a model with initial weights, and its optimizer, spread over the devices of `mesh`."""
     model = Classifier(config.hidden, config.dropout, rngs=nnx.Rngs(config.seed))
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
@@ -122,11 +149,16 @@ def new_model(config: TrainingConfig) -> tuple[Classifier, nnx.Optimizer[Classif
         config.decay_steps,
         end_value=config.peak_learning_rate / 100,
     )
-    return model, nnx.Optimizer(model, optax.adamw(schedule, weight_decay=config.weight_decay), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.adamw(schedule, weight_decay=config.weight_decay), wrt=nnx.Param)
+    _constrain(model, mesh)
+    _constrain(optimizer, mesh)
+    return model, optimizer
 
 
-@nnx.jit(donate_argnums=(0, 1))
-def train_step(model: Classifier, optimizer: nnx.Optimizer[Classifier], images: Any, labels: Any) -> jax.Array:
+@nnx.jit(static_argnums=4, donate_argnums=(0, 1))
+def train_step(
+    model: Classifier, optimizer: nnx.Optimizer[Classifier], images: Any, labels: Any, mesh: Mesh
+) -> jax.Array:
     """Does one step, in place, and returns the loss. Old weights and moments are donated: their memory is reused."""
 
     def mean_loss(model: Classifier) -> jax.Array:
@@ -136,16 +168,19 @@ def train_step(model: Classifier, optimizer: nnx.Optimizer[Classifier], images: 
     loss: jax.Array
     loss, gradients = nnx.value_and_grad(mean_loss)(model)
     optimizer.update(model, gradients)
+    _constrain(model, mesh)
+    _constrain(optimizer, mesh)
     return loss
 
 
-def accuracy(model: Classifier, examples: Examples) -> float:
+def accuracy(model: Classifier, examples: Examples, mesh: Mesh) -> float:
     """Returns the share of the examples whose digit the model finds. Switches dropout off."""
     model.eval()  # type: ignore[no-untyped-call]  # of Flax, which has no type for it
-    return float(np.mean(_right(model, examples.images, examples.labels)))
+    return float(np.mean(_right(model, examples.images, examples.labels, mesh)))
 
 
-@nnx.jit
-def _right(model: Classifier, images: Any, labels: Any) -> jax.Array:
+@nnx.jit(static_argnums=3)
+def _right(model: Classifier, images: Any, labels: Any, mesh: Mesh) -> jax.Array:
     right: jax.Array = jnp.argmax(model(images), axis=-1) == labels
-    return right
+    # Every process counts: each needs all of it.
+    return right if mesh.size == 1 else jax.lax.with_sharding_constraint(right, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,263 @@
+"""The session of a call on the process that does the file access."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxckpt.errors import ProcessError
+from jaxckpt.multihost import failures
+from jaxckpt.multihost.session import CONFIRM, LINGER_SECS, Answer, Handler, Result, Session
+from jaxckpt.multihost.wire import Header, Link, Message, close_gently
+
+
+class Center(Session):
+    """The session on the process that does the file access."""
+
+    def __init__(
+        self, process: int, links: Mapping[int, Link], facts: Mapping[str, Any], timeout: float, what: str
+    ) -> None:
+        """Args: connections by process; what everyone knows; the bound in seconds for every wait; the call, in words."""
+        super().__init__(process, facts)
+        self.several = True
+        self.timeout = timeout
+        self._what = what
+        self._links = dict(links)
+        self._asked: dict[int, tuple[float, str]] = {}  # whose answer is waited for, since when, doing what
+        self._closed = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="jaxckpt beat", daemon=True)
+        self._beating.start()
+
+    @property
+    def peers(self) -> list[int]:
+        """Indices of the other processes."""
+        return sorted(self._links)
+
+    def _beat(self) -> None:
+        """Tells peers, who wait while files are written, that they do not wait for a dead process."""
+        while not self._closed.wait(max(0.05, min(5.0, self.timeout / 5))):
+            for link in self._links.values():
+                with contextlib.suppress(OSError):
+                    link.beat()
+
+    def decide(self, work: Callable[[], Result], handlers: Mapping[str, Handler] | None = None) -> Result:
+        try:
+            result = work()
+            json.dumps(result)  # What the others cannot be told fails here too.
+        except BaseException as error:
+            slow = self._who_is_slow(error)
+            self._tell({"t": "failed", "failure": failures.describe(slow or error, self.process)})
+            if slow is not None:
+                raise slow from error
+            raise
+        self._tell({"t": "decided", "result": result})
+        return result
+
+    def confirm(self) -> None:
+        end = time.monotonic() + self.timeout
+        asked = contextlib.ExitStack()
+        with asked:
+            for process, link in sorted(self._links.items()):
+                asked.enter_context(link.talking)
+                with self._blaming(process, "the others were about to finish"):
+                    link.send({"t": CONFIRM}, timeout=self.timeout)
+            for process, link in sorted(self._links.items()):
+                with self._blaming(process, "the others were about to finish"):
+                    link.receive(max(0.001, end - time.monotonic()), max_payload=0)
+
+    def check(self) -> None:
+        lost = sorted(process for process, link in self._links.items() if not link.is_open())
+        if lost:
+            listed = ", ".join(map(str, lost))
+            raise ProcessError(
+                f"Process{'es' if len(lost) > 1 else ''} {listed} ended, or closed the connection, in {self._what}.",
+                lost,
+            )
+
+    def ask(self, process: int, header: Header, doing: str, *, into: Sequence[np.ndarray] | None = None) -> Message:
+        """Asks a peer that is in `decide`, and waits for the answer. Safe from several threads.
+
+        Args:
+          process: which peer.
+          header: the request; "t" names the handler.
+          doing: what it is asked for, for messages.
+          into: arrays that the bytes of its answer are put into; without them it may not answer with any.
+
+        Raises:
+          ProcessError: the peer failed, ended or did not answer in time.
+        """
+        link = self._links[process]
+        with link.talking, self._blaming(process, doing):
+            self._asked.setdefault(process, (time.monotonic(), doing))
+            link.send(header, timeout=self.timeout)
+            message = link.receive(self.timeout, max_payload=0, into=into)
+            del self._asked[process]  # Not after an error: that one stays who was waited for, whoever asks next.
+        if message.header.get("t") == "failed":
+            raise failures.rebuild(message.header["failure"])
+        return message
+
+    def ask_all(self, header: Header, doing: str) -> dict[int, Header]:
+        """Asks every peer the same, at once, and returns their answers. Raises as `ask`, for the first that failed."""
+        answers: dict[int, Header] = {}
+        errors: list[tuple[int, BaseException]] = []
+
+        def one(process: int) -> None:
+            try:
+                answers[process] = self.ask(process, header, doing).header
+            except BaseException as error:
+                errors.append((process, error))
+
+        _side_by_side(one, self._links)
+        if errors:
+            raise min(errors, key=lambda found: found[0])[1]
+        return answers
+
+    @contextlib.contextmanager
+    def _blaming(self, process: int, doing: str) -> Any:
+        try:
+            yield
+        except TimeoutError as error:
+            raise ProcessError(
+                f"Process {process} did not answer within {self.timeout:g} s (OrbaxSettings.timeout_secs) while {doing}, in {self._what}.",
+                (process,),
+            ) from error
+        except OSError as error:
+            raise ProcessError(
+                f"Process {process} ended, or closed the connection, while {doing}, in {self._what}: {error}.",
+                (process,),
+            ) from error
+
+    def _who_is_slow(self, error: BaseException) -> ProcessError | None:
+        """Names the process that was waited for, where a bound of the work's own, which began earlier, is reached first."""
+        if not isinstance(error, TimeoutError) or isinstance(error, ProcessError):
+            return None
+        now = time.monotonic()
+        slow = {process: doing for process, (since, doing) in self._asked.items() if now - since > self.timeout / 2}
+        if not slow:
+            return None
+        process = min(slow)
+        return ProcessError(
+            f"Process {process} did not answer in time while {slow[process]}, in {self._what}: {error}", (process,)
+        )
+
+    def vote(
+        self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
+    ) -> None:
+        self.collect(handlers or {})(error)
+
+    def collect(
+        self,
+        handlers: Mapping[str, Callable[[int, Header], Answer]],
+        sent: Callable[[int], None] = lambda process: None,
+    ) -> Callable[[BaseException | None], None]:
+        """Begins to answer the peers' requests, on threads of their own, until each has voted.
+
+        Args:
+          handlers: what to do, by the "t" of a request: given the peer and its request.
+          sent: called with the peer when an answer has been sent, or could not be.
+
+        Returns:
+          What to call with this process's own vote; it waits for the others', and raises as `vote` does.
+        """
+        votes: dict[int, BaseException | None] = {}
+        given_up: list[BaseException] = []
+
+        def one(process: int) -> None:
+            try:
+                votes[process] = self._serve_until_vote(process, handlers, sent, given_up)
+            except BaseException as error:
+                votes[process] = error
+            if votes[process] is not None:
+                given_up.append(votes[process])  # type: ignore[arg-type]
+
+        threads = _start(one, self._links)
+
+        def finish(error: BaseException | None) -> None:
+            if error is not None:
+                given_up.append(error)
+            for thread in threads:
+                thread.join()  # Bounded: each of its waits is.
+            failed = {process: vote for process, vote in votes.items() if vote is not None}
+            # What failed first; the others may have failed because of it.
+            first = error if error is not None else given_up[0] if failed else None
+            if first is None:
+                try:
+                    self.check()
+                except ProcessError as lost:
+                    first = lost
+            if first is None:
+                self._tell({"t": "decided", "result": None})
+                return
+            self._tell({"t": "failed", "failure": failures.describe(first, self.process)})
+            raise first
+
+        return finish
+
+    def _serve_until_vote(
+        self,
+        process: int,
+        handlers: Mapping[str, Callable[[int, Header], Answer]],
+        sent: Callable[[int], None],
+        given_up: Sequence[BaseException],
+    ) -> BaseException | None:
+        link = self._links[process]
+        while True:
+            with self._blaming(process, "the others waited for its part"):
+                header = link.receive(self.timeout, max_payload=0).header
+            if header.get("t") == "vote":
+                failure = header.get("failure")
+                return None if failure is None else failures.rebuild(failure)
+            try:
+                if given_up:  # Nothing will come of it; the peer need not read the rest.
+                    raise given_up[0]
+                answer, payload = handlers[str(header.get("t"))](process, header)
+            except BaseException as error:
+                answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
+            try:
+                with self._blaming(process, "it was sent what it had asked for"):
+                    link.send(answer, payload, timeout=self.timeout)
+            finally:
+                payload = None
+                sent(process)
+
+    def _tell(self, header: Header) -> None:
+        """Tells every peer. One that has gone by now has its own reasons, and changes nothing for the others."""
+
+        waiting = {}
+        for process, link in self._links.items():
+            if link.takes_at_once():
+                with contextlib.suppress(OSError):
+                    link.send(header, timeout=self.timeout)
+            else:
+                waiting[process] = link
+
+        def one(process: int) -> None:
+            with contextlib.suppress(OSError):
+                waiting[process].send(header, timeout=self.timeout)
+
+        _side_by_side(one, waiting)
+
+    def close(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        close_gently(list(self._links.values()), LINGER_SECS)
+
+
+def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[threading.Thread]:
+    threads = [
+        threading.Thread(target=one, args=(process,), name=f"jaxckpt process {process}", daemon=True)
+        for process in processes
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _side_by_side(one: Callable[[int], None], processes: Mapping[int, Any]) -> None:
+    for thread in _start(one, processes):
+        thread.join()

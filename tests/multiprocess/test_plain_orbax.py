@@ -1,0 +1,67 @@
+"""What several processes write is an ordinary Orbax checkpoint, which one process restores with Orbax alone; and the other way round."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mp_programs
+import pytest
+
+import jaxckpt
+from jaxckpt import testing
+
+SETTINGS = {
+    "plain": {},
+    "zstd": {"compression": "zstd"},
+    "limited": {"experimental_sharding_callback": jaxckpt.MaxShardSizePolicy(20_000)},
+    "chunked": {"chunk_byte_size": 4096, "target_data_file_size": 50_000, "compression": "zstd"},
+}
+
+
+@pytest.fixture(scope="module")
+def readers() -> Iterator[list[testing.Job]]:
+    with (
+        testing.Job(processes=1, devices=1, timeout=90) as one,
+        testing.Job(processes=1, devices=4, timeout=90) as four,
+    ):
+        yield [one, four]
+
+
+def read(readers: list[testing.Job], path: str | Path) -> None:
+    assert [reader.run(mp_programs.read_with_orbax, str(path)) for reader in readers] == [[1], [4]]
+
+
+@testing.requires_private_disks
+@pytest.mark.parametrize(("processes", "io", "name"), [(4, 0, "plain"), *((3, 1, name) for name in SETTINGS)])
+def test_orbax_reads_what_the_io_process_wrote(jobs, readers, processes: int, io: int, name: str) -> None:
+    job = jobs.job(processes)
+    directory = jobs.directory(job)
+    (path, *_) = job.run(mp_programs.save_for_orbax, directory, io, asynchronous=False, **SETTINGS[name])
+    inside = job.disks[io].path / Path(path).relative_to(job.private)
+    if name == "limited":
+        assert mp_programs.largest_file(str(inside)) <= 20_000
+    read(readers, inside)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_orbax_reads_what_all_processes_wrote(jobs, readers, name: str) -> None:
+    job = jobs.job(3, private=False)
+    (path, *_) = job.run(mp_programs.save_for_orbax, jobs.directory(job), None, **SETTINGS[name])
+    if name == "limited":
+        assert mp_programs.largest_file(path) <= 20_000
+    read(readers, path)
+
+
+def test_several_processes_restore_what_orbax_saved_in_one(jobs, readers) -> None:
+    job = jobs.job(3, private=False)
+    directory = jobs.directory(job)
+    readers[1].run(mp_programs.save_with_orbax, directory)
+    for io in (None, 2):
+        job.run(mp_programs.restore_what_orbax_saved, directory, io)
+
+
+@testing.requires_private_disks
+def test_a_private_disk_may_hold_what_orbax_saved(jobs, readers) -> None:
+    job = jobs.job(3)
+    directory = jobs.directory(job)
+    readers[1].run(mp_programs.save_with_orbax, str(job.disks[1].path / Path(directory).relative_to(job.private)))
+    job.run(mp_programs.restore_what_orbax_saved, directory, 1)

@@ -1,0 +1,37 @@
+"""A checkpoint restores under other shardings, and in jobs of other numbers of processes."""
+
+from pathlib import Path
+
+import mp_programs
+import pytest
+
+from jaxckpt import testing
+
+
+@testing.requires_private_disks
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int4", "bool"])
+def test_every_layout_restores_into_every_other(jobs, dtype: str) -> None:
+    job = jobs.job(3)
+    path, *_ = job.run(mp_programs.save_layouts, jobs.directory(job), 2, dtype)
+    job.run(mp_programs.restore_layouts, path, 2, dtype)
+
+
+@pytest.mark.parametrize("saved_by", [2, 4])
+def test_a_shared_directory_serves_any_number_of_processes(jobs, saved_by: int) -> None:
+    job = jobs.job(saved_by, private=False)
+    path, *_ = job.run(mp_programs.save_layouts, jobs.directory(job), None)
+    for processes in (2, 3, 4):
+        jobs.job(processes, private=False).run(mp_programs.restore_layouts, path, None)
+
+
+@testing.requires_private_disks
+def test_a_disk_moves_to_a_job_of_another_number_of_processes(jobs, tmp_path: Path) -> None:
+    job = jobs.job(3)
+    path, *_ = job.run(mp_programs.save_layouts, jobs.directory(job), 1)
+    with testing.Job(
+        processes=2, devices=2, private=job.private, disks=[testing.Disk(), job.disks[1]], timeout=90
+    ) as other:
+        other.run(mp_programs.restore_layouts, path, 1)
+        found = other.run(mp_programs.save_layouts, path + "-again", 0)
+    with testing.Job(processes=1, devices=2, private=job.private, disks=[other.disks[0]], timeout=90) as alone:
+        alone.run(mp_programs.restore_layouts, found[0], 0)
