@@ -18,6 +18,7 @@ from jaxckpt.multihost.session import Answer, Handler
 from jaxckpt.multihost.wire import Header
 from jaxckpt.storage import files
 from jaxckpt.storage.content import Snapshot
+from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.settings import WriteSettings
 
 _MARK = "mark"
@@ -48,8 +49,9 @@ class Writer:
         end = time.monotonic() + float(header["secs"])
         while True:
             try:
-                if files.read(path) == token.encode():
-                    return {"t": "seen", "seen": True}, None
+                with files.bucket.within(Deadline(max(0.1, end - time.monotonic()), f"Looking for {path}")):
+                    if files.read(path) == token.encode():
+                        return {"t": "seen", "seen": True}, None
             except OSError:
                 pass
             if time.monotonic() > end:

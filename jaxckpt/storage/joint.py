@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxckpt.storage import claims, commit, description, digests, files, kvstore, layout, tree_metadata, writer
+from jaxckpt.storage import claims, commit, description, digests, faults, files, kvstore, layout, tree_metadata, writer
 from jaxckpt.storage.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -54,6 +54,16 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
       TimeoutError: after `settings.timeout_secs`.
     """
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
+    try:
+        _write_part(new, entries, settings, process)
+    except Exception as error:
+        found = None if isinstance(error, OSError) else faults.os_error(error, new)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _write_part(new: str, entries: Sequence[Entry], settings: WriteSettings, process: int) -> None:
     if files.is_bucket(new):
         check_part(new, settings)
         token = _token(new)
