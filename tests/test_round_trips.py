@@ -148,6 +148,7 @@ def stored_or_refused(value: Any, directory: Path, options: Any = None) -> tuple
 @hypothesis.given(value=trees, asynchronous=st.booleans(), zstd=st.booleans())
 @hypothesis.settings(max_examples=120, suppress_health_check=slow)
 @hypothesis.example(value={"a": {"b": 1}, "a.b": 2}, asynchronous=False, zstd=False)
+@hypothesis.example(value={"": None, "/": None}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"\ud800": np.ones(3)}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"\ud800": "text", "x": "\udfff\0"}, asynchronous=True, zstd=False)
 @hypothesis.example(
@@ -160,7 +161,8 @@ def test_bit_exact(value: Any, asynchronous: bool, zstd: bool, tmp_path_factory:
     )
     checkpoint, path = stored_or_refused(value, tmp_path_factory.mktemp("bits"), options)
     if path is None:
-        names = [".".join(map(str, path)) for path in _string_paths(value)]
+        # Orbax ends the name of a leaf by a slash, unless it ends by one.
+        names = [".".join(map(str, path)).removesuffix("/") for path in _string_paths(value)]
         assert len(set(names)) < len(names) or _has_surrogates(names)
         return
     checkpoint.value = jax.tree.map(other, value)

@@ -14,6 +14,7 @@ from jaxckpt.testing.group import Group
 from jaxckpt.testing.launcher import Process
 from jaxckpt.testing.results import ProcessResult
 
+_STALL_SECS = 5.0
 Function = Callable[..., Any] | str
 Path = str | os.PathLike[str]
 
@@ -251,8 +252,12 @@ class Job:
         self._group[process].kill()
 
     def stall(self, process: int) -> None:
-        """Stops a process (SIGSTOP): it is silent from now on, as if its machine hung."""
-        self._group[process].signal_group(signal.SIGSTOP)
+        """Stops a process (SIGSTOP): it is silent from now on, as if its machine hung. Returns once all its threads stand still."""
+        stopped = self._group[process]
+        stopped.signal_group(signal.SIGSTOP)
+        end = time.monotonic() + _STALL_SECS
+        while _runs(stopped.pid) and time.monotonic() < end:
+            time.sleep(0.001)
 
     def resume(self, process: int) -> None:
         """Lets a process go on that `stall` has stopped."""
@@ -267,3 +272,15 @@ class Job:
     def pids(self) -> list[int]:
         """The process ids."""
         return [process.pid for process in self._group]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a thread of a process is not stopped; False where the system does not say."""
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
+                if file.read().rpartition(")")[2].split()[0] not in "TtZX":
+                    return True
+    except OSError:
+        pass  # It has ended, or this is not Linux.
+    return False
