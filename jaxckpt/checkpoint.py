@@ -197,7 +197,7 @@ class Checkpoint:
         self, prefix: str, options: CheckpointOptions | None, *, number: int | None = None, hooks: SaveHooks
     ) -> str:
         """`save`, for the manager: with a number of its choice (which replaces), and its own hooks."""
-        given = os.path.abspath(prefix)
+        given = paths.absolute(prefix)
 
         def reserve() -> tuple[int, str]:
             if number is None:

@@ -3,19 +3,44 @@
 import contextlib
 import logging
 import os
+import random
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from jaxckpt.storage import files
 
 if sys.platform != "win32":
     import fcntl
 
+_T = TypeVar("_T")
 _WAIT_SECS = 30.0  # A holder needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
 _logger = logging.getLogger("jaxckpt")
 _locks: "weakref.WeakValueDictionary[str, threading.Lock]" = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
+
+
+def update(directory: str, change: Callable[[], _T]) -> _T:
+    """Calls `change`, which reads, changes and writes the state file of `directory`, with other writers kept out.
+
+    In a bucket nobody can be kept out; what was written on the ground of an old state file is refused there, and `change` is called
+    again.
+
+    Raises:
+      OSError: with errno; as of `locked`, or others have changed the file all the time.
+    """
+    end = time.monotonic() + _WAIT_SECS
+    with locked(directory):
+        while True:
+            try:
+                return change()
+            except files.bucket.ChangedError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0.05, 0.5))
 
 
 @contextlib.contextmanager
@@ -28,9 +53,10 @@ def locked(directory: str) -> Iterator[None]:
       OSError: with errno; `directory` does not exist or cannot be opened.
     """
     with _locks_lock:
-        lock = _locks.setdefault(os.path.realpath(directory), threading.Lock())
+        bucket = files.is_bucket(directory)
+        lock = _locks.setdefault(files.absolute(directory) if bucket else os.path.realpath(directory), threading.Lock())
     with lock:
-        if sys.platform == "win32":
+        if bucket or sys.platform == "win32":
             yield
             return
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable, Iterator
 
 from jaxckpt import retention, state_file
-from jaxckpt.directory_lock import locked
+from jaxckpt.directory_lock import update
 from jaxckpt.state_text import Records, UnreadableStateError
+from jaxckpt.storage import files
 
 _logger = logging.getLogger("jaxckpt")
 
@@ -41,12 +42,13 @@ class ManagedDirectory:
         from jaxckpt import storage
 
         now = time.time()
-        if not os.path.lexists(root):
+        if not files.exists(root):
             self._started = now - 1.0  # As TensorFlow: a manager that is made again at once sees no clock set back.
             return 0.0
         storage.sweep(root, self._name)
         storage.sweep(root, state_file.FILE)
-        with locked(root):
+
+        def adopt() -> float:
             records, managed = self._load(root)
             if records.latest is None:
                 self._started = now - 1.0
@@ -54,7 +56,9 @@ class ManagedDirectory:
             behind = retention.set_clock_back(records, managed, now)
             if not _says(root, records):
                 state_file.write_state(root, records)
-        return behind
+            return behind
+
+        return update(root, adopt)
 
     def listed(self, root: str) -> list[str]:
         """Returns the names of the managed checkpoints, oldest first. Raises OSError if `root` cannot be read."""
@@ -79,7 +83,8 @@ class ManagedDirectory:
 
     def register(self, root: str, name: str) -> None:
         """Makes a committed checkpoint the latest. Raises OSError if the state file cannot be written."""
-        with locked(root):
+
+        def change() -> None:
             records, managed = self._load(root, new=name)
             now = time.time()
             if behind := retention.set_clock_back(records, managed, now):
@@ -88,6 +93,8 @@ class ManagedDirectory:
                 )
             records.add(name, now)
             state_file.write_state(root, records)
+
+        update(root, change)
 
     def retain(self, root: str) -> None:
         """Deletes or preserves what `max_to_keep` newer ones have pushed out.
@@ -101,11 +108,15 @@ class ManagedDirectory:
 
         if self._max_to_keep is None:
             return
-        with locked(root):
+
+        def evict() -> list[str]:
             records, managed = self._load(root)
             doomed = retention.evict(records, managed, self._max_to_keep, self._every_n_hours)
             if not _says(root, records):
                 state_file.write_state(root, records)
+            return doomed
+
+        doomed = update(root, evict)
         if not doomed:
             return
         for name in doomed:  # Not under the lock: removing many files can take long.
@@ -113,8 +124,7 @@ class ManagedDirectory:
                 storage.delete(os.path.join(root, name))
             except OSError as error:
                 _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
-        with locked(root):
-            state_file.write_state(root, self._load(root)[0])
+        update(root, lambda: state_file.write_state(root, self._load(root)[0]))
 
     def _load(self, root: str, new: str | None = None) -> tuple[Records, list[str]]:
         """Returns the state file, put right by what is on disk, and the names of the managed checkpoints, oldest first.

@@ -112,7 +112,7 @@ class CheckpointManager:
             )
 
     def _root(self) -> str:
-        return os.path.abspath(self._directory)
+        return paths.absolute(self._directory)
 
     @property
     def checkpoint(self) -> Checkpoint:

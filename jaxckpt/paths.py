@@ -5,6 +5,8 @@ import re
 import threading
 from typing import Any
 
+from jaxckpt.storage import files
+
 _reserved: set[str] = set()
 _lock = threading.Lock()
 
@@ -14,7 +16,7 @@ def checked_path(value: Any, argument: str) -> str:
 
     Raises:
       TypeError: it is neither str nor os.PathLike (of str).
-      ValueError: it is empty, or names another file system (``gs://``), or holds a null character.
+      ValueError: it is empty, or names a file system other than that of the machine and ``gs://``, or holds a null character.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{argument} must be a str or os.PathLike, got {type(value).__name__}.")
@@ -29,18 +31,45 @@ def checked_path(value: Any, argument: str) -> str:
         raise ValueError(f"{argument} holds a null character: {path!r}.")
     if "orbax-checkpoint-tmp" in os.path.basename(path) or ".jaxckpt-tmp-" in os.path.basename(path):
         raise ValueError(f"{argument}={path!r}: temporary directories are called so; choose another name.")
-    if scheme := re.match(r"([a-z][a-z0-9+.-]*)://", path):
+    if files.is_bucket(path):
+        _check_bucket_path(path, argument)
+    elif scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
         raise ValueError(
-            f"{argument}={path!r}: {scheme[1]}:// is not supported; only directories that the system mounts are. "
+            f"{argument}={path!r}: {scheme[1]}:// is not supported; local directories and gs:// are. "
             "Mount the bucket, or save to a local directory."
         )
+    elif re.match(r"(gs|s3):/", path):
+        raise ValueError(
+            f"{argument}={path!r} has one slash after the colon, which pathlib makes of two; give a str (or an etils.epath.Path)."
+        )
     return path
+
+
+def _check_bucket_path(path: str, argument: str) -> None:
+    bucket, _, key = path[len(files.BUCKET_SCHEME) :].partition("/")
+    if not bucket:
+        raise ValueError(f"{argument}={path!r} names no bucket; an address is 'gs://bucket/directory/name'.")
+    if argument == "file_prefix" and not key.strip("/"):
+        raise ValueError(f"{argument}={path!r} names a bucket only; give a name in it, such as 'gs://{bucket}/ckpt'.")
+    if not {".", ".."}.isdisjoint(key.split("/")):
+        raise ValueError(f"{argument}={path!r}: an address of a bucket has no '.' and '..'.")
+    if re.search(r"[\n\r]", path):
+        raise ValueError(f"{argument}={path!r}: names of objects hold no line breaks.")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{argument}={path!a}: names of objects are UTF-8 text.") from None
+
+
+def absolute(path: str) -> str:
+    """Returns the path that stands for `path` whatever the working directory is; addresses of buckets do already."""
+    return files.absolute(path)
 
 
 def release(path: str) -> None:
     """Gives up the reservation of a path: its save is over."""
     with _lock:
-        _reserved.discard(os.path.abspath(path))
+        _reserved.discard(files.absolute(path))
 
 
 def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
@@ -56,24 +85,24 @@ def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
     """
     with _lock:
         path = f"{prefix}-{wanted}"
-        if wanted <= given or os.path.lexists(path) or os.path.abspath(path) in _reserved:
-            taken = _numbers(os.path.dirname(os.path.abspath(path)), os.path.basename(path).removesuffix(f"-{wanted}"))
+        if wanted <= given or files.exists(path) or files.absolute(path) in _reserved:
+            taken = _numbers(os.path.dirname(files.absolute(path)), os.path.basename(path).removesuffix(f"-{wanted}"))
             wanted = max((*taken, wanted, given)) + 1
             path = f"{prefix}-{wanted}"
-        _reserved.add(os.path.abspath(path))
+        _reserved.add(files.absolute(path))
         return wanted, path
 
 
 def reserve(path: str) -> None:
     """Reserves a path that may replace what is there."""
     with _lock:
-        _reserved.add(os.path.abspath(path))
+        _reserved.add(files.absolute(path))
 
 
 def _numbers(directory: str, name: str) -> list[int]:
     pattern = re.compile(re.escape(name) + r"-([0-9]+)")
     try:
-        names = os.listdir(directory)
+        names = files.names(directory)
     except FileNotFoundError:
         names = []
     names += [os.path.basename(path) for path in _reserved if os.path.dirname(path) == directory]

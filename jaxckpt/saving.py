@@ -4,7 +4,6 @@ Everything that can be refused is refused while the save is prepared, before the
 """
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -115,14 +114,14 @@ class Save:
         def contribution() -> Contribution:
             if not meeting.several():
                 self.number, self.path = reserve()
-                self._absolute = os.path.abspath(self.path)
+                self._absolute = paths.absolute(self.path)
                 self._take([*values(), tree.flatten(COUNTER, self.number)])
                 return Contribution()
             flats = list(values())
             found = self._take_part(flats)
             if jax.process_index() == self._call.center:
                 self.number, self.path = reserve()
-                self._absolute = os.path.abspath(self.path)
+                self._absolute = paths.absolute(self.path)
                 found = {**found, "facts": {"number": self.number, "path": self.path}}
             return Contribution(**found)
 
@@ -137,7 +136,7 @@ class Save:
             raise
         if session.several:
             self.number, self.path = int(session.facts["number"]), str(session.facts["path"])
-            self._absolute = os.path.abspath(self.path)
+            self._absolute = paths.absolute(self.path)
 
     def _take(self, flats: list[tree.Flat]) -> None:
         taken = snapshot.take(flats, copy=self._translation.asynchronous)
@@ -147,7 +146,10 @@ class Save:
     def _take_part(self, flats: list[tree.Flat]) -> dict[str, Any]:
         plan = Plan(jax.process_index(), self._translation.io_process)
         taken = snapshot.take_part(flats, plan, copy=self._translation.asynchronous)
-        storage.check(os.path.abspath(self._call.subject), taken, self._settings)
+        subject = paths.absolute(self._call.subject)
+        storage.check(subject, taken, self._settings)
+        if self._translation.io_process is None:
+            storage.check_part(subject, self._settings)
         self._taken.append(taken)
         named = [leaf for flat in flats for leaf in flat.leaves]
         described = leaves.descriptions(named, plan)

@@ -14,16 +14,18 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jaxckpt import devices, paths
-from jaxckpt.directory_lock import locked
+from jaxckpt.directory_lock import update
 from jaxckpt.multihost.ask import ask
 from jaxckpt.options import CheckpointOptions
-from jaxckpt.state_text import Records, UnreadableStateError, from_text, to_text
+from jaxckpt.state_store import FILE as FILE
+from jaxckpt.state_store import read_state as read_state
+from jaxckpt.state_store import write_state as write_state
+from jaxckpt.state_text import Records, UnreadableStateError
+from jaxckpt.storage import files
 
-FILE = "checkpoint"
 _POLL_SECS = 1.0
 _logger = logging.getLogger("jaxckpt")
 
@@ -84,8 +86,8 @@ def _read_here(directory: str) -> CheckpointState | None:
         return None
     if records is None:
         return None
-    listed = [os.path.join(directory, name) for name in records.entries]
-    preserved = [os.path.join(directory, name) for name in sorted(records.kept)]
+    listed = [files.join(directory, name) for name in records.entries]
+    preserved = [files.join(directory, name) for name in sorted(records.kept)]
     return CheckpointState(listed[-1], listed, list(records.entries.values()), records.last_preserved, preserved)
 
 
@@ -199,8 +201,9 @@ def register(path: str) -> None:
     Raises:
       OSError: with errno; the state file is as it was.
     """
-    directory, name = os.path.split(os.path.abspath(path))
-    with locked(directory):
+    directory, name = os.path.split(files.absolute(path))
+
+    def change() -> None:
         try:
             records = read_state(directory) or Records()
         except UnreadableStateError as error:
@@ -208,6 +211,8 @@ def register(path: str) -> None:
         records.add(name, time.time())
         drop_missing(directory, records)
         write_state(directory, records)
+
+    update(directory, change)
 
 
 def resolve(options: CheckpointOptions | None) -> int | None:
@@ -222,71 +227,18 @@ def resolve(options: CheckpointOptions | None) -> int | None:
     return devices.resolve_process(None if options is None else options.experimental_io_device)
 
 
-def read_state(directory: str) -> Records | None:
-    """Reads a state file; None if there is none.
-
-    Raises:
-      UnreadableStateError: something else is in the file.
-      OSError: with errno: it cannot be read, or `directory` is not one.
-    """
-    path = os.path.join(directory, FILE)
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read()
-    except FileNotFoundError:
-        return None
-    try:
-        records = from_text(text)
-    except UnreadableStateError as error:
-        raise UnreadableStateError(f"{path} is not a state file: {error}") from None
-    here = os.path.abspath(directory)
-    records.entries = {_relative(name, here): timestamp for name, timestamp in records.entries.items()}
-    records.kept = {_relative(name, here) for name in records.kept}
-    return records
-
-
-def _relative(name: str, directory: str) -> str:
-    """Spells an absolute path inside `directory` relative to it, so that it stays right when the directory moves."""
-    if not os.path.isabs(name):
-        return name
-    relative = os.path.relpath(name, directory)
-    return name if relative.split(os.sep)[0] == os.pardir else relative
-
-
-def write_state(directory: str, records: Records) -> None:
-    """Replaces a state file, durably and atomically; without any entry to write, it stays as it is.
-
-    Raises:
-      OSError: with errno; the file is as it was.
-    """
-    from jaxckpt.storage import commit, temporary
-
-    if records.latest is None:
-        return
-    path = os.path.join(directory, FILE)
-    folder = temporary.create(path)
-    try:
-        new = os.path.join(folder, FILE)
-        try:
-            with open(new, "x", encoding="ascii") as file:
-                file.write(to_text(records))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = error.filename or path
-            raise
-        os.replace(new, path)
-    finally:
-        temporary.remove(folder)
-    commit.sync_directory(directory)
-
-
 def drop_missing(directory: str, records: Records) -> None:
     """Forgets checkpoints that are gone. A damaged one is not: to go back to an older one is for the user to decide."""
-    records.entries = {
-        name: at for name, at in records.entries.items() if os.path.lexists(os.path.join(directory, name))
-    }
-    records.kept = {name for name in records.kept if os.path.lexists(os.path.join(directory, name))}
+    listed: set[str] = set()
+    if files.is_bucket(directory):  # One listing instead of a request for each.
+        with contextlib.suppress(FileNotFoundError):
+            listed.update(files.names(directory))
+
+    def there(name: str) -> bool:
+        return name in listed or files.exists(files.join(directory, name))
+
+    records.entries = {name: at for name, at in records.entries.items() if there(name)}
+    records.kept = {name for name in records.kept if there(name)}
 
 
 def rebuilt(directory: str, reason: Exception) -> Records:
@@ -297,21 +249,22 @@ def rebuilt(directory: str, reason: Exception) -> Records:
     from jaxckpt import storage
 
     _logger.warning("%s. Rebuilding it from the checkpoints in %s.", reason, directory)
-    prefixes = {found[1] for name in os.listdir(directory) if (found := re.fullmatch(r"(.+)-[0-9]+", name, re.DOTALL))}
+    prefixes = {found[1] for name in files.names(directory) if (found := re.fullmatch(r"(.+)-[0-9]+", name, re.DOTALL))}
     names = [
         f"{prefix}-{number}" for prefix in prefixes for number in storage.list_numbered(os.path.join(directory, prefix))
     ]
     times = {name: commit_time(os.path.join(directory, name)) for name in names}
     names.sort(key=lambda name: (times[name], int(name.rpartition("-")[2])))
-    return Records({name: times[name] for name in names}, set(names))
+    version = reason.version if isinstance(reason, UnreadableStateError) else None
+    return Records({name: times[name] for name in names}, set(names), version=version)
 
 
 def commit_time(path: str) -> float:
     """Returns when a checkpoint was committed, in seconds: as Orbax recorded it, else when its directory changed."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        metadata = json.loads(Path(path, "_CHECKPOINT_METADATA").read_bytes())
+        metadata = json.loads(files.read(os.path.join(path, "_CHECKPOINT_METADATA")))
         return int(metadata["commit_timestamp_nsecs"]) / 1e9
     try:
-        return os.stat(path).st_mtime
+        return 0.0 if files.is_bucket(path) else os.stat(path).st_mtime
     except OSError:
         return 0.0

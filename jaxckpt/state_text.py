@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 
 
 class UnreadableStateError(ValueError):
-    """A state file does not hold what a state file holds."""
+    """A state file does not hold what a state file holds.
+
+    Attributes:
+      version: generation of the object, if it lies in a bucket.
+    """
+
+    version: bytes | None = None
 
 
 @dataclass
@@ -30,11 +36,13 @@ class Records:
         being deleted.
       last_preserved: registration time of the last checkpoint that `keep_checkpoint_every_n_hours` preserved; 0.0 for
         not known.
+      version: generation of the object in a bucket that says so; None if there is none.
     """
 
     entries: dict[str, float] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     last_preserved: float = 0.0
+    version: bytes | None = field(default=None, compare=False)
 
     @property
     def latest(self) -> str | None:

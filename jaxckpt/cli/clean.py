@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict
 
-from jaxckpt.cli.output import Progress, count, human_age, human_bytes, print_json, print_line
+from jaxckpt.cli.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes
 from jaxckpt.cli.resolve import existing_directory
 
 HELP = "remove what killed saves left"
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         dead = {leftover.path: leftover for leftover in found if not leftover.live}
         removed = list(dead) if arguments.dry_run else storage.sweep(directory)
     in_use = [leftover for leftover in found if leftover.live]
-    freed = sum(dead[path].bytes for path in removed if path in dead)
+    freed = sum_bytes(dead[path].bytes for path in removed if path in dead)
     if arguments.json:
         print_json(
             {

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from jaxckpt.cli.output import Progress, count, human_age, human_bytes, print_json, print_line, table
+from jaxckpt.cli.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes, table
 from jaxckpt.cli.resolve import existing_directory, size_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Listed:
 
     Attributes:
       path: of the checkpoint.
-      bytes: of its files.
+      bytes: of its files; None in a bucket, which does not tell.
       saved: when it was committed, in seconds since the epoch.
       age_secs: seconds since then.
       registered: whether the state file lists it.
@@ -33,7 +33,7 @@ class Listed:
     """
 
     path: str
-    bytes: int
+    bytes: int | None
     saved: float
     age_secs: float
     registered: bool
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             }
         )
         return 0
-    total = sum(checkpoint.bytes for checkpoint in checkpoints)
+    total = sum_bytes(checkpoint.bytes for checkpoint in checkpoints)
     print_line(f"{directory}: {count(len(checkpoints), 'checkpoint')}, {human_bytes(total)}")
     rows = [
         (
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_line(line)
     if leftovers:
         dead = [leftover for leftover in leftovers if not leftover.live]
-        size = human_bytes(sum(leftover.bytes for leftover in leftovers))
+        size = human_bytes(sum_bytes(leftover.bytes for leftover in leftovers))
         print_line(f"temporary directories: {len(leftovers)}, {size}")
         rows = [
             (
@@ -101,29 +101,37 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checkpoints(directory: str, state: "CheckpointState | None", latest: str | None) -> list[Listed]:
     from jaxckpt import storage
+    from jaxckpt.storage import files
 
     # When it was saved: the state file knows it best, for a copied directory has new times.
     registered: dict[str, float] = {}
     if state is not None:
         registered = dict(
             zip(
-                map(os.path.abspath, state.all_model_checkpoint_paths),
+                map(files.absolute, state.all_model_checkpoint_paths),
                 state.all_model_checkpoint_timestamps,
                 strict=False,
             )
         )
     now = time.time()
     found = []
-    for name in os.listdir(directory):
+    for name in files.names(directory):
         path = os.path.join(directory, name)
         try:
             if not storage.is_checkpoint(path):
                 continue
-            saved = registered.get(os.path.abspath(path)) or os.stat(path).st_mtime
+            saved = registered.get(files.absolute(path)) or _changed(path)
             size = size_of(path)
         except FileNotFoundError:  # Deleted by its manager meanwhile.
             continue
-        same = os.path.abspath(path)
-        is_latest = latest is not None and same == os.path.abspath(latest)
+        same = files.absolute(path)
+        is_latest = latest is not None and same == files.absolute(latest)
         found.append(Listed(path, size, saved, max(0.0, now - saved), same in registered, is_latest))
     return sorted(found, key=lambda checkpoint: (checkpoint.saved, checkpoint.path))
+
+
+def _changed(path: str) -> float:
+    from jaxckpt import state_file
+    from jaxckpt.storage import files
+
+    return state_file.commit_time(path) if files.is_bucket(path) else os.stat(path).st_mtime

@@ -22,8 +22,16 @@ def print_line(text: str = "") -> None:
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
-def human_bytes(count: int) -> str:
-    """Returns a size in words: ``"17.3 MiB"``."""
+def sum_bytes(sizes: Iterable[int | None]) -> int | None:
+    """Returns the sum of sizes; None if one of them is not known."""
+    listed = list(sizes)
+    return None if None in listed else sum(size for size in listed if size is not None)
+
+
+def human_bytes(count: int | None) -> str:
+    """Returns a size in words: ``"17.3 MiB"``; "?" for one that is not known."""
+    if count is None:
+        return "?"
     if count < 1024:
         return f"{count} B"
     units = ("KiB", "MiB", "GiB", "TiB")

@@ -2,6 +2,9 @@
 
 import os
 
+from jaxckpt.paths import checked_path
+from jaxckpt.storage import files
+
 
 def checkpoint_at(path: str) -> str:
     """Returns the checkpoint that `path` stands for: itself, or the latest one of a directory with a state file.
@@ -11,6 +14,8 @@ def checkpoint_at(path: str) -> str:
     import jaxckpt
     from jaxckpt import storage
 
+    if "://" in path:
+        checked_path(path, "PATH")
     if storage.is_checkpoint(path):
         return path
     return jaxckpt.latest_checkpoint(path) or path
@@ -21,13 +26,18 @@ def existing_directory(path: str) -> str:
 
     Raises:
       OSError: it is not a directory that can be listed.
+      ValueError: it names a file system that is not supported.
     """
-    os.listdir(path)
+    if "://" in path:
+        checked_path(path, "DIR")
+    files.names(path)
     return path
 
 
-def size_of(path: str) -> int:
-    """Returns the bytes of all files in the directory `path`; what vanishes meanwhile is not counted."""
+def size_of(path: str) -> int | None:
+    """Returns the bytes of all files in the directory `path`; what vanishes meanwhile is not counted. None in a bucket: not known."""
+    if files.is_bucket(path):
+        return None
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:

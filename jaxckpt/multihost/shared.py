@@ -16,7 +16,9 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.session import Answer, Handler
 from jaxckpt.multihost.wire import Header
+from jaxckpt.storage import files
 from jaxckpt.storage.content import Snapshot
+from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.settings import WriteSettings
 
 _MARK = "mark"
@@ -47,8 +49,8 @@ class Writer:
         end = time.monotonic() + float(header["secs"])
         while True:
             try:
-                with open(path, encoding="ascii") as file:
-                    if file.read() == token:
+                with files.bucket.within(Deadline(max(0.1, end - time.monotonic()), f"Looking for {path}")):
+                    if files.read(path) == token.encode():
                         return {"t": "seen", "seen": True}, None
             except OSError:
                 pass
@@ -67,9 +69,12 @@ class Writer:
 def _not_revived(folder: str) -> Iterator[None]:
     """Removes `folder` again if what runs inside has made it anew.
 
-    If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
+        If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
     directories that it misses.
     """
+    if files.is_bucket(folder):
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # As long as it is open, no other gets its number.
     try:
         yield
@@ -90,7 +95,8 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
       ProcessError: a process does not see the directory, failed, or did not answer.
       OSError: with errno.
     """
-    _require_shared(os.path.dirname(new), session)
+    # In a bucket the directory of the item is the one that this save has claimed.
+    _require_shared(new if files.is_bucket(new) else os.path.dirname(new), session)
     errors: list[BaseException] = []
     peers: list[int] = []
 
@@ -124,13 +130,12 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
 def _require_shared(folder: str, session: Center) -> None:
     token = secrets.token_hex(16)
     path = os.path.join(folder, _MARK)
-    with open(path, "x", encoding="ascii") as file:
-        file.write(token)
-        file.flush()
-        os.fsync(file.fileno())
+    files.write(path, token.encode())
+    if not files.is_bucket(path):
+        _sync(path)
     secs = min(_LOOK_SECS, session.timeout / 4)
     answers = session.ask_all({"t": "look", "path": path, "token": token, "secs": secs}, "looking for the directory")
-    os.unlink(path)
+    files.remove(path)
     blind = sorted(process for process, header in answers.items() if not header.get("seen"))
     if blind:
         listed = ", ".join(map(str, blind))
@@ -139,3 +144,11 @@ def _require_shared(folder: str, session: Center) -> None:
             f"checkpoint, {folder}. {ADVICE}",
             blind,
         )
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,9 +1,11 @@
 """Leaves ↔ an Orbax directory. The only place that imports Orbax or TensorStore, and those only when they are first needed."""
 
-from jaxckpt.storage.commit import check, delete, is_checkpoint, list_numbered, save
-from jaxckpt.storage.joint import write_jointly, write_part
+from jaxckpt.storage.commit import check, delete, save
+from jaxckpt.storage.committed import is_checkpoint, list_numbered
+from jaxckpt.storage.joint import check_part, write_jointly, write_part
+from jaxckpt.storage.leftovers import leftovers, sweep
 from jaxckpt.storage.opened import StoredCheckpoint
-from jaxckpt.storage.temporary import Leftover, leftovers, sweep
+from jaxckpt.storage.temporary import Leftover
 from jaxckpt.storage.verify import Problem, VerifyReport, verify
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "StoredCheckpoint",
     "VerifyReport",
     "check",
+    "check_part",
     "delete",
     "is_checkpoint",
     "leftovers",

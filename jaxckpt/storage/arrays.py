@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage import faults, kvstore, layout, ocdbt_chunks, tree_metadata
+from jaxckpt.storage import faults, files, kvstore, layout, ocdbt_chunks, tree_metadata
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.ocdbt_chunks import Box, Read, ReadError
 from jaxckpt.storage.ocdbt_format import DamagedError, Place, UnknownFormatError
@@ -126,7 +126,7 @@ class StoredArrays:
         """Returns the index of the database, or None if the checkpoint has none that is read here."""
         if self._index_read:
             return self._index
-        if self._tree.use_zarr3 and kvstore.is_ocdbt(self._directory):
+        if self._tree.use_zarr3 and not files.is_bucket(self._directory) and kvstore.is_ocdbt(self._directory):
             try:
                 self._index = Index(self._directory, self._deadline)
             except UnknownFormatError:

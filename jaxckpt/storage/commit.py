@@ -7,12 +7,28 @@ import functools
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import digests, faults, kvstore, layout, orbax_api, temporary, tree_metadata
+from jaxckpt.storage import (
+    bucket_commit,
+    claims,
+    description,
+    digests,
+    faults,
+    files,
+    kvstore,
+    layout,
+    orbax_api,
+    temporary,
+    tree_metadata,
+    writer,
+)
+from jaxckpt.storage.committed import is_checkpoint
 from jaxckpt.storage.content import ArrayContent, Snapshot
+from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.settings import WriteSettings
 
 _log = logging.getLogger("jaxckpt")
@@ -21,7 +37,7 @@ _AT_FDCWD = -100
 # Files of a checkpoint, which an array's directory cannot be called.
 _FILES = {
     *(tree_metadata.FILE, tree_metadata.STRINGS, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
-    *(kvstore.OCDBT_MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt", "", ".", ".."),
+    *(kvstore.OCDBT_MANIFEST, description.FILE, description.MARKER, "", ".", ".."),
 }
 
 
@@ -36,6 +52,13 @@ def write_item(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
             checkpointer.wait_until_finished()
     finally:
         checkpointer.close()
+
+
+def write_item_in_bucket(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
+    """Writes the same without Orbax's checkpointer, which reaches buckets only with further packages."""
+    began = time.time_ns()
+    writer.write(new, snapshot, settings)
+    description.write(new, began)
 
 
 def save(
@@ -56,7 +79,7 @@ def save(
       snapshot: what to write.
       settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer.
       replace: put it in the place of what is at `path`; otherwise that is an error.
-      write: writes the files, given the directory that it makes, `snapshot` and `settings`; `write_item` if it is None.
+      write: writes the files, given the directory that it makes, `snapshot` and `settings`; None for one process's own way.
       ready: called when everything is written and synced, right before the checkpoint gets its name; may refuse by raising.
 
     Raises:
@@ -64,7 +87,9 @@ def save(
       OSError: with errno, for example ENOSPC.
       TimeoutError: after `settings.timeout_secs`.
     """
-    path = os.path.abspath(path)
+    path = files.absolute(path)
+    if files.is_bucket(path):
+        return _save_in_bucket(path, snapshot, settings, replace, write or write_item_in_bucket, ready)
     _refuse_occupied(path, replace)
     try:
         temporary.sweep(os.path.dirname(path), re.sub(r"-\d+$", "", os.path.basename(path)))
@@ -92,6 +117,31 @@ def save(
             raise found from error
         raise
     temporary.remove(folder)
+
+
+def _save_in_bucket(
+    path: str,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    replace: bool,
+    write: Callable[[str, Snapshot, WriteSettings], None],
+    ready: Callable[[], None],
+) -> None:
+    def write_all(directory: str) -> None:
+        write(directory, snapshot, settings)
+        digests.write(directory, late=True, ignored=(claims.FILE,))
+        ready()
+
+    with files.bucket.within(Deadline(settings.timeout_secs, f"Saving {path}")):
+        try:
+            bucket_commit.save(path, write_all, replace=replace)
+        except OSError:
+            raise
+        except Exception as error:
+            found = faults.os_error(error, path)
+            if found is None:
+                raise
+            raise found from error
 
 
 def _discard(folder: str, path: str) -> None:
@@ -195,7 +245,9 @@ def delete(path: str) -> None:
     Raises:
       OSError: with errno; the checkpoint is still there, or only its temporary directory is.
     """
-    path = os.path.abspath(path)
+    path = files.absolute(path)
+    if files.is_bucket(path):
+        return bucket_commit.delete(path)
     if not os.path.lexists(path):
         return
     folder = temporary.create(path)
@@ -207,61 +259,6 @@ def delete(path: str) -> None:
         os.rmdir(folder)
         raise
     temporary.remove(folder)
-
-
-def item_directory(path: str) -> str | None:
-    """Returns the directory below `path` that holds the tree of an Orbax checkpoint, or None if `path` is not one.
-
-    Plain Orbax puts the tree of a v1 or composite checkpoint into a subdirectory.
-
-    Raises:
-      ValueError: there are several trees.
-    """
-    if os.path.exists(os.path.join(path, tree_metadata.FILE)):
-        return path
-    try:
-        names = sorted(os.listdir(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    items = [
-        name
-        for name in names
-        if os.path.exists(os.path.join(path, name, tree_metadata.FILE))
-        and "orbax-checkpoint-tmp" not in name
-        and not temporary.is_temporary(name)
-    ]
-    if len(items) > 1 and _is_orbax(path):
-        raise ValueError(f"{path} holds several items: {', '.join(items)}. Name one: {os.path.join(path, items[0])!r}.")
-    return os.path.join(path, items[0]) if len(items) == 1 and _is_orbax(path) else None
-
-
-def _is_orbax(path: str) -> bool:
-    return os.path.exists(os.path.join(path, "_CHECKPOINT_METADATA"))
-
-
-def is_checkpoint(path: str) -> bool:
-    """Whether `path` is a committed Orbax checkpoint, written by jaxckpt or not, even a damaged one."""
-    name = os.path.basename(os.path.abspath(path))
-    if "orbax-checkpoint-tmp" in name or temporary.is_temporary(name) or not os.path.isdir(path):
-        return False
-    marks = (tree_metadata.FILE, digests.FILE, "_CHECKPOINT_METADATA")
-    return any(os.path.exists(os.path.join(path, mark)) for mark in marks)
-
-
-def list_numbered(prefix: str) -> list[int]:
-    """Returns the numbers of the committed checkpoints ``prefix-N``, ascending."""
-    directory, name = os.path.split(prefix)
-    pattern = re.compile(re.escape(name) + r"-(\d+)")
-    try:
-        names = os.listdir(directory or ".")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    numbers = {
-        int(match[1]): entry
-        for entry in names
-        if (match := pattern.fullmatch(entry)) and str(int(match[1])) == match[1]
-    }
-    return sorted(number for number, entry in numbers.items() if is_checkpoint(os.path.join(directory or ".", entry)))
 
 
 def check(path: str, snapshot: Snapshot, settings: WriteSettings) -> None:

@@ -9,40 +9,43 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 from jaxckpt.errors import CorruptCheckpointError
+from jaxckpt.storage import description, files
 from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 
 FILE = "_JAXCKPT"
-# Orbax rewrites this one, with the time of the commit, after the handler has finished.
-_SAMPLE, _PART, _PARTS, _END = "sample ", 64, 256, 4096
+_SAMPLE, _ENDS, _PART, _PARTS, _END = "sample ", "ends ", 64, 256, 4096
 _OCDBT_DATA = re.compile(r"(ocdbt\.process_[^/]*/)?d/")
-_LATE = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+# Orbax rewrites this one, with the time of the commit, after the handler has finished.
+_LATE = {description.FILE, description.MARKER}
 
 
-def write(directory: str, *, late: bool = False) -> None:
+def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) -> None:
     """Writes the digests of the files of `directory`.
 
     Args:
       directory: of the checkpoint, not committed yet.
       late: include the files that Orbax writes last.
+      ignored: names of files that are none of the checkpoint.
     """
-    files: dict[str, Any] = {}
-    ocdbt = os.path.exists(os.path.join(directory, OCDBT_MANIFEST))
-    for name in _files(directory):
-        if name == FILE or (name in _LATE and not late):
+    noted: dict[str, Any] = {}
+    names = files.tree(directory)
+    ocdbt = OCDBT_MANIFEST in names
+    for name in names:
+        if name in (FILE, *ignored) or (name in _LATE and not late):
             continue
         path = os.path.join(directory, name)
         if is_data(name, ocdbt):
-            files[name] = [os.path.getsize(path), _sample(path)]
+            size = files.size(path)
+            noted[name] = [size, _ends(path) if size is None else _sample(path, size)]
         else:
-            with open(path, "rb") as stream:
-                content = stream.read()
-            files[name] = [len(content), checksum(content)]
-    body = json.dumps({"format": 1, "files": files}, sort_keys=True)
-    with open(os.path.join(directory, FILE), "w", encoding="ascii") as stream:
-        stream.write(f"{body}\n{checksum(body.encode())}\n")
+            content = files.read(path)
+            noted[name] = [len(content), checksum(content)]
+    body = json.dumps({"format": 1, "files": noted}, sort_keys=True)
+    files.write(os.path.join(directory, FILE), f"{body}\n{checksum(body.encode())}\n".encode())
 
 
 def read(directory: str) -> dict[str, list[Any]]:
@@ -53,8 +56,7 @@ def read(directory: str) -> dict[str, list[Any]]:
     """
     path = os.path.join(directory, FILE)
     try:
-        with open(path, "rb") as stream:
-            content = stream.read()
+        content = files.read(path)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise CorruptCheckpointError(
             f"{path}: this file of the checkpoint is missing. Restore another checkpoint."
@@ -64,13 +66,13 @@ def read(directory: str) -> dict[str, list[Any]]:
         raise CorruptCheckpointError(
             f"{path}: this file is damaged: its checksum does not match. Restore another checkpoint."
         )
-    files: dict[str, list[Any]] = json.loads(body)["files"]
-    return files
+    noted: dict[str, list[Any]] = json.loads(body)["files"]
+    return noted
 
 
-def check(directory: str, name: str, content: bytes, files: dict[str, list[Any]]) -> None:
+def check(directory: str, name: str, content: bytes, noted: dict[str, list[Any]]) -> None:
     """Raises CorruptCheckpointError unless `content` is what was written as the metadata file `name`."""
-    expected = files.get(name)
+    expected = noted.get(name)
     if expected is not None and expected[0] == len(content) and expected[1:] == [checksum(content)]:
         return
     path = os.path.join(directory, name)
@@ -78,44 +80,51 @@ def check(directory: str, name: str, content: bytes, files: dict[str, list[Any]]
     raise CorruptCheckpointError(f"{path}: this file is damaged: {what}. Restore another checkpoint.")
 
 
-def check_sizes(directory: str, files: dict[str, list[Any]]) -> list[tuple[str, str]]:
-    """Returns what is wrong with which files: missing ones, and ones of another size."""
+def check_sizes(directory: str, noted: dict[str, list[Any]]) -> list[tuple[str, str]]:
+    """Returns what is wrong with which files: missing ones, and ones of another size (which is not known in a bucket)."""
     problems = []
-    for name, expected in files.items():
-        try:
-            size = os.path.getsize(os.path.join(directory, name))
-        except FileNotFoundError:
+    present = set(files.tree(directory))
+    for name, expected in noted.items():
+        if name not in present:
             problems.append((name, "this file is missing"))
             continue
-        if size != expected[0]:
+        size = files.size(os.path.join(directory, name))
+        if size is not None and expected[0] is not None and size != expected[0]:
             problems.append((name, f"this file has {size} bytes instead of {expected[0]}"))
     return problems
 
 
-def check_data(directory: str, name: str, files: dict[str, list[Any]]) -> None:
+def check_data(directory: str, name: str, noted: dict[str, list[Any]]) -> None:
     """Raises CorruptCheckpointError unless a data file has the size and the sample that were noted."""
     path = os.path.join(directory, name)
+    size, sample = noted[name]
     try:
-        found = [os.path.getsize(path), _sample(path)]
+        found = files.size(path)
+        same = (None in (size, found) or found == size) and sample == (
+            _ends(path) if sample.startswith(_ENDS) else _sample(path, size)
+        )
+        what = "it is not the one that was written"
     except FileNotFoundError:
-        found = []
-    if found != files[name]:
-        what = "it is not the one that was written" if found else "it is missing"
+        same, what = False, "it is missing"
+    if not same:
         raise CorruptCheckpointError(f"{path}: this file is damaged: {what}. Restore another checkpoint.")
 
 
-def _sample(path: str) -> str:
+def _sample(path: str, size: int) -> str:
     """Returns a digest of the end of a file (where a chunk's own checksum is) and of small parts all over it."""
-    size = os.path.getsize(path)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        step = max(_PART, size // _PARTS)
-        parts = [os.pread(descriptor, _PART, position) for position in range(0, size, step)]
-        parts.append(os.pread(descriptor, _END, max(0, size - _END)))
-    finally:
-        os.close(descriptor)
+    step = max(_PART, size // _PARTS)
+    parts = [(position, _PART) for position in range(0, size, step)]
+    return _SAMPLE + _digest(path, [*parts, (max(0, size - _END), _END)])
+
+
+def _ends(path: str) -> str:
+    """Returns a digest of the beginning and the end of a file whose size is not known: every part of an object is a request."""
+    return _ENDS + _digest(path, [(0, _END), (-_END, _END)])
+
+
+def _digest(path: str, parts: list[tuple[int, int]]) -> str:
     # Not crc32c: a chunk that ends in its own crc32c has the same one as every other.
-    return _SAMPLE + hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
+    return hashlib.blake2b(b"".join(files.ranges(path, parts)), digest_size=8).hexdigest()
 
 
 def is_data(name: str, ocdbt: bool) -> bool:
@@ -127,7 +136,7 @@ def is_data(name: str, ocdbt: bool) -> bool:
 
 def is_sampled(expected: list[Any]) -> bool:
     """Whether only a sample of a file was noted."""
-    return str(expected[1]).startswith(_SAMPLE)
+    return str(expected[1]).startswith((_SAMPLE, _ENDS))
 
 
 def checksum(content: bytes) -> str:
@@ -135,11 +144,3 @@ def checksum(content: bytes) -> str:
     import google_crc32c
 
     return f"{google_crc32c.value(content):08x}"
-
-
-def _files(directory: str) -> list[str]:
-    found = []
-    for folder, _, names in os.walk(directory):
-        relative = os.path.relpath(folder, directory)
-        found += [name if relative == "." else f"{relative}/{name}" for name in names]
-    return sorted(found)

@@ -7,6 +7,8 @@ import re
 from jaxckpt.errors import CorruptCheckpointError, ProcessError
 
 _CODE = re.compile(r"os_error_code='(\d+)'")
+_HTTP = re.compile(r"http_response_code='(\d+)'")
+_CURL = re.compile(r"CURL error ([^\[]*)")
 _FILE = re.compile(r'(?:file|Failed [a-z ]*)\s*(?:path )?"([^"]+)"|"(/[^"]+)"')
 
 
@@ -29,7 +31,28 @@ def os_error(error: BaseException, path: str | None = None) -> OSError | None:
             found = _FILE.search(text)
             name = (found[1] or found[2]) if found else path
             return OSError(number, os.strerror(number), name)
+        if (found_in_bucket := _bucket_error(text, path)) is not None:
+            return found_in_bucket
         seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _bucket_error(text: str, path: str | None) -> OSError | None:
+    """Returns the OSError for what a storage server answered, or did not."""
+    if code := _HTTP.search(text):
+        number, what = {
+            "401": (errno.EACCES, "The storage server does not know who is asking; see GOOGLE_APPLICATION_CREDENTIALS"),
+            "403": (
+                errno.EACCES,
+                "The storage server refuses permission; the account needs the role Storage Object User",
+            ),
+            "404": (errno.ENOENT, "No such bucket or object"),
+            "412": (errno.EAGAIN, "Somebody else has changed it at the same time"),
+            "429": (errno.EAGAIN, "The storage server limits the rate of requests"),
+        }.get(code[1], (errno.EIO, f"The storage server failed with code {code[1]}"))
+        return OSError(number, what, path)
+    if curl := _CURL.search(text):
+        return OSError(errno.EHOSTUNREACH, f"The storage server cannot be reached: {curl[1].strip()}", path)
     return None
 
 

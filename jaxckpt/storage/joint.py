@@ -4,24 +4,40 @@ Several processes each write a database of their own into the directory of the i
 whole out of it; or one process writes everything.
 """
 
-import json
+import contextlib
+import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from jaxckpt.storage import commit, digests, layout, tree_metadata, writer
+from jaxckpt.storage import claims, commit, description, digests, faults, files, kvstore, layout, tree_metadata, writer
 from jaxckpt.storage.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
-# What Orbax writes for a PyTree; it reads the name of the handler and does without it as well.
-_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
-CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"
-COMMIT_SUCCESS = "commit_success.txt"
+
+def part_name(process: int, token: str = "") -> str:
+    """Returns the name of the database of one process, as Orbax calls it.
+
+    Args:
+      process: index of the process.
+      token: tells one save to a bucket from another at the same path.
+    """
+    return f"ocdbt.process_{process}" + (f"_{token}" if token else "")
 
 
-def part_name(process: int) -> str:
-    """Returns the name of the database of one process, as Orbax calls it."""
-    return f"ocdbt.process_{process}"
+def check_part(path: str, settings: WriteSettings) -> None:
+    """Refuses, before anything is written, what several processes cannot write together.
+
+    Raises:
+      ValueError: chunks of which each is an object of its own in a bucket.
+    """
+    if files.is_bucket(path) and not layout.uses_ocdbt(settings):
+        # Nobody can take a directory of a bucket away from a process that was given up on and goes on writing; with an object for each
+        # chunk, its data would get into the next checkpoint of that name.
+        raise ValueError(
+            f"{path}: several processes write into a bucket together only with a max_shard_size of 64 MiB or more, got "
+            f"{settings.max_file_size}. Choose a larger one, or give experimental_io_device."
+        )
 
 
 def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: int) -> None:
@@ -34,19 +50,55 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
       process: index of this process.
 
     Raises:
-      OSError: with errno.
+      OSError: with errno; ENOENT if the others have given up on this process.
       TimeoutError: after `settings.timeout_secs`.
     """
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
-    if not layout.uses_ocdbt(settings):
-        os.stat(new)  # It is gone if the others have given up on this process.
+    try:
+        _write_part(new, entries, settings, process)
+    except Exception as error:
+        found = None if isinstance(error, OSError) else faults.os_error(error, new)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _write_part(new: str, entries: Sequence[Entry], settings: WriteSettings, process: int) -> None:
+    if files.is_bucket(new):
+        check_part(new, settings)
+        token = _token(new)
+        directory = os.path.join(new, part_name(process, token))
+        with _not_abandoned(new, token, directory):
+            writer.write_arrays(directory, entries, settings)
+    elif not layout.uses_ocdbt(settings):
+        os.stat(new)
         writer.write_arrays(new, entries, settings)
         commit.sync_tree(new)
-        return
-    directory = os.path.join(new, part_name(process))
-    os.mkdir(directory)
-    writer.write_arrays(directory, entries, settings)
-    commit.sync_tree(directory)
+    else:
+        directory = os.path.join(new, part_name(process))
+        os.mkdir(directory)
+        writer.write_arrays(directory, entries, settings)
+        commit.sync_tree(directory)
+
+
+def _token(new: str) -> str:
+    """Returns what tells the save that is at work on a directory of a bucket from others."""
+    note = claims.read(new)
+    if note is None:
+        raise FileNotFoundError(errno.ENOENT, "No save is at work there any more", new)
+    return note.token
+
+
+@contextlib.contextmanager
+def _not_abandoned(new: str, token: str, directory: str) -> Iterator[None]:
+    """Removes `directory` if the save that it belongs to was given up while what runs inside wrote there."""
+    try:
+        yield
+    finally:
+        note = claims.read(new)
+        if note is None or note.token != token:
+            files.bucket.remove_all(files.bucket.children(directory))
+            raise FileNotFoundError(errno.ENOENT, "The save was given up meanwhile", new)
 
 
 def _has_pieces(entry: Entry) -> bool:
@@ -64,7 +116,7 @@ def write_jointly(
     """Writes an item of which other processes may write parts.
 
     Args:
-      new: directory of the item; it is made.
+      new: directory of the item; it is made. In a bucket it has no marker yet.
       snapshot: describes every leaf; its pieces are those of this process.
       settings: how.
       process: index of this process.
@@ -76,7 +128,8 @@ def write_jointly(
       TimeoutError: after `settings.timeout_secs`.
     """
     began = time.time_ns()
-    os.mkdir(new)
+    if not files.is_bucket(new):
+        os.mkdir(new)
     parts = begin_others()
     if not parts:
         writer.write(new, snapshot, settings)
@@ -84,23 +137,21 @@ def write_jointly(
         write_part(new, snapshot, settings, process)
         end_others()
         if layout.uses_ocdbt(settings):
-            writer.merge(new, [part_name(part) for part in (process, *parts)], settings.timeout_secs)
+            writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
         tree_metadata.write(
             new, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
         )
-    metadata = {
-        "item_handlers": _HANDLER,
-        "metrics": {},
-        "performance_metrics": {},
-        "init_timestamp_nsecs": began,
-        "commit_timestamp_nsecs": time.time_ns(),
-        "custom_metadata": {},
-    }
-    _write_text(os.path.join(new, CHECKPOINT_METADATA), json.dumps(metadata))
-    _write_text(os.path.join(new, COMMIT_SUCCESS), f"Checkpoint commit was successful to {new}")
-    digests.write(new)
+    description.write(new, began)
+    if not files.is_bucket(new):  # There the marker is the commit, and comes last.
+        description.mark(new, new)
+        digests.write(new)
 
 
-def _write_text(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+def _databases(new: str, processes: Sequence[int]) -> list[str]:
+    """Returns the names of the databases that processes have written."""
+    if not files.is_bucket(new):
+        return [part_name(process) for process in processes]
+    token = _token(new)
+    names = [part_name(process, token) for process in processes]
+    # A process that has no piece writes nothing there.
+    return [name for name in names if kvstore.is_ocdbt(os.path.join(new, name))]

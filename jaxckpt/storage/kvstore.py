@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from jaxckpt.storage import files
+
 OCDBT_MANIFEST = "manifest.ocdbt"
 
 
@@ -16,6 +18,9 @@ def check_path(path: str) -> None:
 
 def base(directory: str) -> dict[str, Any]:
     """Returns the TensorStore spec of the files of `directory`."""
+    if files.is_bucket(directory):
+        name, key = files.bucket.split(directory)
+        return {"driver": "gcs", "bucket": name, "path": key and key + "/"}
     return {"driver": "file", "path": os.path.join(directory, "")}
 
 
@@ -27,6 +32,7 @@ def context(concurrency: int = 16) -> Any:
         {
             "file_io_concurrency": {"limit": concurrency},
             "data_copy_concurrency": {"limit": max(2, min(16, os.cpu_count() or 1))},
+            "gcs_request_retries": files.bucket.RETRIES,
             "cache_pool": {"total_bytes_limit": 0},
             "cache_pool#ocdbt": {"total_bytes_limit": 64 << 20},
         }
@@ -46,7 +52,7 @@ def ocdbt(directory: str, file_size: int) -> dict[str, Any]:
 
 def is_ocdbt(directory: str) -> bool:
     """Whether a checkpoint directory holds an OCDBT database."""
-    return os.path.exists(os.path.join(directory, OCDBT_MANIFEST))
+    return files.is_file(os.path.join(directory, OCDBT_MANIFEST))
 
 
 def existing(directory: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import commit, digests, faults, kvstore, temporary, tree_metadata
+from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
 from jaxckpt.storage.arrays import ArrayInfo, StoredArrays
 from jaxckpt.storage.ocdbt_chunks import Box
 
@@ -42,14 +42,13 @@ class StoredCheckpoint:
           OSError: it cannot be read.
         """
         self.path = path
-        kvstore.check_path(os.path.abspath(path))
+        kvstore.check_path(files.absolute(path))
         self._data_unchecked = check_data
         self._directory = self._item_directory()
-        self._is_ours = False
         self.digests: dict[str, list[Any]] | None = None
         text = self._read_file(tree_metadata.FILE)
         self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
-        if self.tree.by_jaxckpt is not None or os.path.exists(os.path.join(self._directory, digests.FILE)):
+        if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
             self.digests = digests.read(self._directory)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
@@ -58,28 +57,36 @@ class StoredCheckpoint:
 
     def _item_directory(self) -> str:
         path = self.path
-        if not os.path.lexists(path) and not temporary.recover_missing(path):
+        if not self._is_there():
             raise FileNotFoundError(
                 errno.ENOENT,
                 "No checkpoint there; save() makes, and returns, a path with a number at its end, such as '-1': give that",
                 path,
             )
-        if os.path.isdir(path):
-            os.listdir(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
-        found = commit.item_directory(path)
+        if files.is_directory(path):
+            files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
+        found = committed.item_directory(path)
         if found is not None:
             return found
-        if os.path.isdir(path) and commit.is_checkpoint(path):
+        if files.is_directory(path) and committed.is_checkpoint(path):
             raise CorruptCheckpointError(
                 f"{os.path.join(path, tree_metadata.FILE)}: this file of the checkpoint is missing. Restore another checkpoint."
             )
+        if files.is_bucket(path) and not committed.is_checkpoint(path):
+            raise CheckpointError(f"{path} is not a committed Orbax checkpoint: it has no commit_success.txt.")
         raise CheckpointError(f"{path} is not an Orbax checkpoint: it has no {tree_metadata.FILE}.")
+
+    def _is_there(self) -> bool:
+        """Whether anything is at the path. In a bucket, what a save or a deletion is (or was) at work on does not count."""
+        path = self.path
+        if not files.is_bucket(path):
+            return files.exists(path) or temporary.recover_missing(path)
+        return committed.is_checkpoint(path) or (files.exists(path) and claims.read(path) is None)
 
     def _read_file(self, name: str) -> bytes:
         path = os.path.join(self._directory, name)
         try:
-            with open(path, "rb") as file:
-                return file.read()
+            return files.read(path)
         except OSError as error:
             fault = faults.reading(error, path, self.path)
             raise fault from (None if fault is error else error)
@@ -140,7 +147,7 @@ class StoredCheckpoint:
         import base64
 
         path = os.path.join(self._directory, tree_metadata.SHARDINGS)
-        if not os.path.exists(path):
+        if not files.is_file(path):
             return {}
         content = self._read_file(tree_metadata.SHARDINGS)
         if self.digests is not None:

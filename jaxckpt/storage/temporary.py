@@ -5,19 +5,16 @@ machine (and process namespace), the process id and the time that process starte
 one's never are. Of another machine nothing can be known but how long nothing has changed.
 """
 
-import contextlib
 import errno
-import functools
-import hashlib
 import os
-import pathlib
 import re
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from jaxckpt.storage import processes
 
 _MARK = ".jaxckpt-tmp-"
 _NAME = re.compile(
@@ -37,7 +34,7 @@ class Leftover:
     Attributes:
       path: the directory.
       final: path of the checkpoint that it was made for.
-      bytes: size of its files.
+      bytes: size of its files; None in a bucket, which does not tell.
       age_secs: seconds since anything in it changed.
       live: a running process owns it (or, of another machine, may own it): not a leftover yet.
       owner: the process, in words.
@@ -45,41 +42,10 @@ class Leftover:
 
     path: str
     final: str
-    bytes: int
+    bytes: int | None
     age_secs: float
     live: bool
     owner: str
-
-
-@functools.cache
-def _host() -> str:
-    """Identifies the machine as far as process ids go: its name, boot, and process namespace."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
-
-
-def _started(pid: int) -> int | None:
-    """Returns when a process started (clock ticks since boot), 0 where the system does not say, None if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):
-            return None
-    except OSError:
-        return 0
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return 0
 
 
 def create(final: str) -> str:
@@ -93,8 +59,7 @@ def create(final: str) -> str:
         os.makedirs(parent, exist_ok=True)
     except FileExistsError as error:  # A file, or a link that leads nowhere, is where the directory should be.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from error
-    start = _started(os.getpid()) or 0
-    path = f"{final}{_MARK}{_host()}-{os.getpid()}-{start}-{secrets.token_hex(4)}"
+    path = new_name(final)
     _active.add(os.path.abspath(path))
     try:
         os.mkdir(path)
@@ -102,6 +67,11 @@ def create(final: str) -> str:
         _active.discard(os.path.abspath(path))
         raise
     return path
+
+
+def new_name(final: str) -> str:
+    """Returns the path of a temporary directory of this process that is not there yet."""
+    return f"{final}{_MARK}{processes.host()}-{os.getpid()}-{processes.start()}-{secrets.token_hex(4)}"
 
 
 def remove(path: str) -> None:
@@ -117,6 +87,17 @@ def remove(path: str) -> None:
 def is_temporary(name: str) -> bool:
     """Whether a file name is that of a temporary directory of jaxckpt."""
     return _NAME.fullmatch(name) is not None
+
+
+def final_name(name: str) -> str:
+    """Returns the name of the checkpoint that the temporary directory `name` was made for; any other name as it is."""
+    match = _NAME.fullmatch(name)
+    return name if match is None else match["final"]
+
+
+def is_for(final: str, name: str | None) -> bool:
+    """Whether a checkpoint is called `name` or ``<name>-<number>``; None stands for every name."""
+    return name is None or final == name or re.fullmatch(re.escape(name) + r"-\d+", final) is not None
 
 
 def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
@@ -139,8 +120,7 @@ def _matches(directory: str, name: str | None) -> Iterator[tuple[str, re.Match[s
         match = _NAME.fullmatch(entry)
         if match is None:
             continue
-        final = match["final"]
-        if name is None or final == name or re.fullmatch(re.escape(name) + r"-\d+", final):
+        if is_for(match["final"], name):
             yield os.path.join(directory, entry), match
 
 
@@ -148,14 +128,11 @@ def _describe(path: str, match: re.Match[str]) -> Leftover:
     size, changed = _size(path)
     age = max(0.0, time.time() - changed)
     pid = int(match["pid"])
-    if match["host"] != _host():
+    if match["host"] != processes.host():
         live = age < FOREIGN_DEAD_AFTER_SECS
         owner = f"process {pid} of another machine"
     else:
-        started = _started(pid)
-        live = (
-            started is not None and started in (0, int(match["start"])) if int(match["start"]) else started is not None
-        )
+        live = processes.is_running(pid, int(match["start"]))
         if pid == os.getpid() and live:
             live = os.path.abspath(path) in _active
         owner = f"process {pid}" + ("" if live else ", which has ended")

@@ -14,7 +14,7 @@ from typing import Any
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.names import leaf_name
 from jaxckpt.quiet_gc import quiet_gc
-from jaxckpt.storage import layout
+from jaxckpt.storage import files, layout
 from jaxckpt.storage.content import ArrayContent, EmptyContent, Snapshot, StringContent
 
 FILE = "_METADATA"
@@ -77,7 +77,7 @@ def write(directory: str, snapshot: Snapshot, *, use_ocdbt: bool, chunk_limit: i
     if shardings:
         _write_text(os.path.join(directory, SHARDINGS), json.dumps(shardings))
     if arrays:
-        os.makedirs(os.path.join(directory, ARRAY_METADATAS), exist_ok=True)
+        files.make_directory(os.path.join(directory, ARRAY_METADATAS))
         text = f'{{"array_metadatas": [{", ".join(arrays)}]}}'
         _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
 
@@ -136,8 +136,7 @@ def sharding_text(sharding: Any) -> str | None:
 
 
 def _write_text(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    files.write(path, text.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,14 +232,13 @@ def _key_impls(directory: str) -> dict[str, str]:
     folder = os.path.join(directory, ARRAY_METADATAS)
     found: dict[str, str] = {}
     try:
-        files = sorted(os.listdir(folder))
+        names = sorted(files.names(folder))
     except FileNotFoundError:
         return found
-    for file in files:
-        with open(os.path.join(folder, file), encoding="utf-8") as stream:
-            for item in json.load(stream)["array_metadatas"]:
-                described = item["array_metadata"]
-                extra = described.get("ext_metadata") or {}
-                if "random_key_impl" in extra:
-                    found[described["param_name"]] = extra["random_key_impl"]
+    for name in names:
+        for item in json.loads(files.read(os.path.join(folder, name)))["array_metadatas"]:
+            described = item["array_metadata"]
+            extra = described.get("ext_metadata") or {}
+            if "random_key_impl" in extra:
+                found[described["param_name"]] = extra["random_key_impl"]
     return found

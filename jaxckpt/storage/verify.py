@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import digests, layout, tree_metadata
+from jaxckpt.storage import digests, files, layout, tree_metadata
 from jaxckpt.storage.opened import StoredCheckpoint
 
 _GROUP_BYTES = 256 << 20
@@ -147,7 +147,7 @@ def _groups(leaves: list[tree_metadata.StoredLeaf], stored: StoredCheckpoint) ->
 
 def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
     if stored.digests is None:
-        return sum(len(names) for _, _, names in os.walk(stored.directory))
+        return len(files.tree(stored.directory))
     for name, what in digests.check_sizes(stored.directory, stored.digests):
         problems.append(Problem(os.path.join(stored.directory, name), what))
     damaged = {problem.where for problem in problems}
@@ -157,8 +157,7 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
             continue
         if digests.is_sampled(expected):
             continue
-        with open(path, "rb") as file:
-            content = file.read()
+        content = files.read(path)
         try:
             digests.check(stored.directory, name, content, stored.digests)
         except CheckpointError as error:

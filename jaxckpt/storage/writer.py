@@ -1,7 +1,7 @@
 """Entries → the key-value store of one directory. Runs on the thread that writes; blocks until everything is on disk.
 
-What is not compressed goes into an OCDBT database by our own writer; the rest, compressed chunks and chunks in files of their own,
-through TensorStore.
+What is not compressed goes into an OCDBT database by our own writer; the rest, compressed chunks, chunks in files of their own,
+and everything in buckets, through TensorStore.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from jaxckpt.quiet_gc import quiet_gc
-from jaxckpt.storage import faults, kvstore, layout, ocdbt_index, tensorstore_writer, tree_metadata
+from jaxckpt.storage import faults, files, kvstore, layout, ocdbt_index, tensorstore_writer, tree_metadata
 from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot, padded
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.ocdbt_encode import INLINE_BYTES
@@ -59,8 +59,11 @@ def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettin
       TimeoutError: after `settings.timeout_secs`.
       BaseException: whatever the source of a piece raised.
     """
-    os.makedirs(directory, exist_ok=True)
+    files.make_directory(directory)
     deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
+    if files.is_bucket(directory):
+        tensorstore_writer.write(directory, entries, settings, deadline)
+        return
     if not layout.uses_ocdbt(settings) or settings.compression is not None:
         tensorstore_writer.write(directory, entries, settings, deadline)
         if not layout.uses_ocdbt(settings) or os.path.exists(os.path.join(directory, kvstore.OCDBT_MANIFEST)):
@@ -90,6 +93,9 @@ def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) ->
       TimeoutError: after `timeout_secs`.
     """
     deadline = Deadline(timeout_secs, f"Merging {directory}")
+    if files.is_bucket(directory):
+        tensorstore_writer.merge(directory, parts, deadline)
+        return
     merged: dict[bytes, Value] = {}
     try:
         for part in parts:

@@ -102,11 +102,16 @@ def run(arguments: argparse.Namespace) -> int:
     _require_packages()
     from jaxckpt.cli.demo import losses, plot, processes, settings
     from jaxckpt.cli.demo.loop import train
+    from jaxckpt.storage import files
     from jaxckpt.testing import JobFailed
 
     training, saving = settings.load(
         arguments.config, steps=arguments.steps, directory=arguments.dir, io_device=arguments.io_device
     )
+    if files.is_bucket(saving.directory):
+        raise ValueError(
+            f"{saving.directory}: the demo keeps its losses and its picture there; choose a local directory."
+        )
     training = settings.divisible(training, arguments.processes)
     where = processes.place(saving, arguments.processes)
     losses_path = os.path.join(saving.directory, "losses.csv")

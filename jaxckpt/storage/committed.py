@@ -1,0 +1,75 @@
+"""Finding what is committed: by the name of its directory, and in a bucket by its marker."""
+
+import os
+import re
+
+from jaxckpt.storage import bucket_commit, description, digests, files, temporary, tree_metadata
+
+
+def item_directory(path: str) -> str | None:
+    """Returns the directory below `path` that holds the tree of an Orbax checkpoint, or None if `path` is not one.
+
+    Plain Orbax puts the tree of a v1 or composite checkpoint into a subdirectory.
+
+    Raises:
+      ValueError: there are several trees.
+    """
+    if files.is_bucket(path):
+        home = bucket_commit.home(path)
+        if home is None:
+            return None
+        path = home
+    if files.is_file(os.path.join(path, tree_metadata.FILE)):
+        return path
+    try:
+        names = sorted(files.names(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    items = [
+        name
+        for name in names
+        if files.is_file(os.path.join(path, name, tree_metadata.FILE))
+        and "orbax-checkpoint-tmp" not in name
+        and not temporary.is_temporary(name)
+    ]
+    if len(items) > 1 and _is_orbax(path):
+        raise ValueError(f"{path} holds several items: {', '.join(items)}. Name one: {os.path.join(path, items[0])!r}.")
+    return os.path.join(path, items[0]) if len(items) == 1 and _is_orbax(path) else None
+
+
+def _is_orbax(path: str) -> bool:
+    return files.is_file(os.path.join(path, description.FILE))
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether `path` is a committed Orbax checkpoint, written by jaxckpt or not, even a damaged one."""
+    name = os.path.basename(files.absolute(path))
+    if "orbax-checkpoint-tmp" in name or temporary.is_temporary(name):
+        return False
+    if files.is_bucket(path):
+        return bucket_commit.home(path) is not None
+    if not os.path.isdir(path):
+        return False
+    marks = (tree_metadata.FILE, digests.FILE, description.FILE)
+    return any(files.is_file(os.path.join(path, mark)) for mark in marks)
+
+
+def list_numbered(prefix: str) -> list[int]:
+    """Returns the numbers of the committed checkpoints ``prefix-N``, ascending."""
+    directory, name = os.path.split(prefix)
+    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    if files.is_bucket(directory):
+        names = bucket_commit.committed(directory)
+    else:
+        try:
+            names = os.listdir(directory or ".")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    numbers = {
+        int(match[1]): entry
+        for entry in names
+        if (match := pattern.fullmatch(entry)) and str(int(match[1])) == match[1]
+    }
+    if files.is_bucket(directory):
+        return sorted(numbers)
+    return sorted(number for number, entry in numbers.items() if is_checkpoint(os.path.join(directory or ".", entry)))

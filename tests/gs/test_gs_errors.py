@@ -1,0 +1,248 @@
+"""What a bucket refuses, and what does not reach it."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from storage_server import Bucket, Request
+
+import jaxckpt
+from jaxckpt import paths, storage
+from jaxckpt.storage.files import bucket as objects
+
+
+def checkpoint() -> jaxckpt.Checkpoint:
+    return jaxckpt.Checkpoint(value=np.arange(1000.0))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few retries."""
+    for name, value in {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"}.items():
+        monkeypatch.setitem(objects.RETRIES, name, value)
+    objects._context.cache_clear()
+    yield
+    objects._context.cache_clear()
+
+
+class TestMissingBucket:
+    def test_saving(self, bucket: Bucket) -> None:
+        with pytest.raises(FileNotFoundError, match="No such bucket"):
+            checkpoint().save("gs://test-nobody-made-this/run/ckpt")
+
+    def test_reading(self, bucket: Bucket) -> None:
+        with pytest.raises(FileNotFoundError):
+            checkpoint().restore("gs://test-nobody-made-this/run/ckpt-1")
+        assert jaxckpt.latest_checkpoint("gs://test-nobody-made-this/run") is None
+
+
+class TestRefusedPermission:
+    def test_everything(self, bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+        path = checkpoint().save(bucket.path("run/ckpt"))
+        bucket.rule(lambda _: 403)
+        with pytest.raises(PermissionError, match="refuses permission") as caught:
+            checkpoint().save(bucket.path("run/ckpt"))
+        assert caught.value.errno == errno.EACCES
+        with pytest.raises(PermissionError):
+            checkpoint().restore(path)
+        assert jaxckpt.latest_checkpoint(bucket.path("run")) is None
+        assert "refuses permission" in caplog.text
+        manager = jaxckpt.CheckpointManager(checkpoint(), bucket.path("run"), max_to_keep=1)
+        with pytest.raises(PermissionError):
+            _ = manager.checkpoints
+        with pytest.raises(PermissionError):
+            storage.delete(path)
+
+    def test_writing_only(self, bucket: Bucket) -> None:
+        bucket.rule(lambda request: 403 if request.action == "write" else None)
+        with pytest.raises(PermissionError):
+            checkpoint().save(bucket.path("run/ckpt"))
+        assert bucket.keys == set()
+
+    def test_listing_is_never_taken_for_empty(self, bucket: Bucket) -> None:
+        checkpoint().save(bucket.path("run/ckpt"))
+        keys = bucket.keys
+        # As the real server does: who may not list is refused when asking for what is not there.
+        bucket.rule(
+            lambda request: (
+                403 if request.action == "list" or (request.action == "read" and request.name not in keys) else None
+            )
+        )
+        with pytest.raises(PermissionError):
+            storage.list_numbered(bucket.path("run/ckpt"))
+
+
+@pytest.mark.usefixtures("impatient")
+class TestUnreachable:
+    def test_from_the_beginning(self, bucket: Bucket) -> None:
+        path = checkpoint().save(bucket.path("run/ckpt"))
+        bucket.rule(lambda _: "drop")
+        with pytest.raises(OSError, match="cannot be reached") as caught:
+            checkpoint().save(bucket.path("run/ckpt"))
+        assert caught.value.errno == errno.EHOSTUNREACH
+        with pytest.raises(OSError, match="cannot be reached"):
+            checkpoint().restore(path)
+
+    @pytest.mark.parametrize("end", ["_METADATA", "manifest.ocdbt", "commit_success.txt"])
+    def test_in_the_middle(self, bucket: Bucket, end: str) -> None:
+        first = checkpoint().save(bucket.path("run/ckpt"))
+        broken = []
+
+        def rule(request: Request) -> str | None:
+            if request.action == "write" and request.name.endswith(end):
+                broken.append(request)
+            return "drop" if broken else None
+
+        bucket.rule(rule)
+        saved = checkpoint()
+        with pytest.raises(OSError, match="cannot be reached"):
+            saved.save(bucket.path("run/ckpt"))
+        bucket.rule(None)
+        assert saved.save_counter == 0
+        assert jaxckpt.latest_checkpoint(bucket.path("run")) == first
+        checkpoint().restore(first).assert_consumed()
+        assert saved.save(bucket.path("run/ckpt")) == bucket.path("run/ckpt-3")  # The name was still in use.
+        assert {key.split("/")[1] for key in bucket.keys} == {"checkpoint", "ckpt-1", "ckpt-3"}
+
+    def test_silence_ends_with_the_timeout(self, bucket: Bucket) -> None:
+        go_on = threading.Event()
+
+        def rule(request: Request) -> None:
+            if request.name.endswith("_METADATA"):
+                go_on.wait(100)
+
+        bucket.rule(rule)
+        options = jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(timeout_secs=1.0))
+        try:
+            with pytest.raises(TimeoutError, match="longer than 1 s"):
+                checkpoint().save(bucket.path("run/ckpt"), options)
+        finally:
+            go_on.set()
+        assert not storage.is_checkpoint(bucket.path("run/ckpt-1"))
+
+    def test_silence_of_a_single_request(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(objects, "_WAIT_SECS", 0.5)
+        go_on = threading.Event()
+
+        def rule(_: Request) -> None:
+            go_on.wait(100)
+
+        bucket.rule(rule)
+        try:
+            with pytest.raises(TimeoutError, match="not answered for 0.5 s"):
+                checkpoint().restore(bucket.path("run/ckpt-1"))
+        finally:
+            go_on.set()
+
+    def test_passing_failures_are_survived(self, bucket: Bucket) -> None:
+        failures = [503, 429]
+        bucket.rule(lambda request: failures.pop() if failures and request.action == "write" else None)
+        path = checkpoint().save(bucket.path("run/ckpt"))
+        assert storage.verify(path).ok
+        assert not failures
+
+
+class TestDamage:
+    def test_every_object(self, bucket: Bucket) -> None:
+        path = jaxckpt.Checkpoint(value=np.arange(60_000.0), small=np.arange(5), text="text").save(bucket.path("ckpt"))
+        for key in sorted(bucket.keys - {"checkpoint"}):
+            content = objects.read(bucket.path(key))
+            damages = [None, content[:-1], content + b"x"]
+            for position in {0, len(content) // 3, len(content) // 2, len(content) - 1}:
+                damages.append(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+            for damage in damages:
+                if damage is None:
+                    objects.remove(bucket.path(key))
+                else:
+                    objects.write(bucket.path(key), damage)
+                target = jaxckpt.Checkpoint(value=np.zeros(60_000), small=np.zeros(5, int), text="")
+                try:
+                    target.restore(path)
+                except jaxckpt.CheckpointError:
+                    assert target.text == ""
+                    assert not target.value.any()
+                else:
+                    np.testing.assert_array_equal(target.value, np.arange(60_000.0))
+                    np.testing.assert_array_equal(target.small, np.arange(5))
+                    assert target.text == "text"
+                    assert damage is not None or key.endswith(("_sharding", "_CHECKPOINT_METADATA"))
+            objects.write(bucket.path(key), content)
+        assert storage.verify(path).ok
+
+    def test_exchanged_data(self, bucket: Bucket) -> None:
+        """A chunk of another checkpoint carries a checksum that is right."""
+        options = jaxckpt.CheckpointOptions(experimental_sharding_callback=jaxckpt.MaxShardSizePolicy(1 << 20))
+        first, second = (
+            jaxckpt.Checkpoint(value=np.full(60_000, number)).save(bucket.path("ckpt"), options)
+            for number in (1.0, 2.0)
+        )
+        (key,) = [key for key in bucket.keys if key.startswith("ckpt-1/value/c/")]
+        objects.write(bucket.path(key), objects.read(second + key.removeprefix("ckpt-1")))
+        with pytest.raises(jaxckpt.CorruptCheckpointError, match="not the one that was written"):
+            jaxckpt.load_checkpoint(first).tree()
+        assert not storage.verify(first).ok
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        ("bad", "why"),
+        [
+            ("s3://bucket/run/ckpt", "s3:// is not supported"),
+            ("S3://bucket/run/ckpt", "is not supported"),
+            ("gs:/bucket/run/ckpt", "one slash"),
+            ("gs://", "no bucket"),
+            ("gs:///ckpt", "no bucket"),
+            ("gs://bucket", "bucket only"),
+            ("gs://bucket/", "bucket only"),
+            ("gs://bucket/a/../b", "'..'"),
+            ("gs://bucket/a\nb", "line breaks"),
+        ],
+    )
+    def test_refused_before_anything_is_made(
+        self, bad: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for call in (
+            lambda: checkpoint().save(bad),
+            lambda: checkpoint().write(bad),
+        ):
+            with pytest.raises(ValueError, match=why):
+                call()
+        assert os.listdir(tmp_path) == []
+
+    def test_names_that_the_server_does_not_take(self, bucket: Bucket) -> None:
+        with pytest.raises(OSError, match="too long") as caught:
+            checkpoint().save(bucket.path("n" * 1100 + "/ckpt"))
+        assert caught.value.errno == errno.ENAMETOOLONG
+        with pytest.raises(ValueError, match="Invalid GCS bucket name"):
+            checkpoint().save("gs://Not a bucket/ckpt")
+
+    def test_names_with_special_characters(self, bucket: Bucket) -> None:
+        path = checkpoint().save(bucket.path("run ü #1?%41&x=[y]*/ck pt"))
+        checkpoint().restore(path).assert_consumed()
+        assert jaxckpt.latest_checkpoint(bucket.path("run ü #1?%41&x=[y]*")) == path
+        assert storage.list_numbered(bucket.path("run ü #1?%41&x=[y]*/ck pt")) == [1]
+
+    def test_s3_is_refused_everywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        address = "s3://bucket/run"
+        for call in (
+            lambda: checkpoint().restore(address),
+            lambda: checkpoint().read(address),
+            lambda: jaxckpt.CheckpointManager(checkpoint(), address, max_to_keep=1),
+            lambda: jaxckpt.latest_checkpoint(address),
+            lambda: jaxckpt.get_checkpoint_state(address),
+            lambda: jaxckpt.checkpoints_iterator(address),
+            lambda: jaxckpt.load_checkpoint(address),
+        ):
+            with pytest.raises(ValueError, match="s3:// is not supported"):
+                call()
+        assert os.listdir(tmp_path) == []
+
+    def test_spelling(self) -> None:
+        assert paths.absolute("gs://bucket//a/b/") == "gs://bucket/a/b"
+        assert paths.checked_path("gs://bucket/a/ckpt", "file_prefix") == "gs://bucket/a/ckpt"

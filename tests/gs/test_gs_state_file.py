@@ -1,0 +1,91 @@
+"""The state file in a bucket: no lock, and yet no update is lost."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from storage_server import Bucket, Request
+
+import jaxckpt
+from jaxckpt.storage import files
+
+ROOT = Path(__file__).parents[2]
+WRITER = """
+    import sys
+    import numpy as np
+    import jaxckpt
+
+    checkpoint = jaxckpt.Checkpoint(value=np.arange(3.0))
+    for _ in range(3):
+        checkpoint.save(sys.argv[1])
+"""
+
+
+def listed(directory: str) -> set[str]:
+    state = jaxckpt.get_checkpoint_state(directory)
+    assert state is not None
+    return {os.path.basename(path) for path in state.all_model_checkpoint_paths}
+
+
+def test_written_by_another_process_in_between(bucket: Bucket) -> None:
+    saved = jaxckpt.Checkpoint(value=np.arange(3.0))
+    saved.write(bucket.path("run/other-1"))
+    saved.save(bucket.path("run/ckpt"))
+    meanwhile = b'model_checkpoint_path: "other-1"\nall_model_checkpoint_paths: "other-1"\n'
+
+    def rule(request: Request) -> None:
+        if request == Request("write", "run/checkpoint"):
+            bucket.rule(None)
+            files.write(bucket.path("run/checkpoint"), meanwhile)
+
+    bucket.rule(rule)
+    saved.save(bucket.path("run/ckpt"))
+    assert listed(bucket.path("run")) == {"other-1", "ckpt-2"}
+    assert jaxckpt.latest_checkpoint(bucket.path("run")) == bucket.path("run/ckpt-2")
+
+
+def test_made_by_another_process_in_between(bucket: Bucket) -> None:
+    saved = jaxckpt.Checkpoint(value=np.arange(3.0))
+    saved.write(bucket.path("run/other-1"))
+
+    def rule(request: Request) -> None:
+        if request == Request("write", "run/checkpoint"):
+            bucket.rule(None)
+            files.write(bucket.path("run/checkpoint"), b'model_checkpoint_path: "other-1"\n')
+
+    bucket.rule(rule)
+    saved.save(bucket.path("run/ckpt"))
+    assert listed(bucket.path("run")) == {"other-1", "ckpt-1"}
+
+
+def test_several_processes(bucket: Bucket) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), bucket.path(f"run/{name}")],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors
+    finally:
+        for process in running:
+            process.kill()
+            process.wait(30)
+    assert listed(bucket.path("run")) == {f"{name}-{number}" for name in "ab" for number in (1, 2, 3)}
+
+
+def test_addresses_of_other_tools(bucket: Bucket) -> None:
+    path = jaxckpt.Checkpoint(value=np.arange(3.0)).write(bucket.path("elsewhere/best"))
+    files.write(bucket.path("run/checkpoint"), f'model_checkpoint_path: "{path}"\n'.encode())
+    assert jaxckpt.latest_checkpoint(bucket.path("run")) == path
+    files.write(bucket.path("elsewhere/checkpoint"), f'model_checkpoint_path: "{path}"\n'.encode())
+    assert jaxckpt.latest_checkpoint(bucket.path("elsewhere")) == path
