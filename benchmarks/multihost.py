@@ -97,7 +97,10 @@ def _compare(
             for job in (alone, several):
                 job.run(f"{_WORKER}:{fill}", size, chosen.processes)
             for number in range(chosen.rounds):
-                for name, job in jobs.items():
+                # Whoever comes after the one process finds colder caches: that is not always the same one.
+                turn = number % len(names)
+                for name in [*names[turn:], *names[:turn]]:
+                    job = jobs[name]
                     if kind == "leaves" and name in ("gather", "orbax"):
                         continue  # Minutes a round: Orbax's and a collective's cost of a leaf is another matter.
                     print(f"{kind} round {number + 1}/{chosen.rounds}: {name}", file=sys.stderr, flush=True)

@@ -106,7 +106,7 @@ class Restore:
         assert isinstance(session, Center)
         opened: list[storage.StoredCheckpoint] = []
         session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds)))
-        provider = Provider(opened[0])
+        provider = Provider(opened[0], session.local_peers)
         self._finish = session.collect(provider.handlers(), provider.sent)
         return opened[0]
 

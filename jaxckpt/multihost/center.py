@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,11 @@ class Center(Session):
     def peers(self) -> list[int]:
         """Indices of the other processes."""
         return sorted(self._links)
+
+    @property
+    def local_peers(self) -> list[int]:
+        """Indices of those that are, by their addresses, on this host."""
+        return sorted(process for process, link in self._links.items() if link.is_local)
 
     def _beat(self) -> None:
         """Tells peers, who wait while files are written, that they do not wait for a dead process."""
@@ -109,8 +114,8 @@ class Center(Session):
             raise failures.rebuild(message.header["failure"])
         return message
 
-    def ask_all(self, header: Header, doing: str) -> dict[int, Header]:
-        """Asks every peer the same, at once, and returns their answers. Raises as `ask`, for the first that failed."""
+    def ask_all(self, header: Header, doing: str, processes: Sequence[int] | None = None) -> dict[int, Header]:
+        """Asks every peer, or some of them, the same, at once; returns their answers. Raises as `ask`, for the first that failed."""
         answers: dict[int, Header] = {}
         errors: list[tuple[int, BaseException]] = []
 
@@ -120,7 +125,7 @@ class Center(Session):
             except BaseException as error:
                 errors.append((process, error))
 
-        _side_by_side(one, self._links)
+        _side_by_side(one, self._links if processes is None else processes)
         if errors:
             raise min(errors, key=lambda found: found[0])[1]
         return answers
@@ -257,7 +262,7 @@ class Center(Session):
         close_gently(list(self._links.values()), LINGER_SECS)
 
 
-def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[threading.Thread]:
+def _start(one: Callable[[int], None], processes: Iterable[int]) -> list[threading.Thread]:
     threads = [
         threading.Thread(target=one, args=(process,), name=f"jaxckpt process {process}", daemon=True)
         for process in processes
@@ -267,6 +272,6 @@ def _start(one: Callable[[int], None], processes: Mapping[int, Any]) -> list[thr
     return threads
 
 
-def _side_by_side(one: Callable[[int], None], processes: Mapping[int, Any]) -> None:
+def _side_by_side(one: Callable[[int], None], processes: Iterable[int]) -> None:
     for thread in _start(one, processes):
         thread.join()

@@ -1,13 +1,15 @@
 """Saving with an IO process: it pulls the pieces of all others, chunk by chunk, straight into the storage engine.
 
-Because it pulls, nothing piles up: a peer sends what it is asked for, and lets go of it. Small pieces travel many at a time.
+Because it pulls, nothing piles up: a peer sends what it is asked for, and lets go of it. Small pieces travel many at a time; large ones
+of a peer on the same host go through memory that both share.
 """
 
+import contextlib
 import dataclasses
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,19 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.buffers import Pool
 from jaxckpt.multihost.center import Center
+from jaxckpt.multihost.local_memory import OpenedMemory, Slots, open_offered
 from jaxckpt.multihost.plan import HOST_OWNER, Box, Share
 from jaxckpt.multihost.session import Answer, Handler
 from jaxckpt.multihost.wire import Header
-from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot, StringContent
+from jaxckpt.storage.content import ArrayContent, Blocks, Entry, Piece, Snapshot, StringContent
+from jaxckpt.storage.ocdbt_writer import REMOTE_CHUNKS
 
 _SMALL_BYTES = 64 << 10
 _BATCH_BYTES = 1 << 20
 _LOOK_AHEAD = 2048
 _KEEP_BYTES = 64 << 20  # of buffers, for the next pieces
 _PAGE_CHARS = 8 << 20
+_BLOCK_BYTES = 2 << 20  # goes through shared memory at once: what is larger falls out of the cache on its way
 
 
 class Supplier:
@@ -40,16 +45,36 @@ class Supplier:
         }
         self._pieces = {position: tuple(snapshot.entries[position].content.pieces) for position in self._left}  # type: ignore[union-attr]
         self._entries = tuple(_without_data(entry) for entry in snapshot.entries)
+        self._memory: OpenedMemory | None = None
+        self._cut_now: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}  # of which a part has been asked for
 
     def handlers(self) -> dict[str, Handler]:
         """Returns what this process does for the IO process."""
-        return {"get": self._get, "hosts": self._hosts}
+        return {"memory": self._open, "get": self._get, "put": self._put, "hosts": self._hosts}
+
+    def _open(self, header: Header) -> Answer:
+        self._memory = open_offered(header["offer"])
+        return {"t": "memory", "opened": self._memory is not None}, None
 
     def _get(self, header: Header) -> Answer:
         parts = []
         for position, start, shape in header["boxes"]:
             parts.append(self._cut(int(position), tuple(start), tuple(shape)))
         return {"t": "pieces"}, parts
+
+    def _put(self, header: Header) -> Answer:
+        """Puts a range of the bytes of a box into the memory that the IO process shares."""
+        position, start, shape = header["box"]
+        key = int(position), tuple(start)
+        whole = self._cut_now.get(key)
+        if whole is None:
+            whole = self._cut_now[key] = self._cut(*key, tuple(shape)).reshape(-1).view(np.uint8)
+        first, last = header["bytes"]
+        if last == whole.size:
+            del self._cut_now[key]
+        assert self._memory is not None
+        self._memory.write(int(header["at"]), whole[first:last])
+        return {"t": "put"}, None
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):
@@ -162,8 +187,8 @@ class _AllPieces(Sequence[Piece]):
             # Here and now: it comes with thousands of others, and what need not be waited for is written more quickly.
             return Piece(box.start, box.shape, self._fetcher.fetch(owner, self._position, box.start, box.shape))
 
-        def fetch(start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-            return self._fetcher.fetch(owner, self._position, start, shape)
+        def fetch(start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | Blocks:
+            return self._fetcher.stream(owner, self._position, start, shape)
 
         return Piece(box.start, box.shape, fetch)
 
@@ -182,10 +207,58 @@ class _Fetcher:
         self._ready: dict[tuple[int, Box], np.ndarray] = {}
         self._batching: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._buffers = Pool(_KEEP_BYTES)
+        self._slots: Slots | None = None
+        self._sharing: Collection[int] = ()
+        if session.local_peers and (largest := self._largest_piece()) > _SMALL_BYTES:
+            with contextlib.suppress(OSError):  # A system without such memory: everything goes through the connections.
+                self._slots = Slots(REMOTE_CHUNKS, min(largest, _BLOCK_BYTES))
+                self._sharing = self._offer(self._slots)
+
+    def _largest_piece(self) -> int:
+        contents = [entry.content for entry in self._entries]
+        return max(
+            (
+                math.prod(content.share.layout.grid) * content.dtype.itemsize
+                for content in contents
+                if isinstance(content, ArrayContent) and content.share is not None
+            ),
+            default=0,
+        )
+
+    def _offer(self, slots: Slots) -> Collection[int]:
+        """Returns the processes that can put their pieces into shared memory."""
+        header = {"t": "memory", "offer": slots.memory.offer}
+        answers = self._session.ask_all(header, "opening shared memory", self._session.local_peers)
+        return {process for process, answer in answers.items() if answer.get("opened") is True}
 
     def name(self, position: int) -> str:
         """Returns the name of a leaf."""
         return self._entries[position].name
+
+    def stream(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | Blocks:
+        """Returns a box of a leaf, block by block if its owner shares memory. Safe from several threads."""
+        content = self._entries[position].content
+        assert isinstance(content, ArrayContent)
+        if owner in self._sharing and math.prod(shape) * content.dtype.itemsize > _SMALL_BYTES:
+            assert self._slots is not None
+            slot = self._slots.take()
+            if slot is not None:  # There is one for every chunk that the writer takes at a time.
+                return Blocks(shape, content.dtype, self._through_memory(owner, position, Box(start, shape), slot))
+        return self.fetch(owner, position, start, shape)
+
+    def _through_memory(
+        self, owner: int, position: int, box: Box, slot: tuple[int, np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """Yields the bytes of a box, each time in the same slot."""
+        at, memory = slot
+        content = self._entries[position].content
+        assert isinstance(content, ArrayContent)
+        nbytes = math.prod(box.shape) * content.dtype.itemsize
+        request: Header = {"t": "put", "box": [position, *box], "at": at}
+        for first in range(0, nbytes, memory.size):
+            last = min(nbytes, first + memory.size)
+            self._session.ask(owner, {**request, "bytes": [first, last]}, f"sending {self.name(position)}")
+            yield memory[: last - first]
 
     def fetch(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """Returns a box of a leaf. Safe from several threads."""

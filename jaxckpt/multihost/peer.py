@@ -12,7 +12,7 @@ from jaxckpt.multihost import failures
 from jaxckpt.multihost.session import CONFIRM, LINGER_SECS, Answer, Handler, Result, Session, patience
 from jaxckpt.multihost.wire import Header, Link, Message
 
-_AHEAD = 1  # requests that are sent before the answer to the one before has come
+_UNDER_WAY = 2
 
 
 class Peer(Session):
@@ -34,6 +34,11 @@ class Peer(Session):
     def center(self) -> int:
         """Index of the center."""
         return self._link.process
+
+    @property
+    def center_is_local(self) -> bool:
+        """Whether the center is, by its address, on this host."""
+        return self._link.is_local
 
     def decide(self, work: Callable[[], Result], handlers: Mapping[str, Handler] | None = None) -> Result:
         while True:
@@ -78,33 +83,40 @@ class Peer(Session):
         (answer,) = self.requests([(header, None)], doing)
         return answer
 
-    def requests(self, asked: Iterable[tuple[Header, Sequence[np.ndarray] | None]], doing: str) -> Iterator[Message]:
+    def requests(
+        self,
+        asked: Iterable[tuple[Header, Sequence[np.ndarray] | None]],
+        doing: str,
+        *,
+        under_way: int = _UNDER_WAY,
+    ) -> Iterator[Message]:
         """Asks the center one thing after the other, and yields the answers. What is asked next is on its way meanwhile.
 
         Args:
           asked: requests, small ones if there are several, and arrays that the bytes of the answer are put into.
           doing: what for, for messages.
+          under_way: how many requests there are at a time whose answers have not been taken.
 
         Raises:
           ProcessError: as `request`.
         """
-        under_way: deque[Sequence[np.ndarray] | None] = deque()
+        waiting: deque[Sequence[np.ndarray] | None] = deque()
         with self._link.talking:
             for header, into in asked:
                 with self._blaming(doing):
                     self._link.send(header, timeout=self._timeout)
-                under_way.append(into)
-                if len(under_way) > _AHEAD:
-                    yield self._next_answer(under_way, doing)
-            while under_way:
-                yield self._next_answer(under_way, doing)
+                waiting.append(into)
+                if len(waiting) == under_way:
+                    yield self._next_answer(waiting, doing)
+            while waiting:
+                yield self._next_answer(waiting, doing)
 
-    def _next_answer(self, under_way: deque[Sequence[np.ndarray] | None], doing: str) -> Message:
-        message = self._receive(doing, under_way.popleft())
+    def _next_answer(self, waiting: deque[Sequence[np.ndarray] | None], doing: str) -> Message:
+        message = self._receive(doing, waiting.popleft())
         if message.header.get("t") != "failed":
             return message
-        while under_way:  # What comes next must not be taken for the answer to what is asked next.
-            self._receive(doing, under_way.popleft())
+        while waiting:  # What comes next must not be taken for the answer to what is asked next.
+            self._receive(doing, waiting.popleft())
         raise failures.rebuild(message.header["failure"])
 
     def vote(

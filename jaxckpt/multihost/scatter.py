@@ -1,10 +1,11 @@
 """Restoring with an IO process: it opens the checkpoint; the others ask for the boxes that their devices need, and for nothing more."""
 
+import contextlib
 import itertools
 import math
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.buffers import aligned_empty
+from jaxckpt.multihost.local_memory import OpenedMemory, SharedMemory, open_offered
 from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.session import Answer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage import files
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
@@ -26,6 +29,8 @@ _REQUEST_BYTES = 16 << 20
 _REQUEST_BOXES = 256  # The next request has to fit into the buffers of the connection while an answer is on its way.
 _CACHE_BYTES = 32 << 20
 _ANSWER_BYTES = 64 << 20  # of answers that are read, or on their way
+_SHARED_BYTES = 96 << 20  # of memory that is shared with processes of this host
+_FEW = 3  # peers that there is room for two slots each: one is read into while the other is taken
 _PAGE = 10_000
 _ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]
 
@@ -33,9 +38,13 @@ _ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]
 class Provider:
     """The IO process's side: answers what its peers ask of an open checkpoint."""
 
-    def __init__(self, stored: StoredCheckpoint) -> None:
-        """Args: the checkpoint, whose `infos` have been read."""
+    def __init__(self, stored: StoredCheckpoint, local_peers: Sequence[int] = ()) -> None:
+        """Args: the checkpoint; which peers are on this host."""
         self._stored = stored
+        self._local_peers = list(local_peers)
+        self._memory: SharedMemory | None = None
+        self._slots = 0  # of each peer of this host
+        self._slot_bytes = 0
         self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
         self._lock = threading.Lock()
         self._recent: OrderedDict[_ReadKey, Future[np.ndarray]] = OrderedDict()
@@ -45,7 +54,13 @@ class Provider:
 
     def handlers(self) -> dict[str, Any]:
         """Returns what this process does for its peers."""
-        return {"leaves": self._leaves, "infos": self._infos, "texts": self._texts, "read": self._read}
+        return {
+            "leaves": self._leaves,
+            "infos": self._infos,
+            "texts": self._texts,
+            "memory": self._share,
+            "read": self._read,
+        }
 
     def _leaves(self, process: int, header: Header) -> Answer:
         leaves = self._stored.tree.leaves
@@ -73,11 +88,55 @@ class Provider:
         leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
         return {"t": "texts", "texts": {leaf.param_name: self._stored.string(leaf) for leaf in leaves}}, None
 
+    def _share(self, process: int, header: Header) -> Answer:
+        """Tells a peer of this host where its slots are: answers are put there, by turns."""
+        with self._lock:
+            if self._memory is None and self._local_peers:
+                self._slots = 2 if len(self._local_peers) <= _FEW else 1
+                count = self._slots * len(self._local_peers)
+                self._slot_bytes = min(_REQUEST_BYTES, _SHARED_BYTES // count)
+                with contextlib.suppress(OSError):  # A system without such memory: all goes through the connections.
+                    self._memory = SharedMemory(count * self._slot_bytes)
+        if self._memory is None or process not in self._local_peers:
+            return {"t": "memory", "offer": None}, None
+        offer = {
+            **self._memory.offer,
+            "at": self._slot(process, 0),
+            "slots": self._slots,
+            "slot_bytes": self._slot_bytes,
+        }
+        return {"t": "memory", "offer": offer}, None
+
+    def _slot(self, process: int, number: int) -> int:
+        return (self._slots * self._local_peers.index(process) + number) * self._slot_bytes
+
     def _read(self, process: int, header: Header) -> Answer:
         boxes: list[_ReadKey] = [(str(name), tuple(start), tuple(shape)) for name, start, shape in header["boxes"]]
         infos = self._stored.infos([self._by_name[name] for name in {name for name, _, _ in boxes}])
+        if "slot" in header:
+            return {"t": "data", "put": self._put(process, int(header["slot"]), boxes, infos)}, None
         self._grant(process, sum(math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes))
         return {"t": "data"}, [np.ascontiguousarray(array) for array in self._arrays(boxes)]
+
+    def _put(self, process: int, slot: int, boxes: Sequence[_ReadKey], infos: Mapping[str, ArrayInfo]) -> int:
+        """Reads boxes into a slot of a peer; returns their bytes."""
+        if self._memory is None or not 0 <= slot < self._slots:
+            raise ProcessError(f"process {process} asked for slot {slot}, which it does not have")
+        sizes = [math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes]
+        if sum(sizes) > self._slot_bytes:
+            raise ProcessError(f"process {process} asked for {sum(sizes)} bytes at once, more than {self._slot_bytes}")
+        memory = self._memory.array(self._slot(process, slot), sum(sizes))
+        targets, at = [], 0
+        for (name, _, shape), size in zip(boxes, sizes, strict=True):
+            targets.append(memory[at : at + size].view(infos[name].dtype).reshape(shape))
+            at += size
+        if files.is_bucket(self._stored.path):
+            for target, array in zip(targets, self._arrays(boxes), strict=True):
+                target[...] = array
+        else:
+            # Read once more for another peer, from the page cache, which costs no more than to copy it from a cache of our own.
+            self._stored.read([(name, _slices(start, shape)) for name, start, shape in boxes], targets)
+        return at
 
     def _grant(self, process: int, nbytes: int) -> None:
         """Waits until an answer may be held. Bounded: peers that do not take theirs are given up after the timeout."""
@@ -159,6 +218,9 @@ class RemoteCheckpoint:
         """Asks the IO process, which has opened the checkpoint at `path`, what is in it."""
         self.path = path
         self._session = session
+        self._memory: OpenedMemory | None = None
+        self._memory_asked = False
+        self._slot_at = self._slots = self._slot_bytes = 0
         self._infos: dict[str, ArrayInfo] = {}
         self._texts: dict[str, str] = {}
         leaves: list[StoredLeaf] = []
@@ -198,6 +260,7 @@ class RemoteCheckpoint:
     @quiet_gc()
     def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
         """Reads arrays, or boxes of them, as `StoredCheckpoint.read`."""
+        self._open_memory()
         out: list[np.ndarray] = []
         parts: list[tuple[np.ndarray, _ReadKey]] = []
         for name, box in requests:
@@ -210,7 +273,7 @@ class RemoteCheckpoint:
             out.append(array)
             if array.nbytes == 0:
                 continue
-            for part, extents in _parts(start, array.shape, info):
+            for part, extents in _parts(start, array.shape, info, self._limit(info)):
                 if extents == array.shape:
                     parts.append((array, (name, part, extents)))
                     continue
@@ -222,34 +285,73 @@ class RemoteCheckpoint:
         self._fetch(parts)
         return out
 
+    def _limit(self, info: ArrayInfo) -> int:
+        """Returns how many bytes of an array are asked for at once: a chunk at least, which is read as a whole, even if it is too large
+        for a slot."""
+        if self._memory is None:
+            return _REQUEST_BYTES
+        chunk = 0 if info.chunk_shape is None else math.prod(info.chunk_shape) * info.dtype.itemsize
+        return max(self._slot_bytes, min(chunk, _REQUEST_BYTES))
+
+    def _open_memory(self) -> None:
+        """Opens the memory that a center on this host shares, once."""
+        if self._memory_asked or not self._session.center_is_local:
+            return
+        self._memory_asked = True
+        offer = self._session.request({"t": "memory"}, f"reading {self.path}").header["offer"]
+        if offer is not None:
+            self._memory = open_offered(offer)
+            self._slot_at, self._slots = int(offer["at"]), int(offer["slots"])
+            self._slot_bytes = int(offer["slot_bytes"])
+
     def _fetch(self, parts: Sequence[tuple[np.ndarray, _ReadKey]]) -> None:
         """Asks for boxes, many small ones at a time, and has them put where they belong."""
-        strided: deque[list[tuple[np.ndarray, np.ndarray]]] = deque()
+        memory = self._memory
+        slots = itertools.cycle(range(self._slots))
+        pending: deque[tuple[list[np.ndarray], list[np.ndarray], int | None]] = deque()
 
-        def asked() -> Iterator[tuple[Header, Sequence[np.ndarray]]]:
-            for batch in _batches(parts):
+        def asked() -> Iterator[tuple[Header, Sequence[np.ndarray] | None]]:
+            for batch in _batches(parts, _REQUEST_BYTES if memory is None else self._slot_bytes):
+                targets = [target for target, _ in batch]
+                header: Header = {"t": "read", "boxes": [key for _, key in batch]}
+                if memory is not None and _nbytes(targets) <= self._slot_bytes:
+                    slot = next(slots)
+                    pending.append((targets, targets, slot))
+                    yield {**header, "slot": slot}, None
+                    continue
                 # The bytes of a box have to be in a row; where its place is not, they are copied there afterwards.
                 into = [
-                    target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target, _ in batch
+                    target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target in targets
                 ]
-                strided.append(
-                    [(target, buffer) for (target, _), buffer in zip(batch, into, strict=True) if target is not buffer]
-                )
-                yield {"t": "read", "boxes": [key for _, key in batch]}, into
+                pending.append((targets, into, None))
+                yield header, into
 
-        for message in self._session.requests(asked(), f"reading {self.path}"):
-            if message.header.get("t") != "data":
+        doing = f"reading {self.path}"
+        # No more than there are slots: when one is named again, what was in it has been taken.
+        under_way = {} if memory is None else {"under_way": self._slots}
+        for message in self._session.requests(asked(), doing, **under_way):
+            targets, into, slot = pending.popleft()
+            header = message.header
+            if header.get("t") != "data" or (slot is not None and header.get("put") != _nbytes(targets)):
                 center = self._session.center
-                raise ProcessError(f"Process {center} answered {message.header.get('t')!r} for {self.path}.", (center,))
-            for target, buffer in strided.popleft():
-                target[...] = buffer
+                raise ProcessError(f"Process {center} answered {header.get('t')!r} for {self.path}.", (center,))
+            if slot is not None:
+                assert memory is not None
+                memory.read(self._slot_at + slot * self._slot_bytes, targets)
+            for target, buffer in zip(targets, into, strict=True):
+                if target is not buffer:
+                    target[...] = buffer
 
 
-def _batches(parts: Sequence[tuple[np.ndarray, _ReadKey]]) -> Iterator[list[tuple[np.ndarray, _ReadKey]]]:
+def _nbytes(arrays: Iterable[np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _batches(parts: Sequence[tuple[np.ndarray, _ReadKey]], limit: int) -> Iterator[list[tuple[np.ndarray, _ReadKey]]]:
     batch: list[tuple[np.ndarray, _ReadKey]] = []
     held = 0
     for part in parts:
-        if batch and (held + part[0].nbytes > _REQUEST_BYTES or len(batch) >= _REQUEST_BOXES):
+        if batch and (held + part[0].nbytes > limit or len(batch) >= _REQUEST_BOXES):
             yield batch
             batch, held = [], 0
         batch.append(part)
@@ -259,19 +361,19 @@ def _batches(parts: Sequence[tuple[np.ndarray, _ReadKey]]) -> Iterator[list[tupl
 
 
 def _parts(
-    start: tuple[int, ...], shape: tuple[int, ...], info: ArrayInfo
+    start: tuple[int, ...], shape: tuple[int, ...], info: ArrayInfo, limit: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Divides a box into parts of a bounded size, along the chunks, so that no chunk is read twice if that can be helped."""
-    if math.prod(shape) * info.dtype.itemsize <= _REQUEST_BYTES:
+    if math.prod(shape) * info.dtype.itemsize <= limit:
         yield start, shape
         return
     steps = list(shape)
     grid = info.chunk_shape or (1,) * len(shape)
     for axis in range(len(shape)):
         rest = math.prod(steps[axis + 1 :]) * info.dtype.itemsize
-        fits = max(1, _REQUEST_BYTES // rest)
+        fits = max(1, limit // rest)
         steps[axis] = min(shape[axis], max(1, fits // grid[axis]) * grid[axis] if fits >= grid[axis] else fits)
-        if steps[axis] * rest <= _REQUEST_BYTES and steps[axis] > 1:
+        if steps[axis] * rest <= limit and steps[axis] > 1:
             break
     ranges = [
         # The first part ends where a chunk does.

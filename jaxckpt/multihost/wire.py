@@ -53,7 +53,7 @@ class Link:
     Attributes:
       process: index of the other process.
       talking: lock.
-      checksums: whether the bytes that are sent are followed by their checksum.
+      is_local: whether the other process is, by its address, on this host.
     """
 
     def __init__(self, connection: socket.socket, process: int) -> None:
@@ -69,7 +69,7 @@ class Link:
         self._closed = False
         # Its own timeout would be shared by the thread that sends and the one that receives.
         connection.setblocking(False)
-        self.checksums = not _within_a_host(connection)
+        self.is_local = _within_a_host(connection)
         with contextlib.suppress(OSError):  # Not on every kind of socket.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -105,7 +105,7 @@ class Link:
         parts = [] if payload is None else payload if isinstance(payload, list) else [payload]
         total = sum(part.nbytes for part in parts)
         if parts:
-            header = {**header, "n": total, "sum": self.checksums}
+            header = {**header, "n": total, "sum": not self.is_local}
         content = json.dumps(header, separators=(",", ":")).encode()
         with self._sending, self._using():
             if self._unsendable is not None:
@@ -121,10 +121,10 @@ class Link:
     def _send_parts(self, parts: Sequence[np.ndarray], timeout: float) -> None:
         checksum = 0
         for block in _blocks(parts):
-            if self.checksums:
+            if not self.is_local:
                 checksum = _extended(checksum, block)
             self._send_all(memoryview(block), timeout)
-        if self.checksums:
+        if not self.is_local:
             self._send_all(memoryview(_CHECKSUM.pack(checksum)), timeout)
 
     def _send_all(self, view: memoryview, timeout: float) -> None:

@@ -83,14 +83,17 @@ class StoredArrays:
                 self._infos[name] = ArrayInfo(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), None)
         return {name: self._infos[name] for name in names}
 
-    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
+    def read(
+        self, requests: Sequence[tuple[str, Box | None]], into: Sequence[np.ndarray] | None = None
+    ) -> list[np.ndarray]:
         """Reads arrays, or boxes of them.
 
         Args:
           requests: Orbax's name of a leaf (of which `infos` was asked before), and the box, or None for the whole array.
+          into: arrays that are filled, one for each request; None for new ones.
 
         Returns:
-          The arrays, in order. They may be read-only.
+          The arrays, in order. New ones may be read-only.
 
         Raises:
           CorruptCheckpointError: naming the leaf.
@@ -110,7 +113,7 @@ class StoredArrays:
                 rest.append((position, name, box))
             else:
                 try:
-                    out[position] = _plan(index, name, info, box, reads)
+                    out[position] = _plan(index, name, info, box, reads, None if into is None else into[position])
                 except (DamagedError, OSError) as error:
                     raise self._fault(error, name) from error
         try:
@@ -120,7 +123,12 @@ class StoredArrays:
             assert cause is not None
             raise self._fault(cause, error.owner) from cause
         self._read_with_tensorstore(rest, out)
-        return out
+        if into is None:
+            return out
+        for array, target in zip(out, into, strict=True):
+            if array is not target:
+                target[...] = array
+        return list(into)
 
     def _open_index(self) -> Index | None:
         """Returns the index of the database, or None if the checkpoint has none that is read here."""
@@ -238,8 +246,10 @@ class StoredArrays:
         return faults.reading(error, self._names[name], self._path)
 
 
-def _plan(index: Index, name: str, info: ArrayInfo, box: Box | None, reads: list[Read]) -> np.ndarray:
-    """Returns an array for a box, and adds what has to be read to fill it."""
+def _plan(
+    index: Index, name: str, info: ArrayInfo, box: Box | None, reads: list[Read], target: np.ndarray | None
+) -> np.ndarray:
+    """Returns an array for a box, and adds what has to be read to fill it. It is `target` where there is anything to read."""
     chunk = info.chunk_shape
     assert chunk is not None
     if chunk == info.shape:
@@ -251,7 +261,7 @@ def _plan(index: Index, name: str, info: ArrayInfo, box: Box | None, reads: list
     if box is not None:
         bounds = [part.indices(extent)[:2] for part, extent in zip(box, info.shape, strict=True)]
     shape = tuple(max(0, stop - start) for start, stop in bounds)
-    array = ocdbt_chunks.aligned_empty(shape, info.dtype)
+    array = ocdbt_chunks.aligned_empty(shape, info.dtype) if target is None else target
     if array.size:
         starts = [start for start, _ in bounds]
         reads.extend(ocdbt_chunks.plan(name, index, array, starts, info.shape, chunk))

@@ -5,7 +5,7 @@ from elsewhere (`Piece.source` is a function then).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,18 +17,40 @@ ValueType = Literal["jax.Array", "np.ndarray", "scalar"]
 EmptyType = Literal["None", "Dict", "List", "Tuple"]
 
 
+class Blocks(NamedTuple):
+    """The data of an array, which comes block by block.
+
+    Attributes:
+      shape, dtype: of the array.
+      blocks: the bytes in C order, as contiguous arrays of uint8, each of which is there until the next one is asked for.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Iterator[np.ndarray]
+
+    def whole(self) -> np.ndarray:
+        """Returns the array. Can be called once."""
+        array = np.empty(self.shape, self.dtype)
+        flat, at = array.reshape(-1).view(np.uint8), 0
+        for block in self.blocks:
+            flat[at : at + block.size] = block
+            at += block.size
+        return array
+
+
 class Piece(NamedTuple):
     """A box of an array.
 
     Attributes:
       start: first index along each axis.
       shape: extent along each axis.
-      source: the data, an array of that shape, or what returns any box of it (as `fetch` does).
+      source: the data, an array of that shape, or what returns any box of it (as `stream` does).
     """
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    source: np.ndarray | Callable[[tuple[int, ...], tuple[int, ...]], np.ndarray]
+    source: np.ndarray | Callable[[tuple[int, ...], tuple[int, ...]], np.ndarray | Blocks]
 
     @property
     def is_remote(self) -> bool:
@@ -45,6 +67,11 @@ class Piece(NamedTuple):
         Returns:
           The box: a view if this process holds the data.
         """
+        data = self.stream(start, shape)
+        return data.whole() if isinstance(data, Blocks) else data
+
+    def stream(self, start: tuple[int, ...], shape: tuple[int, ...]) -> "np.ndarray | Blocks":
+        """Returns a box of the data, as `fetch` does, or block by block if that is how it comes."""
         if not isinstance(self.source, np.ndarray):
             return self.source(start, shape)
         # With the dots it is an array also without any axis.

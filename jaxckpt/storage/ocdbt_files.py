@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -19,18 +20,19 @@ class DataFile:
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self.size = 0
 
-    def append(self, data: np.ndarray) -> Place:
-        """Writes the bytes of a contiguous array, and their crc32c."""
+    def append(self, data: Iterable[np.ndarray]) -> Place:
+        """Writes the bytes of contiguous arrays, and the crc32c of all of them."""
         import google_crc32c
 
         start = self.size
-        content = data.reshape(-1).view(np.uint8)
-        content.flags.writeable = False  # google_crc32c takes nothing that can be written to.
         checksum = 0
-        for position in range(0, content.size, _BLOCK):
-            block = content[position : position + _BLOCK]
-            checksum = google_crc32c.extend(checksum, block)
-            self._write(block)
+        for array in data:
+            content = array.reshape(-1).view(np.uint8)
+            content.flags.writeable = False  # google_crc32c takes nothing that can be written to.
+            for position in range(0, content.size, _BLOCK):
+                block = content[position : position + _BLOCK]
+                checksum = google_crc32c.extend(checksum, block)
+                self._write(block)
         self._write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
         return Place(self.name, start, self.size - start)
 

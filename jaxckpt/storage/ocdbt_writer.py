@@ -35,13 +35,13 @@ class Chunk(NamedTuple):
       key: in the store.
       nbytes: of the array.
       is_remote: whether `load` waits for another process.
-      load: returns the array, contiguous; called in one of several threads.
+      load: returns the array, contiguous, or its bytes in blocks; called in one of several threads.
     """
 
     key: str
     nbytes: int
     is_remote: bool
-    load: Callable[[], np.ndarray]
+    load: Callable[[], np.ndarray | Iterator[np.ndarray]]
 
 
 class Database:
@@ -117,8 +117,8 @@ class Database:
                     break
                 try:
                     data = value.load()
-                    stored = data.nbytes + CHECKSUM_BYTES
-                    if stored <= INLINE_BYTES:
+                    stored = value.nbytes + CHECKSUM_BYTES
+                    if stored <= INLINE_BYTES and isinstance(data, np.ndarray):
                         self._entries.append(Entry(value.key.encode(), checksummed(data)))
                         continue
                     if file is not None and (
@@ -128,7 +128,12 @@ class Database:
                         file = None
                     if file is None:
                         file = DataFile(self._directory)
-                    self._entries.append(Entry(value.key.encode(), file.append(data)))
+                    place = file.append([data] if isinstance(data, np.ndarray) else data)
+                    if place.length != stored:
+                        raise ValueError(
+                            f"{value.key}: {place.length - CHECKSUM_BYTES} bytes came instead of {value.nbytes}"
+                        )
+                    self._entries.append(Entry(value.key.encode(), place))
                 finally:
                     data = None  # type: ignore[assignment]
                     self._leave(value)

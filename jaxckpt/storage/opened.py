@@ -169,18 +169,21 @@ class StoredCheckpoint:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
         return self._arrays.infos([leaf.param_name])[leaf.param_name].nbytes
 
-    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
+    def read(
+        self, requests: Sequence[tuple[str, Box | None]], into: Sequence[np.ndarray] | None = None
+    ) -> list[np.ndarray]:
         """Reads arrays, or boxes of them.
 
         Args:
           requests: Orbax's name of a leaf (of which `infos` was asked before), and the box, or None for the whole array.
+          into: arrays that are filled, one for each request; None for new ones.
 
         Returns:
-          The arrays, in order. They may be read-only.
+          The arrays, in order. New ones may be read-only.
 
         Raises:
           CorruptCheckpointError: naming the leaf.
         """
-        arrays = self._arrays.read(requests)
+        arrays = self._arrays.read(requests, into)
         self._check_data_files()
         return arrays

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage import faults, files, kvstore, layout, ocdbt_index, tensorstore_writer, tree_metadata
-from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot, padded
+from jaxckpt.storage.content import ArrayContent, Blocks, Entry, Piece, Snapshot, padded
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.ocdbt_encode import INLINE_BYTES
 from jaxckpt.storage.ocdbt_files import checksummed
@@ -128,7 +128,7 @@ def _values(entries: Iterable[Entry], limit: int) -> Iterator[Chunk | Value]:
                 nbytes = math.prod(chunks) * content.dtype.itemsize
                 key = path + layout.chunk_key(index)
                 if not piece.is_remote and nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES:
-                    yield Value(key.encode(), checksummed(load()))
+                    yield Value(key.encode(), checksummed(padded(piece.fetch(start, shape), chunks)))
                 else:
                     yield Chunk(key, nbytes, piece.is_remote, load)
 
@@ -140,9 +140,13 @@ def _load(
     shape: tuple[int, ...],
     chunk: tuple[int, ...],
     dtype: np.dtype[np.generic],
-) -> np.ndarray:
-    """Returns a chunk, contiguous; one that reaches over the edge of the array is filled up with zeros."""
-    data = piece.fetch(start, shape)
+) -> np.ndarray | Iterator[np.ndarray]:
+    """Returns a chunk, contiguous, or its bytes in blocks; one that reaches over the edge of the array is filled up with zeros."""
+    data = piece.stream(start, shape)
+    if isinstance(data, Blocks):
+        if data.shape == chunk and data.dtype == dtype:
+            return data.blocks
+        data = data.whole()
     if data.shape != shape or data.dtype != dtype:
         raise ValueError(f"{entry.name}: expected data of shape {shape} and {dtype}, got {data.shape} and {data.dtype}")
     return padded(data, chunk)

@@ -27,7 +27,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 def transfer(parts: list[np.ndarray], into: Sequence[np.ndarray] | None, *, checksums: bool) -> np.ndarray | None:
     one, other = socket.socketpair()
     sender, receiver = Link(one, 1), Link(other, 0)
-    sender.checksums = checksums
+    sender.is_local = not checksums
     sending = threading.Thread(target=sender.send, args=({"t": "data"}, parts), kwargs={"timeout": SECS})
     sending.start()
     try:
@@ -77,7 +77,7 @@ def test_a_bit_that_was_flipped_on_the_way_is_an_error(ends: tuple[socket.socket
     receiver = Link(ends[1], 0)
     one, other = socket.socketpair()
     recorder = Link(one, 1)
-    recorder.checksums = True
+    recorder.is_local = False
     content = bytearray()
 
     def record() -> None:

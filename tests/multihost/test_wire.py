@@ -246,7 +246,7 @@ def test_what_does_not_fit_into_json_leaves_the_connection_whole() -> None:
 
 def test_the_frame_is_a_length_and_json() -> None:
     with raw() as (sender, link):
-        link.checksums = True  # As between hosts.
+        link.is_local = False
         link.send({"t": "x"}, np.arange(3, dtype=np.uint8), timeout=1)
         content = sender.recv(1000)
         (size,) = struct.unpack("!I", content[:4])

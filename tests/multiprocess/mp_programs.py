@@ -583,3 +583,72 @@ def device_table(directory: str, devices: list[Any]) -> list[Any]:
         else:
             found.append(("", os.path.exists(path), checkpoint.save_counter))
     return found
+
+
+# -- large arrays -------------------------------------------------------------------------------------------------------------------
+
+
+def large_round_trip(directory: str, io: int, without_memory: list[int], rows: int = 512) -> tuple[int, int]:
+    """Saves arrays whose pieces are large, and restores them as they were and laid out in another way.
+
+    Args:
+      directory: where to.
+      io: the IO process.
+      without_memory: processes that cannot open memory of another one.
+      rows: a multiple of which the arrays have.
+
+    Returns:
+      How many pieces were put into shared memory by this process, and how many answers it took from there.
+    """
+    from unittest import mock
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxckpt.multihost import gather, local_memory, scatter
+
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    by_rows, by_columns, replicated = (
+        NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x", None), (None, "x"), ())
+    )
+    side = rows * jax.device_count()
+    whole = np.random.default_rng(0).integers(0, 255, (side, side), np.uint8)
+
+    def state(*shardings: Any) -> dict[str, Any]:
+        return {
+            f"{name}_{number}": jax.make_array_from_callback(
+                data.shape, sharding, lambda index, data=data: np.array(data[index], order="C")
+            )
+            for number, sharding in enumerate(shardings)
+            for name, data in (("bytes", whole), ("halves", whole.view(np.float16)), ("tail", whole[:, : side // 2]))
+        }
+
+    counts = {"write": 0, "read": 0}
+
+    def counted(name: str) -> Any:
+        method = getattr(local_memory.OpenedMemory, name)
+
+        def call(*arguments: Any) -> None:
+            counts[name] += 1
+            method(*arguments)
+
+        return call
+
+    opened = (lambda offer: None) if jax.process_index() in without_memory else local_memory.open_offered
+    with (
+        mock.patch.object(gather, "open_offered", opened),
+        mock.patch.object(scatter, "open_offered", opened),
+        mock.patch.object(local_memory.OpenedMemory, "write", counted("write")),
+        mock.patch.object(local_memory.OpenedMemory, "read", counted("read")),
+    ):
+        saved = state(by_rows, by_columns, replicated)
+        with jaxckpt.Checkpoint(model=saved) as checkpoint:
+            path = checkpoint.save(directory + "/large", options(io, asynchronous=io == 0))
+        for targets in (state(by_rows, by_columns, replicated), state(by_columns, replicated, by_rows)):
+            blank = {
+                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+                for name, leaf in targets.items()
+            }
+            target = jaxckpt.Checkpoint(model=blank)
+            target.restore(path, options(io)).assert_consumed()
+            mp_values.assert_same(target.model, targets)
+    return counts["write"], counts["read"]

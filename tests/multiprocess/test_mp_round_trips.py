@@ -34,3 +34,15 @@ def test_an_io_process_may_be_chosen_for_a_shared_directory(jobs) -> None:
     assert (
         job.run(mp_programs.round_trip, directory, 2, False) == [(f"{directory}/ckpt-1", f"{directory}/exact", 1)] * 3
     )
+
+
+@testing.requires_private_disks
+@pytest.mark.parametrize(("io", "without_memory"), [(0, []), (1, [0]), (2, [0, 1])])
+def test_large_pieces_go_through_memory_that_processes_of_a_host_share(
+    jobs, io: int, without_memory: list[int]
+) -> None:
+    job = jobs.job(3)
+    found = job.run(mp_programs.large_round_trip, jobs.directory(job), io, without_memory)
+    for process, (put, taken) in enumerate(found):
+        sharing = process != io and process not in without_memory
+        assert (put > 0, taken > 0) == (sharing, sharing), found
