@@ -12,7 +12,8 @@ from jaxckpt.multihost.call import Call, Contribution
 from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.plan import Plan, digest_of
-from jaxckpt.multihost.scatter import Provider, RemoteCheckpoint
+from jaxckpt.multihost.provider import Provider
+from jaxckpt.multihost.remote import RemoteCheckpoint
 from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.shared import ADVICE
 from jaxckpt.saving import COUNTER
@@ -107,7 +108,15 @@ class Restore:
         opened: list[storage.StoredCheckpoint] = []
         session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds)))
         provider = Provider(opened[0], session.local_peers)
-        self._finish = session.collect(provider.handlers(), provider.sent)
+        finish = session.collect(provider.handlers(), provider.sent)
+
+        def end(error: BaseException | None) -> None:
+            try:
+                finish(error)
+            finally:
+                provider.close()
+
+        self._finish = end
         return opened[0]
 
     def _vote(self, error: BaseException | None) -> None:

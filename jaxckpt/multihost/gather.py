@@ -197,7 +197,7 @@ class _Fetcher:
     """Gets boxes from their owners."""
 
     def __init__(self, entries: Sequence[Entry], session: Center) -> None:
-        self._entries = entries
+        self._entries = tuple(entries)  # Not the list, which is going to refer to this.
         self._session = session
         self._scanning = threading.Lock()
         self._upcoming = self._small_pieces()
@@ -212,7 +212,10 @@ class _Fetcher:
         if session.local_peers and (largest := self._largest_piece()) > _SMALL_BYTES:
             with contextlib.suppress(OSError):  # A system without such memory: everything goes through the connections.
                 self._slots = Slots(REMOTE_CHUNKS, min(largest, _BLOCK_BYTES))
-                self._sharing = self._offer(self._slots)
+                try:
+                    self._sharing = self._offer(self._slots)
+                finally:
+                    self._slots.memory.withdraw()
 
     def _largest_piece(self) -> int:
         contents = [entry.content for entry in self._entries]

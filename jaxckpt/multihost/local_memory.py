@@ -36,7 +36,8 @@ class SharedMemory:
         if not hasattr(os, "memfd_create"):
             raise OSError("This system has no memory files.")
         descriptor = os.memfd_create("jaxckpt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        weakref.finalize(self, os.close, descriptor).atexit = False
+        self._close = weakref.finalize(self, os.close, descriptor)
+        self._close.atexit = False
         os.ftruncate(descriptor, nbytes + _PROOF_BYTES)
         # Nobody who opens it can make it smaller, which would kill who uses it.
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -45,6 +46,10 @@ class SharedMemory:
         # Goes when the last array that uses it goes.
         self._map = _mapped(descriptor, nbytes)
         self.offer = {"pid": os.getpid(), "fd": descriptor, "size": nbytes, "proof": proof.hex()}
+
+    def withdraw(self) -> None:
+        """Ends the offer; those who have opened it go on. Idempotent."""
+        self._close()
 
     def array(self, at: int, nbytes: int) -> np.ndarray:
         """Returns a part of the memory as an array of uint8."""

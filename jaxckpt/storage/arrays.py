@@ -130,6 +130,32 @@ class StoredArrays:
                 target[...] = array
         return list(into)
 
+    def stream(self, name: str, box: Box) -> "ArrayStream | None":
+        """Returns what reads a box of an array block by block; None if it has to be read as a whole.
+
+        Args:
+          name: Orbax's name of a leaf (of which `infos` was asked before).
+          box: of the array.
+
+        Raises:
+          CorruptCheckpointError: naming the leaf.
+          OSError: the checkpoint cannot be read.
+        """
+        self._begin()
+        info = self._infos[name]
+        index = self._open_index()
+        if index is None or info.chunk_shape is None or 0 in info.shape or not self._tree.complete_chunks:
+            return None
+        reads: list[Read] = []
+        try:
+            array = _plan(index, name, info, box, reads, None)
+            # Nothing is read into the array: it costs no memory.
+            if len(reads) == 1 and reads[0].target.shape == array.shape and ocdbt_chunks.is_streamable(reads[0]):
+                return ArrayStream(self, name, ocdbt_chunks.ChunkStream(self._directory, reads[0]))
+        except (DamagedError, OSError) as error:
+            raise self._fault(error, name) from error
+        return None
+
     def _open_index(self) -> Index | None:
         """Returns the index of the database, or None if the checkpoint has none that is read here."""
         if self._index_read:
@@ -244,6 +270,26 @@ class StoredArrays:
 
     def _fault(self, error: BaseException, name: str) -> Exception:
         return faults.reading(error, self._names[name], self._path)
+
+
+class ArrayStream:
+    """A box of an array, block by block."""
+
+    def __init__(self, arrays: StoredArrays, name: str, chunk: ocdbt_chunks.ChunkStream) -> None:
+        self.nbytes = chunk.nbytes
+        self._arrays, self._name, self._chunk = arrays, name, chunk
+
+    def fill(self, target: np.ndarray) -> None:
+        """Fills an array of uint8 with the next bytes. Until all have been read, nothing is known to be right.
+
+        Raises:
+          CorruptCheckpointError: naming the leaf.
+          OSError: the checkpoint cannot be read.
+        """
+        try:
+            self._chunk.fill(target)
+        except (DamagedError, OSError) as error:
+            raise self._arrays._fault(error, self._name) from error
 
 
 def _plan(

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -177,24 +178,68 @@ def _is_beginning(part: Box, shape: tuple[int, ...]) -> bool:
 
 def _fill(descriptor: int, offset: int, target: np.ndarray, nbytes: int) -> None:
     """Fills `target` with the first of `nbytes` bytes of a chunk, and checks all of them against the crc32c that follows."""
-    import google_crc32c
+    checked = _Checked(descriptor, offset)
+    checked.fill(target)
+    checked.finish(nbytes)
 
-    frozen = target.view()
-    frozen.flags.writeable = False  # google_crc32c takes nothing that can be written to.
-    checksum = done = 0
-    while done < target.size:
-        got = os.preadv(descriptor, [memoryview(target[done : done + _BLOCK])], offset + done)  # type: ignore[arg-type]
-        if got <= 0:
-            raise DamagedError("its data file is shorter than it was")
-        checksum = google_crc32c.extend(checksum, frozen[done : done + got])
-        done += got
-    while done < nbytes:  # of a chunk at the edge, what lies outside of the array
-        block = os.pread(descriptor, min(_BLOCK, nbytes - done), offset + done)
-        if not block:
-            raise DamagedError("its data file is shorter than it was")
-        checksum = google_crc32c.extend(checksum, block)
-        done += len(block)
-    if os.pread(descriptor, layout.CHECKSUM_BYTES, offset + nbytes) != checksum.to_bytes(
-        layout.CHECKSUM_BYTES, "little"
-    ):
-        raise DamagedError("the checksum of its data does not match")
+
+class _Checked:
+    """Reads the bytes of a chunk one after the other, and checksums them while they are in the cache."""
+
+    def __init__(self, descriptor: int, offset: int) -> None:
+        self._descriptor, self._offset = descriptor, offset
+        self._checksum = self._done = 0
+
+    def fill(self, target: np.ndarray) -> None:
+        """Fills an array of uint8 with the next bytes."""
+        import google_crc32c
+
+        frozen = target.view()
+        frozen.flags.writeable = False  # google_crc32c takes nothing that can be written to.
+        done = 0
+        while done < target.size:
+            view = memoryview(target[done : done + _BLOCK])  # type: ignore[arg-type]
+            got = os.preadv(self._descriptor, [view], self._offset + self._done)
+            if got <= 0:
+                raise DamagedError("its data file is shorter than it was")
+            self._checksum = google_crc32c.extend(self._checksum, frozen[done : done + got])
+            done += got
+            self._done += got
+
+    def finish(self, nbytes: int) -> None:
+        """Checks the chunk of `nbytes` bytes. What has not been read lies, in a chunk at the edge, outside of the array."""
+        while self._done < nbytes:
+            self.fill(np.empty(min(_BLOCK, nbytes - self._done), np.uint8))
+        stored = os.pread(self._descriptor, layout.CHECKSUM_BYTES, self._offset + nbytes)
+        if stored != self._checksum.to_bytes(layout.CHECKSUM_BYTES, "little"):
+            raise DamagedError("the checksum of its data does not match")
+
+
+class ChunkStream:
+    """The bytes of a box that is one chunk, or the beginning of one, block by block."""
+
+    def __init__(self, directory: str, read: Read) -> None:
+        """Args: of the database; what to read, of which the target is not used."""
+        self.nbytes = read.target.nbytes
+        self._left = self.nbytes
+        self._chunk_bytes = read.place.length - layout.CHECKSUM_BYTES
+        descriptor = os.open(os.path.join(directory, read.place.file), os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor).atexit = False
+        self._checked = _Checked(descriptor, read.place.offset)
+
+    def fill(self, target: np.ndarray) -> None:
+        """Fills an array of uint8 with the next bytes. The last call checks the chunk: before that, nothing is known to be right.
+
+        Raises:
+          DamagedError: the chunk is not what was written.
+          OSError: it cannot be read.
+        """
+        self._checked.fill(target)
+        self._left -= target.size
+        if not self._left:
+            self._checked.finish(self._chunk_bytes)
+
+
+def is_streamable(read: Read) -> bool:
+    """Whether what is wanted of a chunk are its first bytes, in their order."""
+    return _is_beginning(read.part, read.shape)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
-from jaxckpt.storage.arrays import ArrayInfo, StoredArrays
+from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.ocdbt_chunks import Box
 
 
@@ -107,7 +107,7 @@ class StoredCheckpoint:
                 f"{os.path.join(self._directory, tree_metadata.STRINGS)}: this file of the checkpoint is missing."
             )
 
-    def _check_data_files(self) -> None:
+    def check_data_files(self) -> None:
         """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""
         if not self._data_unchecked or self.digests is None:
             return
@@ -169,6 +169,13 @@ class StoredCheckpoint:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
         return self._arrays.infos([leaf.param_name])[leaf.param_name].nbytes
 
+    def stream(self, name: str, box: Box) -> ArrayStream | None:
+        """Returns what reads a box of an array block by block; None if it has to be read as a whole. See `StoredArrays.stream`.
+
+        When all has been read, `check_data_files` has the last word.
+        """
+        return self._arrays.stream(name, box)
+
     def read(
         self, requests: Sequence[tuple[str, Box | None]], into: Sequence[np.ndarray] | None = None
     ) -> list[np.ndarray]:
@@ -185,5 +192,5 @@ class StoredCheckpoint:
           CorruptCheckpointError: naming the leaf.
         """
         arrays = self._arrays.read(requests, into)
-        self._check_data_files()
+        self.check_data_files()
         return arrays

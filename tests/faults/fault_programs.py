@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.multihost import center, gather, meeting, peer, scatter, session, shared
+from jaxckpt.multihost import center, gather, local_answers, meeting, peer, session, shared
 from jaxckpt.storage import commit, writer
 
 NAMES = ("a", "b", "c")
@@ -29,16 +30,16 @@ class Outcome(dict[str, Any]):
 # -- faults -----------------------------------------------------------------------------------------------------------------------
 
 _PLACES = {
-    "piece": (gather.Supplier, "_get"),
+    "piece": (gather.Supplier, ("_get", "_put")),
     "vote": (peer.Peer, "_answer"),
-    "fetch": (gather._Fetcher, "_ask"),
+    "fetch": (gather._Fetcher, ("_ask", "stream")),
     "commit": (commit, "_publish"),
     "sync": (commit, "sync_tree"),
     "part": (shared.Writer, "_write"),
     "arrays": (writer, "write_arrays"),
     "outcome": (center.Center, "_tell"),
     "request": (peer.Peer, "_next_answer"),
-    "provide": (scatter.Provider, "_read"),
+    "provide": (local_answers.LocalAnswers, ("_put", "_stream")),
     "verdict": (meeting._Meeting, "_verdict"),
 }
 
@@ -49,23 +50,24 @@ def _fault(place: str | None, kind: str, nth: int) -> Any:
     if place is None:
         yield
         return
-    owner, name = _PLACES[place]
-    original = getattr(owner, name)
+    owner, names = _PLACES[place]
     passed = 0
 
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        nonlocal passed
-        if place != "vote" or args[-1].get("t") == session.CONFIRM:
-            passed += 1
-            if passed == nth:
-                _happen(place, kind)
-        return original(*args, **kwargs)
+    def passing(original: Any) -> Any:
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            nonlocal passed
+            if place != "vote" or args[-1].get("t") == session.CONFIRM:
+                passed += 1
+                if passed == nth:
+                    _happen(place, kind)
+            return original(*args, **kwargs)
 
-    setattr(owner, name, instead)
-    try:
+        return instead
+
+    with contextlib.ExitStack() as patches:
+        for name in [names] if isinstance(names, str) else names:
+            patches.enter_context(mock.patch.object(owner, name, passing(getattr(owner, name))))
         yield
-    finally:
-        setattr(owner, name, original)
 
 
 def _happen(place: str, kind: str) -> None:

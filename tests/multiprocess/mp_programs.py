@@ -604,7 +604,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.multihost import gather, local_memory, scatter
+    from jaxckpt.multihost import gather, local_memory, remote
 
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     by_rows, by_columns, replicated = (
@@ -636,7 +636,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
     opened = (lambda offer: None) if jax.process_index() in without_memory else local_memory.open_offered
     with (
         mock.patch.object(gather, "open_offered", opened),
-        mock.patch.object(scatter, "open_offered", opened),
+        mock.patch.object(remote, "open_offered", opened),
         mock.patch.object(local_memory.OpenedMemory, "write", counted("write")),
         mock.patch.object(local_memory.OpenedMemory, "read", counted("read")),
     ):
