@@ -60,7 +60,8 @@ class OrbaxSettings:
       exit_timeout_secs: how many seconds the end of the program waits for an asynchronous save before it gives up.
       compression: None (raw bytes) or "zstd". Float weights hardly shrink, and take 2 to 4 times as long; integers and
         sparse data can be worth it.
-      chunk_byte_size: largest stored chunk in bytes, before compression; at least 16. A chunk is written, checksummed
+      chunk_byte_size: largest stored chunk in bytes, before compression; at least 16 (exceeded only where the parts of a divided array
+        have extents, such as prime numbers, that would make many tiny chunks). A chunk is written, checksummed
         and read as a unit, several of them in parallel.
       target_data_file_size: a data file is closed once it holds this many bytes; a larger chunk gets a file of its own.
       memory_limit_bytes: most bytes that the background of a save holds beyond the snapshot; at least 16.

@@ -138,9 +138,7 @@ def write_jointly(
         end_others()
         if layout.uses_ocdbt(settings):
             writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
-        tree_metadata.write(
-            new, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
-        )
+        tree_metadata.write(new, snapshot, settings)
     description.write(new, began)
     if not files.is_bucket(new):  # There the marker is the commit, and comes last.
         description.mark(new, new)

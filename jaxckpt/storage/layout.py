@@ -108,19 +108,17 @@ def target_data_file_size(settings: WriteSettings) -> int:
     return min(settings.target_data_file_size, settings.max_file_size // 4)
 
 
-def chunks_of(content: ArrayContent, limit: int) -> tuple[int, ...]:
+def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]:
     """Returns the shape of the chunks of an array that is written; of a small one the pieces are the chunks.
 
-    Args:
-      content: the array.
-      limit: largest chunk in bytes.
-
     Raises:
-      ValueError: one element is larger than `limit`.
+      ValueError: one element is larger than the settings allow.
     """
+    limit = largest_chunk(settings)
     if content.nbytes <= min(SMALL_BYTES, limit):
         return content.write_shape
-    return chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit)
+    is_strict = settings.max_file_size is not None
+    return chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit, is_strict=is_strict)
 
 
 def chunks_in(
@@ -150,7 +148,9 @@ def chunks_in(
         )
 
 
-def chunk_shape(shape: tuple[int, ...], write_shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, ...]:
+def chunk_shape(
+    shape: tuple[int, ...], write_shape: tuple[int, ...], itemsize: int, limit: int, *, is_strict: bool = True
+) -> tuple[int, ...]:
     """Chooses the chunks of an array.
 
     A chunk never reaches across two pieces (each piece is written on its own) and is contiguous in its piece where possible, so
@@ -161,6 +161,8 @@ def chunk_shape(shape: tuple[int, ...], write_shape: tuple[int, ...], itemsize: 
       write_shape: of the pieces that tile the array.
       itemsize: bytes of one element.
       limit: largest chunk in bytes.
+      is_strict: make many small chunks rather than one that is too large, where pieces have extents (prime numbers, say) that
+        cannot be divided as needed.
 
     Raises:
       ValueError: one element is larger than `limit`.
@@ -169,17 +171,23 @@ def chunk_shape(shape: tuple[int, ...], write_shape: tuple[int, ...], itemsize: 
         raise ValueError(f"one element has {itemsize} bytes, more than the limit of {limit} bytes")
     chunk = [max(1, extent) for extent in write_shape]
     for axis, extent in enumerate(chunk):
+        before = math.prod(chunk[:axis])  # 1, but where an axis was left whole
         rest = math.prod(chunk[axis + 1 :]) * itemsize
-        if extent * rest <= limit:
+        if before * extent * rest <= limit:
             break
-        fits = max(1, limit // rest)
+        fits = max(1, limit // (before * rest))
         if write_shape[axis] == shape[axis]:
             # Not divided between pieces: any extent will do; equal parts waste least.
             chunk[axis] = -(-extent // -(-extent // fits))
         else:
-            chunk[axis] = _largest_divisor(extent, fits)
+            divisor = _largest_divisor(extent, fits)
+            if 4 * divisor < fits and before * extent * itemsize <= limit and rest > itemsize:
+                continue  # The axes after this one can be divided instead.
+            if 16 * divisor < fits and not is_strict:
+                divisor = _smallest_divisor(extent, fits)
+            chunk[axis] = divisor
         # The axes after this one are shortened only where a single index is still too large.
-        if chunk[axis] * rest <= limit:
+        if before * chunk[axis] * rest <= limit:
             break
     return tuple(chunk)
 
@@ -189,3 +197,8 @@ def _largest_divisor(number: int, limit: int) -> int:
         if number % divisor == 0:
             return divisor
     return 1
+
+
+def _smallest_divisor(number: int, least: int) -> int:
+    """Returns the smallest divisor that is not less than `least`."""
+    return next((number // part for part in range(number // least, 0, -1) if number % part == 0), number)

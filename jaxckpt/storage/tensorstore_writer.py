@@ -39,7 +39,7 @@ def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, dea
       BaseException: whatever the source of a piece raised.
     """
     writer = _ArrayWriter(directory, settings, deadline)
-    for metadata, boxes in _batches(entries, settings.memory_limit_bytes, layout.largest_chunk(settings)):
+    for metadata, boxes in _batches(entries, settings):
         writer.write(metadata, boxes)
 
 
@@ -67,7 +67,6 @@ class _ArrayWriter:
         self._deadline = deadline
         self._context = kvstore.context()
         self._ocdbt = layout.uses_ocdbt(settings)
-        self._limit = layout.largest_chunk(settings)
         self._spec = (
             kvstore.ocdbt(directory, layout.target_data_file_size(settings)) if self._ocdbt else kvstore.base(directory)
         )
@@ -131,7 +130,7 @@ class _ArrayWriter:
             pending.append(written.copy if transaction is not None else written.commit)
 
     def _is_small(self, content: ArrayContent) -> bool:
-        return content.nbytes <= min(layout.SMALL_BYTES, self._limit)
+        return content.nbytes <= min(layout.SMALL_BYTES, layout.largest_chunk(self._settings))
 
     def _fetch(self, boxes: Sequence[_Box]) -> list[np.ndarray]:
         """Returns the data of boxes; what has to be fetched is fetched at the same time."""
@@ -163,7 +162,7 @@ class _ArrayWriter:
             "metadata": layout.metadata(
                 content.shape,
                 content.dtype,
-                layout.chunks_of(content, self._limit),
+                layout.chunks_of(content, self._settings),
                 layout.compression(self._settings),
             ),
             "store_data_equal_to_fill_value": True,
@@ -171,10 +170,10 @@ class _ArrayWriter:
         return ts.open(spec, create=True, open=True, context=self._context, transaction=transaction)
 
 
-def _boxes(entry: Entry, content: ArrayContent, limit: int) -> Iterator[_Box]:
+def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iterator[_Box]:
     if 0 in content.shape:
         return
-    chunks = layout.chunks_of(content, limit)
+    chunks = layout.chunks_of(content, settings)
     for piece in content.pieces:
         if not piece.is_remote:
             yield _Box(entry, content, piece, piece.start, piece.shape)
@@ -184,7 +183,7 @@ def _boxes(entry: Entry, content: ArrayContent, limit: int) -> Iterator[_Box]:
 
 
 def _batches(
-    entries: Iterable[Entry], memory: int, limit: int
+    entries: Iterable[Entry], settings: WriteSettings
 ) -> Iterator[tuple[list[tuple[Entry, ArrayContent]], list[_Box]]]:
     """Groups boxes, in order, so that a batch holds at most `memory` bytes (or one box), and few that are fetched."""
     arrays: list[tuple[Entry, ArrayContent]] = []
@@ -195,8 +194,10 @@ def _batches(
         if not isinstance(content, ArrayContent):
             continue
         arrays.append((entry, content))
-        for box in _boxes(entry, content, limit):
-            if boxes and (held + box.nbytes > memory or remote + box.piece.is_remote > REMOTE_CHUNKS):
+        for box in _boxes(entry, content, settings):
+            if boxes and (
+                held + box.nbytes > settings.memory_limit_bytes or remote + box.piece.is_remote > REMOTE_CHUNKS
+            ):
                 yield arrays, boxes
                 arrays, boxes, held, remote = [], [], 0, 0
             boxes.append(box)

@@ -16,6 +16,7 @@ from jaxckpt.names import leaf_name
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage import files, layout
 from jaxckpt.storage.content import ArrayContent, EmptyContent, Snapshot, StringContent
+from jaxckpt.storage.settings import WriteSettings
 
 FILE = "_METADATA"
 STRINGS = "_strings.json"
@@ -24,7 +25,7 @@ ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
 
 
-def write(directory: str, snapshot: Snapshot, *, use_ocdbt: bool, chunk_limit: int, process: int = 0) -> None:
+def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, process: int = 0) -> None:
     """Writes the description of `snapshot` into `directory`.
 
     Raises:
@@ -51,7 +52,7 @@ def write(directory: str, snapshot: Snapshot, *, use_ocdbt: bool, chunk_limit: i
             write_shape = ""
             if content.value_type == "jax.Array":
                 write_shape = f', "write_shape": {_extents(content.write_shape)}'
-                arrays.append(_array_metadata(name, content, chunk_limit))
+                arrays.append(_array_metadata(name, content, settings))
                 key = id(content.sharding)  # Shardings are slow to hash, and thousands of leaves share a few.
                 if key not in texts:
                     texts[key] = sharding_text(content.sharding)
@@ -65,7 +66,7 @@ def write(directory: str, snapshot: Snapshot, *, use_ocdbt: bool, chunk_limit: i
         tree.append(f'{path}: {{"key_metadata": [{keys}], "value_metadata": {value}}}')
     rest = json.dumps(
         {
-            "use_ocdbt": use_ocdbt,
+            "use_ocdbt": layout.uses_ocdbt(settings),
             "use_zarr3": True,
             "store_array_data_equal_to_fill_value": True,
             "custom_metadata": {"jaxckpt": {"format": FORMAT, "kinds": kinds}},
@@ -82,8 +83,8 @@ def write(directory: str, snapshot: Snapshot, *, use_ocdbt: bool, chunk_limit: i
         _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
 
 
-def _array_metadata(name: str, content: ArrayContent, chunk_limit: int) -> str:
-    chunks = layout.chunks_of(content, chunk_limit)
+def _array_metadata(name: str, content: ArrayContent, settings: WriteSettings) -> str:
+    chunks = layout.chunks_of(content, settings)
     extra = "null" if content.key_impl is None else f'{{"random_key_impl": {_quoted(content.key_impl)}}}'
     return (
         f'{{"array_metadata": {{"param_name": {_quoted(name)}, "write_shape": {_extents(content.write_shape)}, '

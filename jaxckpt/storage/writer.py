@@ -38,9 +38,7 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     """
     write_arrays(directory, snapshot.entries, settings)
     with quiet_gc():
-        tree_metadata.write(
-            directory, snapshot, use_ocdbt=layout.uses_ocdbt(settings), chunk_limit=layout.largest_chunk(settings)
-        )
+        tree_metadata.write(directory, snapshot, settings)
 
 
 def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettings) -> None:
@@ -76,7 +74,7 @@ def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettin
         settings.memory_limit_bytes,
         deadline,
     )
-    database.write(_values(entries, layout.largest_chunk(settings)))
+    database.write(_values(entries, settings))
 
 
 def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) -> None:
@@ -111,14 +109,14 @@ def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) ->
     Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(iter(merged.values()))
 
 
-def _values(entries: Iterable[Entry], limit: int) -> Iterator[Chunk | Value]:
+def _values(entries: Iterable[Entry], settings: WriteSettings) -> Iterator[Chunk | Value]:
     """Yields what the database holds: of every array its zarr.json, and its chunks."""
     for entry in entries:
         content = entry.content
         if not isinstance(content, ArrayContent):
             continue
         path = layout.array_path(entry.param_name)
-        chunks = layout.chunks_of(content, limit)
+        chunks = layout.chunks_of(content, settings)
         yield Value((path + "zarr.json").encode(), layout.metadata_json(content.shape, content.dtype, chunks))
         if 0 in content.shape:
             continue

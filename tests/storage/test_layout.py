@@ -38,14 +38,16 @@ def test_chunks_are_small_enough_and_never_cross_pieces(
             assert piece % chunk == 0
 
 
-@hypothesis.given(grid=grids(), itemsize=st.sampled_from([1, 2, 4, 8]), limit=st.integers(16, 4096))
-@hypothesis.settings(max_examples=200)
+@hypothesis.given(
+    grid=grids(), itemsize=st.sampled_from([1, 2, 4, 8]), limit=st.integers(16, 4096), is_strict=st.booleans()
+)
+@hypothesis.settings(max_examples=300)
 def test_no_two_pieces_write_one_chunk(
-    grid: tuple[tuple[int, ...], tuple[int, ...]], itemsize: int, limit: int
+    grid: tuple[tuple[int, ...], tuple[int, ...]], itemsize: int, limit: int, is_strict: bool
 ) -> None:
     shape, pieces = grid
     hypothesis.assume(math.prod(shape) <= 20_000)
-    chunks = layout.chunk_shape(shape, pieces, itemsize, limit)
+    chunks = layout.chunk_shape(shape, pieces, itemsize, limit, is_strict=is_strict)
     owners: dict[tuple[int, ...], tuple[int, ...]] = {}
     for start in itertools.product(*(range(0, whole, piece) for whole, piece in zip(shape, pieces, strict=True))):
         spans = [
@@ -67,6 +69,24 @@ def test_what_fits_is_one_chunk_a_piece(grid: tuple[tuple[int, ...], tuple[int, 
 def test_no_array_is_cut_into_many_more_chunks_than_needed(extent: int, limit: int) -> None:
     (chunk,) = layout.chunk_shape((extent,), (extent,), 1, limit)
     assert -(-extent // chunk) == -(-extent // limit)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "most"),
+    [
+        ((2543, 1024), 4),
+        ((4_999_999,), 2),
+        ((2 * 2_499_997,), 2),
+        ((5_000_000,), 5),
+        ((7, 2543, 512), 14),
+        ((1021, 1021, 1021), 1200),
+    ],
+)
+def test_odd_extents_do_not_make_many_chunks(pieces: tuple[int, ...], most: int) -> None:
+    """`most` chunks a piece, of which there are two along every axis."""
+    shape = tuple(2 * extent for extent in pieces)
+    chunks = layout.chunk_shape(shape, pieces, 4, 4 << 20, is_strict=False)
+    assert math.prod(extent // chunk for extent, chunk in zip(pieces, chunks, strict=True)) <= most
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2)])

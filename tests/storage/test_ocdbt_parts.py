@@ -82,12 +82,7 @@ def entries(process: int | None, *, remote: bool) -> list[Entry]:
 def finish(directory: Path, settings: WriteSettings) -> Path:
     """Makes a checkpoint of arrays that have been written."""
     snapshot = Snapshot(tuple(entries(None, remote=True)))
-    tree_metadata.write(
-        str(directory),
-        snapshot,
-        use_ocdbt=layout.uses_ocdbt(settings),
-        chunk_limit=layout.largest_chunk(settings),
-    )
+    tree_metadata.write(str(directory), snapshot, settings)
     digests.write(str(directory))
     return directory
 
