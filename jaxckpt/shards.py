@@ -27,14 +27,13 @@ class GlobalArray:
         self._share = plan.assign(plan.layout(value.sharding, value.shape, trailing))
         wanted = set(self._share.mine())
         self._shards: dict[Box, Any] = {}
-        for shard in value.addressable_shards if wanted else ():
-            # Shards of PRNG keys have an index into the data of the keys, which has an axis more.
-            index = shard.index[: value.ndim]
-            start = tuple(part.indices(extent)[0] for part, extent in zip(index, value.shape, strict=True))
-            box = Box((*start, *(0 for _ in trailing)), (*shard.data.shape, *trailing))
+        for position, box in (
+            enumerate(plan.places(self._share.layout, lambda: _places(value, trailing))) if wanted else ()
+        ):
             if box in wanted:
                 wanted.discard(box)
-                self._shards[box] = data = shard.data if self._key_impl is None else jax.random.key_data(shard.data)
+                data = value.addressable_data(position)
+                self._shards[box] = data = data if self._key_impl is None else jax.random.key_data(data)
                 if jax.default_backend() != "cpu":
                     data.copy_to_host_async()
 
@@ -57,6 +56,17 @@ class GlobalArray:
             _first_device() if is_key else self._sharding,
             self._share,
         )
+
+
+def _places(value: jax.Array, trailing: tuple[int, ...]) -> list[Box]:
+    """Returns where the shards of this process lie, in their order."""
+    places = []
+    for shard in value.addressable_shards:
+        # Shards of PRNG keys have an index into the data of the keys, which has an axis more.
+        index = shard.index[: value.ndim]
+        start = tuple(part.indices(extent)[0] for part, extent in zip(index, value.shape, strict=True))
+        places.append(Box((*start, *(0 for _ in trailing)), (*shard.data.shape, *trailing)))
+    return places
 
 
 def host_content(content: ArrayContent, plan: Plan) -> ArrayContent:

@@ -18,20 +18,30 @@ Lines = list[tuple[str, str]]
 @quiet_gc()
 def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
     """Returns name and description of every leaf, the same text on every process that has the same leaf."""
-    return [(leaf.name, _describe(leaf.value, plan)) for leaf in leaves]
+    texts: dict[Any, str] = {}
+    return [(leaf.name, _describe(leaf.value, plan, texts)) for leaf in leaves]
 
 
-def _describe(value: Any, plan: Plan) -> str:
+def _describe(value: Any, plan: Plan, texts: dict[Any, str]) -> str:
     kind = kind_of(value)
     if kind in (Kind.JAX, Kind.ABSTRACT):
-        sharding = getattr(value, "sharding", None)
-        where = ""  # A host leaf: each process has its own.
-        if sharding is not None and not sharding.is_fully_addressable:
-            where = f", on {plan.text(sharding, tuple(value.shape))}"
-        return f"{kind.value} of shape {tuple(value.shape)}, dtype {value.dtype}{where}"
+        # Thousands of leaves share a few texts, which take longer to make than to look up. Values keep their shardings alive.
+        key = kind, value.shape, value.dtype, id(getattr(value, "sharding", None))
+        text = texts.get(key)
+        if text is None:
+            text = texts[key] = _describe_array(kind, value, plan)
+        return text
     if kind is Kind.NUMPY:
         return f"{kind.value} of shape {value.shape}, dtype {value.dtype}"
     return str(kind.value)
+
+
+def _describe_array(kind: Kind, value: Any, plan: Plan) -> str:
+    sharding = getattr(value, "sharding", None)
+    where = ""  # A host leaf: each process has its own.
+    if sharding is not None and not sharding.is_fully_addressable:
+        where = f", on {plan.text(sharding, tuple(value.shape))}"
+    return f"{kind.value} of shape {tuple(value.shape)}, dtype {value.dtype}{where}"
 
 
 @quiet_gc()

@@ -5,7 +5,7 @@ sharding and shape, of which a model with thousands of leaves has few; a leaf co
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,6 +63,7 @@ class Plan:
         self.center = center
         self._layouts: dict[tuple[Any, tuple[int, ...], tuple[int, ...]], Layout] = {}
         self._held: dict[int, tuple[int, ...]] = {}
+        self._places: dict[int, Sequence[Box]] = {}
         self._turns: dict[int, int] = {}
         self._texts: dict[tuple[Any, int], str] = {}
 
@@ -110,6 +111,13 @@ class Plan:
             held = tuple(position for position, holders in enumerate(layout.holders) if me in holders)
             self._held[id(layout)] = held
         return held
+
+    def places(self, layout: Layout, find: Callable[[], Sequence[Box]]) -> Sequence[Box]:
+        """Returns the boxes of this process's shards, in the order of the shards: what `find` returned for the first such array."""
+        found = self._places.get(id(layout))
+        if found is None:
+            found = self._places[id(layout)] = find()
+        return found
 
 
 class Share(NamedTuple):
