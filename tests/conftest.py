@@ -24,8 +24,7 @@ def cli_command() -> tuple[list[str], dict[str, str]]:
     """The command line as users run it: how its arguments begin, and its environment. Warnings are errors in it."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
-    del environment["XLA_FLAGS"]
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error", "XLA_FLAGS": ""}
     return [sys.executable, "-m", "jaxckpt"], environment
 
 
@@ -37,7 +36,7 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
     def run(*arguments: object, **options: object) -> Completed:
         return subprocess.run(
             [*command, *map(str, arguments)],
-            env=environment,
+            env={**os.environ, **environment},  # A test may have set something since.
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

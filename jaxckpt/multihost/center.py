@@ -4,7 +4,8 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,12 +105,48 @@ class Center(Session):
         Raises:
           ProcessError: the peer failed, ended or did not answer in time.
         """
-        link = self._links[process]
-        with link.talking, self._blaming(process, doing):
+        with self._links[process].talking:
+            self._send(process, header, doing)
+            return self._receive(process, doing, into)
+
+    def ask_ahead(self, process: int, headers: Iterable[Header], doing: str, *, under_way: int = 2) -> Iterator[Header]:
+        """Asks a peer that is in `decide` one thing after the other, and yields the answers; what is next is on its way meanwhile.
+
+        Nobody else can ask this peer until the last answer has been taken.
+
+        Args:
+          process, doing: as for `ask`.
+          headers: requests; they have numbers, "id", which the answers repeat.
+          under_way: how many requests there are at a time whose answers have not been taken.
+
+        Raises:
+          ProcessError: as `ask`.
+        """
+        waiting: deque[Any] = deque()
+        with self._links[process].talking:
+            for header in headers:
+                self._send(process, header, doing)
+                waiting.append(header["id"])
+                if len(waiting) == under_way:
+                    yield self._numbered(process, waiting.popleft(), doing)
+            while waiting:
+                yield self._numbered(process, waiting.popleft(), doing)
+
+    def _numbered(self, process: int, number: Any, doing: str) -> Header:
+        header = self._receive(process, doing).header
+        if header.get("id") != number:  # Of a request whose answers nobody took, because the call had failed.
+            raise ProcessError(f"Process {process} answered something else than it was asked for {doing}.", (process,))
+        return header
+
+    def _send(self, process: int, header: Header, doing: str) -> None:
+        with self._blaming(process, doing):
             self._asked.setdefault(process, (time.monotonic(), doing))
-            link.send(header, timeout=self.timeout)
-            message = link.receive(self.timeout, max_payload=0, into=into)
-            del self._asked[process]  # Not after an error: that one stays who was waited for, whoever asks next.
+            self._links[process].send(header, timeout=self.timeout)
+
+    def _receive(self, process: int, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
+        with self._blaming(process, doing):
+            message = self._links[process].receive(self.timeout, max_payload=0, into=into)
+            self._asked.pop(process, None)  # Not after an error: that one stays who was waited for, whoever asks next.
         if message.header.get("t") == "failed":
             raise failures.rebuild(message.header["failure"])
         return message

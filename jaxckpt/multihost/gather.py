@@ -74,7 +74,7 @@ class Supplier:
             del self._cut_now[key]
         assert self._memory is not None
         self._memory.write(int(header["at"]), whole[first:last])
-        return {"t": "put"}, None
+        return {"t": "put", "id": header["id"]}, None
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):
@@ -252,16 +252,21 @@ class _Fetcher:
     def _through_memory(
         self, owner: int, position: int, box: Box, slot: tuple[int, np.ndarray]
     ) -> Iterator[np.ndarray]:
-        """Yields the bytes of a box, each time in the same slot."""
+        """Yields the bytes of a box: one half of the slot is filled while the other is taken."""
         at, memory = slot
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
         nbytes = math.prod(box.shape) * content.dtype.itemsize
-        request: Header = {"t": "put", "box": [position, *box], "at": at}
-        for first in range(0, nbytes, memory.size):
-            last = min(nbytes, first + memory.size)
-            self._session.ask(owner, {**request, "bytes": [first, last]}, f"sending {self.name(position)}")
-            yield memory[: last - first]
+        half = memory.size // 2
+        spans = [(first, min(nbytes, first + half)) for first in range(0, nbytes, half)]
+        requests = (
+            {"t": "put", "id": number, "box": [position, *box], "bytes": span, "at": at + number % 2 * half}
+            for number, span in enumerate(spans)
+        )
+        answers = self._session.ask_ahead(owner, requests, f"sending {self.name(position)}")
+        for number, ((first, last), _) in enumerate(zip(spans, answers, strict=True)):
+            start = number % 2 * half
+            yield memory[start : start + last - first]
 
     def fetch(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """Returns a box of a leaf. Safe from several threads."""

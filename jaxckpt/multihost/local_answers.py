@@ -14,14 +14,13 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.local_memory import SharedMemory
-from jaxckpt.multihost.remote import ReadKey, slices_of
+from jaxckpt.multihost.remote import UNDER_WAY, ReadKey, slices_of
 from jaxckpt.multihost.session import Answer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.storage import files
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream
 from jaxckpt.storage.opened import StoredCheckpoint
 
-SLOTS = 2  # of each peer
 _SLOT_BYTES = 2 << 20  # what is larger falls out of the processor's cache before it is taken
 _MEMORY_BYTES = 96 << 20
 
@@ -70,7 +69,7 @@ class LocalAnswers:
         """Tells a peer where its slots are."""
         with self._lock:
             if self._memory is None and self._peers:
-                count = SLOTS * len(self._peers)
+                count = UNDER_WAY * len(self._peers)
                 self._slot_bytes = min(_SLOT_BYTES, _MEMORY_BYTES // count)
                 with contextlib.suppress(OSError):  # A system without such memory: all goes through the connections.
                     self._memory = SharedMemory(count * self._slot_bytes)
@@ -80,10 +79,10 @@ class LocalAnswers:
         return {"t": "memory", "offer": offer}, None
 
     def _at(self, process: int, slot: int) -> int:
-        return (SLOTS * self._peers.index(process) + slot) * self._slot_bytes
+        return (UNDER_WAY * self._peers.index(process) + slot) * self._slot_bytes
 
     def _slot(self, process: int, slot: int, nbytes: int) -> np.ndarray:
-        if self._memory is None or not 0 <= slot < SLOTS or not 0 <= nbytes <= self._slot_bytes:
+        if self._memory is None or not 0 <= slot < UNDER_WAY or not 0 <= nbytes <= self._slot_bytes:
             raise ProcessError(f"process {process} asked for {nbytes} bytes in slot {slot}, which it does not have")
         return self._memory.array(self._at(process, slot), nbytes)
 

@@ -22,7 +22,8 @@ from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
 PAGE = 10_000  # leaves that are told of at once
 _REQUEST_BYTES = 16 << 20
 _REQUEST_BOXES = 256  # The next request has to fit into the buffers of the connection while an answer is on its way.
-_UNDER_WAY = 2  # requests whose answers have not been taken; as many as there are slots
+# Requests whose answers have not been taken. As many slots does the IO process keep for each peer on its host.
+UNDER_WAY = 2
 
 Box = tuple[slice, ...]
 ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]  # Orbax's name of a leaf; first index and extents of a box
@@ -129,7 +130,7 @@ class RemoteCheckpoint:
                 pending.append(taken)
                 yield header, into
 
-        for message in self._session.requests(requests(), f"reading {self.path}", under_way=_UNDER_WAY):
+        for message in self._session.requests(requests(), f"reading {self.path}", under_way=UNDER_WAY):
             if message.header.get("t") not in ("data", "put"):
                 center = self._session.center
                 raise ProcessError(f"Process {center} answered {message.header.get('t')!r} for {self.path}.", (center,))
@@ -145,7 +146,7 @@ class RemoteCheckpoint:
 
     def _through_memory(self, parts: Sequence[_Part], memory: OpenedMemory) -> Iterator[_Asked]:
         """Yields requests whose answers are put into the slots by turns: when one is named again, what was in it has been taken."""
-        slots = itertools.cycle(range(_UNDER_WAY))
+        slots = itertools.cycle(range(UNDER_WAY))
         for batch in _batches(parts, self._slot_bytes):
             targets = [target for target, _ in batch]
             if _nbytes(targets) <= self._slot_bytes:

@@ -1,6 +1,7 @@
 """What the processes of the jobs of this directory run. No pytest here: it would be imported in every process."""
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -300,6 +301,7 @@ def harassed(prefix: str, io: int, version: float, bombs: list[bytes], silent: i
 
 
 def _resources() -> tuple[int, int]:
+    gc.collect()  # An interrupt may leave references in a circle.
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
 

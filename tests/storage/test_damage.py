@@ -13,7 +13,7 @@ import pytest
 
 import jaxckpt
 
-FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "450"))
+FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "200"))
 SETTINGS = {
     "plain": None,
     "zstd": jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(compression="zstd", chunk_byte_size=100_000)),

@@ -46,7 +46,7 @@ def data_files(path: str | Path) -> dict[str, int]:
 @hypothesis.example(
     shape=[10_000], dtype=np.uint8, limit=1004, compression="zstd"
 )  # Noise grows when it is compressed.
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=20)
 def test_small_limits(
     shape: list[int], dtype: Any, limit: int, compression: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
