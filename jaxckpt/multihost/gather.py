@@ -200,7 +200,8 @@ class _Fetcher:
         self._entries = tuple(entries)  # Not the list, which is going to refer to this.
         self._session = session
         self._scanning = threading.Lock()
-        self._upcoming = self._small_pieces()
+        # Nothing that refers to this: in a circle, shared memory would stay until garbage is collected.
+        self._upcoming = _small_pieces(self._entries, session.process)
         self._waiting: dict[int, dict[tuple[int, Box], None]] = defaultdict(
             dict
         )  # owner → small pieces not asked for yet
@@ -311,15 +312,6 @@ class _Fetcher:
                 del waiting[position, box]
             return batch
 
-    def _small_pieces(self) -> Iterator[tuple[int, Box, int]]:
-        for position, entry in enumerate(self._entries):
-            content = entry.content
-            if not isinstance(content, ArrayContent) or content.share is None:
-                continue
-            for box, owner in content.share.all():
-                if owner != self._session.process and math.prod(box.shape) * content.dtype.itemsize <= _SMALL_BYTES:
-                    yield position, box, owner
-
     def _ask(self, owner: int, boxes: Sequence[tuple[int, Box]]) -> list[np.ndarray]:
         contents: list[ArrayContent] = [self._entries[position].content for position, _ in boxes]  # type: ignore[misc]
         sizes = [
@@ -339,3 +331,14 @@ class _Fetcher:
             arrays.append(whole[at : at + size].view(content.dtype).reshape(box.shape))
             at += size
         return arrays
+
+
+def _small_pieces(entries: Sequence[Entry], process: int) -> Iterator[tuple[int, Box, int]]:
+    """Yields the small pieces that other processes than `process` own, and their owners."""
+    for position, entry in enumerate(entries):
+        content = entry.content
+        if not isinstance(content, ArrayContent) or content.share is None:
+            continue
+        for box, owner in content.share.all():
+            if owner != process and math.prod(box.shape) * content.dtype.itemsize <= _SMALL_BYTES:
+                yield position, box, owner
