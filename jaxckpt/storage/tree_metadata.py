@@ -203,12 +203,12 @@ def read(directory: str, text: str) -> StoredTree:
       CorruptCheckpointError: it is not what Orbax writes, or from a later jaxckpt.
     """
     where = os.path.join(directory, FILE)
+    impls = _key_impls(directory)
     try:
         document = json.loads(text)
         custom = (document.get("custom_metadata") or {}).get("jaxckpt")
         by_jaxckpt = None if custom is None else int(custom["format"])
         kinds: dict[str, str] = {} if custom is None else custom["kinds"]
-        impls = _key_impls(directory)
         leaves = []
         for described in document["tree_metadata"].values():
             path = tuple((str(key["key"]), key["key_type"] == 1) for key in described["key_metadata"])
@@ -218,9 +218,7 @@ def read(directory: str, text: str) -> StoredTree:
         use_zarr3 = bool(document.get("use_zarr3", False))
         complete = bool(document.get("store_array_data_equal_to_fill_value", False))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(
-            f"{where}: this file is damaged ({type(error).__name__}: {error}). Restore another checkpoint."
-        ) from error
+        raise _damaged(where, error) from error
     if by_jaxckpt is not None and by_jaxckpt > FORMAT:
         raise CorruptCheckpointError(
             f"{where}: written by a later jaxckpt (format {by_jaxckpt}; this one knows {FORMAT}). Upgrade jaxckpt to read it."
@@ -237,9 +235,20 @@ def _key_impls(directory: str) -> dict[str, str]:
     except FileNotFoundError:
         return found
     for name in names:
-        for item in json.loads(files.read(os.path.join(folder, name)))["array_metadatas"]:
-            described = item["array_metadata"]
-            extra = described.get("ext_metadata") or {}
-            if "random_key_impl" in extra:
-                found[described["param_name"]] = extra["random_key_impl"]
+        where = os.path.join(folder, name)
+        content = files.read(where)
+        try:
+            for item in json.loads(content)["array_metadatas"]:
+                described = item["array_metadata"]
+                extra = described.get("ext_metadata") or {}
+                if "random_key_impl" in extra:
+                    found[described["param_name"]] = extra["random_key_impl"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(where, error) from error
     return found
+
+
+def _damaged(where: str, error: Exception) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"{where}: this file is damaged ({type(error).__name__}: {error}). Restore another checkpoint."
+    )

@@ -652,3 +652,38 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
             target.restore(path, options(io)).assert_consumed()
             mp_values.assert_same(target.model, targets)
     return counts["write"], counts["read"]
+
+
+# -- the documentation --------------------------------------------------------------------------------------------------------------
+
+
+def _zeros() -> jax.Array:
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    return jax.make_array_from_callback(
+        (jax.device_count(), 3), sharding, lambda index: np.zeros((jax.device_count(), 3), np.float32)[index]
+    )
+
+
+def example_of_the_documentation(directory: str) -> list[tuple[int, float]]:
+    """Runs the first example of docs/processes.md twice, for more steps the second time; returns steps and states at the ends."""
+    import re
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "docs" / "processes.md").read_text(encoding="utf-8")
+    (code, *_) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "/local/disk/of/process/2" in code
+    found = []
+    for steps in (2, 5):
+        names: dict[str, Any] = {
+            "jaxckpt": jaxckpt,
+            "state": {"w": _zeros()},
+            "steps": steps,
+            "train_step": lambda state: {"w": state["w"] + 1},
+        }
+        exec(code.replace("/local/disk/of/process/2", directory), names)
+        checkpoint = names["checkpoint"]
+        found.append((checkpoint.step, float(checkpoint.state["w"].addressable_shards[0].data.ravel()[0])))
+    return found

@@ -75,3 +75,9 @@ def test_callbacks_that_raise(jobs, private: bool, io: int | None, asynchronous:
 def test_training_goes_on_during_a_save(jobs, private: bool, io: int | None) -> None:
     job = jobs.job(3, private=private)
     assert job.run(mp_programs.train_while_saving, jobs.directory(job), io) == [30] * 3
+
+
+@testing.requires_private_disks
+def test_the_example_of_the_documentation(jobs) -> None:
+    job = jobs.job(3)
+    assert job.run(mp_programs.example_of_the_documentation, jobs.directory(job)) == [[(2, 2.0), (5, 5.0)]] * 3

@@ -123,6 +123,15 @@ def test_verify_notices_every_flip_of_live_bytes(good: Path, tmp_path: Path) -> 
     assert jaxckpt.verify(path).ok
 
 
+def test_the_file_that_is_cut_is_named(good: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ckpt-1"
+    shutil.copytree(good, path)
+    (file,) = path.rglob("array_metadatas/process_0")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(jaxckpt.CorruptCheckpointError, match="array_metadatas/process_0"):
+        jaxckpt.Checkpoint(**values(1)).restore(str(path))
+
+
 @pytest.mark.parametrize("damage", ["delete", "empty", "half", "longer", "zeros"])
 def test_damaged_files(damage: str, good: Path, tmp_path: Path) -> None:
     for number, original in enumerate(files_of(good)):
