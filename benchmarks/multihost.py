@@ -58,7 +58,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=4, help="processes of the job (default: 4)")
     parser.add_argument("--leaves", type=int, default=5000, help="leaves of the state of small leaves (default: 5000)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured; medians are shown")
+    parser.add_argument(
+        "--rounds",
+        type=report.positive,
+        default=3,
+        help="how often everything is measured; medians are shown (default: 3)",
+    )
     parser.add_argument(
         "--dir", default="/dev/shm" if os.path.isdir("/dev/shm") else None, help="where to save (default: /dev/shm)"
     )

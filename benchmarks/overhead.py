@@ -58,7 +58,9 @@ class Check(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each kind; medians are compared")
+    parser.add_argument(
+        "--rounds", type=report.positive, default=7, help="measurements of each kind; medians are compared (default: 7)"
+    )
     parser.add_argument("--dir", help="where to save (default: a temporary directory)")
     parser.add_argument("--cases", help="leaves x elements, comma separated, such as 10x8,1000x8")
     chosen = parser.parse_args(arguments)

@@ -57,7 +57,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--states", default="L,S", help="states to save, comma separated (of L, S, and small ones for tests)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured; medians are shown")
+    parser.add_argument(
+        "--rounds",
+        type=report.positive,
+        default=3,
+        help="how often everything is measured; medians are shown (default: 3)",
+    )
     parser.add_argument(
         "--dir",
         action="append",

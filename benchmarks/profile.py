@@ -113,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Profiles and prints the tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--state", default="L", choices=states.NAMES, help="what is saved")
-    parser.add_argument("--rounds", type=int, default=3, help="saves and restores; medians are shown")
+    parser.add_argument(
+        "--rounds", type=report.positive, default=3, help="saves and restores; medians are shown (default: 3)"
+    )
     parser.add_argument("--dir", help="where to save (default: a temporary directory)")
     chosen = parser.parse_args(arguments)
     state = states.make(chosen.state)

@@ -1,5 +1,6 @@
 """Measurements → tables, a plot, and RESULTS.md."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -34,6 +35,13 @@ _STEPS: Sequence[tuple[str, str]] = (
     ("p99 saving ms", "p99_saving_ms"),
     ("save s while training", "saving_secs"),
 )
+
+
+def positive(text: str) -> int:
+    """Returns a number that is given on the command line. Raises argparse.ArgumentTypeError unless it is positive."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
 
 
 class Results:

@@ -1,5 +1,6 @@
 """The benchmarks run and print their tables. What they measure is no matter for a test."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -110,3 +111,12 @@ def test_multihost(tmp_path: Path) -> None:
     assert "| io-1 | IO |" in markdown
     assert str(tmp_path) not in markdown
     assert list(saved.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["overhead", "peers", "multihost", "profile"])
+def test_rounds_are_at_least_one(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"benchmarks.{program}")
+    with pytest.raises(SystemExit) as caught:
+        module.main(["--rounds", "0"])
+    assert caught.value.code == 2
+    assert "--rounds: expected a positive whole number, got '0'" in capsys.readouterr().err
