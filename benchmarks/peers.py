@@ -61,7 +61,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--rounds",
         type=report.positive,
         default=3,
-        help="how often everything is measured; medians are shown (default: 3)",
+        help="rounds of everything, of which the medians are shown (default: 3)",
     )
     parser.add_argument(
         "--dir",
