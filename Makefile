@@ -82,8 +82,7 @@ $(VENV)/installed-lint: $(VENV)/installed-test
 	@rm -f $(VENV)/installing
 	@touch $@
 
-# The oldest versions have no wheels for the newest Python. Made anew each time, so that nothing newer is left in it. Without the
-# extras: Flax 0.12.1, which the demo is for, needs JAX 0.8.1.
+# The oldest versions have no wheels for the newest Python. Made anew each time, so that nothing newer is left in it.
 $(OLDEST)/installed: pyproject.toml .ci/oldest.txt
 	@set -eu; \
 	$(call find-python,$(or $(PYTHON),python3.11 python3.12)); \
@@ -91,5 +90,5 @@ $(OLDEST)/installed: pyproject.toml .ci/oldest.txt
 	rm -rf $(OLDEST); \
 	"$$found" -m venv $(OLDEST); \
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/oldest.txt \
-	  -e . 'flax<0.12.1' hypothesis pytest pytest-timeout pytest-xdist; \
+	  -e . 'flax==0.12.1' hypothesis pytest pytest-timeout pytest-xdist; \
 	touch $@
