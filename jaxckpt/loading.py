@@ -45,7 +45,7 @@ class Restore:
         self._path = path
         self._io_process = io_process
         self._session = Session()
-        self._finish: Callable[[BaseException | None], None] = self._vote
+        self._finish: Callable[[BaseException | None], None] | None = None  # instead of a vote
 
     def meet(self, prepare: Callable[[], Iterable[tree.Leaf]]) -> list[tree.Leaf]:
         """Meets the other processes.
@@ -89,10 +89,10 @@ class Restore:
             loaded = _read(self._open(), list(targets), skip, with_counter)
         except BaseException as raised:
             error = self._advised(raised)
+        finish, self._finish = self._finish or self._session.vote, None
         try:
-            self._finish(error)
+            finish(error)
         finally:
-            self._finish = self._vote
             del error
         assert loaded is not None
         return loaded
@@ -118,9 +118,6 @@ class Restore:
 
         self._finish = end
         return opened[0]
-
-    def _vote(self, error: BaseException | None) -> None:
-        self._session.vote(error)
 
     def _advised(self, error: BaseException) -> BaseException:
         """Says what may be wrong where a process without the files was to read them."""

@@ -145,6 +145,7 @@ class Center(Session):
 
     def _receive(self, process: int, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
         with self._blaming(process, doing):
+            self._asked.setdefault(process, (time.monotonic(), doing))
             message = self._links[process].receive(self.timeout, max_payload=0, into=into)
             self._asked.pop(process, None)  # Not after an error: that one stays who was waited for, whoever asks next.
         if message.header.get("t") == "failed":

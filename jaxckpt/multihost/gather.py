@@ -240,7 +240,7 @@ class _Fetcher:
         return self._entries[position].name
 
     def stream(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | Blocks:
-        """Returns a box of a leaf, block by block if its owner shares memory. Safe from several threads."""
+        """Returns a box of a large piece, block by block if its owner shares memory. Safe from several threads."""
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
         if owner in self._sharing and math.prod(shape) * content.dtype.itemsize > _SMALL_BYTES:
@@ -248,7 +248,8 @@ class _Fetcher:
             slot = self._slots.take()
             if slot is not None:  # There is one for every chunk that the writer takes at a time.
                 return Blocks(shape, content.dtype, self._through_memory(owner, position, Box(start, shape), slot))
-        return self.fetch(owner, position, start, shape)
+        # Not in a batch, even if it is a small chunk: it is no piece of its own, which batches are made of.
+        return self._ask(owner, [(position, Box(start, shape))])[0]
 
     def _through_memory(
         self, owner: int, position: int, box: Box, slot: tuple[int, np.ndarray]

@@ -21,6 +21,8 @@ from jaxckpt.storage import files
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream
 from jaxckpt.storage.opened import StoredCheckpoint
 
+Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
+Arrays = Callable[[Sequence[ReadKey]], list[np.ndarray]]
 _SLOT_BYTES = 2 << 20  # what is larger falls out of the processor's cache before it is taken
 _MEMORY_BYTES = 96 << 20
 
@@ -28,33 +30,14 @@ _MEMORY_BYTES = 96 << 20
 class LocalAnswers:
     """The IO process's answers to those peers that are on its host."""
 
-    def __init__(
-        self,
-        stored: StoredCheckpoint,
-        peers: Sequence[int],
-        infos: Callable[[Iterable[str]], Mapping[str, ArrayInfo]],
-        arrays: Callable[[Sequence[ReadKey]], list[np.ndarray]],
-    ) -> None:
-        """Makes what answers.
-
-        Args:
-          stored: the checkpoint.
-          peers: which of them are on this host.
-          infos: tells of arrays, by Orbax's names.
-          arrays: reads boxes that several processes may ask for.
-        """
+    def __init__(self, stored: StoredCheckpoint, peers: Sequence[int]) -> None:
+        """Args: the checkpoint; which peers are on this host."""
         self._stored = stored
-        self._infos = infos
         self._peers = list(peers)
-        self._arrays = arrays
         self._lock = threading.Lock()
         self._memory: SharedMemory | None = None
         self._slot_bytes = 0
         self._streams: dict[int, _Stream] = {}  # by peer
-
-    def handlers(self) -> dict[str, Any]:
-        """Returns what the IO process does for its peers."""
-        return {"memory": self._share, "put": self._put, "stream": self._stream}
 
     def close(self) -> None:
         """Gives the memory back. Idempotent."""
@@ -65,7 +48,7 @@ class LocalAnswers:
         if memory is not None:
             memory.withdraw()
 
-    def _share(self, process: int, header: Header) -> Answer:
+    def share(self, process: int, header: Header) -> Answer:
         """Tells a peer where its slots are."""
         with self._lock:
             if self._memory is None and self._peers:
@@ -86,10 +69,16 @@ class LocalAnswers:
             raise ProcessError(f"process {process} asked for {nbytes} bytes in slot {slot}, which it does not have")
         return self._memory.array(self._at(process, slot), nbytes)
 
-    def _put(self, process: int, header: Header) -> Answer:
-        """Reads small boxes into a slot, one after the other."""
+    def put(self, process: int, header: Header, infos_of: Infos, arrays_of: Arrays) -> Answer:
+        """Reads small boxes into a slot, one after the other.
+
+        Args:
+          process, header: the peer and its request.
+          infos_of: tells of arrays, by Orbax's names.
+          arrays_of: reads boxes that several processes may ask for.
+        """
         boxes = [_key(box) for box in header["boxes"]]
-        infos = self._infos({name for name, _, _ in boxes})
+        infos = infos_of({name for name, _, _ in boxes})
         sizes = [math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes]
         memory = self._slot(process, int(header["slot"]), sum(sizes))
         targets, at = [], 0
@@ -97,19 +86,19 @@ class LocalAnswers:
             targets.append(memory[at : at + size].view(infos[name].dtype).reshape(shape))
             at += size
         if files.is_bucket(self._stored.path):
-            for target, array in zip(targets, self._arrays(boxes), strict=True):
+            for target, array in zip(targets, arrays_of(boxes), strict=True):
                 target[...] = array
         else:
             # Read once more for another peer, from the page cache, which costs no more than to copy it from a cache of our own.
             self._stored.read([(name, slices_of(start, shape)) for name, start, shape in boxes], targets)
         return {"t": "put", "bytes": at}, None
 
-    def _stream(self, process: int, header: Header) -> Answer:
-        """Puts the next bytes of a large box into a slot."""
+    def stream(self, process: int, header: Header, infos_of: Infos, arrays_of: Arrays) -> Answer:
+        """Puts the next bytes of a large box into a slot. Args: as of `put`."""
         first, last = (int(each) for each in header["bytes"])
         target = self._slot(process, int(header["slot"]), last - first)
         if first == 0:
-            self._streams[process] = self._open(_key(header["box"]))
+            self._streams[process] = self._open(_key(header["box"]), infos_of, arrays_of)
         stream = self._streams[process]
         stream.fill(target)
         if last >= stream.nbytes:
@@ -117,11 +106,11 @@ class LocalAnswers:
             self._stored.check_data_files()
         return {"t": "put", "bytes": target.size}, None
 
-    def _open(self, key: ReadKey) -> "_Stream":
+    def _open(self, key: ReadKey, infos_of: Infos, arrays_of: Arrays) -> "_Stream":
         name, start, shape = key
-        self._infos([name])
+        infos_of([name])
         found = self._stored.stream(name, slices_of(start, shape))
-        return _ReadBefore(self._arrays([key])[0]) if found is None else found
+        return _ReadBefore(arrays_of([key])[0]) if found is None else found
 
 
 class _ReadBefore:

@@ -26,7 +26,7 @@ class Provider:
     def __init__(self, stored: StoredCheckpoint, local_peers: Sequence[int] = ()) -> None:
         """Args: the checkpoint; which peers are on this host."""
         self._stored = stored
-        self._local = LocalAnswers(stored, local_peers, self._array_infos, self._arrays)
+        self._local = LocalAnswers(stored, local_peers)
         self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
         self._lock = threading.Lock()
         self._recent: OrderedDict[ReadKey, Future[np.ndarray]] = OrderedDict()
@@ -41,12 +41,16 @@ class Provider:
             "infos": self._infos,
             "texts": self._texts,
             "read": self._read,
-            **self._local.handlers(),
+            "memory": self._local.share,
+            "put": lambda process, header: self._local.put(process, header, self._array_infos, self._arrays),
+            "stream": lambda process, header: self._local.stream(process, header, self._array_infos, self._arrays),
         }
 
     def close(self) -> None:
         """Gives back what is kept for answers. Idempotent."""
         self._local.close()
+        with self._lock:
+            self._recent.clear()
 
     def _leaves(self, process: int, header: Header) -> Answer:
         leaves = self._stored.tree.leaves
@@ -120,6 +124,11 @@ class Provider:
             futures = [self._recent[key] for key in keys]
         try:
             arrays = self._stored.read([(name, slices_of(start, shape)) for name, start, shape in keys])
+            # A view of a chunk would keep the whole chunk.
+            arrays = [
+                array if array.base is None or array.nbytes * 2 > _root_bytes(array) else array.copy()
+                for array in arrays
+            ]
         except BaseException as error:
             with self._lock:
                 for key, future in zip(keys, futures, strict=True):
@@ -128,10 +137,7 @@ class Provider:
             return
         with self._lock:
             for future, array in zip(futures, arrays, strict=True):
-                # A view of a chunk would keep the whole chunk.
-                future.set_result(
-                    array if array.base is None or array.nbytes * 2 > _root_bytes(array) else array.copy()
-                )
+                future.set_result(array)
                 self._held += array.nbytes
             for key in list(self._recent):
                 if self._held <= _CACHE_BYTES:

@@ -223,7 +223,8 @@ class ChunkStream:
         self.nbytes = read.target.nbytes
         self._left = self.nbytes
         self._chunk_bytes = read.place.length - layout.CHECKSUM_BYTES
-        descriptor = os.open(os.path.join(directory, read.place.file), os.O_RDONLY)
+        self._path = os.path.join(directory, read.place.file)
+        descriptor = os.open(self._path, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor).atexit = False
         self._checked = _Checked(descriptor, read.place.offset)
 
@@ -234,10 +235,14 @@ class ChunkStream:
           DamagedError: the chunk is not what was written.
           OSError: it cannot be read.
         """
-        self._checked.fill(target)
-        self._left -= target.size
-        if not self._left:
-            self._checked.finish(self._chunk_bytes)
+        try:
+            self._checked.fill(target)
+            self._left -= target.size
+            if not self._left:
+                self._checked.finish(self._chunk_bytes)
+        except OSError as error:
+            error.filename = self._path
+            raise
 
 
 def is_streamable(read: Read) -> bool:

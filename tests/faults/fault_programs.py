@@ -40,7 +40,7 @@ _PLACES = {
     "arrays": (writer, "write_arrays"),
     "outcome": (center.Center, "_tell"),
     "request": (peer.Peer, "_next_answer"),
-    "provide": (local_answers.LocalAnswers, ("_put", "_stream")),
+    "provide": (local_answers.LocalAnswers, ("put", "stream")),
     "verdict": (meeting._Meeting, "_verdict"),
 }
 

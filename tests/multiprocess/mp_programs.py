@@ -687,3 +687,37 @@ def example_of_the_documentation(directory: str) -> list[tuple[int, float]]:
         checkpoint = names["checkpoint"]
         found.append((checkpoint.step, float(checkpoint.state["w"].addressable_shards[0].data.ravel()[0])))
     return found
+
+
+# -- what calls leave behind --------------------------------------------------------------------------------------------------------
+
+
+def left_behind(directory: str, io: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Saves and restores large arrays without garbage collection; returns descriptors and shared mappings before and after."""
+    import gc
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec("x"))
+    data = np.random.default_rng(0).random((jax.device_count() * 300, 256), np.float32)
+    array = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+    checkpoint = jaxckpt.Checkpoint(model={"w": array, "v": array + 1})
+
+    def resources() -> tuple[int, int]:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            return len(os.listdir("/proc/self/fd")), sum("memfd:jaxckpt" in line for line in maps)
+
+    def both() -> None:
+        path = checkpoint.write(directory + "/large", options(io))
+        checkpoint.read(path, options(io)).assert_consumed()
+
+    both()
+    gc.collect()
+    gc.disable()
+    try:
+        before = resources()
+        for _ in range(4):
+            both()
+        return before, resources()
+    finally:
+        gc.enable()

@@ -46,3 +46,11 @@ def test_large_pieces_go_through_memory_that_processes_of_a_host_share(
     for process, (put, taken) in enumerate(found):
         sharing = process != io and process not in without_memory
         assert (put > 0, taken > 0) == (sharing, sharing), found
+
+
+@testing.requires_private_disks
+def test_shared_memory_goes_without_garbage_collection(jobs) -> None:
+    job = jobs.job(3)
+    for (descriptors, mappings), after in job.run(mp_programs.left_behind, jobs.directory(job), 1):
+        assert after[0] <= descriptors
+        assert after[1] <= mappings == 0
