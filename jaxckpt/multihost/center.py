@@ -123,14 +123,21 @@ class Center(Session):
           ProcessError: as `ask`.
         """
         waiting: deque[Any] = deque()
-        with self._links[process].talking:
-            for header in headers:
-                self._send(process, header, doing)
-                waiting.append(header["id"])
-                if len(waiting) == under_way:
+        link = self._links[process]
+        with link.talking:
+            try:
+                for header in headers:
+                    self._send(process, header, doing)
+                    waiting.append(header["id"])
+                    if len(waiting) == under_way:
+                        yield self._numbered(process, waiting.popleft(), doing)
+                while waiting:
                     yield self._numbered(process, waiting.popleft(), doing)
-            while waiting:
-                yield self._numbered(process, waiting.popleft(), doing)
+            finally:
+                # What nobody is going to take must not be taken for the answer to what is asked next.
+                with contextlib.suppress(OSError):
+                    for _ in waiting:
+                        link.receive(self.timeout, max_payload=0)
 
     def _numbered(self, process: int, number: Any, doing: str) -> Header:
         header = self._receive(process, doing).header

@@ -13,24 +13,27 @@ from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.tree import Leaf
 
 Lines = list[tuple[str, str]]
+_Texts = dict[Any, tuple[Any, str]]  # the sharding and the text, by what the text depends on
 
 
 @quiet_gc()
 def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
     """Returns name and description of every leaf, the same text on every process that has the same leaf."""
-    texts: dict[Any, str] = {}
+    texts: _Texts = {}
     return [(leaf.name, _describe(leaf.value, plan, texts)) for leaf in leaves]
 
 
-def _describe(value: Any, plan: Plan, texts: dict[Any, str]) -> str:
+def _describe(value: Any, plan: Plan, texts: _Texts) -> str:
     kind = kind_of(value)
     if kind in (Kind.JAX, Kind.ABSTRACT):
-        # Thousands of leaves share a few texts, which take longer to make than to look up. Values keep their shardings alive.
-        key = kind, value.shape, value.dtype, id(getattr(value, "sharding", None))
-        text = texts.get(key)
-        if text is None:
-            text = texts[key] = _describe_array(kind, value, plan)
-        return text
+        # Thousands of leaves share a few texts, which take longer to make than to look up. Shardings are slow to hash; that of a PRNG
+        # key is made anew each time it is asked for, and has to be kept: another object must not get its id.
+        sharding = getattr(value, "sharding", None)
+        key = kind, value.shape, value.dtype, id(sharding)
+        found = texts.get(key)
+        if found is None:
+            found = texts[key] = sharding, _describe_array(kind, value, plan)
+        return found[1]
     if kind is Kind.NUMPY:
         return f"{kind.value} of shape {value.shape}, dtype {value.dtype}"
     return str(kind.value)
