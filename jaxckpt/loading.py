@@ -106,14 +106,23 @@ class Restore:
             return RemoteCheckpoint(self._path, session)
         assert isinstance(session, Center)
         opened: list[storage.StoredCheckpoint] = []
-        session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds)))
+        session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds, check_data=False)))
         provider = Provider(opened[0], session.local_peers)
         finish = session.collect(provider.handlers(), provider.sent)
 
         def end(error: BaseException | None) -> None:
+            doubt = None
             try:
-                finish(error)
+                if error is None:
+                    try:
+                        opened[0].check_data_files()  # While the others still read: what they find wrong says more.
+                    except Exception as found:
+                        doubt = found
+                    except BaseException as interrupt:
+                        error = interrupt
+                finish(error, doubt)
             finally:
+                del doubt, error
                 provider.close()
 
         self._finish = end

@@ -3,6 +3,7 @@
 Everything that can be refused is refused while the save is prepared, before the other processes hear of it and before any file exists.
 """
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from jaxckpt.multihost import gather, leaves, meeting, shared
 from jaxckpt.multihost.call import Call, Contribution
 from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.plan import Plan, digest_of
-from jaxckpt.multihost.session import Handler, Session, patience
+from jaxckpt.multihost.session import Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot
@@ -202,7 +203,6 @@ class Save:
 
     def _write(self, session: Session) -> None:
         taken = self._taken.pop()
-        handlers: dict[str, Handler] = {}
         settings, process = self._settings, session.process
         write: Any = None
         if isinstance(session, Center):
@@ -220,12 +220,14 @@ class Save:
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
                     storage.write_jointly(new, gather.complete(everything, session), settings, process)
         elif session.several:
-            if self._translation.io_process is None:
-                handlers = shared.Writer(taken, settings, process).handlers()
-            else:
-                handlers = gather.Supplier(taken).handlers()
-            del taken  # What has been sent is let go of.
-            session.decide(_nothing, handlers)
+            with contextlib.ExitStack() as closing:
+                if self._translation.io_process is None:
+                    handlers = shared.Writer(taken, settings, process).handlers()
+                else:
+                    supplier = closing.enter_context(contextlib.closing(gather.Supplier(taken)))
+                    handlers = supplier.handlers()
+                del taken  # What has been sent is let go of.
+                session.decide(_nothing, handlers)
             return
 
         def commit() -> None:

@@ -1,22 +1,11 @@
-"""Memory for what arrives: aligned, so that JAX takes it without a copy, or used again, so that the kernel need not clear it each time."""
+"""Memory for what arrives, used again, so that the kernel need not clear it each time."""
 
-import math
 import weakref
 from collections import deque
-from typing import Any
 
 import numpy as np
 
-_ALIGNMENT = 64
 _ROUND = 1 << 20
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Returns a new array at an address that is a multiple of 64, where the CPU backend of JAX needs no copy of its own."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 class Pool:

@@ -4,8 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,10 +77,10 @@ class Center(Session):
         with asked:
             for process, link in sorted(self._links.items()):
                 asked.enter_context(link.talking)
-                with self._blaming(process, "the others were about to finish"):
+                with self.blaming(process, "the others were about to finish"):
                     link.send({"t": CONFIRM}, timeout=self.timeout)
             for process, link in sorted(self._links.items()):
-                with self._blaming(process, "the others were about to finish"):
+                with self.blaming(process, "the others were about to finish"):
                     link.receive(max(0.001, end - time.monotonic()), max_payload=0)
 
     def check(self) -> None:
@@ -105,55 +104,11 @@ class Center(Session):
         Raises:
           ProcessError: the peer failed, ended or did not answer in time.
         """
-        with self._links[process].talking:
-            self._send(process, header, doing)
-            return self._receive(process, doing, into)
-
-    def ask_ahead(self, process: int, headers: Iterable[Header], doing: str, *, under_way: int = 2) -> Iterator[Header]:
-        """Asks a peer that is in `decide` one thing after the other, and yields the answers; what is next is on its way meanwhile.
-
-        Nobody else can ask this peer until the last answer has been taken.
-
-        Args:
-          process, doing: as for `ask`.
-          headers: requests; they have numbers, "id", which the answers repeat.
-          under_way: how many requests there are at a time whose answers have not been taken.
-
-        Raises:
-          ProcessError: as `ask`.
-        """
-        waiting: deque[Any] = deque()
         link = self._links[process]
-        with link.talking:
-            try:
-                for header in headers:
-                    self._send(process, header, doing)
-                    waiting.append(header["id"])
-                    if len(waiting) == under_way:
-                        yield self._numbered(process, waiting.popleft(), doing)
-                while waiting:
-                    yield self._numbered(process, waiting.popleft(), doing)
-            finally:
-                # What nobody is going to take must not be taken for the answer to what is asked next.
-                with contextlib.suppress(OSError):
-                    for _ in waiting:
-                        link.receive(self.timeout, max_payload=0)
-
-    def _numbered(self, process: int, number: Any, doing: str) -> Header:
-        header = self._receive(process, doing).header
-        if header.get("id") != number:  # Of a request whose answers nobody took, because the call had failed.
-            raise ProcessError(f"Process {process} answered something else than it was asked for {doing}.", (process,))
-        return header
-
-    def _send(self, process: int, header: Header, doing: str) -> None:
-        with self._blaming(process, doing):
+        with link.talking, self.blaming(process, doing):
             self._asked.setdefault(process, (time.monotonic(), doing))
-            self._links[process].send(header, timeout=self.timeout)
-
-    def _receive(self, process: int, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
-        with self._blaming(process, doing):
-            self._asked.setdefault(process, (time.monotonic(), doing))
-            message = self._links[process].receive(self.timeout, max_payload=0, into=into)
+            link.send(header, timeout=self.timeout)
+            message = link.receive(self.timeout, max_payload=0, into=into)
             self._asked.pop(process, None)  # Not after an error: that one stays who was waited for, whoever asks next.
         if message.header.get("t") == "failed":
             raise failures.rebuild(message.header["failure"])
@@ -176,7 +131,7 @@ class Center(Session):
         return answers
 
     @contextlib.contextmanager
-    def _blaming(self, process: int, doing: str) -> Any:
+    def blaming(self, process: int, doing: str) -> Any:
         try:
             yield
         except TimeoutError as error:
@@ -212,7 +167,7 @@ class Center(Session):
         self,
         handlers: Mapping[str, Callable[[int, Header], Answer]],
         sent: Callable[[int], None] = lambda process: None,
-    ) -> Callable[[BaseException | None], None]:
+    ) -> Callable[..., None]:
         """Begins to answer the peers' requests, on threads of their own, until each has voted.
 
         Args:
@@ -220,7 +175,8 @@ class Center(Session):
           sent: called with the peer when an answer has been sent, or could not be.
 
         Returns:
-          What to call with this process's own vote; it waits for the others', and raises as `vote` does.
+          What to call with this process's own vote; it waits for the others', and raises as `vote` does. It also takes an error that
+          is to be raised if nobody has a better one.
         """
         votes: dict[int, BaseException | None] = {}
         given_up: list[BaseException] = []
@@ -235,11 +191,15 @@ class Center(Session):
 
         threads = _start(one, self._links)
 
-        def finish(error: BaseException | None) -> None:
+        def finish(error: BaseException | None, doubt: BaseException | None = None) -> None:
             if error is not None:
                 given_up.append(error)
-            for thread in threads:
-                thread.join()  # Bounded: each of its waits is.
+            try:
+                for thread in threads:
+                    thread.join()  # Bounded: each of its waits is.
+            except BaseException as interrupt:
+                given_up.append(interrupt)
+                raise
             failed = {process: vote for process, vote in votes.items() if vote is not None}
             # What failed first; the others may have failed because of it.
             first = error if error is not None else given_up[0] if failed else None
@@ -248,6 +208,8 @@ class Center(Session):
                     self.check()
                 except ProcessError as lost:
                     first = lost
+            if first is None:
+                first = doubt
             if first is None:
                 self._tell({"t": "decided", "result": None})
                 return
@@ -265,7 +227,7 @@ class Center(Session):
     ) -> BaseException | None:
         link = self._links[process]
         while True:
-            with self._blaming(process, "the others waited for its part"):
+            with self.blaming(process, "the others waited for its part"):
                 header = link.receive(self.timeout, max_payload=0).header
             if header.get("t") == "vote":
                 failure = header.get("failure")
@@ -275,9 +237,11 @@ class Center(Session):
                     raise given_up[0]
                 answer, payload = handlers[str(header.get("t"))](process, header)
             except BaseException as error:
-                answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
+                # What this process has given up because of is the reason, also for what fails because it has given up.
+                reason = given_up[0] if given_up else error
+                answer, payload = {"t": "failed", "failure": failures.describe(reason, self.process)}, None
             try:
-                with self._blaming(process, "it was sent what it had asked for"):
+                with self.blaming(process, "it was sent what it had asked for"):
                     link.send(answer, payload, timeout=self.timeout)
             finally:
                 payload = None

@@ -1,15 +1,16 @@
 """Saving with an IO process: it pulls the pieces of all others, chunk by chunk, straight into the storage engine.
 
 Because it pulls, nothing piles up: a peer sends what it is asked for, and lets go of it. Small pieces travel many at a time; large ones
-of a peer on the same host go through memory that both share.
+of a peer on the same host are read where they are.
 """
 
-import contextlib
 import dataclasses
+import itertools
 import math
+import os
 import threading
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,18 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.buffers import Pool
 from jaxckpt.multihost.center import Center
-from jaxckpt.multihost.local_memory import OpenedMemory, Slots, open_offered
+from jaxckpt.multihost.peer_memory import Loans, Reader
 from jaxckpt.multihost.plan import HOST_OWNER, Box, Share
 from jaxckpt.multihost.session import Answer, Handler
 from jaxckpt.multihost.wire import Header
 from jaxckpt.storage.content import ArrayContent, Blocks, Entry, Piece, Snapshot, StringContent
-from jaxckpt.storage.ocdbt_writer import REMOTE_CHUNKS
 
 _SMALL_BYTES = 64 << 10
 _BATCH_BYTES = 1 << 20
 _LOOK_AHEAD = 2048
 _KEEP_BYTES = 64 << 20  # of buffers, for the next pieces
 _PAGE_CHARS = 8 << 20
-_BLOCK_BYTES = 2 << 20  # goes through shared memory at once: what is larger falls out of the cache on its way
+_BLOCK_BYTES = 1 << 20  # is read from another process at once, and written while it is in the processor's cache
 
 
 class Supplier:
@@ -45,36 +45,41 @@ class Supplier:
         }
         self._pieces = {position: tuple(snapshot.entries[position].content.pieces) for position in self._left}  # type: ignore[union-attr]
         self._entries = tuple(_without_data(entry) for entry in snapshot.entries)
-        self._memory: OpenedMemory | None = None
-        self._cut_now: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}  # of which a part has been asked for
+        self._loans = Loans()
+
+    def close(self) -> None:
+        """Lets go of what is lent. Idempotent."""
+        self._loans.close()
 
     def handlers(self) -> dict[str, Handler]:
         """Returns what this process does for the IO process."""
-        return {"memory": self._open, "get": self._get, "put": self._put, "hosts": self._hosts}
+        return {
+            "offer": self._offer,
+            "consent": self._consent,
+            "lend": self._lend,
+            "get": self._get,
+            "hosts": self._hosts,
+        }
 
-    def _open(self, header: Header) -> Answer:
-        self._memory = open_offered(header["offer"])
-        return {"t": "memory", "opened": self._memory is not None}, None
+    def _offer(self, header: Header) -> Answer:
+        return {"t": "offer", "offer": self._loans.offer}, None
+
+    def _consent(self, header: Header) -> Answer:
+        self._loans.consent(int(header["pid"]))
+        return {"t": "consent"}, None
+
+    def _lend(self, header: Header) -> Answer:
+        """Says where the bytes of a box are, and keeps them there until it is told that they have been read."""
+        self._loans.take_back(header["back"])
+        position, start, shape = header["box"]
+        part = self._cut(int(position), tuple(start), tuple(shape))
+        return {"t": "lent", "at": self._loans.lend(int(header["id"]), part), "bytes": part.nbytes}, None
 
     def _get(self, header: Header) -> Answer:
         parts = []
         for position, start, shape in header["boxes"]:
             parts.append(self._cut(int(position), tuple(start), tuple(shape)))
         return {"t": "pieces"}, parts
-
-    def _put(self, header: Header) -> Answer:
-        """Puts a range of the bytes of a box into the memory that the IO process shares."""
-        position, start, shape = header["box"]
-        key = int(position), tuple(start)
-        whole = self._cut_now.get(key)
-        if whole is None:
-            whole = self._cut_now[key] = self._cut(*key, tuple(shape)).reshape(-1).view(np.uint8)
-        first, last = header["bytes"]
-        if last == whole.size:
-            del self._cut_now[key]
-        assert self._memory is not None
-        self._memory.write(int(header["at"]), whole[first:last])
-        return {"t": "put", "id": header["id"]}, None
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):
@@ -208,32 +213,30 @@ class _Fetcher:
         self._ready: dict[tuple[int, Box], np.ndarray] = {}
         self._batching: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._buffers = Pool(_KEEP_BYTES)
-        self._slots: Slots | None = None
-        self._sharing: Collection[int] = ()
-        if session.local_peers and (largest := self._largest_piece()) > _SMALL_BYTES:
-            with contextlib.suppress(OSError):  # A system without such memory: everything goes through the connections.
-                self._slots = Slots(REMOTE_CHUNKS, min(largest, _BLOCK_BYTES))
-                try:
-                    self._sharing = self._offer(self._slots)
-                finally:
-                    self._slots.memory.withdraw()
+        self._numbers = itertools.count()
+        self._read: dict[int, deque[int]] = defaultdict(deque)  # owner → what it may let go of
+        self._readers = self._open_readers() if self._has_large_pieces() else {}
 
-    def _largest_piece(self) -> int:
+    def _has_large_pieces(self) -> bool:
         contents = [entry.content for entry in self._entries]
-        return max(
-            (
-                math.prod(content.share.layout.grid) * content.dtype.itemsize
-                for content in contents
-                if isinstance(content, ArrayContent) and content.share is not None
-            ),
-            default=0,
+        return any(
+            math.prod(content.share.layout.grid) * content.dtype.itemsize > _SMALL_BYTES
+            for content in contents
+            if isinstance(content, ArrayContent) and content.share is not None
         )
 
-    def _offer(self, slots: Slots) -> Collection[int]:
-        """Returns the processes that can put their pieces into shared memory."""
-        header = {"t": "memory", "offer": slots.memory.offer}
-        answers = self._session.ask_all(header, "opening shared memory", self._session.local_peers)
-        return {process for process, answer in answers.items() if answer.get("opened") is True}
+    def _open_readers(self) -> dict[int, Reader]:
+        """Returns what reads the memory of those processes of this host that permit it."""
+        doing, session = "telling where its memory is", self._session
+        offers = {
+            process: header["offer"]
+            for process, header in session.ask_all({"t": "offer"}, doing, session.local_peers).items()
+        }
+        readers, refused = _opened(offers)
+        if refused:
+            session.ask_all({"t": "consent", "pid": os.getpid()}, doing, refused)
+            readers |= _opened({process: offers[process] for process in refused})[0]
+        return readers
 
     def name(self, position: int) -> str:
         """Returns the name of a leaf."""
@@ -243,32 +246,29 @@ class _Fetcher:
         """Returns a box of a large piece, block by block if its owner shares memory. Safe from several threads."""
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
-        if owner in self._sharing and math.prod(shape) * content.dtype.itemsize > _SMALL_BYTES:
-            assert self._slots is not None
-            slot = self._slots.take()
-            if slot is not None:  # There is one for every chunk that the writer takes at a time.
-                return Blocks(shape, content.dtype, self._through_memory(owner, position, Box(start, shape), slot))
+        if owner in self._readers and math.prod(shape) * content.dtype.itemsize > _SMALL_BYTES:
+            return Blocks(shape, content.dtype, self._blocks(owner, position, Box(start, shape)))
         # Not in a batch, even if it is a small chunk: it is no piece of its own, which batches are made of.
         return self._ask(owner, [(position, Box(start, shape))])[0]
 
-    def _through_memory(
-        self, owner: int, position: int, box: Box, slot: tuple[int, np.ndarray]
-    ) -> Iterator[np.ndarray]:
-        """Yields the bytes of a box: one half of the slot is filled while the other is taken."""
-        at, memory = slot
+    def _blocks(self, owner: int, position: int, box: Box) -> Iterator[np.ndarray]:
+        """Yields the bytes of a box, read from the memory of its owner."""
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
-        nbytes = math.prod(box.shape) * content.dtype.itemsize
-        half = memory.size // 2
-        spans = [(first, min(nbytes, first + half)) for first in range(0, nbytes, half)]
-        requests = (
-            {"t": "put", "id": number, "box": [position, *box], "bytes": span, "at": at + number % 2 * half}
-            for number, span in enumerate(spans)
-        )
-        answers = self._session.ask_ahead(owner, requests, f"sending {self.name(position)}")
-        for number, ((first, last), _) in enumerate(zip(spans, answers, strict=True)):
-            start = number % 2 * half
-            yield memory[start : start + last - first]
+        nbytes, number = math.prod(box.shape) * content.dtype.itemsize, next(self._numbers)
+        back = [self._read[owner].popleft() for _ in range(len(self._read[owner]))]
+        header = {"t": "lend", "id": number, "box": [position, *box], "back": back}
+        doing = f"sending {self.name(position)}"
+        lent = self._session.ask(owner, header, doing).header
+        if lent.get("bytes") != nbytes:
+            raise ProcessError(f"Process {owner} did not send {self.name(position)}.", (owner,))
+        buffer = self._buffers.take(min(nbytes, _BLOCK_BYTES))
+        for first in range(0, nbytes, buffer.size):
+            block = buffer[: min(buffer.size, nbytes - first)]
+            with self._session.blaming(owner, doing):
+                self._readers[owner].read(lent["at"] + first, block)
+            yield block
+        self._read[owner].append(number)
 
     def fetch(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """Returns a box of a leaf. Safe from several threads."""
@@ -332,6 +332,19 @@ class _Fetcher:
             arrays.append(whole[at : at + size].view(content.dtype).reshape(box.shape))
             at += size
         return arrays
+
+
+def _opened(offers: Mapping[int, Mapping[str, Any]]) -> tuple[dict[int, Reader], list[int]]:
+    """Returns what reads the memory of other processes, and the processes that have to consent to it."""
+    readers, refused = {}, []
+    for process, offer in offers.items():
+        try:
+            readers[process] = Reader(offer)
+        except PermissionError:
+            refused.append(process)
+        except OSError:  # Not here: what it has goes through the connection.
+            pass
+    return readers, refused
 
 
 def _small_pieces(entries: Sequence[Entry], process: int) -> Iterator[tuple[int, Box, int]]:

@@ -103,7 +103,6 @@ class LocalAnswers:
         stream.fill(target)
         if last >= stream.nbytes:
             del self._streams[process]
-            self._stored.check_data_files()
         return {"t": "put", "bytes": target.size}, None
 
     def _open(self, key: ReadKey, infos_of: Infos, arrays_of: Arrays) -> "_Stream":

@@ -1,8 +1,7 @@
-"""Memory that processes of one host share: bytes get from one to the other by one copy, without the network's protocols.
+"""Memory of the center that its peers on the same host read: bytes get there by one copy, without the network's protocols.
 
-The center makes it, and tells the others over their connections where it is; they open it in /proc, which the kernel permits to processes
-of the same user. Nothing depends on it: what does not fit, or cannot be opened (another kind of system, a container of its own), goes
-through the connection. Every call has memory of its own, so that a process that was given up on writes where nobody looks any more.
+The center tells the others over their connections where it is; they open it in /proc, which the kernel permits to processes of the same
+user. Nothing depends on it: where it cannot be opened (another kind of system, a container of its own), bytes go through the connection.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import mmap
 import os
 import secrets
 import weakref
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,19 +63,15 @@ class OpenedMemory:
         Raises:
           OSError: it cannot be opened here, or what is there is something else.
         """
-        descriptor = os.open(f"/proc/{int(offer['pid'])}/fd/{int(offer['fd'])}", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(f"/proc/{int(offer['pid'])}/fd/{int(offer['fd'])}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             # In another namespace of processes the number may be that of any process.
             if os.pread(descriptor, _PROOF_BYTES, int(offer["size"])) != bytes.fromhex(offer["proof"]):
                 raise OSError("The memory that is there is not the one that was offered.")
-            # To copy from and to a mapping takes half as long as pread and pwrite.
-            self._map = _mapped(descriptor, int(offer["size"]))
+            # To copy from a mapping takes half as long as pread.
+            self._map = _mapped(descriptor, int(offer["size"]), mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
-
-    def write(self, at: int, data: np.ndarray) -> None:
-        """Writes the bytes of an array."""
-        self._view(at, data)[...] = data
 
     def read(self, at: int, targets: Sequence[np.ndarray]) -> None:
         """Fills arrays, one after the other, with the bytes that are there."""
@@ -89,8 +83,8 @@ class OpenedMemory:
         return np.frombuffer(self._map, np.uint8, like.nbytes, at).view(like.dtype).reshape(like.shape)
 
 
-def _mapped(descriptor: int, nbytes: int) -> mmap.mmap:
-    mapped = mmap.mmap(descriptor, nbytes)
+def _mapped(descriptor: int, nbytes: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
+    mapped = mmap.mmap(descriptor, nbytes, access=access)
     with contextlib.suppress(OSError):  # A kernel without them.
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return mapped
@@ -101,30 +95,3 @@ def open_offered(offer: Mapping[str, Any]) -> OpenedMemory | None:
     with contextlib.suppress(OSError):
         return OpenedMemory(offer)
     return None
-
-
-class Slots:
-    """Equal parts of shared memory, each used again once nobody refers to it, or to a view of it. Safe from several threads.
-
-    Attributes:
-      memory: that they are parts of.
-      slot_bytes: of each.
-    """
-
-    def __init__(self, count: int, slot_bytes: int) -> None:
-        """Raises OSError if this system has no such memory."""
-        self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.memory = SharedMemory(count * self.slot_bytes)
-        self._free = deque(range(count))  # Its methods are atomic.
-
-    def take(self) -> tuple[int, np.ndarray] | None:
-        """Returns where a slot is, and its bytes; None if none is free."""
-        try:
-            number = self._free.popleft()
-        except IndexError:
-            return None
-        at = number * self.slot_bytes
-        # Views of it refer to it, not to the memory.
-        lease = self.memory.array(at, self.slot_bytes)
-        weakref.finalize(lease, self._free.append, number).atexit = False
-        return at, lease

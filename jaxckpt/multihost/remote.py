@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.multihost.buffers import aligned_empty
 from jaxckpt.multihost.local_memory import OpenedMemory, open_offered
 from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage.aligned import aligned_empty
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
 

@@ -26,6 +26,9 @@ _LONGEST_POLL_SECS = 3600.0  # What poll() takes is an int of milliseconds.
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 _BLOCK = 1 << 20  # is checksummed while it is in the processor's cache
 _SMALL = 32 << 10  # below that, copying is cheaper than a call of its own
+_AHEAD = 4 << 10  # is received at once where less is needed: a message with its length
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
 
 
 class WireError(ConnectionError):
@@ -64,6 +67,8 @@ class Link:
         self._sending = threading.Lock()
         self._unsendable: BaseException | None = None
         self._unreceivable: BaseException | None = None
+        self._buffer = memoryview(bytearray(_AHEAD))
+        self._ahead = self._buffer[:0]  # what has been received already
         self._state = threading.Lock()
         self._users = 0
         self._closed = False
@@ -106,7 +111,7 @@ class Link:
         total = sum(part.nbytes for part in parts)
         if parts:
             header = {**header, "n": total, "sum": not self.is_local}
-        content = json.dumps(header, separators=(",", ":")).encode()
+        content = _encode(header).encode()
         with self._sending, self._using():
             if self._unsendable is not None:
                 raise _again(self._unsendable)
@@ -202,7 +207,7 @@ class Link:
         content = bytearray(size)
         self._fill(memoryview(content), timeout, end)
         try:
-            header = json.loads(content)
+            header = _decode(content.decode())
         except (ValueError, RecursionError) as error:
             raise WireError(f"what arrived is no message ({error})") from None
         if not isinstance(header, dict):
@@ -247,15 +252,22 @@ class Link:
 
     def _fill(self, view: memoryview, timeout: float, end: float | None) -> None:
         while view:
-            received = -1
-            with contextlib.suppress(BlockingIOError):
-                received = self._socket.recv_into(view)
-            if received < 0:
+            if count := min(len(view), len(self._ahead)):
+                view[:count], self._ahead = self._ahead[:count], self._ahead[count:]
+                view = view[count:]
+                continue
+            into = view if len(view) >= _AHEAD else self._buffer
+            try:
+                received = self._socket.recv_into(into)
+            except BlockingIOError:
                 self._wait(select.POLLIN, timeout, end)
                 continue
             if received == 0:
                 raise WireError("the connection was closed by the other side")
-            view = view[received:]
+            if into is view:
+                view = view[received:]
+            else:
+                self._ahead = self._buffer[:received]
 
     def _wait(self, event: int, timeout: float, end: float | None = None) -> None:
         last = time.monotonic() + timeout

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import faults, files, kvstore, layout, ocdbt_chunks, tree_metadata
+from jaxckpt.storage.aligned import aligned_empty
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.ocdbt_chunks import Box, Read, ReadError
 from jaxckpt.storage.ocdbt_format import DamagedError, Place, UnknownFormatError
@@ -307,7 +308,7 @@ def _plan(
     if box is not None:
         bounds = [part.indices(extent)[:2] for part, extent in zip(box, info.shape, strict=True)]
     shape = tuple(max(0, stop - start) for start, stop in bounds)
-    array = ocdbt_chunks.aligned_empty(shape, info.dtype) if target is None else target
+    array = aligned_empty(shape, info.dtype) if target is None else target
     if array.size:
         starts = [start for start, _ in bounds]
         reads.extend(ocdbt_chunks.plan(name, index, array, starts, info.shape, chunk))

@@ -19,7 +19,6 @@ from jaxckpt.storage.threads import Threads
 Box = tuple[slice, ...]
 _BLOCK = 1 << 20  # is read, then checksummed, while it is in the cache
 _READERS = max(2, min(8, os.cpu_count() or 1))
-_ALIGNMENT = 64  # XLA's: jax.device_put on the CPU backend takes such memory as it is.
 
 
 class Read(NamedTuple):
@@ -46,14 +45,6 @@ class ReadError(Exception):
     def __init__(self, owner: str) -> None:
         super().__init__(owner)
         self.owner = owner
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Returns a new array whose memory JAX can take without a copy."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def plan(

@@ -33,7 +33,8 @@ class StoredCheckpoint:
         Args:
           path: of the checkpoint.
           timeout_secs: bound for every call.
-          check_data: make sure, once data has been read, that no data file was exchanged for another.
+          check_data: make sure, once data has been read, that no data file was exchanged for another. Whoever reads in several threads
+            does better to call `check_data_files` once, in the end.
 
         Raises:
           FileNotFoundError: nothing is there.
@@ -43,7 +44,7 @@ class StoredCheckpoint:
         """
         self.path = path
         kvstore.check_path(files.absolute(path))
-        self._data_unchecked = check_data
+        self._check_data = check_data
         self._directory = self._item_directory()
         self.digests: dict[str, list[Any]] | None = None
         text = self._read_file(tree_metadata.FILE)
@@ -109,12 +110,11 @@ class StoredCheckpoint:
 
     def check_data_files(self) -> None:
         """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""
-        if not self._data_unchecked or self.digests is None:
+        if self.digests is None:
             return
         for name, expected in self.digests.items():
             if digests.is_sampled(expected):
                 digests.check_data(self._directory, name, self.digests)
-        self._data_unchecked = False
 
     def _read_strings(self) -> dict[str, Any]:
         if not any(leaf.is_string for leaf in self.tree.leaves):
@@ -192,5 +192,7 @@ class StoredCheckpoint:
           CorruptCheckpointError: naming the leaf.
         """
         arrays = self._arrays.read(requests, into)
-        self.check_data_files()
+        if self._check_data:
+            self.check_data_files()
+            self._check_data = False
         return arrays

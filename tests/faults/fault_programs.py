@@ -31,7 +31,7 @@ class Outcome(dict[str, Any]):
 # -- faults -----------------------------------------------------------------------------------------------------------------------
 
 _PLACES = {
-    "piece": (gather.Supplier, ("_get", "_put")),
+    "piece": (gather.Supplier, ("_get", "_lend")),
     "vote": (peer.Peer, "_answer"),
     "fetch": (gather._Fetcher, ("_ask", "stream")),
     "commit": (commit, "_publish"),
@@ -436,11 +436,11 @@ def interrupted_at_random(prefix: str, io: int | None, times: int, seed: int) ->
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
         error: BaseException | None = None
         began = time.monotonic()
-        armed.set()
         if me == who:
             timer.start()
         try:
             try:
+                armed.set()  # Not before: what starts the timer is no part of the call.
                 if restoring:
                     other.restore(prefix, settings)
                 else:

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxckpt.multihost.local_memory import OpenedMemory, SharedMemory, Slots, open_offered
+from jaxckpt.multihost.local_memory import OpenedMemory, SharedMemory, open_offered
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memory files")
 
@@ -22,20 +22,18 @@ from jaxckpt.multihost.local_memory import OpenedMemory
 memory = OpenedMemory(json.loads(sys.argv[1]))
 found = [np.empty(5, np.uint8), np.empty(0, np.float32), np.empty((2, 3), np.float32)]
 memory.read(100, found)
-memory.write(4000, (found[2] + 1).astype(np.float64))
-print(bytes(found[0]).decode())
+print(bytes(found[0]).decode(), found[2].ravel().tolist())
 """
 
 
-def test_another_process_reads_and_writes_it() -> None:
+def test_another_process_reads_it() -> None:
     memory = SharedMemory(5000)
     memory.array(100, 5)[:] = np.frombuffer(b"hello", np.uint8)
     memory.array(105, 24)[:] = np.arange(6, dtype=np.float32).view(np.uint8)
     done = subprocess.run(
         [sys.executable, "-c", _OTHER, json.dumps(memory.offer)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout == "hello\n"
-    assert memory.array(4000, 48).view(np.float64).tolist() == [1, 2, 3, 4, 5, 6]
+    assert done.stdout == "hello [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]\n"
 
 
 def test_many_parts_are_read_in_several_calls() -> None:
@@ -72,18 +70,9 @@ def test_it_lives_as_long_as_somebody_uses_it() -> None:
     del memory
     gc.collect()
     assert open_offered(offer) is None
-    opened.write(1000, np.arange(4, dtype=np.uint8))
-    assert array[1000:1004].tolist() == [0, 1, 2, 3]
-
-
-def test_a_slot_is_used_again_once_nobody_refers_to_it() -> None:
-    slots = Slots(2, 10_000)
-    (first, one), (second, other) = slots.take(), slots.take()  # type: ignore[misc]
-    assert {first, second} == {0, slots.slot_bytes}
-    assert other.size == slots.slot_bytes >= 10_000
-    assert slots.take() is None
-    view = one[:40].view(np.float32)
-    del one
-    assert slots.take() is None
-    del view
-    assert slots.take() is not None
+    array[1000:1004] = np.arange(4)
+    found = np.empty(4, np.uint8)
+    opened.read(1000, [found])
+    assert found.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="read-only"):
+        opened._view(1000, found)[...] = 0

@@ -598,13 +598,13 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
       rows: a multiple of which the arrays have.
 
     Returns:
-      How many pieces were put into shared memory by this process, and how many answers it took from there.
+      How many pieces of this process were read where they are, and how many answers it took from shared memory.
     """
     from unittest import mock
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.multihost import gather, local_memory, remote
+    from jaxckpt.multihost import gather, local_memory, peer_memory, remote
 
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     by_rows, by_columns, replicated = (
@@ -622,23 +622,25 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
             for name, data in (("bytes", whole), ("halves", whole.view(np.float16)), ("tail", whole[:, : side // 2]))
         }
 
-    counts = {"write": 0, "read": 0}
+    counts = {"lend": 0, "read": 0}
 
-    def counted(name: str) -> Any:
-        method = getattr(local_memory.OpenedMemory, name)
+    def counted(owner: Any, name: str) -> Any:
+        method = getattr(owner, name)
 
-        def call(*arguments: Any) -> None:
+        def call(*arguments: Any) -> Any:
             counts[name] += 1
-            method(*arguments)
+            return method(*arguments)
 
-        return call
+        return mock.patch.object(owner, name, call)
 
-    opened = (lambda offer: None) if jax.process_index() in without_memory else local_memory.open_offered
+    opened, offer = local_memory.open_offered, gather.Supplier._offer
+    if jax.process_index() in without_memory:
+        opened, offer = lambda offer: None, _offer_of_somebody_else
     with (
-        mock.patch.object(gather, "open_offered", opened),
         mock.patch.object(remote, "open_offered", opened),
-        mock.patch.object(local_memory.OpenedMemory, "write", counted("write")),
-        mock.patch.object(local_memory.OpenedMemory, "read", counted("read")),
+        mock.patch.object(gather.Supplier, "_offer", offer),
+        counted(peer_memory.Loans, "lend"),
+        counted(local_memory.OpenedMemory, "read"),
     ):
         saved = state(by_rows, by_columns, replicated)
         with jaxckpt.Checkpoint(model=saved) as checkpoint:
@@ -651,7 +653,12 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
             target = jaxckpt.Checkpoint(model=blank)
             target.restore(path, options(io)).assert_consumed()
             mp_values.assert_same(target.model, targets)
-    return counts["write"], counts["read"]
+    return counts["lend"], counts["read"]
+
+
+def _offer_of_somebody_else(supplier: Any, header: Any) -> Any:
+    """What a process says that has the same number as another one, because it lives in a container of its own."""
+    return {"t": "offer", "offer": {"pid": 1, "at": 8, "proof": "00" * 32}}, None
 
 
 # -- the documentation --------------------------------------------------------------------------------------------------------------

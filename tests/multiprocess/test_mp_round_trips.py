@@ -38,14 +38,12 @@ def test_an_io_process_may_be_chosen_for_a_shared_directory(jobs) -> None:
 
 @testing.requires_private_disks
 @pytest.mark.parametrize(("io", "without_memory"), [(0, []), (1, [0]), (2, [0, 1])])
-def test_large_pieces_go_through_memory_that_processes_of_a_host_share(
-    jobs, io: int, without_memory: list[int]
-) -> None:
+def test_large_pieces_do_not_go_through_the_connections_of_a_host(jobs, io: int, without_memory: list[int]) -> None:
     job = jobs.job(3)
     found = job.run(mp_programs.large_round_trip, jobs.directory(job), io, without_memory)
-    for process, (put, taken) in enumerate(found):
+    for process, (lent, taken) in enumerate(found):
         sharing = process != io and process not in without_memory
-        assert (put > 0, taken > 0) == (sharing, sharing), found
+        assert (lent > 0, taken > 0) == (sharing, sharing), found
 
 
 @testing.requires_private_disks
