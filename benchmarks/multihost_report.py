@@ -18,7 +18,6 @@ _MAX_RATIO = 1.3
 _IO_MB = 128.0
 _PEER_MB = 64.0
 _BLOCKED_SLACK_SECS = 0.1  # For meeting the other processes.
-_LEAVES_SECS = 0.3
 
 
 class Results:
@@ -131,9 +130,6 @@ class Results:
                 value, engine = (self._value("large", who, f"{what}_secs") for who in (name, "engine"))
                 if value and engine:
                     rows.append(_goal(f"{name}: {what}, × engine", value / engine, _MAX_RATIO, 2))
-                value, engine = (self._value("leaves", who, f"{what}_secs") for who in (name, "engine"))
-                if value and engine:
-                    rows.append(_goal(f"{name}: {what} of small leaves, s more", value - engine, _LEAVES_SECS, 2))
             blocked, copy = (
                 self._value("large", name, "blocked_secs"),
                 self._value("large", "snapshot", "snapshot_secs"),

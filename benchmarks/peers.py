@@ -55,7 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.peers", description=__doc__.splitlines()[0] if __doc__ else None
     )
     parser.add_argument(
-        "--states", default="L,S", help="states to save, comma separated (of L, S, and small ones for tests)"
+        "--states", default="L,S", help=f"states to save, comma separated, of {', '.join(states.NAMES)} (default: L,S)"
     )
     parser.add_argument(
         "--rounds",

@@ -19,5 +19,5 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     nbytes = math.prod(shape) * dtype.itemsize
     alignment = _HUGE_PAGE if nbytes >= _HUGE_FROM else _ALIGNMENT
     memory = np.empty(nbytes + alignment, np.uint8)
-    start = -memory.ctypes.data % alignment
+    start = -memory.__array_interface__["data"][0] % alignment
     return memory[start : start + nbytes].view(dtype).reshape(shape)
