@@ -110,7 +110,7 @@ class Claim:
                 raise FileExistsError(
                     errno.EEXIST, f"{there.owner.capitalize()} is at work there (a {there.action})", directory
                 )
-            self._generation = bucket.write(self._path, self._content(), generation)
+            self._generation = self._write(generation)
         except BaseException as error:
             _active.discard(self._note.token)
             if isinstance(error, bucket.ChangedError):
@@ -126,10 +126,20 @@ class Claim:
         fields = {name: getattr(self._note, name) for name in Note.__dataclass_fields__}
         return json.dumps({**fields, "time": time.time()}).encode()
 
+    def _write(self, expected: bytes) -> bytes:
+        """Writes the note over what has a generation; returns its new one. Raises ChangedError if somebody else was there."""
+        try:
+            return bucket.write(self._path, self._content(), expected)
+        except bucket.ChangedError:
+            there, generation = read_versioned(os.path.dirname(self._path))
+            if there is None or there.token != self._note.token:
+                raise
+            return generation  # It was written, but the answer got lost, and what tried again found its own work.
+
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECS):
             try:
-                self._generation = bucket.write(self._path, self._content(), self._generation)
+                self._generation = self._write(self._generation)
             except bucket.ChangedError:
                 return  # Somebody took this process for dead; `confirm` says so.
             except OSError as error:

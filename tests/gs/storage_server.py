@@ -36,7 +36,7 @@ class Request(NamedTuple):
     name: str
 
 
-# What a rule returns: None to let a request pass, a status to answer with, or "drop" to hang up.
+# What a rule returns: None to let a request pass, a status to answer with, "drop" to hang up, or "lose" to hang up when it has been done.
 Rule = Callable[[Request], int | str | None]
 
 
@@ -199,7 +199,7 @@ def _handler(server: StorageServer, port: int) -> type[http.server.BaseHTTPReque
             elif isinstance(verdict, int):
                 self.answer(verdict, b'{"error":{"code":%d,"message":"as the test wants it"}}' % verdict, {})
             elif (expected := query.get("ifGenerationMatch")) is None or action == "read":
-                self.answer(*self.forward(self.path, body))
+                self.finish_with(verdict, self.forward(self.path, body))
             else:
                 with locks.setdefault(bucket, threading.Lock()):
                     found = self.forward(f"/storage/v1/b/{bucket}/o/{quote(request.name, safe='')}", b"", "GET")
@@ -207,7 +207,14 @@ def _handler(server: StorageServer, port: int) -> type[http.server.BaseHTTPReque
                     if generation != expected:
                         self.answer(412, b'{"error":{"code":412,"message":"conditionNotMet"}}', {})
                     else:
-                        self.answer(*self.forward(self.path, body))
+                        self.finish_with(verdict, self.forward(self.path, body))
+
+        def finish_with(self, verdict: object, found: tuple[int, bytes, dict[str, str]]) -> None:
+            if verdict == "lose":
+                self.close_connection = True
+                self.connection.close()
+            else:
+                self.answer(*found)
 
         do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - what http.server calls
 

@@ -261,6 +261,26 @@ class TestLiveSaves:
             checkpoint(1).save(bucket.path("ckpt"))
         assert not storage.is_checkpoint(bucket.path("ckpt-1"))
 
+    def test_a_lost_answer_is_not_somebody_else(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was written, and is written again because nobody heard of it, meets itself."""
+        monkeypatch.setattr(claims, "RENEW_SECS", 0.05)
+        writes = 0
+
+        def rule(request: Request) -> str | None:
+            nonlocal writes
+            writes += request.action == "write"
+            return "lose" if request.action == "write" and writes in (1, 4) else None
+
+        bucket.rule(rule)
+        claim = claims.Claim(bucket.path("ckpt-1"), "save")
+        end = time.monotonic() + 60
+        while writes < 8:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        claim.confirm()
+        claim.release()
+        assert bucket.keys == set()
+
     def test_the_note_is_renewed(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(claims, "RENEW_SECS", 0.05)
         claim = claims.Claim(bucket.path("ckpt-1"), "save")
@@ -272,3 +292,24 @@ class TestLiveSaves:
             time.sleep(0.01)
         claim.release()
         assert bucket.keys == set()
+
+
+def test_a_save_whose_answers_get_lost(bucket: Bucket) -> None:
+    """The first answer to every write and every deletion: each is done twice."""
+    lost: set[Request] = set()
+
+    def rule(request: Request) -> str | None:
+        if request.action not in ("write", "delete") or request in lost:
+            return None
+        lost.add(request)
+        return "lose"
+
+    bucket.rule(rule)
+    for number in (1, 2):
+        assert checkpoint(number).write(bucket.path("ckpt")) == bucket.path("ckpt")
+    assert checkpoint(3).save(bucket.path("other")) == bucket.path("other-1")
+    bucket.rule(None)
+    assert len(lost) > 10
+    assert storage.leftovers(str(bucket)) == []
+    for name, number in (("ckpt", 2), ("other-1", 3)):
+        assert stored(bucket.path(name)) == number
