@@ -17,7 +17,10 @@ from jaxckpt.storage import description, files
 from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 
 FILE = "_JAXCKPT"
-_SAMPLE, _ENDS, _PART, _PARTS, _END = "sample ", "ends ", 64, 256, 4096
+_ENDS, _END = "ends ", 4096
+# What a sample is of: so many parts of 64 bytes, and the end. The second one is what the first checkpoints have.
+_SAMPLES = {"sample64 ": 64, "sample ": 256}
+_PART = 64
 _OCDBT_DATA = re.compile(r"(ocdbt\.process_[^/]*/)?d/")
 # Orbax rewrites this one, with the time of the commit, after the handler has finished.
 _LATE = {description.FILE, description.MARKER}
@@ -40,7 +43,7 @@ def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) 
         path = os.path.join(directory, name)
         if is_data(name, ocdbt):
             size = files.size(path)
-            noted[name] = [size, _ends(path) if size is None else _sample(path, size)]
+            noted[name] = [size, _ends(path) if size is None else _sample(path, size, next(iter(_SAMPLES)))]
         else:
             content = files.read(path)
             noted[name] = [len(content), checksum(content)]
@@ -101,7 +104,7 @@ def check_data(directory: str, name: str, noted: dict[str, list[Any]]) -> None:
     try:
         found = files.size(path)
         same = (None in (size, found) or found == size) and sample == (
-            _ends(path) if sample.startswith(_ENDS) else _sample(path, size)
+            _ends(path) if sample.startswith(_ENDS) else _sample(path, size, f"{sample.partition(' ')[0]} ")
         )
         what = "it is not the one that was written"
     except FileNotFoundError:
@@ -110,11 +113,11 @@ def check_data(directory: str, name: str, noted: dict[str, list[Any]]) -> None:
         raise CorruptCheckpointError(f"{path}: this file is damaged: {what}. Restore another checkpoint.")
 
 
-def _sample(path: str, size: int) -> str:
+def _sample(path: str, size: int, kind: str) -> str:
     """Returns a digest of the end of a file (where a chunk's own checksum is) and of small parts all over it."""
-    step = max(_PART, size // _PARTS)
+    step = max(_PART, size // _SAMPLES[kind])
     parts = [(position, _PART) for position in range(0, size, step)]
-    return _SAMPLE + _digest(path, [*parts, (max(0, size - _END), _END)])
+    return kind + _digest(path, [*parts, (max(0, size - _END), _END)])
 
 
 def _ends(path: str) -> str:
@@ -136,7 +139,7 @@ def is_data(name: str, ocdbt: bool) -> bool:
 
 def is_sampled(expected: list[Any]) -> bool:
     """Whether only a sample of a file was noted."""
-    return str(expected[1]).startswith((_SAMPLE, _ENDS))
+    return str(expected[1]).startswith((*_SAMPLES, _ENDS))
 
 
 def checksum(content: bytes) -> str:
