@@ -96,7 +96,7 @@ def _in_background(work: Callable[[], object]) -> Wait:
 
 
 def _bytes(array: Any) -> memoryview:
-    return memoryview(array).cast("B")
+    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def _both(work: Callable[[int], object]) -> None:
@@ -125,7 +125,7 @@ class Raw(Contender):
 
     def __init__(self, state: states.State) -> None:
         super().__init__(state)
-        self._arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        self._arrays = [states.plain(leaf) for leaf in jax.tree.leaves(state)]
         self._parts: list[list[int]] = [[] for _ in range(_THREADS)]
         held = [0] * _THREADS
         for position, array in enumerate(self._arrays):
@@ -170,7 +170,7 @@ class Memcpy(Contender):
 
     def save(self, path: str) -> None:
         del path
-        self.copies = [np.array(leaf, copy=True) for leaf in jax.tree.leaves(self.state)]
+        self.copies = [np.array(states.plain(leaf), copy=True) for leaf in jax.tree.leaves(self.state)]
 
 
 class Jaxckpt(Contender):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import ml_dtypes
+import numpy as np
 
 from benchmarks import states
 from benchmarks.contenders import Contender, Wait, sync_files
@@ -153,7 +155,17 @@ class _Torch(Contender):
         super().__init__(state)
         warnings.filterwarnings("ignore", module="torch")
         self._torch: Any = importlib.import_module("torch")
-        self._tensors = {name: self._torch.tensor(array) for name, array in states.arrays_only(state).items()}
+        self._tensors = {name: self._tensor(array) for name, array in states.arrays_only(state).items()}
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        if array.dtype == ml_dtypes.bfloat16:  # Which numpy, and so torch's conversion, does not know.
+            return self._torch.tensor(array.view(np.int16)).view(self._torch.bfloat16)
+        return self._torch.tensor(array)
+
+    def _array(self, tensor: Any) -> np.ndarray:
+        if tensor.dtype == self._torch.bfloat16:
+            return np.asarray(tensor.view(self._torch.int16).numpy()).view(ml_dtypes.bfloat16)
+        return np.asarray(tensor.numpy())
 
 
 class TorchDcp(_Torch):
@@ -183,7 +195,7 @@ class TorchDcp(_Torch):
 
         def read() -> Any:
             dcp.load(targets, checkpoint_id=path)
-            return [tensor.numpy() for tensor in targets.values()]
+            return [self._array(tensor) for tensor in targets.values()]
 
         return read
 
@@ -198,7 +210,7 @@ class TorchSave(_Torch):
         sync_files(path)
 
     def restore(self, path: str) -> Any:
-        return [tensor.numpy() for tensor in self._torch.load(path, weights_only=True).values()]
+        return [self._array(tensor) for tensor in self._torch.load(path, weights_only=True).values()]
 
 
 class SafeTensors(Contender):
@@ -208,12 +220,16 @@ class SafeTensors(Contender):
     package = "safetensors"
 
     def save(self, path: str) -> None:
-        names = states.arrays_only(self.state)
-        importlib.import_module("safetensors.flax").save_file(
-            dict(zip(names, jax.tree.leaves(self.state), strict=True)), path
-        )
+        arrays = dict(zip(states.arrays_only(self.state), map(_for_jax, jax.tree.leaves(self.state)), strict=True))
+        importlib.import_module("safetensors.flax").save_file(arrays, path)
         sync_files(path)
 
     def restore(self, path: str) -> Any:
         restored = importlib.import_module("safetensors.flax").load_file(path)
         return jax.block_until_ready([restored[name] for name in states.arrays_only(self.state)])
+
+
+def _for_jax(leaf: Any) -> Any:
+    """Returns a leaf as it is if it is an array of numbers on a device."""
+    is_key = isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if isinstance(leaf, jax.Array) and not is_key else states.plain(leaf)

@@ -94,7 +94,7 @@ def _host_side(width: int) -> State:
         "rng": jax.random.key(3),
         "shuffle": np.random.default_rng(4).permutation(16 * width),
         "step": 1234,
-        "learning_rate": 3e-4,
+        "learning_rate": 0.25,
         "run": "mixed",
     }
 
@@ -149,10 +149,19 @@ def targets(state: State) -> State:
     return made
 
 
+def plain(leaf: Any) -> np.ndarray:
+    """Returns a leaf as an array of numbers: the data of a PRNG key, the bytes of a text, anything else as it is."""
+    if isinstance(leaf, str):
+        return np.frombuffer(leaf.encode(), np.uint8)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
 def arrays_only(state: State) -> dict[str, np.ndarray]:
-    """Returns the float32 arrays of a state by dotted name, for libraries that take a flat dict."""
+    """Returns the leaves of a state as arrays by dotted name, for libraries that take a flat dict of arrays."""
     flat = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in flat}
+    return {jax.tree_util.keystr(path, simple=True, separator="."): plain(leaf) for path, leaf in flat}
 
 
 def nbytes(state: State) -> int:

@@ -59,7 +59,7 @@ def _save(contender: contenders.Contender, path: str) -> dict[str, float]:
 
 
 def _restore(contender: contenders.Contender, path: str) -> dict[str, float]:
-    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(contender.state)]
+    expected = [states.plain(leaf) for leaf in jax.tree.leaves(contender.state)]
     small, small_path = _small(contender, path)
     _remove(small_path)
     small.save(small_path)
@@ -68,7 +68,7 @@ def _restore(contender: contenders.Contender, path: str) -> dict[str, float]:
     found: list[Any] = []
     restore = contender.restoring(path)
     result = measured("restore", lambda: found.append(restore()))
-    if not all(np.array_equal(np.asarray(one), other) for one, other in zip(found[0], expected, strict=True)):
+    if not all(np.array_equal(states.plain(one), other) for one, other in zip(found[0], expected, strict=True)):
         raise AssertionError(f"{contender.name} restored other values than were saved")
     return result
 

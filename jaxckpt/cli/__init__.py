@@ -8,6 +8,7 @@ reads the output.
 """
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: wrong usage (code 2), or a request for help (code 0).
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         code: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
         sys.stdout.flush()  # Here, where a broken pipe can still be handled.
@@ -59,7 +60,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the arguments. What is left over belongs to the command, whose usage is then shown."""
+    parser, commands = _parsers()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = commands[arguments.command]
+        known = [option for action in command._actions for option in action.option_strings]
+        meant = [
+            f" Did you mean {close[0]}?"
+            for word in unknown
+            if word.startswith("-") and (close := difflib.get_close_matches(word.partition("=")[0], known, n=1))
+        ]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}.{''.join(meant[:1])}")
+    return arguments
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     from jaxckpt import __version__
 
     common = argparse.ArgumentParser(add_help=False)
@@ -71,8 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaxckpt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {}
     for name in COMMANDS:
         module = importlib.import_module(f"{__name__}.{name}")
-        command = commands.add_parser(name, parents=[common], help=module.HELP, description=module.DESCRIPTION)
-        module.add_arguments(command)
-    return parser
+        parsers[name] = commands.add_parser(name, parents=[common], help=module.HELP, description=module.DESCRIPTION)
+        module.add_arguments(parsers[name])
+    return parser, parsers

@@ -10,6 +10,9 @@ def checkpoint_at(path: str) -> str:
     """Returns the checkpoint that `path` stands for: itself, or the latest one of a directory with a state file.
 
     What is neither is returned as it is; opening it says what is wrong.
+
+    Raises:
+      ValueError: there are checkpoints in it, but no state file says which is the latest.
     """
     import jaxckpt
     from jaxckpt import storage
@@ -18,7 +21,23 @@ def checkpoint_at(path: str) -> str:
         checked_path(path, "PATH")
     if storage.is_checkpoint(path):
         return path
-    return jaxckpt.latest_checkpoint(path) or path
+    latest = jaxckpt.latest_checkpoint(path)
+    if latest is not None:
+        return latest
+    inside = [name for name in _names(path) if storage.is_checkpoint(os.path.join(path, name))]
+    if inside:
+        shown = ", ".join(inside[:5]) + (", ..." if len(inside) > 5 else "")
+        raise ValueError(
+            f"{path} is a directory of checkpoints ({shown}), and has no state file that says which is the latest. Name one of them."
+        )
+    return path
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return sorted(files.names(path))
+    except OSError:
+        return []
 
 
 def existing_directory(path: str) -> str:

@@ -174,3 +174,19 @@ def test_names_that_are_no_text_are_printed_escaped(tmp_path, cli):
     assert (done.returncode, done.stderr) == (0, "")
     assert "/caf\\udce9: 0 checkpoints" in done.stdout
     assert json.loads(cli("list", "--json", directory).stdout)["directory"] == str(directory)
+
+
+def test_a_mistyped_option_shows_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", "somewhere", "--jsn"])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert "usage: jaxckpt verify" in shown
+    assert "unrecognized arguments: --jsn. Did you mean --json?" in shown
+
+
+def test_a_directory_of_checkpoints_without_a_state_file(tmp_path, capsys):
+    for number in (1, 2):
+        jaxckpt.Checkpoint(value=number).write(tmp_path / f"c{number}")
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "directory of checkpoints (c1, c2)" in capsys.readouterr().err

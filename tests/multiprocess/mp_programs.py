@@ -728,3 +728,39 @@ def left_behind(directory: str, io: int) -> tuple[tuple[int, int], tuple[int, in
         return before, resources()
     finally:
         gc.enable()
+
+
+# -- damage -------------------------------------------------------------------------------------------------------------------------
+
+
+def exchanged(directory: str, io: int) -> tuple[str, str, float]:
+    """Puts the data file of one checkpoint in the place of another's, and restores that one; returns what was raised, and the target."""
+    import shutil
+    from pathlib import Path
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    # One piece, and so one data file: which pieces get into the same one is a matter of chance.
+    sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec())
+    shape = (12, 50_000)
+
+    def filled(value: float) -> jax.Array:
+        return jax.make_array_from_callback(shape, sharding, lambda index: np.full(shape, value, np.float32)[index])
+
+    for value in (1.0, 2.0):
+        jaxckpt.Checkpoint(w=filled(value)).write(f"{directory}/{value:g}", options(io))
+    if jax.process_index() == io:
+        target, source = (max(Path(directory, name, "d").iterdir(), key=os.path.getsize) for name in ("1", "2"))
+        assert target.stat().st_size == source.stat().st_size
+        shutil.copyfile(source, target)
+    checkpoint = jaxckpt.Checkpoint(w=filled(0))
+    try:
+        checkpoint.restore(f"{directory}/1", options(io))
+    except jaxckpt.CheckpointError as error:
+        raised = type(error).__name__, str(error)
+    else:
+        raised = "", ""
+    checkpoint_of_two = jaxckpt.Checkpoint(w=filled(0))
+    checkpoint_of_two.restore(f"{directory}/2", options(io)).assert_consumed()
+    assert float(checkpoint_of_two.w.addressable_shards[0].data[0, 0]) == 2
+    return (*raised, float(checkpoint.w.addressable_shards[0].data[0, 0]))

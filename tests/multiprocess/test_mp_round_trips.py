@@ -52,3 +52,15 @@ def test_shared_memory_goes_without_garbage_collection(jobs) -> None:
     for (descriptors, mappings), after in job.run(mp_programs.left_behind, jobs.directory(job), 1):
         assert after[0] <= descriptors
         assert after[1] <= mappings == 0
+
+
+@testing.requires_private_disks
+@pytest.mark.parametrize("io", [0, 2])
+def test_a_data_file_of_another_checkpoint_is_found_out_everywhere(jobs, io: int) -> None:
+    """Its chunks carry checksums that are right: only the sample of the file tells."""
+    job = jobs.job(3)
+    for kind, text, left in job.run(mp_programs.exchanged, jobs.directory(job), io):
+        assert kind.endswith("CorruptCheckpointError")  # Where it is another process's, it says so.
+        assert "it is not the one that was written" in text
+        assert "/d/" in text
+        assert left == 0
