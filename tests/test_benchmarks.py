@@ -74,7 +74,7 @@ def test_worker(tmp_path: Path, measure: str) -> None:
 def test_profile(tmp_path: Path) -> None:
     output = run("profile", "--state", "tiny-m", "--rounds", 1, "--dir", tmp_path)
 
-    for what in ("caller", "background", "Restore of tiny-m", "snapshot", "read and verify arrays"):
+    for what in ("caller", "background", "Restore of tiny-m", "snapshot", "read and verify arrays", "crc32c, part of"):
         assert what in output
     assert "not in this version" not in output
 
