@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,13 @@ from jaxckpt.multihost.session import CONFIRM, LINGER_SECS, Answer, Handler, Res
 from jaxckpt.multihost.wire import Header, Link, Message, close_gently
 
 _LOST_SECS = 5.0
+
+
+class Finish(Protocol):
+    """Ends what `Center.collect` has begun."""
+
+    def __call__(self, error: BaseException | None, doubt: BaseException | None = None) -> None:
+        """Args: this process's own error; one to raise if nobody has a better one. Raises as `Session.vote`."""
 
 
 class Center(Session):
@@ -30,6 +37,7 @@ class Center(Session):
         self._what = what
         self._links = dict(links)
         self._asked: dict[int, tuple[float, str]] = {}  # whose answer is waited for, since when, doing what
+        self._finish: Finish | None = None  # of what `collect` has begun
         self._closed = threading.Event()
         self._kept = False
         self._began = time.monotonic()
@@ -132,6 +140,7 @@ class Center(Session):
 
     @contextlib.contextmanager
     def blaming(self, process: int, doing: str) -> Any:
+        """Turns an OSError of dealing with a peer into a ProcessError that names it, and what it was doing."""
         try:
             yield
         except TimeoutError as error:
@@ -161,13 +170,15 @@ class Center(Session):
     def vote(
         self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
     ) -> None:
-        self.collect(handlers or {})(error)
+        # An interrupt may have come when `collect` had begun, before anybody had its result. A second one would wait for what
+        # the threads of the first one take.
+        (self._finish or self.collect(handlers or {}))(error)
 
     def collect(
         self,
         handlers: Mapping[str, Callable[[int, Header], Answer]],
         sent: Callable[[int], None] = lambda process: None,
-    ) -> Callable[..., None]:
+    ) -> Finish:
         """Begins to answer the peers' requests, on threads of their own, until each has voted.
 
         Args:
@@ -175,28 +186,36 @@ class Center(Session):
           sent: called with the peer when an answer has been sent, or could not be.
 
         Returns:
-          What to call with this process's own vote; it waits for the others', and raises as `vote` does. It also takes an error that
-          is to be raised if nobody has a better one.
+          What to call with this process's own vote; it waits for the others', and raises as `vote` does. If an interrupt keeps it
+          from the caller, `vote` is the one to call.
         """
         votes: dict[int, BaseException | None] = {}
         given_up: list[BaseException] = []
+        unserved = {
+            process: threading.Lock() for process in self._links
+        }  # held from then on by the thread that serves it
+        served = {process: threading.Event() for process in self._links}
 
         def one(process: int) -> None:
+            if not unserved[process].acquire(blocking=False):
+                return
             try:
                 votes[process] = self._serve_until_vote(process, handlers, sent, given_up)
             except BaseException as error:
                 votes[process] = error
             if votes[process] is not None:
                 given_up.append(votes[process])  # type: ignore[arg-type]
-
-        threads = _start(one, self._links)
+            served[process].set()
 
         def finish(error: BaseException | None, doubt: BaseException | None = None) -> None:
             if error is not None:
                 given_up.append(error)
             try:
-                for thread in threads:
-                    thread.join()  # Bounded: each of its waits is.
+                if not started:  # Nobody knows which of them were, when an interrupt came.
+                    _start(one, self._links)
+                for event in served.values():
+                    event.wait()  # Bounded: each wait of its thread is.
+                self._finish = None
             except BaseException as interrupt:
                 given_up.append(interrupt)
                 raise
@@ -216,6 +235,10 @@ class Center(Session):
             self._tell({"t": "failed", "failure": failures.describe(first, self.process)})
             raise first
 
+        started = False
+        self._finish = finish
+        _start(one, self._links)
+        started = True
         return finish
 
     def _serve_until_vote(

@@ -4,6 +4,7 @@ Because it pulls, nothing piles up: a peer sends what it is asked for, and lets 
 of a peer on the same host are read where they are.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -57,6 +58,7 @@ class Supplier:
             "offer": self._offer,
             "consent": self._consent,
             "lend": self._lend,
+            "lent": self._lent,
             "get": self._get,
             "hosts": self._hosts,
         }
@@ -74,6 +76,11 @@ class Supplier:
         position, start, shape = header["box"]
         part = self._cut(int(position), tuple(start), tuple(shape))
         return {"t": "lent", "at": self._loans.lend(int(header["id"]), part), "bytes": part.nbytes}, None
+
+    def _lent(self, header: Header) -> Answer:
+        """Sends a range of the bytes of what is lent, where they cannot be read any more."""
+        first, last = header["bytes"]
+        return {"t": "pieces"}, self._loans.lent(int(header["id"]))[first:last]
 
     def _get(self, header: Header) -> Answer:
         parts = []
@@ -214,8 +221,8 @@ class _Fetcher:
         self._batching: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._buffers = Pool(_KEEP_BYTES)
         self._numbers = itertools.count()
-        self._read: dict[int, deque[int]] = defaultdict(deque)  # owner → what it may let go of
         self._readers = self._open_readers() if self._has_large_pieces() else {}
+        self._read: dict[int, deque[int]] = {owner: deque() for owner in self._readers}  # what it may let go of
 
     def _has_large_pieces(self) -> bool:
         contents = [entry.content for entry in self._entries]
@@ -256,8 +263,7 @@ class _Fetcher:
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
         nbytes, number = math.prod(box.shape) * content.dtype.itemsize, next(self._numbers)
-        back = [self._read[owner].popleft() for _ in range(len(self._read[owner]))]
-        header = {"t": "lend", "id": number, "box": [position, *box], "back": back}
+        header = {"t": "lend", "id": number, "box": [position, *box], "back": _emptied(self._read[owner])}
         doing = f"sending {self.name(position)}"
         lent = self._session.ask(owner, header, doing).header
         if lent.get("bytes") != nbytes:
@@ -266,7 +272,10 @@ class _Fetcher:
         for first in range(0, nbytes, buffer.size):
             block = buffer[: min(buffer.size, nbytes - first)]
             with self._session.blaming(owner, doing):
-                self._readers[owner].read(lent["at"] + first, block)
+                permitted = self._readers[owner].read(lent["at"] + first, block)
+            if not permitted:
+                header = {"t": "lent", "id": number, "bytes": [first, first + block.size]}
+                self._session.ask(owner, header, doing, into=[block])
             yield block
         self._read[owner].append(number)
 
@@ -332,6 +341,15 @@ class _Fetcher:
             arrays.append(whole[at : at + size].view(content.dtype).reshape(box.shape))
             at += size
         return arrays
+
+
+def _emptied(numbers: deque[int]) -> list[int]:
+    """Returns what a deque holds, and takes it out. Safe from several threads."""
+    taken = []
+    with contextlib.suppress(IndexError):
+        while True:
+            taken.append(numbers.popleft())
+    return taken
 
 
 def _opened(offers: Mapping[int, Mapping[str, Any]]) -> tuple[dict[int, Reader], list[int]]:

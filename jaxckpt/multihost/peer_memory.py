@@ -7,9 +7,11 @@ nothing, and the call has failed; were it written, it would destroy what is ther
 """
 
 import ctypes
+import errno
 import functools
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +19,35 @@ import numpy as np
 
 _PROOF_BYTES = 32
 _PR_SET_PTRACER = 0x59616D61  # "Yama"
+
+
+class _Consent:
+    """The one process that may read this one, where the kernel asks for consent. Several saves may need the same one at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reader = self._count = 0
+
+    def give(self, reader: int) -> bool:
+        """Allows a process, by its id; returns whether that could be done: not while another one is allowed it."""
+        with self._lock:
+            if self._count and self._reader != reader:
+                return False
+            if _prctl(_PR_SET_PTRACER, reader) != 0:
+                return False
+            self._reader = reader
+            self._count += 1
+            return True
+
+    def take_back(self) -> None:
+        """Ends what one `give` began."""
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                _prctl(_PR_SET_PTRACER, 0)
+
+
+_consent = _Consent()
 
 
 class Loans:
@@ -33,13 +64,17 @@ class Loans:
         self.offer = {"pid": os.getpid(), "at": _address(self._proof), "proof": self._proof.tobytes().hex()}
 
     def consent(self, reader: int) -> None:
-        """Allows a process, by its id, to read, where the kernel asks for that. One process at a time can be allowed it."""
-        self._consents = _prctl(_PR_SET_PTRACER, reader) == 0
+        """Allows a process, by its id, to read, where the kernel asks for that, and no other one is allowed it by another save."""
+        self._consents = self._consents or _consent.give(reader)
 
     def lend(self, number: int, array: np.ndarray) -> int:
         """Keeps a contiguous array, under a number of its own; returns its address."""
         self._lent[number] = array
         return _address(array)
+
+    def lent(self, number: int) -> np.ndarray:
+        """Returns the bytes of an array that is lent, a flat uint8 array."""
+        return self._lent[number].reshape(-1).view(np.uint8)
 
     def take_back(self, numbers: Iterable[int]) -> None:
         """Lets go of arrays that have been read."""
@@ -51,7 +86,7 @@ class Loans:
         self._lent.clear()
         if self._consents:
             self._consents = False
-            _prctl(_PR_SET_PTRACER, 0)
+            _consent.take_back()
 
 
 class Reader:
@@ -66,13 +101,18 @@ class Reader:
         """
         self._pid = int(offer["pid"])
         proof = np.zeros(_PROOF_BYTES, np.uint8)
-        self.read(int(offer["at"]), proof)
+        if not self.read(int(offer["at"]), proof):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         # In another namespace of processes the number may be that of any process.
         if proof.tobytes() != bytes.fromhex(offer["proof"]):
             raise OSError("The process that is there is not the one that made the offer.")
 
-    def read(self, address: int, target: np.ndarray) -> None:
-        """Fills a contiguous array. Raises OSError, with errno, if the other process has ended or has nothing there."""
+    def read(self, address: int, target: np.ndarray) -> bool:
+        """Fills a contiguous array; returns whether the kernel permits it (which can end: consent may go to a debugger).
+
+        Raises:
+          OSError: with errno: the other process has ended, or has nothing there.
+        """
         done = 0
         while done < target.nbytes:
             here = _Span(_address(target) + done, target.nbytes - done)
@@ -80,8 +120,11 @@ class Reader:
             count = _process_vm_readv()(self._pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
             if count <= 0:
                 code = ctypes.get_errno()
+                if code == errno.EPERM:
+                    return False
                 raise OSError(code, os.strerror(code))
             done += count
+        return True
 
 
 class _Span(ctypes.Structure):

@@ -2,7 +2,7 @@
 
 Array bytes carry a checksum per chunk, OCDBT checks its own nodes; this covers the rest, so that every byte of a checkpoint is covered by
 something. Of a data file the size and a sample of its content are noted: the sample tells files apart that were exchanged, whose own
-checksums are all right.
+checksums are all right, unless they differ in a few places only, none of which is sampled.
 """
 
 import hashlib

@@ -104,6 +104,28 @@ def test_consent_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     loans.close()
     assert asked == []
     loans.consent(1234)
+    loans.consent(1234)
     loans.close()
     loans.close()
-    assert asked == [(0x59616D61, 1234), (0x59616D61, 0)]
+    assert {option for option, _ in asked} == {0x59616D61}
+    assert [argument for _, argument in asked] == [1234, 0]
+
+
+def test_consent_stays_while_another_save_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel knows one reader: it is neither taken away nor exchanged while somebody reads."""
+    allowed = [0]
+    monkeypatch.setattr(peer_memory, "_prctl", lambda option, argument: allowed.__setitem__(0, argument) or 0)
+    first, second, other = Loans(), Loans(), Loans()
+    first.consent(1234)
+    second.consent(1234)
+    other.consent(99)
+    assert allowed == [1234]
+    first.close()
+    other.close()
+    assert allowed == [1234]
+    second.close()
+    assert allowed == [0]
+    other.consent(99)
+    assert allowed == [99]
+    other.close()
+    assert allowed == [0]

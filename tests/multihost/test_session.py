@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxckpt.errors import ProcessError
+from jaxckpt.multihost import center as center_module
 from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.session import Session
@@ -309,3 +310,36 @@ def test_threads_end_with_the_session() -> None:
     while threading.active_count() > before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("begun", [0, 1, 2])
+def test_an_interrupt_while_the_center_begins_to_serve(begun: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever threads have been started by then serve on, and nobody starts others that wait for the same messages."""
+    start = center_module._start
+
+    def interrupted(one: Callable[[int], None], processes: Any) -> Any:
+        monkeypatch.setattr(center_module, "_start", start)
+        start(one, list(processes)[:begun])
+        time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    def restore(peer: Peer) -> None:
+        error = None
+        try:
+            peer.request({"t": "leaves"}, "reading")
+        except ProcessError as raised:
+            error = raised
+        peer.vote(error)
+
+    handlers = {"leaves": lambda process, header: ({"t": "leaves"}, None)}
+    began = time.monotonic()
+    with together(2) as (center, peers):
+        threads = [Thread(lambda peer=peer: restore(peer)) for peer in peers]
+        monkeypatch.setattr(center_module, "_start", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            center.collect(handlers)
+        with pytest.raises(KeyboardInterrupt):
+            center.vote(caught.value)
+        for thread in threads:
+            assert "KeyboardInterrupt" in str(thread.error())
+    assert time.monotonic() - began < 10  # The bound of a wait is 20 s.

@@ -730,6 +730,52 @@ def left_behind(directory: str, io: int) -> tuple[tuple[int, int], tuple[int, in
         gc.enable()
 
 
+def many_chunks_at_once(directory: str, io: int) -> int:
+    """Saves arrays of hundreds of chunks that lie on other processes, the threads that write them interrupting each other all the time.
+
+    Every third read of another process's memory is refused on the way, as after a consent that has gone to somebody else.
+
+    Returns:
+      How many reads were refused to this process.
+    """
+    import sys
+    from unittest import mock
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxckpt.multihost import peer_memory
+
+    sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec("x"))
+    data = np.random.default_rng(0).random((jax.device_count() * 30, 70_000), np.float32)
+    array = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+    reads = refused = 0
+    read = peer_memory.Reader.read
+
+    def sometimes(reader: Any, address: int, target: np.ndarray) -> bool:
+        nonlocal reads, refused
+        if target.nbytes > 1000:
+            reads += 1
+            if reads % 3 == 0:
+                refused += 1
+                target[:] = 255
+                return False
+        return read(reader, address, target)
+
+    settings = options(io, chunk_byte_size=70_000)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with mock.patch.object(peer_memory.Reader, "read", sometimes):
+            for number in range(6):
+                path = jaxckpt.Checkpoint(w=array).write(f"{directory}/many{number}", settings)
+    finally:
+        sys.setswitchinterval(interval)
+    target = jaxckpt.Checkpoint(w=jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding))
+    target.restore(path, settings).assert_consumed()
+    mp_values.assert_same({"w": target.w}, {"w": array})
+    return refused
+
+
 # -- damage -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,14 @@ def test_large_pieces_do_not_go_through_the_connections_of_a_host(jobs, io: int,
 
 
 @testing.requires_private_disks
+def test_many_chunks_of_others_at_once_some_of_which_cannot_be_read(jobs) -> None:
+    job = jobs.job(3)
+    refused = job.run(mp_programs.many_chunks_at_once, jobs.directory(job), 0)
+    assert refused[0] > 100
+    assert refused[1:] == [0, 0]
+
+
+@testing.requires_private_disks
 def test_shared_memory_goes_without_garbage_collection(jobs) -> None:
     job = jobs.job(3)
     for (descriptors, mappings), after in job.run(mp_programs.left_behind, jobs.directory(job), 1):
