@@ -1,8 +1,8 @@
 """The file ``_JAXCKPT``: size and crc32c of every metadata file, and of itself.
 
 Array bytes carry a checksum per chunk, OCDBT checks its own nodes; this covers the rest, so that every byte of a checkpoint is covered by
-something. Of a data file the size and a sample of its content are noted: the sample tells files apart that were exchanged, whose own
-checksums are all right, unless they differ in a few places only, none of which is sampled.
+something. Of a data file the size is noted, and what tells it from another one, whose own checksums are all right: that it begins with
+its name, or, where TensorStore wrote it, a sample of its content.
 """
 
 import hashlib
@@ -13,10 +13,11 @@ from collections.abc import Collection
 from typing import Any
 
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage import description, files
+from jaxckpt.storage import description, files, ocdbt_files
 from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 
 FILE = "_JAXCKPT"
+_NAMED = "named"
 _ENDS, _END = "ends ", 4096
 # What a sample is of: so many parts of 64 bytes, and the end. The second one is what the first checkpoints have.
 _SAMPLES = {"sample64 ": 64, "sample ": 256}
@@ -42,8 +43,7 @@ def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) 
             continue
         path = os.path.join(directory, name)
         if is_data(name, ocdbt):
-            size = files.size(path)
-            noted[name] = [size, _ends(path) if size is None else _sample(path, size, next(iter(_SAMPLES)))]
+            noted[name] = _identity(path, ocdbt)
         else:
             content = files.read(path)
             noted[name] = [len(content), checksum(content)]
@@ -98,19 +98,36 @@ def check_sizes(directory: str, noted: dict[str, list[Any]]) -> list[tuple[str, 
 
 
 def check_data(directory: str, name: str, noted: dict[str, list[Any]]) -> None:
-    """Raises CorruptCheckpointError unless a data file has the size and the sample that were noted."""
+    """Raises CorruptCheckpointError unless a data file is the one that was written."""
     path = os.path.join(directory, name)
-    size, sample = noted[name]
+    size, identity = noted[name]
     try:
         found = files.size(path)
-        same = (None in (size, found) or found == size) and sample == (
-            _ends(path) if sample.startswith(_ENDS) else _sample(path, size, f"{sample.partition(' ')[0]} ")
-        )
+        same = (None in (size, found) or found == size) and _is_noted(path, size, identity)
         what = "it is not the one that was written"
     except FileNotFoundError:
         same, what = False, "it is missing"
     if not same:
         raise CorruptCheckpointError(f"{path}: this file is damaged: {what}. Restore another checkpoint.")
+
+
+def _identity(path: str, ocdbt: bool) -> list[Any]:
+    """Returns what is noted of a data file: its size, and what tells it from others."""
+    size = files.size(path)
+    if size is None:
+        return [size, _ends(path)]
+    if ocdbt and ocdbt_files.is_named(path):
+        return [size, _NAMED]
+    return [size, _sample(path, size, next(iter(_SAMPLES)))]
+
+
+def _is_noted(path: str, size: int, noted: str) -> bool:
+    """Whether a data file of that size is the one of which `noted` was noted."""
+    if noted == _NAMED:
+        return ocdbt_files.is_named(path)
+    if noted.startswith(_ENDS):
+        return _ends(path) == noted
+    return _sample(path, size, f"{noted.partition(' ')[0]} ") == noted
 
 
 def _sample(path: str, size: int, kind: str) -> str:
@@ -137,9 +154,9 @@ def is_data(name: str, ocdbt: bool) -> bool:
     return "/c/" in f"/{name}/" and not name.endswith("/zarr.json")
 
 
-def is_sampled(expected: list[Any]) -> bool:
-    """Whether only a sample of a file was noted."""
-    return str(expected[1]).startswith((*_SAMPLES, _ENDS))
+def is_of_data(expected: list[Any]) -> bool:
+    """Whether what was noted is of a data file: no checksum of all of it."""
+    return str(expected[1]).startswith((_NAMED, *_SAMPLES, _ENDS))
 
 
 def checksum(content: bytes) -> str:

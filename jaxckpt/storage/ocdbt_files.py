@@ -6,19 +6,31 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from jaxckpt.storage import files
 from jaxckpt.storage.ocdbt_format import CHECKSUM_BYTES, Place
 
 _BLOCK = 1 << 20  # is checksummed, then written, while it is in the cache
+NAME_BYTES = 16
 
 
 class DataFile:
-    """A new data file of the database in `directory`; whoever made it closes its descriptor."""
+    """A new data file of the database in `directory`; whoever made it closes its descriptor.
+
+    It begins with its own name, which nothing refers to: a file that was exchanged for another one, whose checksums are all right, is
+    told by that.
+    """
 
     def __init__(self, directory: str) -> None:
-        self.name = "d/" + secrets.token_hex(16)
+        name = secrets.token_bytes(NAME_BYTES)
+        self.name = "d/" + name.hex()
         self.path = os.path.join(directory, self.name)
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self.size = 0
+        try:
+            self._write(name)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
 
     def append(self, data: Iterable[np.ndarray]) -> Place:
         """Writes the bytes of contiguous arrays, and the crc32c of all of them."""
@@ -44,6 +56,12 @@ class DataFile:
 
     def _write(self, data: np.ndarray | bytes) -> None:
         self.size += _write(self.descriptor, data, self.path)
+
+
+def is_named(path: str) -> bool:
+    """Whether a file begins with its own name, as `DataFile` makes them. Raises OSError."""
+    (begin,) = files.ranges(path, [(0, NAME_BYTES)])
+    return begin.hex() == os.path.basename(path)
 
 
 def checksummed(data: np.ndarray) -> bytes:

@@ -113,7 +113,7 @@ class StoredCheckpoint:
         if self.digests is None:
             return
         for name, expected in self.digests.items():
-            if digests.is_sampled(expected):
+            if digests.is_of_data(expected):
                 digests.check_data(self._directory, name, self.digests)
 
     def _read_strings(self) -> dict[str, Any]:

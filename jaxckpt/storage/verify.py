@@ -155,7 +155,7 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
         path = os.path.join(stored.directory, name)
         if path in damaged:
             continue
-        if digests.is_sampled(expected):
+        if digests.is_of_data(expected):
             continue
         content = files.read(path)
         try:
@@ -168,7 +168,7 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
 def _check_data_files(stored: StoredCheckpoint, problems: list[Problem]) -> None:
     """Looks for data files that were exchanged for others. Where a leaf is damaged, it has been named already, which says more."""
     for name, expected in (stored.digests or {}).items():
-        if digests.is_sampled(expected):
+        if digests.is_of_data(expected):
             try:
                 digests.check_data(stored.directory, name, stored.digests or {})
             except CheckpointError as error:

@@ -214,6 +214,7 @@ def _options(name: str) -> Any:
     kinds: dict[str, dict[str, Any]] = {
         "leaf_kinds": {},
         "model": {},
+        "model_named_files": {},  # Data files begin with their names; those of the ones above were sampled.
         "model_async_small_files": {"enable_async": True, "orbax": jaxckpt.OrbaxSettings(target_data_file_size=1000)},
         "chunks": {"orbax": jaxckpt.OrbaxSettings(chunk_byte_size=500)},
         "chunks_zstd": {"orbax": jaxckpt.OrbaxSettings(chunk_byte_size=500, compression="zstd")},

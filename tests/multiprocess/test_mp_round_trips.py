@@ -65,7 +65,7 @@ def test_shared_memory_goes_without_garbage_collection(jobs) -> None:
 @testing.requires_private_disks
 @pytest.mark.parametrize("io", [0, 2])
 def test_a_data_file_of_another_checkpoint_is_found_out_everywhere(jobs, io: int) -> None:
-    """Its chunks carry checksums that are right: only the sample of the file tells."""
+    """Its chunks carry checksums that are right: only its name, in the file, tells."""
     job = jobs.job(3)
     for kind, text, left in job.run(mp_programs.exchanged, jobs.directory(job), io):
         assert kind.endswith("CorruptCheckpointError")  # Where it is another process's, it says so.

@@ -20,6 +20,7 @@ import pytest
 from orbax.checkpoint import v1
 
 import jaxckpt
+from jaxckpt.storage import ocdbt_writer
 
 FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "24"))
 MIB = 1 << 20
@@ -249,6 +250,29 @@ def test_large_files_of_equal_size_are_not_mistaken_for_each_other(tmp_path: Pat
     with pytest.raises(jaxckpt.CorruptCheckpointError):
         checkpoint.read(path)
     assert (checkpoint.a == 7).all()
+
+
+def test_a_data_file_of_another_checkpoint_that_differs_in_one_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All checksums in it are right, and hardly anything tells the files apart."""
+    monkeypatch.setattr(ocdbt_writer, "_WRITERS", 1)  # Two would take the chunks in any order.
+    first = np.random.default_rng(7).standard_normal(MIB).astype(np.float32)
+    second = first.copy()
+    second[MIB // 3] += 1
+    options = Options(orbax=jaxckpt.OrbaxSettings(chunk_byte_size=MIB // 4))
+    one, two = (
+        max(Path(jaxckpt.Checkpoint(w=w).write(tmp_path / name, options), "d").iterdir(), key=os.path.getsize)
+        for name, w in (("one", first), ("two", second))
+    )
+    swap(one, two)
+    for path in (tmp_path / "one", tmp_path / "two"):
+        checkpoint = jaxckpt.Checkpoint(w=np.zeros_like(first))
+        with pytest.raises(jaxckpt.CorruptCheckpointError, match="it is not the one that was written"):
+            checkpoint.read(path)
+        assert not checkpoint.w.any()
+        (problem,) = jaxckpt.verify(path).problems
+        assert problem.where.startswith(str(path / "d"))
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
