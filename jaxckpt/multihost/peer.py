@@ -133,9 +133,15 @@ class Peer(Session):
             raise error
 
     def _raise(self, failure: failures.Failure) -> None:
-        if self._own_error is not None:
-            raise self._own_error
-        raise failures.rebuild(failure)
+        own = self._own_error
+        if own is None:
+            raise failures.rebuild(failure)
+        if not isinstance(own, Exception) or self.process in (failure["process"], *failure["processes"]):
+            raise own
+        # All processes raise the same; and this one may have failed because another one had.
+        error = failures.rebuild(failure)
+        error.add_note(f"Besides, on this process: {type(own).__name__}: {own}")
+        raise error
 
     def _receive(self, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
         with self._blaming(doing):

@@ -98,13 +98,17 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
     # In a bucket the directory of the item is the one that this save has claimed.
     _require_shared(new if files.is_bucket(new) else os.path.dirname(new), session)
     errors: list[BaseException] = []
-    peers: list[int] = []
+    given_up = threading.Event()
+    under_way = threading.Lock()
 
     def ask() -> None:
-        try:
-            peers.extend(session.ask_all({"t": "write", "new": new}, "writing its part"))
-        except BaseException as error:
-            errors.append(error)
+        with under_way:
+            if given_up.is_set():
+                return
+            try:
+                session.ask_all({"t": "write", "new": new}, "writing its part")
+            except BaseException as error:
+                errors.append(error)
 
     asking = threading.Thread(target=ask, name="jaxckpt parts", daemon=True)
 
@@ -120,8 +124,11 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
     try:
         storage.write_jointly(new, snapshot, settings, session.process, others, finish)
     except BaseException as error:
-        if asking.ident is not None:
-            asking.join()
+        # The directory goes away now: not under somebody who writes there. (An interrupt may have come while the thread was started,
+        # so that it cannot be joined.)
+        given_up.set()
+        with under_way:
+            pass
         if errors and error is not errors[0]:
             error.add_note(f"Besides: {errors[0]}")
         raise

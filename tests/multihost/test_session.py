@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ import pytest
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import center as center_module
+from jaxckpt.multihost import shared
 from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.wire import Link
+from jaxckpt.storage.content import Snapshot
+from jaxckpt.storage.settings import WriteSettings
 
 SECS = 0.6
 
@@ -112,6 +116,85 @@ def test_an_error_of_a_peer_is_its_own_and_the_others_name_it() -> None:
         found = one.error()
         assert isinstance(found, KeyError)
         assert found.processes == (2,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FileNotFoundError(errno.ENOENT, "gone", "/x")])
+def test_an_error_of_a_peer_after_the_center_has_given_up(error: BaseException) -> None:
+    """It may have come about because of that: all raise the same. An interrupt of its own stays one."""
+
+    def handler(header: Any) -> Any:
+        raise error
+
+    def work() -> None:
+        with pytest.raises(ProcessError):
+            center.ask_all({"t": "get"}, "giving")
+        raise PermissionError(errno.EACCES, "no", "/x")
+
+    with together() as (center, peers):
+        one = Thread(lambda: peers[0].decide(no, {"get": handler}))
+        two = Thread(lambda: peers[1].decide(no, {"get": lambda header: ({"t": "ok"}, None)}))
+        with pytest.raises(PermissionError):
+            center.decide(work)
+        assert isinstance(two.error(), PermissionError)
+        found = one.error()
+        if isinstance(error, KeyboardInterrupt):
+            assert found is error
+        else:
+            assert isinstance(found, PermissionError)
+            assert isinstance(found, ProcessError)
+            assert found.processes == (0,)
+            assert "FileNotFoundError" in found.__notes__[0]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_an_interrupt_while_the_peers_are_asked_for_their_parts(
+    started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is not taken away while they write, nor do they begin afterwards."""
+    running: list[int] = []
+    parts: list[int] = []
+    asking: list[threading.Thread] = []
+
+    def part(header: Any) -> Any:
+        running.append(1)
+        parts.append(1)
+        time.sleep(0.3)
+        running.pop()
+        return {"t": "written"}, None
+
+    start = threading.Thread.start
+
+    def interrupted(self: threading.Thread) -> None:
+        if self.name != "jaxckpt parts":
+            start(self)
+            return
+        asking.append(self)
+        if started:
+            start(self)
+            while not running:
+                time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        try:
+            shared.write(str(tmp_path / "new" / "item"), Snapshot(()), WriteSettings(), center)
+        finally:
+            assert not running
+            if not started:
+                start(asking[0])
+                asking[0].join()
+
+    monkeypatch.setattr(shared.storage, "write_jointly", lambda new, snapshot, settings, process, begin, end: begin())
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    (tmp_path / "new").mkdir()
+    handlers = {"look": lambda header: ({"t": "seen", "seen": True}, None), "write": part}
+    with together() as (center, peers):
+        threads = [Thread(lambda peer=peer: peer.decide(no, handlers)) for peer in peers]
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(work)
+        for thread in threads:
+            assert "KeyboardInterrupt" in str(thread.error())
+        assert len(parts) == (2 if started else 0)
 
 
 def test_a_peer_that_is_gone_is_named() -> None:
