@@ -263,12 +263,17 @@ class _Meeting:
                 if self._call.center == _LEADER:
                     kept = True
                     return Peer(self._me, link, header["facts"], self._call.timeout, str(self._call))
+                link.finish()
+                # All are there, at this moment. What follows needs no work of anybody, so that one that was lost is found out soon.
+                self._end = time.monotonic() + min(self._call.timeout, _CONNECT_SECS)
+                try:
+                    return self._go_to_center(header) if listener is None else self._await_peers(listener, header)
+                except ProcessError:
+                    self._heed(link)
+                    raise
             finally:
                 if not kept:
                     link.close()
-            # All are there, at this moment. What follows needs no work of anybody, so that one that was lost is found out soon.
-            self._end = time.monotonic() + min(self._call.timeout, _CONNECT_SECS)
-            return self._go_to_center(header) if listener is None else self._await_peers(listener, header)
 
     def _await_peers(self, listener: Listener, verdict: Header) -> Session:
         """Waits, as the center that is not process 0, for all others."""
@@ -312,6 +317,13 @@ class _Meeting:
             raise ProcessError(
                 f"{self._call}: process {_LEADER} ended, or closed the connection: {error}.", (_LEADER,)
             ) from error
+
+    def _heed(self, link: Link) -> None:
+        """Raises what process 0 has failed with after it had told this process that all is well: the others know by then."""
+        with contextlib.suppress(OSError):
+            header = link.receive(_LINGER_SECS, max_payload=0).header
+            if header["t"] == "failed":
+                self._raise(header["failure"])
 
     def _reach_leader(self) -> Link:
         """Finds process 0's address, and connects; again while the address is that of a call that is over."""

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.multihost import center, gather, local_answers, meeting, peer, session, shared
+from jaxckpt.multihost import center, gather, local_answers, meeting, peer, session, shared, wire
 from jaxckpt.storage import commit, writer
 
 NAMES = ("a", "b", "c")
@@ -42,7 +42,10 @@ _PLACES = {
     "request": (peer.Peer, "_next_answer"),
     "provide": (local_answers.LocalAnswers, ("put", "stream")),
     "verdict": (meeting._Meeting, "_verdict"),
+    "agreed": (wire.Link, "send"),
 }
+
+_MESSAGES = {"vote": session.CONFIRM, "agreed": "agreed"}
 
 
 @contextlib.contextmanager
@@ -52,12 +55,15 @@ def _fault(place: str | None, kind: str, nth: int) -> Any:
         yield
         return
     owner, names = _PLACES[place]
+    kind_of_message = _MESSAGES.get(place)
     passed = 0
 
     def passing(original: Any) -> Any:
         def instead(*args: Any, **kwargs: Any) -> Any:
             nonlocal passed
-            if place != "vote" or args[-1].get("t") == session.CONFIRM:
+            if kind_of_message is None or any(
+                isinstance(arg, dict) and arg.get("t") == kind_of_message for arg in args
+            ):
                 passed += 1
                 if passed == nth:
                     _happen(place, kind)

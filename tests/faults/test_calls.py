@@ -240,6 +240,22 @@ def test_an_error_on_one_process_reaches_all(
     assert_works(job, prefix, 1, numbers.next())
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_an_interrupt_when_some_have_been_told_to_go_ahead(
+    job: testing.Job, disk: str, numbers: Numbers, first: int
+) -> None:
+    """The IO process, or another one, then waits for processes that have been told that nothing comes of it."""
+    prefix = f"{disk}/errors/ckpt"
+    assert_works(job, prefix, 1, numbers.next())
+    late = (3 - first, 0.5)  # Whoever comes first is told first.
+    found = job.run(programs.save, prefix, 1, numbers.next(), secs=20, fault=(0, "agreed", "interrupt", 2), late=late)
+    assert found[0]["error"][0] == "KeyboardInterrupt"
+    for other in (1, 2):
+        assert_named(found[other], 0)
+        assert "KeyboardInterrupt" in found[other]["text"]
+    assert_works(job, prefix, 1, numbers.next())
+
+
 @pytest.mark.parametrize(("process", "place"), [(2, "request"), (1, "provide")])
 def test_an_interrupted_restore(job: testing.Job, disk: str, numbers: Numbers, process: int, place: str) -> None:
     prefix = f"{disk}/errors/ckpt"
