@@ -12,6 +12,7 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures
 from jaxckpt.multihost.session import CONFIRM, LINGER_SECS, Answer, Handler, Result, Session
+from jaxckpt.multihost.uninterrupted import uninterrupted
 from jaxckpt.multihost.wire import Header, Link, Message, close_gently
 
 _LOST_SECS = 5.0
@@ -207,18 +208,20 @@ class Center(Session):
                 given_up.append(votes[process])  # type: ignore[arg-type]
             served[process].set()
 
+        def wait() -> None:
+            if not started:  # Nobody knows which of them were, when an interrupt came.
+                _start(one, self._links)
+            for event in served.values():
+                event.wait()  # Bounded: each wait of its thread is.
+
         def finish(error: BaseException | None, doubt: BaseException | None = None) -> None:
             if error is not None:
                 given_up.append(error)
             try:
-                if not started:  # Nobody knows which of them were, when an interrupt came.
-                    _start(one, self._links)
-                for event in served.values():
-                    event.wait()  # Bounded: each wait of its thread is.
-                self._finish = None
+                uninterrupted(wait, given_up.append)
             except BaseException as interrupt:
-                given_up.append(interrupt)
-                raise
+                error = error or interrupt
+            self._finish = None
             failed = {process: vote for process, vote in votes.items() if vote is not None}
             # What failed first; the others may have failed because of it.
             first = error if error is not None else given_up[0] if failed else None
@@ -272,7 +275,9 @@ class Center(Session):
 
     def _tell(self, header: Header) -> None:
         """Tells every peer. One that has gone by now has its own reasons, and changes nothing for the others."""
+        uninterrupted(lambda: self._tell_all(header))
 
+    def _tell_all(self, header: Header) -> None:
         waiting = {}
         for process, link in self._links.items():
             if link.takes_at_once():

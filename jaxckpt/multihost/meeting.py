@@ -22,9 +22,11 @@ from jaxckpt.multihost.comparison import compare_calls, compare_host_leaves, com
 from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.rendezvous import Address, Listener
 from jaxckpt.multihost.session import Session, patience
+from jaxckpt.multihost.uninterrupted import uninterrupted
 from jaxckpt.multihost.wire import Header, Link, WireError, close_gently
 
 _KEY = "jaxckpt/meeting"
+_BEGUN = "all are there"
 _LEADER = 0
 _SLICE_SECS = 0.5
 _INTERRUPTED_SECS = 5.0
@@ -184,9 +186,12 @@ class _Meeting:
         return self._go_to_center(verdict)
 
     def _tell(self, links: Mapping[int, Link], header: Header) -> None:
-        for link in links.values():
-            with contextlib.suppress(OSError):
-                link.send(header, timeout=min(self._call.timeout, _LINGER_SECS))
+        def tell() -> None:
+            for link in links.values():
+                with contextlib.suppress(OSError):
+                    link.send(header, timeout=min(self._call.timeout, _LINGER_SECS))
+
+        uninterrupted(tell)
 
     def _read_cards(self, links: Mapping[int, Link]) -> dict[int, Header]:
         """Reads what each process said it is about to do."""
@@ -285,6 +290,7 @@ class _Meeting:
                     f"{named(missing)} joined {self._call}, and then did not connect to process {self._me}, which does the file access.",
                     missing,
                 )
+            self._tell(links, {"t": _BEGUN})
             return Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
         except BaseException as error:
             self._tell(links, {"t": "failed", "failure": failures.describe(error, self._me)})
@@ -356,7 +362,10 @@ class _Meeting:
         while True:
             try:
                 link = rendezvous.dial(address, self._me, center, self._end)
+                self._await_beginning(link)
                 return Peer(self._me, link, verdict["facts"], self._call.timeout, str(self._call))
+            except ProcessError:
+                raise
             except OSError as error:
                 # A crowd of strangers may have pushed this process out; a port where nobody listens means that the center is gone.
                 if self._left() > 0.1 and isinstance(error, WireError | ConnectionResetError):
@@ -368,6 +377,16 @@ class _Meeting:
                     f"{rendezvous.BIND_VARIABLE} there.",
                     (center,),
                 ) from error
+
+    def _await_beginning(self, link: Link) -> None:
+        """Waits until the center has everybody."""
+        try:
+            header = link.receive(self._left() + patience(self._call.timeout), max_payload=0).header
+            if header["t"] == "failed":
+                self._raise(header["failure"])
+        except BaseException:
+            link.close()
+            raise
 
     # -- both ---------------------------------------------------------------------------------------------------------------------
 

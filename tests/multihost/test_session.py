@@ -1,5 +1,6 @@
 """Center and peers over socket pairs: one outcome for all, the right process named, and no wait without a bound."""
 
+import _thread
 import contextlib
 import errno
 import socket
@@ -382,6 +383,26 @@ def test_a_peer_that_is_lost_in_a_vote_fails_it_everywhere() -> None:
         with pytest.raises(ProcessError, match="Process 2"):
             center.vote(None)
         assert one.error().processes == (2,)  # type: ignore[attr-defined]
+
+
+def test_an_interrupt_while_the_center_tells_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the rest of a message, or for one that does not come."""
+    send = Link.send
+    told: list[Link] = []
+
+    def slow(self: Link, header: Any, payload: Any = None, *, timeout: float) -> None:
+        told.append(self)
+        _thread.interrupt_main()
+        time.sleep(0.05)
+        send(self, header, payload, timeout=timeout)
+
+    with together(2) as (center, peers):
+        threads = [Thread(lambda peer=peer: peer.decide(no)) for peer in peers]
+        monkeypatch.setattr(Link, "send", slow)
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(lambda: "all is well")
+        assert [thread.value() for thread in threads] == ["all is well"] * 2
+        assert len(told) == 2
 
 
 def test_threads_end_with_the_session() -> None:

@@ -1,0 +1,61 @@
+"""Work that Ctrl-C does not tear apart.
+
+Python raises KeyboardInterrupt on the main thread, between any two instructions: half of a message may have been sent by then, and the
+process that it was for would wait for the rest.
+"""
+
+import threading
+from collections.abc import Callable
+
+_SLICE_SECS = 1.0
+
+
+def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException], None] = lambda error: None) -> None:
+    """Does `work` to its end, once, and only then raises an interrupt that came meanwhile.
+
+    Args:
+      work: bounded. On the main thread, which alone is interrupted, it is done by another one for it.
+      interrupted: called at once with the interrupt.
+
+    Raises:
+      BaseException: what `work` raised; or the first interrupt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    begun = threading.Lock()
+    # Not an Event: an interrupt in its wait() can leave its lock held for ever.
+    running = threading.Lock()
+    running.acquire()
+    errors: list[BaseException] = []
+    ended: list[bool] = []
+
+    def run() -> None:
+        if not begun.acquire(blocking=False):
+            return
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.append(True)
+            running.release()
+
+    interrupt: BaseException | None = None
+    while not ended:
+        try:
+            try:
+                # Whether an interrupt came before or after the thread was started cannot be known: the second one ends at once.
+                threading.Thread(target=run, name="jaxckpt uninterrupted", daemon=True).start()
+            except RuntimeError:  # No thread to be had.
+                run()
+            while not ended:
+                running.acquire(timeout=_SLICE_SECS)
+        except BaseException as error:
+            if interrupt is None:
+                interrupt = error
+                interrupted(error)
+    if errors:
+        raise errors[0]
+    if interrupt is not None:
+        raise interrupt

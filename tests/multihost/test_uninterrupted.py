@@ -1,0 +1,89 @@
+"""Ctrl-C at any moment: the work is done, once, and then the interrupt is raised."""
+
+import _thread
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from jaxckpt.multihost.uninterrupted import uninterrupted
+
+
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_work_is_done() -> None:
+    done: list[threading.Thread] = []
+    uninterrupted(lambda: done.append(threading.current_thread()))
+    assert len(done) == 1
+
+
+def test_its_error_is_raised() -> None:
+    def work() -> None:
+        raise FileNotFoundError("x")
+
+    with pytest.raises(FileNotFoundError):
+        uninterrupted(work)
+
+
+def test_an_interrupt_is_raised_when_the_work_is_done() -> None:
+    done: list[int] = []
+    interrupts: list[BaseException] = []
+
+    def work() -> None:
+        for _ in range(3):
+            _thread.interrupt_main(signal.SIGUSR1)
+            time.sleep(0.05)
+        assert len(interrupts) == 1  # It was heard of at once.
+        done.append(1)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        uninterrupted(work, interrupts.append)
+    assert done == [1]
+    assert interrupts == [caught.value]
+
+
+def test_interrupts_at_random_moments() -> None:
+    chance = random.Random(1)
+    done: list[int] = []
+    interrupted = unfinished = 0
+
+    def work() -> None:
+        time.sleep(0.001)
+        done.append(1)
+
+    for turn in range(300):
+        timer = threading.Timer(chance.uniform(0, 0.002), _thread.interrupt_main, (signal.SIGUSR1,))
+        begun = False
+        try:
+            timer.start()
+            begun = True
+            uninterrupted(work)
+            timer.join()
+        except KeyboardInterrupt:
+            interrupted += 1
+            timer.join()
+        unfinished += len(done) != turn + 1 - unfinished
+        assert len(done) == turn + 1 - unfinished
+        assert begun or len(done) < turn + 1
+    assert interrupted > 200
+    assert unfinished < 100  # Where the interrupt came before.
+
+
+def test_another_thread_does_it_itself() -> None:
+    """Nothing interrupts it."""
+    found: list[threading.Thread] = []
+    thread = threading.Thread(target=lambda: uninterrupted(lambda: found.append(threading.current_thread())))
+    thread.start()
+    thread.join(10)
+    assert found == [thread]
