@@ -132,6 +132,7 @@ class Save:
 
         try:
             self._session = session = meeting.meet(self._call, prepared)
+            session.keep()
         except BaseException:
             self._release()
             raise

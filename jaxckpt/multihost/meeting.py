@@ -163,7 +163,7 @@ class _Meeting:
             finally:
                 # Before anyone is told anything: whoever begins the next call must not find the address of this one.
                 self._store.key_value_delete(_KEY)
-                listener.close()
+                listener.stop()
             cards = self._read_cards(links)
             verdict = self._verdict(cards, links, missing)
             self.joined = True
@@ -173,6 +173,7 @@ class _Meeting:
             _warn(verdict["warnings"])
             if self._call.center == _LEADER:
                 session = Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
+                listener.hand_out()
                 kept = True
                 return session
         except BaseException as error:
@@ -283,7 +284,7 @@ class _Meeting:
     def _await_peers(self, listener: Listener, verdict: Header) -> Session:
         """Waits, as the center that is not process 0, for all others."""
         links, missing = listener.wait(self._end)
-        listener.close()
+        listener.stop()
         try:
             if missing:
                 raise ProcessError(
@@ -291,7 +292,9 @@ class _Meeting:
                     missing,
                 )
             self._tell(links, {"t": _BEGUN})
-            return Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
+            session = Center(self._me, links, verdict["facts"], self._call.timeout, str(self._call))
+            listener.hand_out()
+            return session
         except BaseException as error:
             self._tell(links, {"t": "failed", "failure": failures.describe(error, self._me)})
             close_gently(list(links.values()), _LINGER_SECS)

@@ -67,7 +67,6 @@ class Listener:
         self._links: dict[int, Link] = {}
         self._shaking: OrderedDict[Link, None] = OrderedDict()
         self._over = False  # Whoever comes now comes too late.
-        self._handed_out = False
         try:
             family = socket.AF_INET6 if ":" in interface else socket.AF_INET
             self._socket = socket.create_server(
@@ -93,25 +92,38 @@ class Listener:
             raise
 
     def wait(self, end: float) -> tuple[dict[int, Link], set[int]]:
-        """Waits until all expected processes are there, at most until the moment `end` (of time.monotonic). Can be called once.
+        """Waits until all expected processes are there, at most until the moment `end` (of time.monotonic), and lets nobody in any more.
 
         Returns:
-          The connections, by process, which the caller closes, and the processes that are missing.
+          The connections, by process, and the processes that are missing.
         """
         with self._changed:
             while len(self._links) < len(self._expected) and (left := end - time.monotonic()) > 0:
                 self._changed.wait(min(left, 1.0))
-            self._over = self._handed_out = True
+            self._over = True
             return dict(self._links), set(self._expected - self._links.keys())
 
-    def close(self) -> None:
-        """Stops listening. Connections that were handed out stay open; all others are closed. Idempotent."""
+    def hand_out(self) -> None:
+        """Says that somebody has the connections and will close them."""
+        with self._changed:
+            self._links = {}
+
+    def stop(self) -> None:
+        """Stops listening. Idempotent."""
         with self._changed:
             self._over = True
             unused = list(self._shaking)
-            if not self._handed_out:
-                unused += self._links.values()
-                self._links = {}
+        self._stop(unused)
+
+    def close(self) -> None:
+        """Stops listening, and closes all connections that were not handed out. Idempotent."""
+        with self._changed:
+            self._over = True
+            unused = [*self._shaking, *self._links.values()]
+            self._links = {}
+        self._stop(unused)
+
+    def _stop(self, unused: Iterable[Link]) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # Wakes accept(); the thread closes the socket.
         for link in unused:

@@ -257,9 +257,10 @@ class Link:
                 view = view[count:]
                 continue
             into = view if len(view) >= _AHEAD else self._buffer
-            try:
+            received = None
+            with contextlib.suppress(BlockingIOError):
                 received = self._socket.recv_into(into)
-            except BlockingIOError:
+            if received is None:
                 self._wait(select.POLLIN, timeout, end)
                 continue
             if received == 0:

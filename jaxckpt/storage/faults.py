@@ -19,7 +19,8 @@ def os_error(error: BaseException, path: str | None = None) -> OSError | None:
       error: as raised by TensorStore or Orbax.
       path: what to name as the file if the error does not.
     """
-    seen: BaseException | None = error
+    # An interrupt is none of the system's, whatever was being handled when it came.
+    seen: BaseException | None = error if isinstance(error, Exception) else None
     while seen is not None:
         if isinstance(seen, ProcessError):
             return None  # It says more than the error of the connection to that process, and has errno if it is about files.
@@ -33,7 +34,7 @@ def os_error(error: BaseException, path: str | None = None) -> OSError | None:
             return OSError(number, os.strerror(number), name)
         if (found_in_bucket := _bucket_error(text, path)) is not None:
             return found_in_bucket
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 import warnings
 from typing import Any
 from unittest import mock
@@ -459,7 +460,8 @@ def interrupted_at_random(prefix: str, io: int | None, times: int, seed: int) ->
             error = raised
             # Interrupted between telling one process and telling the next, process 0 is named together with the latter.
             if who not in getattr(raised, "processes", ()):
-                problems.append(f"{turn}: {who} was interrupted after {delay:.3f} s, and {raised!r} raised")
+                text = "".join(traceback.format_exception(raised))
+                problems.append(f"{turn}: {who} was interrupted after {delay:.3f} s, and {me} raised {text}")
         secs = time.monotonic() - began
         if me == who:
             timer.join()

@@ -47,6 +47,8 @@ def test_all_come(listener: Listener) -> None:
     here, missing = listener.wait(soon())
     assert sorted(here) == [1, 2, 3]
     assert not missing
+    listener.stop()
+    listener.hand_out()
     listener.close()  # The connections that were handed out stay.
     for process, link in here.items():
         assert link.process == process
@@ -109,10 +111,13 @@ def test_a_process_that_comes_again_replaces_itself(listener: Listener) -> None:
     close(first, again, *others.values(), *here.values())
 
 
-def test_who_is_not_handed_out_is_closed() -> None:
-    listener = Listener("127.0.0.1", [1, 2])
+@pytest.mark.parametrize("waited", [False, True])
+def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
+    listener = Listener("127.0.0.1", [1])
     link = dial(listener.address, 1, 0, soon())
-    listener.close()  # As after a KeyboardInterrupt in wait().
+    if waited:
+        listener.wait(soon())
+    listener.close()  # As after a KeyboardInterrupt, in wait() or behind it.
     with pytest.raises(WireError):
         link.receive(5)
     link.close()

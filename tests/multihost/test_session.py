@@ -27,10 +27,12 @@ SECS = 0.6
 
 
 @contextlib.contextmanager
-def together(peers: int = 2, secs: float = 20) -> Iterator[tuple[Center, list[Peer]]]:
+def together(peers: int = 2, secs: float = 20, *, kept: bool = True) -> Iterator[tuple[Center, list[Peer]]]:
     ends = [socket.socketpair() for _ in range(peers)]
     others = [Peer(index + 1, Link(two, 0), {}, secs, "save('x')") for index, (_, two) in enumerate(ends)]
     center = Center(0, {index + 1: Link(one, index + 1) for index, (one, _) in enumerate(ends)}, {}, secs, "save('x')")
+    if kept:
+        center.keep()
     try:
         yield center, others
     finally:
@@ -403,6 +405,15 @@ def test_an_interrupt_while_the_center_tells_the_outcome(monkeypatch: pytest.Mon
             center.decide(lambda: "all is well")
         assert [thread.value() for thread in threads] == ["all is well"] * 2
         assert len(told) == 2
+
+
+def test_a_session_that_nobody_has_is_closed() -> None:
+    """An interrupt came between making it and giving it to the caller; what was raised keeps it alive."""
+    with together(1, secs=1, kept=False) as (_, peers):
+        began = time.monotonic()
+        with pytest.raises(ProcessError, match="closed the connection"):
+            peers[0].decide(no)
+        assert time.monotonic() - began < 1
 
 
 def test_threads_end_with_the_session() -> None:

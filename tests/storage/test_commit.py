@@ -22,6 +22,9 @@ import pytest
 
 import jaxckpt
 from jaxckpt import storage
+from jaxckpt.storage import commit
+from jaxckpt.storage.content import Snapshot
+from jaxckpt.storage.settings import WriteSettings
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("JAXCKPT_KILLS", "40"))
@@ -470,3 +473,17 @@ def test_everything_is_synced_before_it_is_named(tmp_path: Path) -> None:
     assert wanted <= new
     state = next(index for index, line in enumerate(lines) if "rename" in line and '/d/checkpoint"' in line)
     assert any("sync(" in line and f"<{tmp_path}/d>" in line for line in lines[publish:state])
+
+
+def test_an_interrupt_stays_one(tmp_path: Path) -> None:
+    """Whatever error of the system was being handled when it came."""
+
+    def write(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
+        try:
+            raise BlockingIOError(errno.EAGAIN, "nothing there yet")
+        except BlockingIOError:
+            raise KeyboardInterrupt  # noqa: B904
+
+    with pytest.raises(KeyboardInterrupt):
+        commit.save(str(tmp_path / "c-1"), Snapshot(()), WriteSettings(), replace=False, write=write)
+    assert list(tmp_path.iterdir()) == []
