@@ -328,6 +328,19 @@ def test_keys_that_orbax_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_keys_are_compared_again_when_they_have_changed(tmp_path: Path) -> None:
+    """That the names of a state are distinct is found out once; of another one, with as many leaves, anew."""
+    good = {"a": {"b": np.ones(1)}, "c": np.zeros(1)}
+    bad = {"a": {"b": np.ones(1)}, "a.b": np.zeros(1)}
+    checkpoint = jaxckpt.Checkpoint(value=good)
+    for _ in range(2):
+        checkpoint.save(tmp_path / "ckpt")
+        checkpoint.value = bad
+        with pytest.raises(ValueError, match="both be stored"):
+            checkpoint.save(tmp_path / "ckpt")
+        checkpoint.value = good
+
+
 def test_mappings_with_keys_of_several_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="value.*cannot be sorted"):
         jaxckpt.Checkpoint(value={1: 1, "b": 2}).save(tmp_path / "ckpt")
