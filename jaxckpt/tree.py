@@ -92,6 +92,7 @@ class _Role(enum.Enum):
     OTHER = "other"
 
 
+_OTHER = _Role.OTHER  # An enum's attribute is looked up slowly.
 _ROLES: dict[type, _Role] = {type(None): _Role.NONE, **dict.fromkeys((dict, list, tuple), _Role.CONTAINER)}
 
 
@@ -110,8 +111,10 @@ def _role_of_type(kind: type) -> _Role:
 
 
 def _stops(node: Any) -> bool:
-    """Whether the walk stops at `node`: empty containers, None, and reference objects."""
-    role = _role(node)
+    """Whether the walk stops at `node`: empty containers, None, and reference objects. Called for every node."""
+    role = _ROLES.get(type(node)) or _role(node)
+    if role is _OTHER:
+        return False
     return role is _Role.REFERENCE or _is_empty(role, node)
 
 
@@ -193,8 +196,11 @@ def _flatten(prefix: Path, value: Any, parents: tuple[int, ...]) -> Flat:
     flat = Flat()
     builders: list[Flat | None] = []
     for path, node in zip(paths, nodes, strict=True):
-        role = _role(node)
-        if _is_empty(role, node):
+        role = _ROLES.get(type(node)) or _role(node)
+        if role is _OTHER:
+            flat.leaves.append(Leaf(path, node))
+            builders.append(None)
+        elif _is_empty(role, node):
             flat.empties.append(EmptyNode(path, node))
             builders.append(Flat(_build=_constant(node)))
         elif role is _Role.REFERENCE:
