@@ -23,6 +23,7 @@ from jaxckpt.storage.boxes import grid_of
 from jaxckpt.storage.content import ArrayContent, EmptyContent, EmptyType, Entry, Piece, Snapshot, StringContent
 from jaxckpt.tree import EmptyNode, Flat, Leaf
 
+_JAX, _SINGLE = Kind.JAX, jax.sharding.SingleDeviceSharding
 _STORABLE = {
     np.dtype(kind)
     for kind in (
@@ -125,10 +126,10 @@ def _start_transfers(leaves: Sequence[Leaf]) -> None:
 
 def _content(leaf: Leaf, copy: bool) -> ArrayContent | StringContent:
     value = leaf.value
-    match kind_of(value):
-        case Kind.JAX:
-            _require_data(leaf, value)
-            return _jax_array(leaf, value)
+    kind = kind_of(value)
+    if kind is _JAX:  # Thousands of them, while training waits: what can be done in one step here is.
+        return _jax_array(leaf, value)
+    match kind:
         case Kind.NUMPY:
             return _numpy_array(leaf, value, copy)
         case Kind.BOOL | Kind.FLOAT | Kind.COMPLEX:
@@ -152,9 +153,9 @@ def _content(leaf: Leaf, copy: bool) -> ArrayContent | StringContent:
                 f"{leaf.name}: this is an abstract array ({value}), which has no data to save; it can only be a target of restore."
             )
         case _:
-            kind = type(value)
+            cls = type(value)
             raise TypeError(
-                f"{leaf.name}: cannot store a {kind.__module__}.{kind.__qualname__}. A leaf can be a jax.Array, a numpy array, a Python or "
+                f"{leaf.name}: cannot store a {cls.__module__}.{cls.__qualname__}. A leaf can be a jax.Array, a numpy array, a Python or "
                 "numpy scalar, str, bytes or None (not a subclass of these), or an object with serialize() and deserialize(), or "
                 "get_state() and set_state(). Convert it, or leave it out of the Checkpoint."
             )
@@ -207,12 +208,16 @@ def _require_data(leaf: Leaf, value: jax.Array) -> None:
 def _jax_array(leaf: Leaf, value: jax.Array) -> ArrayContent:
     """The content of an array of which this process has everything."""
     key_impl = None
-    if is_key_dtype(value.dtype):
-        key_impl = str(jax.random.key_impl(value))
-        value = jax.random.key_data(value)
+    if value.is_deleted():
+        _require_data(leaf, value)
+    if value.dtype not in _STORABLE:
+        if is_key_dtype(value.dtype):
+            key_impl = str(jax.random.key_impl(value))
+            value = jax.random.key_data(value)
+        else:
+            _check_dtype(leaf, value.dtype)
     shape, dtype, sharding = value.shape, value.dtype, value.sharding
-    _check_dtype(leaf, dtype)
-    if len(sharding.device_set) == 1:
+    if type(sharding) is _SINGLE or len(sharding.device_set) == 1:
         pieces: tuple[Piece, ...] = (Piece((0,) * len(shape), shape, np.asarray(value)),)
         return ArrayContent("jax.Array", shape, dtype, shape, pieces, None, key_impl, sharding)
     parts = tuple(_shard_piece(shard, shape) for shard in value.addressable_shards if shard.replica_id == 0)
