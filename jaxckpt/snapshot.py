@@ -256,7 +256,7 @@ def _refuse_collisions(entries: Sequence[Entry]) -> None:
     paths = tuple([entry.path for entry in entries])
     if len(paths) == len(_told_apart) and all(map(operator.is_, paths, _told_apart)):
         return
-    names = [layout.array_path(entry.param_name) for entry in entries]
+    names = [entry.param_name for entry in entries]
     text = "".join(names)
     try:
         text.encode()
@@ -272,11 +272,12 @@ def _refuse_collisions(entries: Sequence[Entry]) -> None:
                 raise ValueError(
                     f"{entry.name}: Orbax cannot tell this str from another one, because of a '/' or '~'. Rename the key."
                 ) from None
-    if len(set(names)) == len(names):
-        if text.count("/") == len(names) and "~" not in text:
-            _told_apart = paths  # Whichever of them are str.
+    if "/" not in text and "~" not in text and len(set(names)) == len(names):
+        _told_apart = paths  # Whichever of them are str.
         return
-    counts = Counter(names)
+    counts = Counter(map(layout.array_path, names))
+    if len(counts) == len(names):
+        return
     twice = next(name for name, count in counts.items() if count > 1)
     both = [repr(entry.name) for entry in entries if layout.array_path(entry.param_name) == twice]
     raise ValueError(
