@@ -17,7 +17,17 @@ import jaxckpt
 PACKAGE = os.path.dirname(jaxckpt.__file__)
 # The lines at which an interrupt could leave something half done; what only computes is passed quickly.
 MODULES = (
-    *("background", "checkpoint", "directory_lock", "managed", "manager", "paths", "saving", "state_file", "state_store"),
+    *(
+        "background",
+        "checkpoint",
+        "directory_lock",
+        "managed",
+        "manager",
+        "paths",
+        "saving",
+        "state_file",
+        "state_store",
+    ),
     *("uninterrupted", "storage/checkpoint_path", "storage/commit", "storage/removal", "storage/temporary"),
 )
 FILES = {os.path.join(PACKAGE, f"{module}.py") for module in MODULES}
@@ -116,7 +126,9 @@ def test_an_interrupt_at_every_line(
             assert latest is not None, at
             state = jaxckpt.get_checkpoint_state("run")
             assert state is not None, at
-            on_disk = {f"run/{name}" for name in entries(work / "run") if name.startswith("ckpt-") and "tmp" not in name}
+            on_disk = {
+                f"run/{name}" for name in entries(work / "run") if name.startswith("ckpt-") and "tmp" not in name
+            }
             assert set(state.all_model_checkpoint_paths) == on_disk, at
             value = jaxckpt.load_variable(latest, "value")[0]
             if path is not None:
