@@ -21,8 +21,8 @@ def _import(module: str, name: str) -> Any:
 def _imported(module: str) -> Any:
     """Imports a module after the packages that it is in.
 
-    A thread that imports a submodule first holds the submodule's lock while it waits for the package; where another thread is
-    importing the package, Python ends the deadlock by handing out half-finished modules.
+    Python waits for a package that another thread is importing only if the package itself is asked for; a submodule alone is
+    executed at once, and sees the unfinished package.
     """
     found: Any = None
     parts = module.split(".")
