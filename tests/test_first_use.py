@@ -151,17 +151,29 @@ def test_a_private_module_waits_for_its_package(tmp_path: Path) -> None:
     """A thread that imports a module of Orbax while another one imports Orbax must not see the unfinished package."""
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "__init__.py").write_text(
-        "import events\nevents.begun.set()\nevents.inside.wait(0.5)\nvalue = 3\n"
+        "import events\nevents.begun.set()\nevents.inside.wait(0.5)\nfrom slow.child import value\n"
     )
-    (tmp_path / "slow" / "child.py").write_text("import events\nevents.inside.set()\nfrom slow import value\n")
+    (tmp_path / "slow" / "base.py").write_text("value = 3\n")
+    (tmp_path / "slow" / "child.py").write_text(
+        "import events\nevents.inside.set()\nfrom slow import base\nvalue = base.value\n"
+    )
     (tmp_path / "events.py").write_text("import threading\nbegun, inside = threading.Event(), threading.Event()\n")
     code = """
-        import importlib, sys, threading
+        import importlib, sys, threading, traceback
         from jaxckpt.storage import private
         sys.path.insert(0, sys.argv[1])
         import events
-        threading.Thread(target=importlib.import_module, args=("slow",)).start()
+
+        def package():
+            try:
+                print(importlib.import_module("slow").value)
+            except BaseException:
+                traceback.print_exc(file=sys.stdout)
+
+        thread = threading.Thread(target=package)
+        thread.start()
         assert events.begun.wait(60)
         print(private._import("slow.child", "value"))
+        thread.join()
     """
-    assert run(code, tmp_path) == "3\n"
+    assert run(code, tmp_path) == "3\n3\n"
