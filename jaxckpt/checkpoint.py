@@ -10,7 +10,7 @@ from typing import Any, Self
 from jaxckpt import loading, objects, optimizers, paths, tree
 from jaxckpt.background import Background, Flight, raise_errors
 from jaxckpt.loading import Restore
-from jaxckpt.options import CheckpointOptions
+from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
 from jaxckpt.translate import to_orbax
@@ -405,11 +405,7 @@ class _Turn:
 
 
 def _checked_options(options: CheckpointOptions | None) -> CheckpointOptions:
-    if options is None:
-        return CheckpointOptions()
-    if not isinstance(options, CheckpointOptions):
-        raise TypeError(f"options must be a CheckpointOptions or None, got {type(options).__name__}.")
-    return options
+    return checked_options(options) or CheckpointOptions()
 
 
 def _check_name(owner: type, name: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from jaxckpt import paths, state_file
-from jaxckpt.arguments import index, positive_int, positive_number
+from jaxckpt.arguments import index, positive_int, positive_number, type_name
 from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.managed import ManagedDirectory
@@ -73,7 +73,7 @@ class CheckpointManager:
             exist.
         """
         if not isinstance(checkpoint, Checkpoint):
-            raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type(checkpoint).__name__}.")
+            raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type_name(checkpoint)}.")
         self._checkpoint = checkpoint
         self._directory = paths.checked_path(directory, "directory")
         self._name = _checked_name(checkpoint_name)

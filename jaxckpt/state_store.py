@@ -10,14 +10,14 @@ from jaxckpt.storage import CheckpointPath, commit, files, temporary
 FILE = "checkpoint"
 
 
-def read_state(directory: str) -> Records | None:
-    """Reads a state file; None if there is none.
+def read_state(directory: str, name: str = FILE) -> Records | None:
+    """Reads the state file `name` of a directory; None if there is none.
 
     Raises:
       UnreadableStateError: something else is in the file.
       OSError: with errno: it cannot be read, or `directory` is not one.
     """
-    path = os.path.join(directory, FILE)
+    path = os.path.join(directory, name)
     content, version = _read_versioned(path)
     if content is None:
         return None
