@@ -58,8 +58,9 @@ class CheckpointManager:
             least this long after the last preserved one (or after the first manager of the directory started). None
             preserves none.
           checkpoint_name: checkpoints are called ``<checkpoint_name>-<number>``.
-          step_counter: the current step: a function without arguments, or anything that `int()` takes (a jax scalar, an
-            NNX Variable).
+          step_counter: the current step: a function without arguments (``lambda: checkpoint.step``), or an object with
+            `__int__` or `__index__` that the program changes in place (an NNX Variable). A number or jax.Array can
+            never change, so it is refused.
           checkpoint_interval: `save` writes nothing before this many steps have passed since the last save. Needs
             `step_counter`.
           init_fn: called by `restore_or_initialize` when there is nothing to restore.
@@ -68,8 +69,8 @@ class CheckpointManager:
 
         Raises:
           TypeError: an argument of the wrong type.
-          ValueError: an argument out of range, `checkpoint_interval` without `step_counter`, or a device that does not
-            exist.
+          ValueError: an argument out of range, `checkpoint_interval` without `step_counter`, a `step_counter` that can
+            never change, or a device that does not exist.
         """
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type(checkpoint).__name__}.")

@@ -12,7 +12,9 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections import abc
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +117,9 @@ class TestArguments:
             ({"checkpoint_name": None}, TypeError, "checkpoint_name"),
             ({"checkpoint_name": b"ckpt"}, TypeError, "checkpoint_name"),
             ({"checkpoint_interval": 5}, ValueError, "step_counter"),
-            ({"checkpoint_interval": 0, "step_counter": 1}, ValueError, "checkpoint_interval"),
-            ({"checkpoint_interval": 1.5, "step_counter": 1}, TypeError, "checkpoint_interval"),
-            ({"checkpoint_interval": True, "step_counter": 1}, TypeError, "checkpoint_interval"),
+            ({"checkpoint_interval": 0, "step_counter": lambda: 1}, ValueError, "checkpoint_interval"),
+            ({"checkpoint_interval": 1.5, "step_counter": lambda: 1}, TypeError, "checkpoint_interval"),
+            ({"checkpoint_interval": True, "step_counter": lambda: 1}, TypeError, "checkpoint_interval"),
             ({"step_counter": "5"}, TypeError, "step_counter"),
             ({"step_counter": object()}, TypeError, "step_counter"),
             ({"step_counter": True}, TypeError, "step_counter"),
@@ -637,17 +639,59 @@ class TestInterval:
     @pytest.mark.parametrize(
         "make", [int, float, np.int64, jnp.int32, jnp.float32, np.array, lambda step: nnx.Variable(jnp.int32(step))]
     )
-    def test_step_counters(self, make: Callable[[int], Any], tmp_path: Path) -> None:
-        def save(step_counter: Any) -> str | None:
+    def test_functions_that_give_the_step(self, make: Callable[[int], Any], tmp_path: Path) -> None:
+        for step, saves in ((29, False), (30, True)):
             manager = make_manager(
-                tmp_path, None, step_counter=step_counter, checkpoint_interval=10, last_checkpoint_step=20
+                tmp_path,
+                None,
+                step_counter=functools.partial(make, step),
+                checkpoint_interval=10,
+                last_checkpoint_step=20,
             )
-            return manager.save()
+            assert (manager.save() is not None) == saves
 
-        assert save(make(29)) is None
-        assert save(lambda: make(29)) is None
-        assert save(make(30)) is not None
-        assert save(lambda: make(31)) is not None
+    @pytest.mark.parametrize(
+        "number",
+        [3, 3.0, Fraction(3), np.int64(3), np.float32(3), jnp.int32(3), np.asarray(jnp.int32(3))],
+        ids=lambda number: type(number).__name__,
+    )
+    def test_a_counter_that_cannot_count_is_refused(self, number: Any, tmp_path: Path) -> None:
+        for interval in (None, 10):
+            with pytest.raises(ValueError, match=r"can never change.*step_counter=lambda: checkpoint\.step"):
+                make_manager(tmp_path / "d", step_counter=number, checkpoint_interval=interval)
+        with pytest.raises(ValueError, match="step_counter=lambda"):
+            jaxckpt.CheckpointConfig(str(tmp_path / "d"), 3, step_counter=number)
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("bad", [True, np.bool_(True), "3", b"3", np.array(True), np.array("3"), np.array([3])])
+    def test_a_counter_that_is_no_number_is_refused(self, bad: Any, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match="step_counter must give the current step"):
+            make_manager(tmp_path, step_counter=bad)
+        with pytest.raises(TypeError, match="step_counter must give the current step"):
+            make_manager(tmp_path, step_counter=lambda: bad, checkpoint_interval=1).save()
+
+    @pytest.mark.parametrize("method", ["__int__", "__index__"])
+    @pytest.mark.parametrize("bases", [(), (abc.Callable,)], ids=["plain", "callable"])
+    def test_objects_that_count(self, method: str, bases: tuple[type, ...], tmp_path: Path) -> None:
+        """An object with one of the two methods alone is enough, whether or not it can be called too."""
+        members = {method: lambda self: self.step, "__call__": lambda self: pytest.fail("called")}
+        counter = type("Counter", bases, members if bases else {method: members[method]})()
+        counter.step = 2**60 + 1  # `float()` would round it.
+        self.count(counter, counter.__dict__.__setitem__, "step", tmp_path)
+
+    def test_arrays_that_count(self, tmp_path: Path) -> None:
+        array = np.array(2**60 + 1)
+        self.count(array, array.__setitem__, (), tmp_path)
+
+    @staticmethod
+    def count(counter: Any, change: Callable[[Any, int], None], key: Any, directory: Path) -> None:
+        manager = make_manager(directory, None, step_counter=counter, checkpoint_interval=2)
+        saved = []
+        for step in range(2**60 + 1, 2**60 + 7):
+            change(key, step)
+            saved.append(manager.save() is not None)
+            assert manager.last_checkpoint_step == step - (not saved[-1])
+        assert saved == [True, False, True, False, True, False]
 
     def test_a_step_counter_that_changes_in_place(self, tmp_path: Path) -> None:
         step = nnx.Variable(jnp.int32(0))
@@ -665,7 +709,7 @@ class TestInterval:
         assert not os.listdir(tmp_path)
 
     def test_without_an_interval_every_call_saves(self, tmp_path: Path) -> None:
-        manager = make_manager(tmp_path, step_counter=5)
+        manager = make_manager(tmp_path, step_counter=lambda: 5)
         assert [manager.save(), manager.save()] == [str(tmp_path / "ckpt-1"), str(tmp_path / "ckpt-2")]
         assert manager.last_checkpoint_step is None
 
