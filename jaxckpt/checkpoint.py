@@ -165,15 +165,16 @@ class Checkpoint:
           options: how; see `CheckpointOptions`. With `enable_async` this returns as soon as the values are safe from later changes.
 
         Returns:
-          Path of the checkpoint.
+          Path of the checkpoint: `file_prefix` as it is spelled, and the number. A part ``name/..`` of it whose `name` does not
+          exist is left out, since nothing could follow it.
 
         Raises:
           TypeError: a value that cannot be stored (names the leaf), or an argument of a wrong type.
-          ValueError: a device that does not exist, colliding names.
+          ValueError: a device that does not exist, colliding names, a prefix without a name.
           OSError: with errno; nothing was left behind, no number used up.
           BaseException: what the previous asynchronous save, or a callback, raised.
         """
-        return self._save(paths.checked_path(file_prefix, "file_prefix"), options, hooks=SaveHooks())
+        return self._save(paths.checked_prefix(file_prefix), options, hooks=SaveHooks())
 
     def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         """Writes a checkpoint at exactly this path, without number or registration (TensorFlow: `tf.train.Checkpoint.write`).
@@ -185,8 +186,9 @@ class Checkpoint:
         path = paths.checked_path(file_prefix, "file_prefix")
 
         def reserve() -> tuple[int, str]:
-            paths.reserve(path)
-            return self._counter, path
+            exact = paths.spelled(path)
+            paths.reserve(exact)
+            return self._counter, exact
 
         with self._turn(options, "write") as turn:
             save = Save("write", path, turn.options, turn.translation, Unregistered(), replace=True)
@@ -202,8 +204,8 @@ class Checkpoint:
         def reserve() -> tuple[int, str]:
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
-                return paths.reserve_unused(prefix, self._counter + 1, self._given.get(given, 0))
-            path = f"{prefix}-{number}"
+                return paths.reserve_unused(paths.spelled(prefix), self._counter + 1, self._given.get(given, 0))
+            path = f"{paths.spelled(prefix)}-{number}"
             paths.reserve(path)
             return (
                 self._counter + 1,

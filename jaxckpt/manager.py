@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from jaxckpt import paths, state_file
@@ -16,6 +16,7 @@ from jaxckpt.multihost.ask import ask, does_file_access
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.saving import SaveHooks
 from jaxckpt.steps import SavedStep, SavedSteps, step_reader
+from jaxckpt.storage import files
 
 _logger = logging.getLogger("jaxckpt")
 _Result = TypeVar("_Result")
@@ -142,8 +143,12 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        names = self._ask("CheckpointManager.checkpoints", lambda: self._managed.listed(self._root()))
-        return [os.path.join(self._directory, name) for name in names]
+        return self._ask("CheckpointManager.checkpoints", lambda: self._paths(self._managed.listed(self._root())))
+
+    def _paths(self, names: Iterable[str]) -> list[str]:
+        """The paths of checkpoints as callers are told. On the process that does the file access only."""
+        directory = paths.spelled(self._directory)
+        return [files.join(directory, name) for name in names]
 
     def _ask(self, action: str, work: Callable[[], _Result]) -> _Result:
         return ask(action, self._directory, self._options, work)
@@ -160,7 +165,7 @@ class CheckpointManager:
         from jaxckpt import storage
 
         def latest() -> str | None:
-            candidates = (os.path.join(self._directory, name) for name in self._managed.newest_first(self._root()))
+            candidates = self._paths(self._managed.newest_first(self._root()))
             return next((path for path in candidates if storage.is_checkpoint(path)), None)
 
         return self._ask("CheckpointManager.latest_checkpoint", latest)
@@ -241,8 +246,7 @@ class CheckpointManager:
             return ask("restore_or_initialize", self._directory, options, work, before=before, always=True)
 
         damage: CorruptCheckpointError | None = None
-        for name in together(lambda: list(self._managed.newest_first(self._root())), self._checkpoint.sync):
-            path = os.path.join(self._directory, name)
+        for path in together(lambda: self._paths(self._managed.newest_first(self._root())), self._checkpoint.sync):
             verify = damage is not None
             try:
                 together(functools.partial(_require_sound, path, verify=verify))
@@ -309,6 +313,6 @@ def _require_sound(path: str, *, verify: bool) -> None:
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"checkpoint_name must be a str, got {type(name).__name__}.")
-    if not name or "\0" in name or os.path.basename(name) != name:
+    if not name or "\0" in name or os.path.basename(name) != name or name in (".", ".."):
         raise ValueError(f"checkpoint_name must be the name of a file, without a directory, got {name!r}.")
     return name

@@ -5,9 +5,8 @@ import re
 import threading
 from typing import Any
 
-from jaxckpt.storage import files
+from jaxckpt.storage import files, reservations
 
-_reserved: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -27,6 +26,8 @@ def checked_path(value: Any, argument: str) -> str:
         raise ValueError(
             f"{argument} is empty; give the directory and name of the checkpoint, such as '/checkpoints/ckpt'."
         )
+    if argument == "file_prefix" and os.path.basename(path.rstrip("/")) in ("", ".", ".."):
+        raise ValueError(f"{argument}={path!r} does not end in the name of a checkpoint; give one, such as 'ckpt'.")
     if "\0" in path:
         raise ValueError(f"{argument} holds a null character: {path!r}.")
     if "orbax-checkpoint-tmp" in os.path.basename(path) or ".jaxckpt-tmp-" in os.path.basename(path):
@@ -43,6 +44,17 @@ def checked_path(value: Any, argument: str) -> str:
             f"{argument}={path!r} has one slash after the colon, which pathlib makes of two; give a str (or an etils.epath.Path)."
         )
     return path
+
+
+def checked_prefix(value: Any) -> str:
+    """Returns the prefix of a numbered checkpoint as a str. Raises as `checked_path`; ValueError for one without a name."""
+    prefix = checked_path(value, "file_prefix")
+    if prefix.endswith("/"):
+        raise ValueError(
+            f"file_prefix={prefix!r} ends in a slash, so that checkpoints would be called '-1', '-2'; add a name, "
+            f"such as {prefix + 'ckpt'!r}."
+        )
+    return prefix
 
 
 def _check_bucket_path(path: str, argument: str) -> None:
@@ -66,10 +78,15 @@ def absolute(path: str) -> str:
     return files.absolute(path)
 
 
+def spelled(path: str) -> str:
+    """Returns `path` as it is spelled, but without a ``name/..`` that leads nowhere, as there is no `name`."""
+    return files.spelled(path)
+
+
 def release(path: str) -> None:
     """Gives up the reservation of a path: its save is over."""
     with _lock:
-        _reserved.discard(files.absolute(path))
+        reservations.release(path)
 
 
 def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
@@ -85,26 +102,25 @@ def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
     """
     with _lock:
         path = f"{prefix}-{wanted}"
-        if wanted <= given or files.exists(path) or files.absolute(path) in _reserved:
-            taken = _numbers(os.path.dirname(files.absolute(path)), os.path.basename(path).removesuffix(f"-{wanted}"))
-            wanted = max((*taken, wanted, given)) + 1
+        if wanted <= given or files.exists(path) or reservations.holds(path):
+            wanted = max((*_numbers(prefix), wanted, given)) + 1
             path = f"{prefix}-{wanted}"
-        _reserved.add(files.absolute(path))
+        reservations.reserve(path)
         return wanted, path
 
 
 def reserve(path: str) -> None:
     """Reserves a path that may replace what is there."""
     with _lock:
-        _reserved.add(files.absolute(path))
+        reservations.reserve(path)
 
 
-def _numbers(directory: str, name: str) -> list[int]:
+def _numbers(prefix: str) -> list[int]:
+    directory, name = os.path.split(files.absolute(prefix))
     pattern = re.compile(re.escape(name) + r"-([0-9]+)")
     try:
         names = files.names(directory)
     except FileNotFoundError:
         names = []
-    names += [os.path.basename(path) for path in _reserved if os.path.dirname(path) == directory]
-    numbers = [int(match[1]) for entry in names if (match := pattern.fullmatch(entry))]
+    numbers = [int(match[1]) for entry in names + reservations.names(directory) if (match := pattern.fullmatch(entry))]
     return [number for number in numbers if number < 2**62]  # Nobody counted that far: a foreign file.

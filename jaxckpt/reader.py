@@ -207,7 +207,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Reader:
     """
     from jaxckpt import state_file
 
-    text = paths.checked_path(path, "path")
+    text = paths.spelled(paths.checked_path(path, "path"))
     if not storage.is_checkpoint(text) and (latest := state_file.latest_checkpoint(text)) is not None:
         text = latest
     return Reader(text)

@@ -79,6 +79,7 @@ def _asdict(state: CheckpointState | None) -> dict[str, Any] | None:
 
 
 def _read_here(directory: str) -> CheckpointState | None:
+    directory = files.spelled(directory)
     try:
         records = read_state(directory)
     except (OSError, UnreadableStateError) as error:

@@ -48,7 +48,7 @@ def _relative(name: str, directory: str) -> str:
         return name.removeprefix(directory + "/")
     if not os.path.isabs(name):
         return name
-    relative = os.path.relpath(name, directory)
+    relative = os.path.relpath(files.identity(name), os.path.realpath(directory))
     return name if relative.split(os.sep)[0] == os.pardir else relative
 
 

@@ -42,10 +42,11 @@ class StoredCheckpoint:
           CorruptCheckpointError: its metadata is damaged.
           OSError: it cannot be read.
         """
-        self.path = path
+        self.path = path = files.spelled(path)
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
-        self._directory = self._item_directory()
+        # The working directory may be another one when the data is read.
+        self._directory = files.absolute(self._item_directory())
         self.digests: dict[str, list[Any]] | None = None
         text = self._read_file(tree_metadata.FILE)
         self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))

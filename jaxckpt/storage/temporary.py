@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxckpt.storage import processes
+from jaxckpt.storage import files, processes
 
 _MARK = ".jaxckpt-tmp-"
 _NAME = re.compile(
@@ -24,6 +24,7 @@ _NAME = re.compile(
 FOREIGN_DEAD_AFTER_SECS = 24 * 3600.0
 NEW = "checkpoint"
 PREVIOUS = "previous"
+# Names of this process's own, which their random part makes unique, whatever path leads there.
 _active: set[str] = set()
 
 
@@ -54,17 +55,18 @@ def create(final: str) -> str:
     Raises:
       OSError: with errno.
     """
-    parent = os.path.dirname(os.path.abspath(final))
+    final = files.absolute(final)
+    parent = os.path.dirname(final)
     try:
         os.makedirs(parent, exist_ok=True)
     except FileExistsError as error:  # A file, or a link that leads nowhere, is where the directory should be.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from error
     path = new_name(final)
-    _active.add(os.path.abspath(path))
+    _active.add(os.path.basename(path))
     try:
         os.mkdir(path)
     except BaseException:
-        _active.discard(os.path.abspath(path))
+        _active.discard(os.path.basename(path))
         raise
     return path
 
@@ -81,7 +83,7 @@ def remove(path: str) -> None:
         if os.path.lexists(path):
             shutil.rmtree(path)  # Says why.
     finally:
-        _active.discard(os.path.abspath(path))  # Whatever is left of it, a sweep may have.
+        _active.discard(os.path.basename(path))  # Whatever is left of it, a sweep may have.
 
 
 def is_temporary(name: str) -> bool:
@@ -134,7 +136,7 @@ def _describe(path: str, match: re.Match[str]) -> Leftover:
     else:
         live = processes.is_running(pid, int(match["start"]))
         if pid == os.getpid() and live:
-            live = os.path.abspath(path) in _active
+            live = os.path.basename(path) in _active
         owner = f"process {pid}" + ("" if live else ", which has ended")
     return Leftover(path, os.path.join(os.path.dirname(path), match["final"]), size, age, live, owner)
 
@@ -172,7 +174,7 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
 
 def recover_missing(final: str) -> bool:
     """Puts the checkpoint `final` back if a dead process had moved it aside and not replaced it yet."""
-    directory, name = os.path.split(os.path.abspath(final))
+    directory, name = os.path.split(files.absolute(final))
     return any(not leftover.live and recover(leftover) for leftover in leftovers(directory, name))
 
 
