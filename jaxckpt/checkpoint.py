@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt import loading, objects, optimizers, paths, tree
+from jaxckpt import loading, objects, optimizers, paths, state_file, tree
 from jaxckpt.background import Background, PostponedError
 from jaxckpt.loading import Restore
 from jaxckpt.options import CheckpointOptions
@@ -171,6 +171,7 @@ class Checkpoint:
         Raises:
           TypeError: a value that cannot be stored (names the leaf), or an argument of a wrong type.
           ValueError: a device that does not exist, colliding names, a prefix without a name.
+          CheckpointError: the directory holds TensorFlow's checkpoints, whose state file and numbers are TensorFlow's.
           OSError: with errno; nothing was left behind, no number used up.
           BaseException: what the previous asynchronous save, or a callback, raised.
         """
@@ -202,15 +203,15 @@ class Checkpoint:
         given = paths.absolute(prefix)
 
         def reserve() -> tuple[int, str]:
+            exact = paths.spelled(prefix)
+            state_file.refuse_tensorflow(os.path.dirname(paths.absolute(exact)))
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
-                return paths.reserve_unused(paths.spelled(prefix), self._counter + 1, self._given.get(given, 0))
-            path = f"{paths.spelled(prefix)}-{number}"
+                return paths.reserve_unused(exact, self._counter + 1, self._given.get(given, 0))
+            path = f"{exact}-{number}"
             paths.reserve(path)
-            return (
-                self._counter + 1,
-                path,
-            )  # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
+            # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
+            return self._counter + 1, path
 
         with self._turn(options, "save") as turn:
             details = {"checkpoint_number": number}

@@ -1,5 +1,6 @@
 """`CheckpointManager`: numbers, intervals and retention (TensorFlow: `tf.train.CheckpointManager`)."""
 
+import copy
 import functools
 import logging
 import os
@@ -7,19 +8,21 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from jaxckpt import paths, state_file
+from jaxckpt import foreign_runs, paths, state_file
 from jaxckpt.arguments import index, positive_int, positive_number
 from jaxckpt.checkpoint import Checkpoint
-from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.managed import ManagedDirectory
 from jaxckpt.multihost.ask import ask, does_file_access
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.resuming import require_sound, restore_newest
 from jaxckpt.saving import SaveHooks
 from jaxckpt.steps import SavedStep, SavedSteps, step_reader
 from jaxckpt.storage import files
 
 _logger = logging.getLogger("jaxckpt")
 _Result = TypeVar("_Result")
+# How often a directory is looked at again if everything in it is deleted between the looks.
+_LOOKS = 20
 
 
 class CheckpointManager:
@@ -89,6 +92,8 @@ class CheckpointManager:
             None if last_checkpoint_step is None else index("last_checkpoint_step", last_checkpoint_step)
         )
         self._options = options
+        self._last_device: Any = None
+        self._warned = False
         self._managed = ManagedDirectory(
             self._name,
             positive_int("max_to_keep", max_to_keep),
@@ -101,7 +106,7 @@ class CheckpointManager:
         if not does_file_access(self._options):
             return
         try:
-            behind = self._managed.start(self._root())
+            behind, foreign = self._managed.start(self._root())
         except OSError as error:
             # Whoever only reads need not be able to write. A call that needs what failed says so.
             _logger.warning("Could not put %s in order: %s", self._directory, error)
@@ -109,9 +114,12 @@ class CheckpointManager:
         if behind:
             warnings.warn(
                 f"The clock is {behind:g} s behind the time at which a checkpoint was last preserved "
-                f"in {self._directory}; what is there now will not be deleted.",
+                f"in {self._directory}. Nothing was registered; once this manager saves, what is there now is kept for ever.",
                 stacklevel=3,
             )
+        if foreign is not None:
+            self._warned = True
+            warnings.warn(str(foreign), stacklevel=3)
 
     def _root(self) -> str:
         return paths.absolute(self._directory)
@@ -151,7 +159,16 @@ class CheckpointManager:
         return [files.join(directory, name) for name in names]
 
     def _ask(self, action: str, work: Callable[[], _Result]) -> _Result:
-        return ask(action, self._directory, self._options, work)
+        return ask(action, self._directory, self._options_for_reading(), work)
+
+    def _options_for_reading(self) -> CheckpointOptions | None:
+        """The manager's options; if they name no IO process, with that of the last save."""
+        device = None if self._options is None else self._options.experimental_io_device
+        if device is not None or self._last_device is None:
+            return self._options
+        options = CheckpointOptions() if self._options is None else copy.copy(self._options)
+        options.experimental_io_device = self._last_device
+        return options
 
     @property
     def latest_checkpoint(self) -> str | None:
@@ -165,8 +182,16 @@ class CheckpointManager:
         from jaxckpt import storage
 
         def latest() -> str | None:
-            candidates = self._paths(self._managed.newest_first(self._root()))
-            return next((path for path in candidates if storage.is_checkpoint(path)), None)
+            seen: list[list[str]] = []
+            # Other programs may save and delete between the two looks; there is a newer one then.
+            while (candidates := self._paths(self._managed.newest_first(self._root()))) not in seen[-1:]:
+                for path in candidates:
+                    if storage.is_checkpoint(path):
+                        return path
+                seen.append(candidates)
+                if len(seen) == _LOOKS:
+                    break
+            return None
 
         return self._ask("CheckpointManager.latest_checkpoint", latest)
 
@@ -196,6 +221,7 @@ class CheckpointManager:
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
         if number is not None and number < 0:
             raise ValueError(f"checkpoint_number must not be negative, got {number}.")
+        device = None if options is None else options.experimental_io_device
         step = None
         if self._checkpoint_interval is not None:
             step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
@@ -203,20 +229,25 @@ class CheckpointManager:
                 return None
         hooks = _Hooks(self._managed, self._root(), self._steps, step)
         try:
-            return self._checkpoint._save(
+            path = self._checkpoint._save(
                 os.path.join(self._directory, self._name), options, number=number, hooks=hooks
             )
         except BaseException:
             if step is not None:
                 self._steps.fail(step)
+            if hooks.is_saved:
+                self._last_device = device
             raise
+        self._last_device = device
+        return path
 
     def restore_or_initialize(
         self, options: CheckpointOptions | None = None, *, skip_corrupt: bool = False
     ) -> str | None:
         """Restores the latest checkpoint; if there is none, calls `init_fn`. Waits for a save in flight first.
 
-        After a restore the current step counts as saved.
+        After a restore the current step counts as saved. If another program deletes the checkpoint meanwhile, the newest that
+        is there then is restored.
 
         Args:
           options: how; by default those of the manager.
@@ -225,48 +256,73 @@ class CheckpointManager:
             raised.
 
         Returns:
-          Path of the checkpoint that was restored; None if there was none.
+          Path of the checkpoint that was restored; None if there was none. Checkpoints of another program (Orbax, Flax) in
+          the directory are not restored; a warning says how to go on from them.
 
         Raises:
+          CheckpointError: the directory holds TensorFlow's checkpoints, and none of this manager.
+          FileNotFoundError: all checkpoints were deleted while they were looked up or read.
           CorruptCheckpointError: the latest checkpoint is damaged (with `skip_corrupt`: all are).
           OSError: the directory cannot be read.
           As `Checkpoint.restore`, and what a save in flight raised.
         """
-        options = self._options if options is None else options
+        options = self._options_for_reading() if options is None else options
         state_file.resolve(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
         with self._checkpoint._lock:
-            restored = self._restore_newest(options, skip_corrupt)
+            restored = restore_newest(_Candidates(self, options), skip_corrupt)
+            if restored is None:
+                self._require_nothing_else(options)
+        if restored is not None and self._checkpoint_interval is not None:
+            self._steps.restored(self._current_step())
         if restored is None and self._init_fn is not None:
             self._init_fn()
         return restored
 
-    def _restore_newest(self, options: CheckpointOptions | None, skip_corrupt: bool) -> str | None:
-        def together(work: Callable[[], _Result], before: Callable[[], None] = lambda: None) -> _Result:
-            return ask("restore_or_initialize", self._directory, options, work, before=before, always=True)
+    def _require_nothing_else(self, options: CheckpointOptions | None) -> None:
+        """Nothing was restored: raises if it must not be initialized, and warns of another program's checkpoints."""
 
-        damage: CorruptCheckpointError | None = None
-        for path in together(lambda: self._paths(self._managed.newest_first(self._root())), self._checkpoint.sync):
-            verify = damage is not None
-            try:
-                together(functools.partial(_require_sound, path, verify=verify))
-                self._checkpoint.restore(path, options)
-            except CorruptCheckpointError as error:
-                if not skip_corrupt:
-                    raise
-                damage = damage or error
-                warnings.warn(f"Skipping the damaged checkpoint {path}: {error}", stacklevel=3)
-                continue
-            if self._checkpoint_interval is not None:
-                self._steps.restored(self._current_step())
-            return path
-        if damage is not None:
-            raise damage
-        return None
+        def look() -> str | None:
+            found = self._managed.foreign(self._root())
+            if found is not None and found.is_tensorflow:
+                raise foreign_runs.tensorflow_error(found.directory, found.names)
+            return None if found is None else str(found)
+
+        found = ask("restore_or_initialize", self._directory, options, look, always=True)
+        if found is not None and not self._warned:
+            self._warned = True
+            warnings.warn(found, stacklevel=3)
 
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, as `Checkpoint.sync`."""
         self._checkpoint.sync()
+
+
+class _Candidates:
+    """What a manager can restore, for `restore_newest`."""
+
+    def __init__(self, manager: CheckpointManager, options: CheckpointOptions | None) -> None:
+        self._manager = manager
+        self._options = options
+
+    def _together(self, work: Callable[[], _Result], before: Callable[[], None] = lambda: None) -> _Result:
+        subject = self._manager.directory
+        return ask("restore_or_initialize", subject, self._options, work, before=before, always=True)
+
+    def newest_first(self) -> list[str]:
+        manager = self._manager
+        return self._together(
+            lambda: manager._paths(manager._managed.newest_first(manager._root())), manager.checkpoint.sync
+        )
+
+    def require_sound(self, path: str, verify: bool) -> None:
+        self._together(functools.partial(require_sound, path, verify))
+
+    def exists(self, path: str) -> bool:
+        return self._together(lambda: files.exists(path))
+
+    def restore(self, path: str) -> None:
+        self._manager.checkpoint.restore(path, self._options)
 
 
 class _Hooks(SaveHooks):
@@ -280,11 +336,13 @@ class _Hooks(SaveHooks):
         self._root = root
         self._steps = steps
         self._step = step
+        self.is_saved = False
 
     def committed(self, path: str) -> None:
         self._managed.register(self._root, os.path.basename(path))
 
     def saved(self) -> None:
+        self.is_saved = True
         if self._step is not None:
             self._steps.commit(self._step)
 
@@ -294,20 +352,6 @@ class _Hooks(SaveHooks):
     def failed(self, error: BaseException) -> None:
         if self._step is not None:
             self._steps.fail(self._step)
-
-
-def _require_sound(path: str, *, verify: bool) -> None:
-    from jaxckpt import storage
-
-    if not storage.is_checkpoint(path):
-        raise CorruptCheckpointError(
-            f"{path} is listed as a checkpoint, but what marks it as one is missing. "
-            "Remove it to go back to an older one, or pass skip_corrupt=True."
-        )
-    if verify:
-        report = storage.verify(path)
-        if not report.ok:
-            raise CorruptCheckpointError(str(report))
 
 
 def _checked_name(name: Any) -> str:

@@ -5,6 +5,7 @@ import re
 import threading
 from typing import Any
 
+from jaxckpt import foreign_runs
 from jaxckpt.storage import files, reservations
 
 _lock = threading.Lock()
@@ -99,18 +100,24 @@ def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
 
     Returns:
       The number, and the path ``<prefix>-<number>``.
+
+    Raises:
+      CheckpointError: the number is that of a TensorFlow checkpoint.
+      OSError: with errno; the directory cannot be read.
     """
     with _lock:
         path = f"{prefix}-{wanted}"
         if wanted <= given or files.exists(path) or reservations.holds(path):
             wanted = max((*_numbers(prefix), wanted, given)) + 1
             path = f"{prefix}-{wanted}"
+        foreign_runs.refuse_prefix(path)
         reservations.reserve(path)
         return wanted, path
 
 
 def reserve(path: str) -> None:
-    """Reserves a path that may replace what is there."""
+    """Reserves a path that may replace what is there. Raises CheckpointError for the prefix of a TensorFlow checkpoint."""
+    foreign_runs.refuse_prefix(path)
     with _lock:
         reservations.reserve(path)
 

@@ -2,7 +2,8 @@
 
 import os
 
-from jaxckpt.state_text import Records, UnreadableStateError, from_text, to_text
+from jaxckpt import foreign_runs
+from jaxckpt.state_text import Records, UnreadableStateError, from_text, is_sealed, sealed, to_text
 from jaxckpt.storage import files
 
 FILE = "checkpoint"
@@ -19,17 +20,25 @@ def read_state(directory: str) -> Records | None:
     content, version = _read_versioned(path)
     if content is None:
         return None
+    text = content.decode("utf-8", "surrogateescape")
     try:
-        records = from_text(content.decode("utf-8", "surrogateescape"))
+        records = from_text(text)
     except UnreadableStateError as error:
         unreadable = UnreadableStateError(f"{path} is not a state file: {error}")
         unreadable.version = version
         raise unreadable from None
     records.version = version
+    records.by_others = not is_sealed(text)
     here = files.absolute(directory)
     records.entries = {_relative(name, here): timestamp for name, timestamp in records.entries.items()}
     records.kept = {_relative(name, here) for name in records.kept}
     return records
+
+
+def is_own_state(directory: str) -> bool:
+    """Whether there is a state file as jaxckpt wrote it. Raises OSError: it cannot be read."""
+    content, _ = _read_versioned(os.path.join(directory, FILE))
+    return content is not None and is_sealed(content.decode("utf-8", "surrogateescape"))
 
 
 def _read_versioned(path: str) -> tuple[bytes | None, bytes | None]:
@@ -56,6 +65,7 @@ def write_state(directory: str, records: Records) -> None:
     """Replaces a state file, durably and atomically; without any entry to write, it stays as it is.
 
     Raises:
+      CheckpointError: it names TensorFlow's checkpoints.
       ChangedError: in a bucket: the file is not the one that the records were read from.
       OSError: with errno; the file is as it was.
     """
@@ -63,16 +73,19 @@ def write_state(directory: str, records: Records) -> None:
 
     if records.latest is None:
         return
+    if records.tensorflow:
+        raise foreign_runs.tensorflow_error(directory, records.tensorflow)
     path = os.path.join(directory, FILE)
+    content = sealed(to_text(records)).encode("ascii")
     if files.is_bucket(path):
-        files.bucket.write(path, to_text(records).encode("ascii"), expected=records.version or files.bucket.ABSENT)
+        files.bucket.write(path, content, expected=records.version or files.bucket.ABSENT)
         return
     folder = temporary.create(path)
     try:
         new = os.path.join(folder, FILE)
         try:
-            with open(new, "x", encoding="ascii") as file:
-                file.write(to_text(records))
+            with open(new, "xb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -277,7 +277,7 @@ class TestRetention:
         assert names([manager.latest_checkpoint or ""]) == ["ckpt-3"]
         assert jaxckpt.latest_checkpoint(tmp_path) is None
         assert make_manager(tmp_path, 3).restore_or_initialize() == str(tmp_path / "ckpt-3")
-        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-3")
+        assert jaxckpt.latest_checkpoint(tmp_path) is None  # The file is changed by the next save only.
         for name in ("ckpt-1", "ckpt-3"):
             shutil.rmtree(tmp_path / name)
         assert manager.checkpoints == []
@@ -434,9 +434,27 @@ class TestPreserving:
             assert second.save() == str(tmp_path / f"ckpt-{number}")
             assert names(second.checkpoints) == [f"ckpt-{number}"]
         assert on_disk(tmp_path) == ["ckpt-2", "ckpt-3", "ckpt-5"]
-        assert state_of(tmp_path).last_preserved_timestamp == 5000.0
+        assert state_of(tmp_path).last_preserved_timestamp == 5010.0
         assert state_of(tmp_path).all_model_checkpoint_timestamps == [5020.0]
         make_manager(tmp_path, 1)  # Warned once.
+
+    def test_a_reader_whose_clock_is_behind_writes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An evaluator on another machine, beside a trainer that preserves checkpoints."""
+        clock = Clock(monkeypatch, 10 * HOUR)
+        trainer = make_manager(tmp_path, 1, keep_checkpoint_every_n_hours=1)
+        for _ in range(3):
+            clock.now += HOUR
+            trainer.save()
+        make_checkpoint().write(tmp_path / "ckpt-4")  # A crash of the trainer. The evaluator has no business with it.
+        before = (tmp_path / "checkpoint").read_bytes()
+        clock.now -= HOUR + 120
+        with pytest.warns(UserWarning, match=r"clock is 120 s behind.*Nothing was registered"):
+            evaluator = make_manager(tmp_path, 1)
+        assert evaluator.restore_or_initialize() == str(tmp_path / "ckpt-4") == evaluator.latest_checkpoint
+        assert (tmp_path / "checkpoint").read_bytes() == before
+        assert state_of(tmp_path).preserved_checkpoint_paths == [str(tmp_path / f"ckpt-{number}") for number in (1, 2)]
 
     def test_a_clock_set_back_while_a_manager_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -495,12 +513,85 @@ class TestStart:
             later.save()
         assert on_disk(tmp_path) == [f"ckpt-{number}" for number in range(10, 15)]
 
-    def test_an_older_unregistered_one_is_not_the_latest(self, tmp_path: Path) -> None:
+    def test_an_older_unregistered_one_is_not_managed(self, tmp_path: Path) -> None:
         make_checkpoint().write(tmp_path / "ckpt-7")
         make_checkpoint().save(tmp_path / "ckpt")
-        manager = make_manager(tmp_path, 5)
-        assert names(manager.checkpoints) == ["ckpt-7", "ckpt-1"]
+        manager = make_manager(tmp_path, 1)
+        assert names(manager.checkpoints) == ["ckpt-1"]
         assert manager.latest_checkpoint == str(tmp_path / "ckpt-1")
+        manager.save()
+        manager.save()
+        assert on_disk(tmp_path) == ["ckpt-7", "ckpt-9"]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            'model_checkpoint_path: "ckpt-2"\n',
+            'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\nall_model_checkpoint_paths: "ckpt-2"\n',
+            'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: ["ckpt-2", "ckpt-9"]\n# my note\n',
+            "without the last three",
+        ],
+    )
+    def test_a_state_file_written_by_hand_is_obeyed(self, text: str, tmp_path: Path) -> None:
+        first = make_checkpoint()
+        for value in range(1, 6):
+            first.value = np.full(4, float(value))
+            first.save(tmp_path / "ckpt")
+        if text == "without the last three":  # Lines are deleted from what jaxckpt wrote, and its last line stays.
+            lines = (tmp_path / "checkpoint").read_text().splitlines(keepends=True)
+            keep = [line for line in lines if not any(f"ckpt-{number}" in line for number in (3, 4, 5))]
+            text = 'model_checkpoint_path: "ckpt-2"\n' + "".join(line for line in keep if "timestamps" not in line)
+        (tmp_path / "checkpoint").write_text(text)
+        manager = make_manager(tmp_path, 1)
+        assert (tmp_path / "checkpoint").read_text() == text
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-2") == manager.latest_checkpoint
+        assert names(manager.checkpoints)[-1] == "ckpt-2"
+        assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
+        assert manager.checkpoint.value[0] == 2.0
+        assert (tmp_path / "checkpoint").read_text() == text
+        # What was taken out of the list is neither restored nor deleted; what is listed is managed.
+        assert [manager.save(), manager.save(2)] == [str(tmp_path / "ckpt-6"), str(tmp_path / "ckpt-2")]
+        listed = {"ckpt-1"} if "ckpt-1" in text else set()
+        assert set(on_disk(tmp_path)) == {"ckpt-1", "ckpt-2", "ckpt-3", "ckpt-4", "ckpt-5"} - listed
+        assert names(make_manager(tmp_path, 1).checkpoints) == ["ckpt-2"]
+
+    def test_a_file_that_names_another_checkpoint_is_obeyed(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            make_checkpoint(1.0).save(tmp_path / "ckpt")
+        make_checkpoint(7.0).write(tmp_path / "best")
+        (tmp_path / "checkpoint").write_text('model_checkpoint_path: "best"\n')
+        manager = make_manager(tmp_path, 1)
+        assert manager.latest_checkpoint == str(tmp_path / "best") == jaxckpt.latest_checkpoint(tmp_path)
+        assert manager.restore_or_initialize() == str(tmp_path / "best")
+        assert manager.checkpoint.value[0] == 7.0
+
+    def test_what_a_crash_left_after_a_file_was_written_by_hand(self, tmp_path: Path) -> None:
+        for _ in range(3):
+            make_checkpoint().save(tmp_path / "ckpt")
+        text = 'all_model_checkpoint_paths: "gone-1"\nmodel_checkpoint_path: "ckpt-1"\n'
+        (tmp_path / "checkpoint").write_text(text)
+        make_checkpoint(9.0).write(tmp_path / "ckpt-4")
+        manager = make_manager(tmp_path, 5)
+        assert names(manager.checkpoints) == ["ckpt-1", "ckpt-4"]
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-4") == manager.latest_checkpoint
+        assert names(state_of(tmp_path).all_model_checkpoint_paths) == ["gone-1", "ckpt-1", "ckpt-4"]
+
+    def test_where_nothing_that_is_listed_exists_the_disk_decides(self, tmp_path: Path) -> None:
+        for value in (1.0, 2.0):
+            make_checkpoint(value).save(tmp_path / "ckpt")
+        (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-9"\n')
+        manager = make_manager(tmp_path, 5, init_fn=pytest.fail)
+        assert names(manager.checkpoints) == ["ckpt-1", "ckpt-2"]
+        assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
+
+    def test_what_a_crash_left_is_found_beside_other_names(self, tmp_path: Path) -> None:
+        """The other one registers after the crash: the file's newest entry is younger than what the crash left."""
+        make_manager(tmp_path, 2).save()
+        make_checkpoint(5.0).write(tmp_path / "ckpt-2")
+        make_checkpoint().save(tmp_path / "other")
+        manager = make_manager(tmp_path, 2)
+        assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "other-1")
 
     @pytest.mark.parametrize("state", [None, "", "garbage", 'model_checkpoint_path: "ckpt-4'])
     def test_a_lost_state_file_loses_no_checkpoint(
@@ -1046,8 +1137,9 @@ class ManagerMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         logging.getLogger("jaxckpt").setLevel(logging.CRITICAL)
         self.directory = Path(tempfile.mkdtemp(prefix="jaxckpt-test-"))
-        # What is adopted has its real commit time: the clock shows that, moved by whole hours.
         self.clock = Clock(self.patch, 0.0, goes_on=True)
+        self.times: dict[str, float] = {}  # name -> when its commit began
+        self.patch.setattr(state_file, "commit_time", lambda path: self.times.get(os.path.basename(path), 0.0))
         self.checkpoint = jaxckpt.Checkpoint(value=np.zeros(2), saved=0)
         self.saved = 0
         self.contents: dict[int, int] = {}  # number -> which save wrote it: the order of commits
@@ -1069,7 +1161,8 @@ class ManagerMachine(RuleBasedStateMachine):
     def newest(self, listed: dict[int, int]) -> set[int]:
         return set(listed if self.keep is None else list(listed)[-self.keep :])
 
-    def committed(self, number: int) -> None:
+    def committed(self, number: int, began: float) -> None:
+        self.times[f"name-{number}"] = began
         self.saved += 1
         self.contents[number] = self.saved
 
@@ -1120,24 +1213,24 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         number = self.checkpoint.save_counter + 1
         if number in self.contents:
             number = max(self.contents) + 1
         assert self.manager.save() == str(self.directory / f"name-{number}")
-        self.committed(number)
+        self.committed(number, began)
         self.registered(number)
 
     @rule(number=NUMBERS)
     def save_number(self, number: int) -> None:
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         assert self.manager.save(number) == str(self.directory / f"name-{number}")
-        self.committed(number)
+        self.committed(number, began)
         self.registered(number)
 
     @rule()
     def save_in_background_with_a_failing_callback(self) -> None:
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         number = max([*self.contents, 0]) + 1
 
         def fail() -> None:
@@ -1146,7 +1239,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.manager.save(number, options=ASYNC(experimental_write_callbacks=[fail]))
         with pytest.raises(ZeroDivisionError):
             self.manager.sync()
-        self.committed(number)
+        self.committed(number, began)
         self.registered(number)
 
     @rule()
@@ -1160,9 +1253,9 @@ class ManagerMachine(RuleBasedStateMachine):
     def commit_without_registering(self) -> None:
         """As a crash between the two leaves it."""
         number = max([*self.contents, 0]) + 1
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         self.checkpoint.write(self.directory / f"name-{number}")
-        self.committed(number)
+        self.committed(number, began)
 
     @precondition(lambda self: self.contents)
     @rule(data=st.data())
