@@ -65,7 +65,7 @@ class StoredCheckpoint:
                 "No checkpoint there; save() makes, and returns, a path with a number at its end, such as '-1': give that",
                 path,
             )
-        if files.is_directory(path):
+        if not files.is_bucket(path) and files.is_directory(path):
             files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
         found = committed.item_directory(path)
         if found is not None:

@@ -75,6 +75,46 @@ class TestRefusedPermission:
         with pytest.raises(PermissionError):
             storage.list_numbered(bucket.path("run/ckpt"))
 
+    @pytest.mark.parametrize("status", [400, 401, 403, 404])
+    def test_listing_alone(self, status: int, bucket: Bucket) -> None:
+        """The store answers with "not found" where it could have said "refused"."""
+        saved = checkpoint()
+        paths = [saved.save(bucket.path("run/ckpt")) for _ in range(2)]
+        before = {key: objects.read(bucket.path(key)) for key in bucket.keys}
+        bucket.rule(lambda request: status if request.action == "list" else None)
+        manager = jaxckpt.CheckpointManager(
+            checkpoint(), bucket.path("run"), max_to_keep=1, init_fn=lambda: pytest.fail("initialized")
+        )
+        for call in (
+            manager.restore_or_initialize,
+            lambda: manager.checkpoints,
+            lambda: manager.latest_checkpoint,
+            lambda: checkpoint().save(bucket.path("run/ckpt")),
+            lambda: storage.list_numbered(bucket.path("run/ckpt")),
+            lambda: storage.leftovers(bucket.path("run")),
+            lambda: storage.delete(paths[0]),
+        ):
+            with pytest.raises(PermissionError, match=r"refuses to list.*storage\.objects\.list") as caught:
+                call()
+            assert caught.value.errno == errno.EACCES
+        assert jaxckpt.latest_checkpoint(bucket.path("run")) == paths[1]
+        checkpoint().restore(paths[1]).assert_consumed()
+        bucket.rule(None)
+        assert {key: objects.read(bucket.path(key)) for key in bucket.keys} == before
+
+    def test_an_empty_directory_is_empty(self, bucket: Bucket) -> None:
+        """Also while somebody begins to write there: that is no refused listing."""
+        path = bucket.path("run")
+
+        def rule(request: Request) -> None:
+            if request == Request("read", "run/checkpoint"):
+                bucket.rule(None)
+                objects.write(f"{path}/checkpoint", b"")
+
+        assert not objects.is_directory(path)
+        bucket.rule(rule)
+        assert objects.names(path) == ["checkpoint"]
+
 
 @pytest.mark.usefixtures("impatient")
 class TestUnreachable:
