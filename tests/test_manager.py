@@ -1127,6 +1127,121 @@ class TestRestore:
             manager.restore_or_initialize(jaxckpt.CheckpointOptions(experimental_io_device=99))
 
 
+class TestBesideRetention:
+    """An evaluator beside a trainer that deletes what it has just found."""
+
+    @pytest.fixture
+    def trainer(self, tmp_path: Path) -> jaxckpt.CheckpointManager:
+        trainer = make_manager(tmp_path, 1)
+        trainer.save()
+        return trainer
+
+    @staticmethod
+    def save_before_each_look(
+        monkeypatch: pytest.MonkeyPatch, trainer: jaxckpt.CheckpointManager, times: int
+    ) -> list[str]:
+        """Lets the trainer save, and delete, between the moment a path is found and the moment it is looked at."""
+        look, saved = storage.is_checkpoint, []
+
+        def is_checkpoint(path: str) -> bool:
+            if len(saved) < times:
+                saved.append("")
+                trainer.checkpoint.value = trainer.checkpoint.value + 1
+                saved[-1] = trainer.save()
+            return look(path)
+
+        monkeypatch.setattr(storage, "is_checkpoint", is_checkpoint)
+        return saved
+
+    @pytest.mark.parametrize("times", [1, 3])
+    @pytest.mark.parametrize(
+        "find",
+        [
+            lambda directory: make_manager(directory, 1).latest_checkpoint,
+            lambda directory: make_manager(directory, 1, init_fn=pytest.fail).restore_or_initialize(),
+            lambda directory: jaxckpt.latest_checkpoint(directory),
+            lambda directory: next(jaxckpt.checkpoints_iterator(directory, timeout=0)),
+        ],
+        ids=["manager", "restore", "function", "iterator"],
+    )
+    def test_the_newest_then_is_found(
+        self,
+        find: Callable[[Path], str | None],
+        times: int,
+        trainer: jaxckpt.CheckpointManager,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        saved = self.save_before_each_look(monkeypatch, trainer, times)
+        assert find(tmp_path) == saved[-1] == str(tmp_path / f"ckpt-{times + 1}")
+
+    def test_deleted_while_it_is_read(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        class Racing(jaxckpt.Checkpoint):
+            def restore(self, path: str, options: Any = None) -> Any:
+                if len(paths) < 3:
+                    trainer.checkpoint.value = trainer.checkpoint.value + 1
+                    trainer.save()
+                paths.append(path)
+                return super().restore(path, options)
+
+        paths: list[str] = []
+        evaluator = make_manager(tmp_path, 1, checkpoint=Racing(value=np.zeros(4), step=0), init_fn=pytest.fail)
+        assert evaluator.restore_or_initialize() == str(tmp_path / "ckpt-4")
+        assert names(paths) == ["ckpt-1", "ckpt-2", "ckpt-3", "ckpt-4"]
+        assert evaluator.checkpoint.value[0] == 3.0
+
+    def test_all_deleted(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        """That there was one is no reason to start anew."""
+
+        class Racing(jaxckpt.Checkpoint):
+            def restore(self, path: str, options: Any = None) -> Any:
+                shutil.rmtree(path)
+                return super().restore(path, options)
+
+        evaluator = make_manager(tmp_path, 1, checkpoint=Racing(value=np.zeros(4), step=0), init_fn=pytest.fail)
+        with pytest.raises(FileNotFoundError, match="All checkpoints were deleted") as caught:
+            evaluator.restore_or_initialize()
+        assert caught.value.filename == str(tmp_path / "ckpt-1")
+
+    def test_a_trainer_that_is_always_faster(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        class Racing(jaxckpt.Checkpoint):
+            def restore(self, path: str, options: Any = None) -> Any:
+                trainer.save()
+                return super().restore(path, options)
+
+        evaluator = make_manager(tmp_path, 1, checkpoint=Racing(value=np.zeros(4), step=0))
+        with pytest.raises((FileNotFoundError, jaxckpt.CorruptCheckpointError)):
+            evaluator.restore_or_initialize()
+
+    def test_two_programs(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        ended = threading.Event()
+        errors: list[BaseException] = []
+
+        def train() -> None:
+            try:
+                while not ended.is_set():
+                    trainer.checkpoint.value = trainer.checkpoint.value + 1
+                    trainer.save()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        try:
+            last = -1.0
+            for _ in range(40):
+                evaluator = make_manager(tmp_path, 1, init_fn=pytest.fail)
+                assert evaluator.latest_checkpoint is not None
+                assert jaxckpt.latest_checkpoint(tmp_path) is not None
+                assert evaluator.restore_or_initialize() is not None
+                assert evaluator.checkpoint.value[0] >= last
+                last = evaluator.checkpoint.value[0]
+        finally:
+            ended.set()
+            thread.join()
+        assert errors == []
+
+
 class ManagerMachine(RuleBasedStateMachine):
     """A manager against a model of the rules, over restarts, crashes, deletions and lost state files."""
 

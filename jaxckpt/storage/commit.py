@@ -252,7 +252,7 @@ def delete(path: str) -> None:
         return
     folder = temporary.create(path)
     try:
-        os.rename(path, os.path.join(folder, "deleted"))
+        os.rename(path, os.path.join(folder, temporary.DELETED))
     except FileNotFoundError:
         pass
     except BaseException:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
+from jaxckpt.storage import claims, committed, digests, faults, files, in_flight, kvstore, temporary, tree_metadata
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.ocdbt_chunks import Box
 
@@ -60,6 +60,13 @@ class StoredCheckpoint:
     def _item_directory(self) -> str:
         path = self.path
         if not self._is_there():
+            if (process := in_flight.saving(path)) is not None:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"Not committed yet: {process} is saving this checkpoint right now. Wait for the save: sync(), or "
+                    "checkpoints_iterator() in another program",
+                    path,
+                )
             raise FileNotFoundError(
                 errno.ENOENT,
                 "No checkpoint there; save() makes, and returns, a path with a number at its end, such as '-1': give that",

@@ -24,6 +24,7 @@ _NAME = re.compile(
 FOREIGN_DEAD_AFTER_SECS = 24 * 3600.0
 NEW = "checkpoint"
 PREVIOUS = "previous"
+DELETED = "deleted"
 # Names of this process's own, which their random part makes unique, whatever path leads there.
 _active: set[str] = set()
 
@@ -95,6 +96,11 @@ def final_name(name: str) -> str:
     """Returns the name of the checkpoint that the temporary directory `name` was made for; any other name as it is."""
     match = _NAME.fullmatch(name)
     return name if match is None else match["final"]
+
+
+def is_deletion(path: str) -> bool:
+    """Whether a temporary directory holds what is being deleted, rather than what is being saved."""
+    return os.path.lexists(os.path.join(path, DELETED))
 
 
 def is_for(final: str, name: str | None) -> bool:

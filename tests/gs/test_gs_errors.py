@@ -12,6 +12,7 @@ from storage_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import paths, storage
+from jaxckpt.storage import claims
 from jaxckpt.storage.files import bucket as objects
 
 
@@ -184,6 +185,16 @@ class TestUnreachable:
         path = checkpoint().save(bucket.path("run/ckpt"))
         assert storage.verify(path).ok
         assert not failures
+
+
+def test_a_save_that_is_running(bucket: Bucket) -> None:
+    path = bucket.path("run/ckpt-1")
+    claim = claims.Claim(path, "save")
+    with pytest.raises(FileNotFoundError, match=f"Not committed yet: process {os.getpid()} is saving"):
+        checkpoint().restore(path)
+    claim.release()
+    with pytest.raises(FileNotFoundError, match="No checkpoint there"):
+        checkpoint().restore(path)
 
 
 class TestDamage:
