@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from jaxckpt import foreign_runs, retention, state_file
 from jaxckpt.directory_lock import update
+from jaxckpt.saving import SaveHooks
 from jaxckpt.state_text import Records, UnreadableStateError
+from jaxckpt.steps import SavedStep, SavedSteps
 from jaxckpt.storage import files
 
 _logger = logging.getLogger("jaxckpt")
@@ -183,6 +185,43 @@ class ManagedDirectory:
 
     def _own(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if re.fullmatch(re.escape(self._name) + r"-(0|[1-9][0-9]*)", name)]
+
+
+class ManagedSave(SaveHooks):
+    """One save of a manager.
+
+    Nothing here waits for the Checkpoint, whose lock another thread may hold while it waits for this save.
+
+    Attributes:
+      is_saved: the checkpoint is committed and registered.
+    """
+
+    def __init__(self, managed: ManagedDirectory, root: str, steps: SavedSteps, step: SavedStep | None) -> None:
+        """Args: the directory, its absolute path, the manager's steps, and the step that is saved (None without an interval)."""
+        self.is_saved = False
+        self._managed = managed
+        self._root = root
+        self._steps = steps
+        self._step = step
+
+    def committed(self, path: str) -> None:
+        """Registers the checkpoint."""
+        self._managed.register(self._root, os.path.basename(path))
+
+    def saved(self) -> None:
+        """Counts the step as saved."""
+        self.is_saved = True
+        if self._step is not None:
+            self._steps.commit(self._step)
+
+    def finished(self, path: str) -> None:
+        """Deletes old checkpoints."""
+        self._managed.retain(self._root)
+
+    def failed(self, error: BaseException) -> None:
+        """Gives the step back."""
+        if self._step is not None:
+            self._steps.fail(self._step)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """`CheckpointManager`: numbers, intervals and retention (TensorFlow: `tf.train.CheckpointManager`)."""
 
 import copy
-import functools
 import logging
 import os
 import warnings
@@ -11,12 +10,11 @@ from typing import Any, TypeVar
 from jaxckpt import foreign_runs, paths, state_file
 from jaxckpt.arguments import index, positive_int, positive_number
 from jaxckpt.checkpoint import Checkpoint
-from jaxckpt.managed import ManagedDirectory
+from jaxckpt.managed import ManagedDirectory, ManagedSave
 from jaxckpt.multihost.ask import ask, does_file_access
 from jaxckpt.options import CheckpointOptions
-from jaxckpt.resuming import require_sound, restore_newest
-from jaxckpt.saving import SaveHooks
-from jaxckpt.steps import SavedStep, SavedSteps, step_reader
+from jaxckpt.resuming import Candidates, restore_newest
+from jaxckpt.steps import SavedSteps, step_reader
 from jaxckpt.storage import files
 
 _logger = logging.getLogger("jaxckpt")
@@ -28,10 +26,10 @@ _LOOKS = 20
 class CheckpointManager:
     """Saves numbered checkpoints into a directory and deletes old ones (TensorFlow: `tf.train.CheckpointManager`).
 
-    What it manages is every ``<checkpoint_name>-<number>`` in the directory, whoever saved it: a plain
-    `Checkpoint.save`, an earlier manager, or a program that was killed before it could register its last checkpoint.
-    The state file ``checkpoint`` gives their order and is read again by every call. Other names in the directory are
-    left alone.
+    It manages the checkpoints ``<checkpoint_name>-<number>`` that the state file ``checkpoint`` lists, whoever saved them
+    (a plain `Checkpoint.save`, an earlier manager), and what a program that was killed committed after them and could not
+    register any more. The state file gives their order and is read again by every call; one that was edited is obeyed.
+    Other names in the directory, and what was taken out of the list, are left alone.
 
     A preserved checkpoint (`keep_checkpoint_every_n_hours`) leaves the list and is never deleted, by this manager or a
     later one. Checkpoints are deleted only after the new one is committed and its callbacks have run; one that cannot
@@ -182,18 +180,20 @@ class CheckpointManager:
         from jaxckpt import storage
 
         def latest() -> str | None:
-            seen: list[list[str]] = []
+            before: list[str] | None = None
             # Other programs may save and delete between the two looks; there is a newer one then.
-            while (candidates := self._paths(self._managed.newest_first(self._root()))) not in seen[-1:]:
-                for path in candidates:
-                    if storage.is_checkpoint(path):
-                        return path
-                seen.append(candidates)
-                if len(seen) == _LOOKS:
-                    break
+            for _ in range(_LOOKS):
+                candidates = self._newest_first()
+                found = next((path for path in candidates if storage.is_checkpoint(path)), None)
+                if found is not None or candidates == before:
+                    return found
+                before = candidates
             return None
 
         return self._ask("CheckpointManager.latest_checkpoint", latest)
+
+    def _newest_first(self) -> list[str]:
+        return self._paths(self._managed.newest_first(self._root()))
 
     def save(
         self,
@@ -227,7 +227,7 @@ class CheckpointManager:
             step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
             if step is None:
                 return None
-        hooks = _Hooks(self._managed, self._root(), self._steps, step)
+        hooks = ManagedSave(self._managed, self._root(), self._steps, step)
         try:
             path = self._checkpoint._save(
                 os.path.join(self._directory, self._name), options, number=number, hooks=hooks
@@ -270,7 +270,9 @@ class CheckpointManager:
         state_file.resolve(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
         with self._checkpoint._lock:
-            restored = restore_newest(_Candidates(self, options), skip_corrupt)
+            restored = restore_newest(
+                Candidates(self._checkpoint, self._directory, options, self._newest_first), skip_corrupt
+            )
             if restored is None:
                 self._require_nothing_else(options)
         if restored is not None and self._checkpoint_interval is not None:
@@ -296,62 +298,6 @@ class CheckpointManager:
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, as `Checkpoint.sync`."""
         self._checkpoint.sync()
-
-
-class _Candidates:
-    """What a manager can restore, for `restore_newest`."""
-
-    def __init__(self, manager: CheckpointManager, options: CheckpointOptions | None) -> None:
-        self._manager = manager
-        self._options = options
-
-    def _together(self, work: Callable[[], _Result], before: Callable[[], None] = lambda: None) -> _Result:
-        subject = self._manager.directory
-        return ask("restore_or_initialize", subject, self._options, work, before=before, always=True)
-
-    def newest_first(self) -> list[str]:
-        manager = self._manager
-        return self._together(
-            lambda: manager._paths(manager._managed.newest_first(manager._root())), manager.checkpoint.sync
-        )
-
-    def require_sound(self, path: str, verify: bool) -> None:
-        self._together(functools.partial(require_sound, path, verify))
-
-    def exists(self, path: str) -> bool:
-        return self._together(lambda: files.exists(path))
-
-    def restore(self, path: str) -> None:
-        self._manager.checkpoint.restore(path, self._options)
-
-
-class _Hooks(SaveHooks):
-    """One save of a manager.
-
-    Nothing here waits for the Checkpoint, whose lock another thread may hold while it waits for this save.
-    """
-
-    def __init__(self, managed: ManagedDirectory, root: str, steps: SavedSteps, step: SavedStep | None) -> None:
-        self._managed = managed
-        self._root = root
-        self._steps = steps
-        self._step = step
-        self.is_saved = False
-
-    def committed(self, path: str) -> None:
-        self._managed.register(self._root, os.path.basename(path))
-
-    def saved(self) -> None:
-        self.is_saved = True
-        if self._step is not None:
-            self._steps.commit(self._step)
-
-    def finished(self, path: str) -> None:
-        self._managed.retain(self._root)
-
-    def failed(self, error: BaseException) -> None:
-        if self._step is not None:
-            self._steps.fail(self._step)
 
 
 def _checked_name(name: Any) -> str:

@@ -2,30 +2,58 @@
 
 import errno
 import warnings
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import TypeVar
 
+from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.errors import CorruptCheckpointError
+from jaxckpt.multihost.ask import ask
+from jaxckpt.options import CheckpointOptions
 from jaxckpt.storage import files
 
 # How often the newest checkpoint may be deleted before it could be read.
 _MAX_LOSSES = 20
+_Result = TypeVar("_Result")
 
 
-class Candidates(Protocol):
-    """The checkpoints of a directory. In a job of several processes every method gives all of them the same answer."""
+class Candidates:
+    """The checkpoints that a manager can restore. In a job of several processes all of them get the same answers."""
 
-    def newest_first(self) -> Sequence[str]:
-        """Returns the paths of what could be restored now, best first."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        directory: str,
+        options: CheckpointOptions | None,
+        look: Callable[[], list[str]],
+    ) -> None:
+        """Makes them known.
 
-    def require_sound(self, path: str, verify: bool) -> None:
-        """Raises CorruptCheckpointError for a damaged checkpoint, and FileNotFoundError for one that is gone."""
+        Args:
+          checkpoint: what is restored.
+          directory: of the manager, for messages.
+          options: with the process that does the file access.
+          look: returns the paths of what could be restored now, best first.
+        """
+        self._checkpoint = checkpoint
+        self._directory = directory
+        self._options = options
+        self._look = look
+
+    def _together(self, work: Callable[[], _Result], before: Callable[[], None] = lambda: None) -> _Result:
+        return ask("restore_or_initialize", self._directory, self._options, work, before=before, always=True)
+
+    def newest_first(self) -> list[str]:
+        """Returns the paths of what could be restored now, best first; waits for a save in flight."""
+        return self._together(self._look, self._checkpoint.sync)
 
     def exists(self, path: str) -> bool:
         """Whether anything is at the path."""
+        return self._together(lambda: files.exists(path))
 
-    def restore(self, path: str) -> object:
-        """Restores a checkpoint."""
+    def restore(self, path: str, *, verify: bool) -> None:
+        """Restores a checkpoint, after reading and checking every byte of it if `verify`."""
+        self._together(lambda: require_sound(path, verify))
+        self._checkpoint.restore(path, self._options)
 
 
 def restore_newest(candidates: Candidates, skip_corrupt: bool) -> str | None:
@@ -47,23 +75,18 @@ def restore_newest(candidates: Candidates, skip_corrupt: bool) -> str | None:
     lost: list[tuple[str, Exception]] = []
     while (path := next((path for path in candidates.newest_first() if path not in damaged), None)) is not None:
         try:
-            candidates.require_sound(path, damage is not None)
-            candidates.restore(path)
-        except FileNotFoundError as error:
-            if len(lost) == _MAX_LOSSES or path in [known for known, _ in lost[-1:]]:
-                raise
-            lost.append((path, error))
-        except CorruptCheckpointError as error:
-            if not candidates.exists(path) and len(lost) < _MAX_LOSSES:  # Half of it was read before it was deleted.
+            candidates.restore(path, verify=damage is not None)
+            return path
+        except (FileNotFoundError, CorruptCheckpointError) as error:
+            # What is deleted while it is read may look damaged.
+            if not candidates.exists(path) and len(lost) < _MAX_LOSSES:
                 lost.append((path, error))
                 continue
-            if not skip_corrupt:
+            if not skip_corrupt or not isinstance(error, CorruptCheckpointError):
                 raise
             damage = damage or error
             damaged.add(path)
-            warnings.warn(f"Skipping the damaged checkpoint {path}: {error}", stacklevel=4)
-        else:
-            return path
+            warnings.warn(f"Skipping the damaged checkpoint {path}: {error}", stacklevel=3)
     if damage is not None:
         raise damage
     if lost:
