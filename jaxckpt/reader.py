@@ -234,7 +234,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Reader:
       CheckpointError: what is there is no checkpoint.
       CorruptCheckpointError: it is damaged.
     """
-    text = paths.checked_path(path, "path")
+    text = paths.spelled(paths.checked_path(path, "path"))
     if not storage.is_checkpoint(text) and (latest := state_file.latest_checkpoint(text)) is not None:
         text = latest
     return Reader(text)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -16,18 +17,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
-from jaxckpt import devices, paths
+from jaxckpt import devices, foreign_runs, paths
 from jaxckpt.arguments import also_named
 from jaxckpt.directory_lock import update
 from jaxckpt.multihost.ask import ask
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.state_store import FILE as FILE
+from jaxckpt.state_store import is_own_state
 from jaxckpt.state_store import read_state as read_state
 from jaxckpt.state_store import write_state as write_state
 from jaxckpt.state_text import Records, UnreadableStateError
 from jaxckpt.storage import CheckpointPath, files
 
 _POLL_SECS = 1.0
+# How often a state file is read again if the checkpoint that it names is deleted each time.
+_LOOKS = 20
 _logger = logging.getLogger("jaxckpt")
 
 
@@ -123,6 +127,7 @@ def _subject(directory: str, name: str) -> str:
 
 
 def _read_here(directory: str, name: str = FILE) -> CheckpointState | None:
+    directory = files.spelled(directory)
     try:
         records = read_state(directory, name)
     except NotADirectoryError:
@@ -183,18 +188,24 @@ def latest_checkpoint(
 
 
 def _latest_here(directory: str, name: str = FILE) -> str | None:
-    state = _read_here(directory, name)
-    return None if state is None else latest_of(state)
-
-
-def latest_of(state: CheckpointState) -> str | None:
-    """Returns the path of the latest checkpoint that a state file names; None if it is gone, with a warning."""
     from jaxckpt import storage
 
-    if not storage.is_checkpoint(state.model_checkpoint_path):
-        _logger.warning("%s, which the state file names as the latest, is not there.", state.model_checkpoint_path)
-        return None
-    return state.model_checkpoint_path
+    path: str | None = None
+    for _ in range(_LOOKS):
+        state = _read_here(directory, name)
+        if state is None:
+            return None
+        if storage.is_checkpoint(state.model_checkpoint_path):
+            return state.model_checkpoint_path
+        if path == state.model_checkpoint_path:
+            break
+        # Retention may have deleted it meanwhile; the file names a newer one then.
+        path = state.model_checkpoint_path
+    if path is not None and files.is_file(foreign_runs.index_of(path)):
+        _logger.warning("%s is a TensorFlow checkpoint, which this version of jaxckpt does not read.", path)
+    else:
+        _logger.warning("%s, which the state file names as the latest, is not there.", path)
+    return None
 
 
 @overload
@@ -298,8 +309,8 @@ def register(path: CheckpointPath) -> None:
             records = read_state(directory) or Records()
         except UnreadableStateError as error:
             records = rebuilt(directory, error)
+        records.forget(missing(directory, records))
         records.add(name, time.time())
-        drop_missing(directory, records)
         write_state(directory, records)
 
     update(directory, change)
@@ -316,8 +327,11 @@ def resolve(options: CheckpointOptions | None) -> int | None:
     return devices.resolve_process(None if options is None else options.experimental_io_device)
 
 
-def drop_missing(directory: str, records: Records) -> None:
-    """Forgets checkpoints that are gone. A damaged one is not: to go back to an older one is for the user to decide."""
+def missing(directory: str, records: Records) -> set[str]:
+    """Returns the names of checkpoints that are gone; notes in the records which of them are TensorFlow's, and not gone.
+
+    A damaged one is not gone: to go back to an older one is for the user to decide.
+    """
     listed: set[str] = set()
     if files.is_bucket(directory):  # One listing instead of a request for each.
         with contextlib.suppress(FileNotFoundError):
@@ -326,8 +340,44 @@ def drop_missing(directory: str, records: Records) -> None:
     def there(name: str) -> bool:
         return name in listed or files.exists(files.join(directory, name))
 
-    records.entries = {name: at for name, at in records.entries.items() if there(name)}
-    records.kept = {name for name in records.kept if there(name)}
+    gone = {name for name in {*records.entries, *records.kept} if not there(name)}
+    records.tensorflow = [name for name in records.entries if name in gone and there(foreign_runs.index_of(name))]
+    return gone
+
+
+def refuse_tensorflow(directory: str) -> None:
+    """Refuses a directory of TensorFlow's checkpoints, where a checkpoint would have to be registered in TensorFlow's state file.
+
+    Raises:
+      CheckpointError: it is one.
+    """
+    try:
+        if is_own_state(directory):
+            return  # None of those that jaxckpt writes names one; so it need not be read.
+        records = read_state(directory)
+        names = files.names(directory) if records is None else []
+    except (OSError, UnreadableStateError):
+        return  # The registration reads it as well, and says what is wrong.
+    found = foreign_runs.tensorflow_prefixes(names)
+    if records is not None and records.latest is not None:
+        latest = files.join(directory, records.latest)
+        if not files.exists(latest) and files.is_file(foreign_runs.index_of(latest)):
+            found = [records.latest]
+    if found:
+        raise foreign_runs.tensorflow_error(directory, found)
+
+
+def written_by_others(directory: str, records: Records) -> float:
+    """Returns when somebody else than jaxckpt wrote the state file, in seconds; long ago if nobody did.
+
+    In a bucket it is not known: late enough for everything.
+    """
+    if not records.by_others:
+        return -math.inf
+    try:
+        return math.inf if files.is_bucket(directory) else os.stat(os.path.join(directory, FILE)).st_mtime
+    except FileNotFoundError:
+        return -math.inf
 
 
 def rebuilt(directory: str, reason: Exception) -> Records:

@@ -792,6 +792,14 @@ def test_step_counters_that_are_none(value: Any) -> None:
     assert problem.startswith("step_counter: expected ")
 
 
+@pytest.mark.parametrize("call", ["builtins:int", "builtins:float"])
+def test_step_counters_that_cannot_count(call: str) -> None:
+    (problem,) = problems_of({**MINIMAL, "step_counter": {"call": call}})
+    assert problem.startswith("step_counter: expected ")
+    assert "can never change" in problem
+    assert "step_counter=lambda: checkpoint.step" in problem
+
+
 def test_an_import_that_is_not_what_the_key_needs() -> None:
     assert problems_of({**MINIMAL, "init_fn": "os:sep"})[0].endswith("got 'os:sep' (text), which is '/' (text)")
 

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     import jaxckpt
-    from jaxckpt import state_file, storage
+    from jaxckpt import storage
     from jaxckpt.storage import files
 
     directory = existing_directory(arguments.directory)
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     with Progress(f"looking through {directory}"):
         state = jaxckpt.get_checkpoint_state(directory)
-        latest = None if state is None else state_file.latest_of(state)
+        latest = None if state is None else jaxckpt.latest_checkpoint(directory)
         checkpoints = _checkpoints(directory, state, latest)
         leftovers = storage.leftovers(directory)
     if arguments.json:

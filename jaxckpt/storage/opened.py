@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import claims, committed, digests, faults, files, foreign, kvstore, temporary, tree_metadata
+from jaxckpt.storage import (
+    claims,
+    committed,
+    digests,
+    faults,
+    files,
+    foreign,
+    in_flight,
+    kvstore,
+    temporary,
+    tree_metadata,
+)
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.ocdbt_chunks import Box
 
@@ -42,10 +53,11 @@ class StoredCheckpoint:
           CorruptCheckpointError: its metadata is damaged.
           OSError: it cannot be read.
         """
-        self.path = path
+        self.path = path = files.spelled(path)
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
-        self._directory = self._item_directory()
+        # The working directory may be another one when the data is read.
+        self._directory = files.absolute(self._item_directory())
         self.digests: dict[str, list[Any]] | None = None
         text = self._read_file(tree_metadata.FILE)
         self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
@@ -61,6 +73,13 @@ class StoredCheckpoint:
         if not self._is_there():
             if foreign.is_tensorflow_prefix(path):
                 raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
+            if (process := in_flight.saving(path)) is not None:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"Not committed yet: {process} is saving this checkpoint right now. Wait for the save: sync(), or "
+                    "checkpoints_iterator() in another program",
+                    path,
+                )
             raise FileNotFoundError(
                 errno.ENOENT,
                 "No checkpoint at this path. save() appends a number ('ckpt-1') and returns the full path; pass that one",
@@ -71,7 +90,7 @@ class StoredCheckpoint:
                 f"A link to {target}, where nothing is: a checkpoint there was deleted or moved. Pass one that exists"
             )
             raise FileNotFoundError(errno.ENOENT, what, path)
-        if files.is_directory(path):
+        if not files.is_bucket(path) and files.is_directory(path):
             files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
         found = committed.item_directory(path)
         if found is not None:
