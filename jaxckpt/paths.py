@@ -32,7 +32,10 @@ def checked_path(value: Any, argument: str) -> str:
     if "\0" in path:
         raise ValueError(f"{argument} holds a null character: {path!r}.")
     if "orbax-checkpoint-tmp" in os.path.basename(path) or ".jaxckpt-tmp-" in os.path.basename(path):
-        raise ValueError(f"{argument}={path!r}: temporary directories are called so; choose another name.")
+        raise ValueError(
+            f"{argument}={path!r}: such names are reserved for the temporary directories of saves that run or were not finished. "
+            "To save, choose another name; to restore, take a committed checkpoint."
+        )
     if files.is_bucket(path):
         _check_bucket_path(path, argument)
     elif scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):

@@ -50,6 +50,12 @@ def broken_link(path: str) -> str | None:
     return os.readlink(path)
 
 
+def is_temporary(path: str) -> bool:
+    """Whether `path` has the name of a temporary directory of a save, by Orbax or by jaxckpt."""
+    name = os.path.basename(files.absolute(path))
+    return "orbax-checkpoint-tmp" in name or temporary.is_temporary(name)
+
+
 def is_tensorflow_prefix(path: str) -> bool:
     """Whether `path` is the name under which TensorFlow saved, such as ``ckpt-3``: there is a file ``ckpt-3.index``."""
     return not files.is_bucket(path) and os.path.isfile(f"{path}.index")
@@ -123,8 +129,7 @@ def _is_msgpack_mapping(start: bytes) -> bool:
 def _directory(path: str) -> str | None:
     names = _names(path)
     present = set(names)
-    name = os.path.basename(os.path.abspath(path))
-    if "orbax-checkpoint-tmp" in name or temporary.is_temporary(name):
+    if is_temporary(path):
         return (
             "it is the temporary directory of a save that was not finished, or still runs. Take a committed checkpoint."
         )

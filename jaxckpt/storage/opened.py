@@ -92,9 +92,10 @@ class StoredCheckpoint:
             raise FileNotFoundError(errno.ENOENT, what, path)
         if not files.is_bucket(path) and files.is_directory(path):
             files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
-        found = committed.item_directory(path)
-        if found is not None:
-            return found
+        if not foreign.is_temporary(path):
+            found = committed.item_directory(path)
+            if found is not None:
+                return found
         recognised = foreign.describe(path)
         if recognised is None and files.is_directory(path) and committed.is_checkpoint(path):
             raise CorruptCheckpointError.at(
