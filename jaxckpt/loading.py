@@ -17,6 +17,7 @@ from jaxckpt.multihost.remote import RemoteCheckpoint
 from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.shared import ADVICE
 from jaxckpt.saving import COUNTER
+from jaxckpt.storage.presence import DeletedError
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ class Restore:
 
     def _advised(self, error: BaseException) -> BaseException:
         """Says what may be wrong where a process without the files was to read them."""
-        if self._session.several and self._io_process is None and isinstance(error, FileNotFoundError):
+        # A checkpoint that was deleted while it was read was seen by this process.
+        missing = isinstance(error, FileNotFoundError) and not isinstance(error, DeletedError)
+        if self._session.several and self._io_process is None and missing:
+            assert isinstance(error, FileNotFoundError)
             advised = FileNotFoundError(
                 error.errno, f"{error.strerror}. {ADVICE} It was process {self._session.process}", error.filename
             )

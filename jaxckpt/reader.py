@@ -76,9 +76,12 @@ class Reader:
 
         Raises:
           KeyError: there is no such leaf.
+          CheckpointError: it was stored by a type handler that only its own program has.
           CorruptCheckpointError: its data is damaged.
+          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
         """
         leaf = self._leaf(name)
+        self._stored.presence.check()
         if leaf.is_string:
             return _text_array(self._stored.string(leaf))
         self._info(leaf)
@@ -107,7 +110,9 @@ class Reader:
 
         Raises:
           CorruptCheckpointError: stored data is damaged.
+          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
         """
+        self._stored.presence.check()
         stored = self._stored.tree.leaves
         arrays = [leaf for leaf in stored if not leaf.is_empty and not leaf.is_string]
         self._stored.infos(arrays)

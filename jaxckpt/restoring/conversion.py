@@ -13,6 +13,9 @@ from jaxckpt.storage.aligned import aligned_empty
 
 # Converted at a time: the temporary arrays of a large one stay small.
 _BLOCK = 1 << 18
+# Also for the dtypes that numpy does not know.
+_finfo: Any = jnp.finfo
+_iinfo: Any = jnp.iinfo
 
 
 class Rule(enum.Enum):
@@ -55,7 +58,7 @@ class Conversion:
         return new
 
     def _integers(self, source: np.ndarray, target: np.ndarray) -> None:
-        limits: Any = jnp.iinfo(self.dtype)
+        limits = _iinfo(self.dtype)
         # As Python's own ints: of an int64 and a uint64 numpy would make floats.
         for value in (int(source.min()), int(source.max())):
             if not int(limits.min) <= value <= int(limits.max):
@@ -67,7 +70,7 @@ class Conversion:
             target[...] = source.astype(target.dtype)
             if _holds_all(target.dtype, source.dtype):
                 return
-            largest = float(jnp.finfo(target.dtype).max)
+            largest = float(_finfo(target.dtype).max)
             bad = (np.isnan(source) != np.isnan(target)) | (np.isinf(source) != np.isinf(target))
             bad |= np.isfinite(source) & (np.abs(source.astype(np.float64)) > largest)
             if bad.any():
@@ -104,8 +107,8 @@ def _holds_all(wide: Any, narrow: Any) -> bool:
     """Whether one floating dtype holds every number of another one."""
     if {wide, narrow} - {np.dtype(each) for each in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)}:
         return False
-    a, b = jnp.finfo(wide), jnp.finfo(narrow)
-    return a.nmant >= b.nmant and a.maxexp >= b.maxexp
+    a, b = _finfo(wide), _finfo(narrow)
+    return bool(a.nmant >= b.nmant and a.maxexp >= b.maxexp)
 
 
 def scalar_rule(stored: np.dtype[Any], kind: str | None) -> Rule:

@@ -56,7 +56,8 @@ def _resolve(leaf: Leaf) -> Any:
         now = f"the current mesh has {_axes(current)}" if not current.empty else "no mesh is set"
         raise ValueError(
             f"{leaf.name}: the target's sharding {sharding.spec} is over an abstract mesh of {_axes(mesh)}, which has no devices, and "
-            f"{now}. Call restore under jax.set_mesh(mesh), with the mesh that the target was made for, or give the target a sharding over it."
+            f"{now}. Call restore under jax.set_mesh(mesh), with the mesh that the target was made for, or give the target a sharding "
+            "over it."
         )
     try:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=found, weak_type=value.weak_type)

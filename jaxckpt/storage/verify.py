@@ -74,18 +74,26 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
       The report; damage is in it, not raised.
 
     Raises:
-      FileNotFoundError: nothing is there.
+      FileNotFoundError: nothing is there, or it was deleted while it was read.
       CheckpointError: what is there is no checkpoint.
       OSError: it cannot be read.
     """
     path = os.fspath(path)
-    problems: list[Problem] = []
     try:
         stored = StoredCheckpoint(path, check_data=False)  # Data files are checked below, one by one.
     except CheckpointError as error:
         if type(error) is CheckpointError:
             raise
         return VerifyReport(path, (_problem(error),), True, 0, 0, 0)
+    with stored.presence:
+        report = _verified(stored, progress)
+        if not report.ok and (deleted := stored.presence.explain()) is not None:
+            raise deleted
+    return report
+
+
+def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | None) -> VerifyReport:
+    problems: list[Problem] = []
     files = _check_files(stored, problems)
     arrays = [leaf for leaf in stored.tree.leaves if not leaf.is_empty and not leaf.is_string]
     readable = []
@@ -115,7 +123,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     if not problems:
         _check_data_files(stored, problems)
     leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves)
-    return VerifyReport(path, tuple(problems), stored.digests is not None, leaves, total, files)
+    return VerifyReport(stored.path, tuple(problems), stored.digests is not None, leaves, total, files)
 
 
 def _problem(error: Exception) -> Problem:
