@@ -2,12 +2,14 @@
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxckpt import paths, storage
+from jaxckpt.errors import CheckpointError
 from jaxckpt.storage.tree_metadata import StoredLeaf
 
 
@@ -17,9 +19,10 @@ class LeafMetadata:
 
     Attributes:
       name: the path joined by ``/``.
-      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key".
-      shape: of the stored array; () for scalars and str.
-      dtype: of the stored array; None for str.
+      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key"; what Orbax calls the type of a
+        leaf that only a program's own type handler can read.
+      shape: of the stored array; () for scalars, str and what cannot be read.
+      dtype: of the stored array; None for str and what cannot be read.
       nbytes: bytes of the value.
       sharding: the sharding the array was saved with, as Orbax notes it (JSON text), or None.
       key_impl: implementation of a PRNG key, or None.
@@ -64,11 +67,11 @@ class Reader:
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a leaf, () for a str or a scalar. Raises KeyError if there is no such leaf."""
         leaf = self._leaf(name)
-        return () if leaf.is_string else self._info(leaf).shape
+        return () if leaf.is_string or leaf.is_foreign else self._info(leaf).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Returns the dtype of a leaf, that of its `get_tensor`. Raises KeyError if there is no such leaf."""
-        leaf = self._leaf(name)
+        """Returns the dtype of a leaf, that of its `get_tensor`. Raises what `get_tensor` raises."""
+        leaf = self._readable(name)
         return _text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
 
     def get_tensor(self, name: str) -> np.ndarray:
@@ -80,7 +83,7 @@ class Reader:
           CorruptCheckpointError: its data is damaged.
           FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
         """
-        leaf = self._leaf(name)
+        leaf = self._readable(name)
         self._stored.presence.check()
         if leaf.is_string:
             return _text_array(self._stored.string(leaf))
@@ -95,6 +98,8 @@ class Reader:
             return LeafMetadata(
                 name, "str", (), None, len(self._stored.string(leaf).encode("utf-8", "surrogatepass")), None, None
             )
+        if leaf.is_foreign:
+            return LeafMetadata(name, leaf.value_type, (), None, 0, None, None)
         if self._shardings is None:
             self._shardings = self._stored.shardings()
         info = self._info(leaf)
@@ -106,7 +111,8 @@ class Reader:
     def tree(self) -> Any:
         """Returns all leaves as nested dicts of numpy arrays; lists stay lists, scalars, str and bytes are themselves.
 
-        PRNG keys are their key data (`metadata` tells the implementation). Named tuples are dicts, as for Orbax.
+        PRNG keys are their key data (`metadata` tells the implementation). Named tuples are dicts, as for Orbax. None stands for a leaf
+        that only a program's own type handler can read, with a UserWarning.
 
         Raises:
           CorruptCheckpointError: stored data is damaged.
@@ -114,7 +120,14 @@ class Reader:
         """
         self._stored.presence.check()
         stored = self._stored.tree.leaves
-        arrays = [leaf for leaf in stored if not leaf.is_empty and not leaf.is_string]
+        foreign = [leaf.name for leaf in stored if leaf.is_foreign]
+        if foreign:
+            warnings.warn(
+                f"{self.path}: None stands for what only a type handler of the program that saved it can read: {', '.join(foreign)}",
+                UserWarning,
+                stacklevel=2,
+            )
+        arrays = [leaf for leaf in stored if not (leaf.is_empty or leaf.is_string or leaf.is_foreign)]
         self._stored.infos(arrays)
         values = dict(
             zip(
@@ -127,7 +140,7 @@ class Reader:
         for leaf in stored:
             value = (
                 _empty(leaf)
-                if leaf.is_empty
+                if leaf.is_empty or leaf.is_foreign
                 else self._stored.string(leaf)
                 if leaf.is_string
                 else _value(leaf, values[leaf.name])
@@ -144,6 +157,12 @@ class Reader:
             close = difflib.get_close_matches(str(name), self._leaves, n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise KeyError(f"{self.path} has no leaf {name!r}.{hint}") from None
+
+    def _readable(self, name: str) -> StoredLeaf:
+        leaf = self._leaf(name)
+        if leaf.is_foreign:
+            raise CheckpointError(leaf.foreign(self.path))
+        return leaf
 
     def _info(self, leaf: StoredLeaf) -> Any:
         return self._stored.infos([leaf])[leaf.param_name]

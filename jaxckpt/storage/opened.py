@@ -4,6 +4,7 @@ Opening reads the tree metadata only. What jaxckpt wrote is verified as it is re
 against its checksum.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -65,6 +66,17 @@ class StoredCheckpoint:
                 self.presence.identify_by(self.digests, lambda: digests.read(self._directory))
         self._strings = self._read_strings()
         self._arrays = StoredArrays(self.path, self._directory, self.tree, timeout_secs)
+        if any(leaf.is_foreign for leaf in self.tree.leaves):
+            leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
+            self.tree = dataclasses.replace(self.tree, leaves=leaves)
+
+    def _recognised(self, leaf: tree_metadata.StoredLeaf) -> tree_metadata.StoredLeaf:
+        """Returns a leaf of another type handler as an array, if it was stored as one (handlers are often derived from Orbax's)."""
+        try:
+            self._arrays.infos([leaf.param_name])
+        except CorruptCheckpointError:
+            return leaf
+        return dataclasses.replace(leaf, value_type="np.ndarray")
 
     def _refuse_nothing(self) -> None:
         path = self.path

@@ -176,7 +176,7 @@ class StoredLeaf:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether a type handler has stored this that Orbax does not come with: only the program that registered it can read it."""
+        """Whether a type handler has stored this that Orbax does not come with, in a form that only that handler can read."""
         return self.value_type not in _KNOWN
 
     def foreign(self, path: str) -> str:
