@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxckpt import leaf_errors
 from jaxckpt.kinds import Kind, is_key_dtype, is_weak, kind_of
 from jaxckpt.multihost.plan import Plan
 from jaxckpt.quiet_gc import quiet_gc
@@ -20,7 +21,8 @@ _Texts = dict[Any, tuple[Any, str]]  # the sharding and the text, by what the te
 def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
     """Returns name and description of every leaf, the same text on every process that has the same leaf."""
     texts: _Texts = {}
-    return [(leaf.name, _describe(leaf.value, plan, texts)) for leaf in leaves]
+    with leaf_errors.Walk(leaves) as walk:
+        return [(leaf.name, _describe(leaf.value, plan, texts)) for leaf in walk]
 
 
 def _describe(value: Any, plan: Plan, texts: _Texts) -> str:

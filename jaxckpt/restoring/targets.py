@@ -10,6 +10,8 @@ from jaxckpt.kinds import Kind, kind_of
 from jaxckpt.tree import Leaf
 
 _ABSTRACT = Kind.ABSTRACT
+# Shardings that fit a shape, kept alive: another object must not get their id.
+_Fits = dict[tuple[Any, int], Any]
 
 
 def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
@@ -28,7 +30,24 @@ def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
     Raises:
       ValueError: an abstract mesh that is not the current one, or a sharding that does not fit the shape; names the leaf.
     """
-    return [Leaf(leaf.path, _resolve(leaf)) if kind_of(leaf.value) is _ABSTRACT else leaf for leaf in leaves]
+    fitting: _Fits = {}
+    return [_resolved(leaf, fitting) if kind_of(leaf.value) is _ABSTRACT else leaf for leaf in leaves]
+
+
+def _resolved(leaf: Leaf, fitting: _Fits) -> Leaf:
+    value = _resolve(leaf)
+    sharding, shape = value.sharding, value.shape
+    # Leaves share shardings, and shapes.
+    if sharding is not None and (shape, id(sharding)) not in fitting:
+        try:
+            sharding.shard_shape(tuple(shape))
+        except Exception as error:
+            raise ValueError(
+                f"{leaf.name}: the target's sharding does not fit its shape {tuple(shape)}: {error or type(error).__name__}. "
+                "Give the target a sharding that divides it evenly."
+            ) from error
+        fitting[shape, id(sharding)] = sharding
+    return leaf if value is leaf.value else Leaf(leaf.path, value)
 
 
 def sharding_of(value: Any) -> Any:

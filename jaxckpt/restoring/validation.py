@@ -15,7 +15,6 @@ from jaxckpt.tree import Leaf
 SCALARS = {Kind.BOOL: "b", Kind.INT: "i", Kind.FLOAT: "f", Kind.COMPLEX: "c"}
 _ARRAYS = {Kind.JAX, Kind.NUMPY, Kind.NUMPY_SCALAR, Kind.ABSTRACT}
 _JAX = Kind.JAX
-_Fits = dict[tuple[Any, int], Any]
 
 
 class Validator:
@@ -25,8 +24,6 @@ class Validator:
         """Args: path of the checkpoint, for errors; whether the caller wants other dtypes of the same kind to be converted."""
         self._path = path
         self._cast = cast
-        # Shardings that fit a shape, kept alive: another object must not get their id.
-        self._fitting: _Fits = {}
 
     def check(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Conversion | None:
         """Validates one pair.
@@ -41,7 +38,7 @@ class Validator:
 
         Raises:
           TypeError: the target cannot be one.
-          ValueError: kind, shape, dtype or sharding do not fit; names the leaf and both sides.
+          ValueError: kind, shape or dtype do not fit; names the leaf and both sides.
         """
         value = target.value
         kind = kind_of(value)
@@ -74,8 +71,11 @@ class Validator:
         if kind not in _ARRAYS:
             return None
         assert info is not None
-        if kind is Kind.ABSTRACT:
-            self._check_sharding(target)
+        if kind is Kind.ABSTRACT and sharding_of(value) is None and jax.process_count() > 1:
+            raise ValueError(
+                f"{target.name}: the target is a jax.ShapeDtypeStruct without a sharding, in a job of {jax.process_count()} processes. "
+                "Give it one, jax.ShapeDtypeStruct(shape, dtype, sharding=...): it says which process gets what."
+            )
         shape = value.shape
         if leaf.key_impl is not None:
             if (impl := _key_impl(value)) != leaf.key_impl:
@@ -124,27 +124,6 @@ class Validator:
             f"{held}; values are never cast unless you ask for it: call restore(path, cast=True), or restore into a target of the stored "
             f"dtype.{x64}"
         )
-
-    def _check_sharding(self, target: Leaf) -> None:
-        """Refuses a sharding of an abstract target that its shape cannot have. An array has shown that it can."""
-        shape, sharding = target.value.shape, sharding_of(target.value)
-        if sharding is None:
-            if jax.process_count() > 1:
-                raise ValueError(
-                    f"{target.name}: the target is a jax.ShapeDtypeStruct without a sharding, in a job of {jax.process_count()} processes. "
-                    "Give it one, jax.ShapeDtypeStruct(shape, dtype, sharding=...): it says which process gets what."
-                )
-            return
-        if (shape, id(sharding)) in self._fitting:
-            return
-        try:
-            sharding.shard_shape(tuple(shape))
-        except Exception as error:
-            raise ValueError(
-                f"{target.name}: the target's sharding does not fit its shape {tuple(shape)}: {error or type(error).__name__}. "
-                "Give the target a sharding that divides it evenly."
-            ) from error
-        self._fitting[shape, id(sharding)] = sharding
 
 
 def _same_kind(kind: Kind, value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> bool:
