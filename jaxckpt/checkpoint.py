@@ -259,38 +259,54 @@ class Checkpoint:
     # -- restoring ----------------------------------------------------------------------------------------------------------------
 
     def restore(
-        self, save_path: str | os.PathLike[str] | None, options: CheckpointOptions | None = None
+        self,
+        save_path: str | os.PathLike[str] | None,
+        options: CheckpointOptions | None = None,
+        *,
+        cast: bool = False,
     ) -> CheckpointLoadStatus:
         """Restores values and `save_counter` from a checkpoint (TensorFlow: `tf.train.Checkpoint.restore`).
 
         The current values are the targets: leaves are matched by name, and must have the target's kind, shape and dtype; arrays get
-        the target's sharding. Everything is validated, read and verified before the first value is changed.
+        the target's sharding, memory kind and weak type. Everything is validated, read and verified before the first value is changed.
+
+        A scalar may have changed its form: a Python or numpy scalar restores into a JAX scalar and the other way round, if it is a number
+        of the same kind (bool, int, float, complex) that the target's dtype can represent. A Python float, which has no dtype of its own,
+        is rounded as JAX rounds it.
 
         Args:
           save_path: what `save` or `write` returned, or any Orbax checkpoint of a tree; None restores nothing.
           options: as for `save`.
+          cast: convert arrays whose stored dtype is another one of the same kind (float32 to bfloat16, int64 to int32), instead of an
+            error. `CheckpointLoadStatus.cast` names them. A value that does not fit, such as an int that is too large, is an error.
 
         Returns:
           What matched; see `CheckpointLoadStatus`.
 
         Raises:
-          FileNotFoundError: there is nothing at `save_path`.
+          FileNotFoundError: there is nothing at `save_path`, or the checkpoint was deleted while it was read.
           CheckpointError: what is there is no checkpoint.
           CorruptCheckpointError: it is damaged.
-          ValueError: a leaf of another kind, shape or dtype; names the leaf and both sides.
+          ValueError: a leaf of another kind, shape or dtype, or a sharding that does not fit; names the leaf and both sides.
           OSError: it cannot be read.
           BaseException: what the previous asynchronous save raised.
         """
-        return self._load(save_path, options, "restore")
+        return self._load(save_path, options, "restore", cast)
 
     def read(
-        self, save_path: str | os.PathLike[str] | None, options: CheckpointOptions | None = None
+        self,
+        save_path: str | os.PathLike[str] | None,
+        options: CheckpointOptions | None = None,
+        *,
+        cast: bool = False,
     ) -> CheckpointLoadStatus:
         """Like `restore`, but leaves `save_counter` alone; the counterpart of `write` (TensorFlow: `tf.train.Checkpoint.read`)."""
-        return self._load(save_path, options, "read")
+        return self._load(save_path, options, "read", cast)
 
-    def _load(self, save_path: Any, options: CheckpointOptions | None, action: str) -> CheckpointLoadStatus:
+    def _load(self, save_path: Any, options: CheckpointOptions | None, action: str, cast: bool) -> CheckpointLoadStatus:
         options = _checked_options(options)
+        if not isinstance(cast, bool):
+            raise TypeError(f"cast must be True or False, got {type(cast).__name__}.")
         path = None if save_path is None else paths.checked_path(save_path, "save_path")
         self._refuse_background(action)
         with self._lock:
@@ -307,17 +323,17 @@ class Checkpoint:
                 flats.update((name, tree.flatten(name, value)) for name, value in values.items())
                 return [leaf for flat in flats.values() for leaf in flat.leaves]
 
-            call = call_of(action, path, options, translation)
+            call = call_of(action, path, options, translation, {"cast": cast})
             with Restore(call, path, translation.io_process) as restore:
                 leaves = restore.meet(targets)
                 skip = (
                     optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
                 )
-                loaded = restore.load(leaves, skip, with_counter=action == "restore")
+                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast)
                 self._apply(values, flats, loaded.new, restore)
             if loaded.counter is not None:
                 self._counter_is(loaded.counter)
-            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected)
+            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast)
 
     def _apply(
         self, values: Mapping[str, Any], flats: Mapping[str, tree.Flat], new: Mapping[str, Any], restore: Restore

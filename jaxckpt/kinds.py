@@ -59,3 +59,8 @@ def _classify(value: Any) -> Kind:
 def is_key_dtype(dtype: Any) -> bool:
     """Whether a dtype is that of typed PRNG keys."""
     return not isinstance(dtype, np.dtype) and bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def is_weak(value: Any) -> bool:
+    """Whether an array, abstract or not, is weakly typed; arrays of PRNG keys never are."""
+    return getattr(value, "weak_type", False)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxckpt import paths, state_file, storage
 from jaxckpt.arguments import also_named
+from jaxckpt.errors import CheckpointError
 from jaxckpt.storage.tree_metadata import StoredLeaf
 
 # What TensorFlow puts behind the name of a variable.
@@ -21,9 +23,10 @@ class LeafMetadata:
 
     Attributes:
       name: the path joined by ``/``.
-      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key".
-      shape: of the stored array; () for scalars and str.
-      dtype: of the stored array; None for str.
+      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key"; what Orbax calls the type of a
+        leaf that only a program's own type handler can read.
+      shape: of the stored array; () for scalars, str and what cannot be read.
+      dtype: of the stored array; None for str and what cannot be read.
       nbytes: bytes of the value.
       sharding: the sharding the array was saved with, as Orbax notes it (JSON text), or None.
       key_impl: implementation of a PRNG key, or None.
@@ -68,11 +71,11 @@ class Reader:
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a leaf, () for a str or a scalar. Raises KeyError if there is no such leaf."""
         leaf = self._leaf(name)
-        return () if leaf.is_string else self._info(leaf).shape
+        return () if leaf.is_string or leaf.is_foreign else self._info(leaf).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Returns the dtype of a leaf, that of its `get_tensor`. Raises KeyError if there is no such leaf."""
-        leaf = self._leaf(name)
+        """Returns the dtype of a leaf, that of its `get_tensor`. Raises what `get_tensor` raises."""
+        leaf = self._readable(name)
         return _text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
 
     def get_tensor(self, name: str) -> np.ndarray:
@@ -80,9 +83,12 @@ class Reader:
 
         Raises:
           KeyError: there is no such leaf.
+          CheckpointError: it was stored by a type handler that only its own program has.
           CorruptCheckpointError: its data is damaged.
+          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
         """
-        leaf = self._leaf(name)
+        leaf = self._readable(name)
+        self._stored.presence.check()
         if leaf.is_string:
             return _text_array(self._stored.string(leaf))
         self._info(leaf)
@@ -101,7 +107,7 @@ class Reader:
     def get_variable_to_dtype_map(self) -> dict[str, np.dtype[Any]]:
         """Returns the dtype of every leaf by name (numpy's, where TensorFlow's reader returns its own)."""
         self._read_infos()
-        return {name: self.dtype(name) for name in self.keys()}
+        return {name: self.dtype(name) for name in self.keys() if not self._leaves[name].is_foreign}
 
     def metadata(self, name: str) -> LeafMetadata:
         """Returns what the checkpoint says of a leaf. Raises KeyError if there is no such leaf."""
@@ -110,6 +116,8 @@ class Reader:
             return LeafMetadata(
                 name, "str", (), None, len(self._stored.string(leaf).encode("utf-8", "surrogatepass")), None, None
             )
+        if leaf.is_foreign:
+            return LeafMetadata(name, leaf.value_type, (), None, 0, None, None)
         if self._shardings is None:
             self._shardings = self._stored.shardings()
         info = self._info(leaf)
@@ -121,13 +129,23 @@ class Reader:
     def tree(self) -> Any:
         """Returns all leaves as nested dicts of numpy arrays; lists stay lists, scalars, str and bytes are themselves.
 
-        PRNG keys are their key data (`metadata` tells the implementation). Named tuples are dicts, as for Orbax.
+        PRNG keys are their key data (`metadata` tells the implementation). Named tuples are dicts, as for Orbax. None stands for a leaf
+        that only a program's own type handler can read, with a UserWarning.
 
         Raises:
           CorruptCheckpointError: stored data is damaged.
+          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
         """
+        self._stored.presence.check()
         stored = self._stored.tree.leaves
-        arrays = [leaf for leaf in stored if not leaf.is_empty and not leaf.is_string]
+        foreign = [leaf.name for leaf in stored if leaf.is_foreign]
+        if foreign:
+            warnings.warn(
+                f"{self.path}: None stands for what only a type handler of the program that saved it can read: {', '.join(foreign)}",
+                UserWarning,
+                stacklevel=2,
+            )
+        arrays = [leaf for leaf in stored if not (leaf.is_empty or leaf.is_string or leaf.is_foreign)]
         self._stored.infos(arrays)
         values = dict(
             zip(
@@ -140,7 +158,7 @@ class Reader:
         for leaf in stored:
             value = (
                 _empty(leaf)
-                if leaf.is_empty
+                if leaf.is_empty or leaf.is_foreign
                 else self._stored.string(leaf)
                 if leaf.is_string
                 else _value(leaf, values[leaf.name])
@@ -159,9 +177,15 @@ class Reader:
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise KeyError(f"{self.path} has no leaf {name!r}.{hint}") from None
 
+    def _readable(self, name: str) -> StoredLeaf:
+        leaf = self._leaf(name)
+        if leaf.is_foreign:
+            raise CheckpointError(leaf.foreign(self.path))
+        return leaf
+
     def _read_infos(self) -> None:
         """Reads the shapes of all arrays in one step; asking for each of them takes longer."""
-        self._stored.infos([leaf for leaf in self._leaves.values() if not leaf.is_string])
+        self._stored.infos([leaf for leaf in self._leaves.values() if not (leaf.is_string or leaf.is_foreign)])
 
     def _info(self, leaf: StoredLeaf) -> Any:
         return self._stored.infos([leaf])[leaf.param_name]

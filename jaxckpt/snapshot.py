@@ -13,6 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jaxckpt import leaf_errors
 from jaxckpt.kinds import Kind, is_key_dtype, kind_of
 from jaxckpt.multihost.plan import HOST_OWNER, Plan
 from jaxckpt.names import Path
@@ -59,11 +60,15 @@ def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
     Raises:
       TypeError: a leaf of a kind or dtype that cannot be stored, or a traced value (inside jax.jit); names the leaf.
       ValueError: two leaves whose names Orbax cannot tell apart, or a deleted (donated) array; names the leaves.
+      Exception: what JAX raised about a leaf, such as a computation that failed, with the name of the leaf.
     """
     flats = list(flats)
     leaves = [leaf for flat in flats for leaf in flat.leaves]
-    _start_transfers(leaves)
-    return _snapshot([Entry(leaf.path, _content(leaf, copy)) for leaf in leaves], flats)
+    # The copies are what the caller has asked for; a transfer guard is about those that nobody has.
+    with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
+        _start_transfers(leaves)
+        entries = [Entry(leaf.path, _content(leaf, copy)) for leaf in walk]
+    return _snapshot(entries, flats)
 
 
 @quiet_gc()
@@ -83,23 +88,23 @@ def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
     flats = list(flats)
     leaves = [leaf for flat in flats for leaf in flat.leaves]
     shared: dict[int, GlobalArray] = {}
-    for position, leaf in enumerate(leaves):
-        if kind_of(leaf.value) is Kind.JAX:
-            _require_data(leaf, leaf.value)
-            if not leaf.value.is_fully_addressable:
-                shared[position] = GlobalArray(
-                    leaf.value, plan
-                )  # Starts its transfers: all before the first is waited for.
     entries = []
-    for position, leaf in enumerate(leaves):
-        if (array := shared.get(position)) is not None:
-            content: ArrayContent | StringContent = array.content()
-            _check_dtype(leaf, array.dtype)
-        else:
-            content = _content(leaf, copy and plan.process == HOST_OWNER)
-            if isinstance(content, ArrayContent):
-                content = host_content(content, plan)
-        entries.append(Entry(leaf.path, content))
+    with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
+        for position, leaf in enumerate(walk):
+            if kind_of(leaf.value) is Kind.JAX:
+                _require_data(leaf, leaf.value)
+                if not leaf.value.is_fully_addressable:
+                    # Starts its transfers: all before the first is waited for.
+                    shared[position] = GlobalArray(leaf.value, plan)
+        for position, leaf in enumerate(walk):
+            if (array := shared.get(position)) is not None:
+                content: ArrayContent | StringContent = array.content()
+                _check_dtype(leaf, array.dtype)
+            else:
+                content = _content(leaf, copy and plan.process == HOST_OWNER)
+                if isinstance(content, ArrayContent):
+                    content = host_content(content, plan)
+            entries.append(Entry(leaf.path, content))
     return _snapshot(entries, flats)
 
 

@@ -4,6 +4,7 @@ Opening reads the tree metadata only. What jaxckpt wrote is verified as it is re
 against its checksum.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -27,6 +28,7 @@ from jaxckpt.storage import (
 )
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.ocdbt_chunks import Box
+from jaxckpt.storage.presence import Presence
 
 
 class StoredCheckpoint:
@@ -36,6 +38,7 @@ class StoredCheckpoint:
       path: of the checkpoint.
       tree: its tree metadata.
       digests: of its files, or None if plain Orbax wrote it.
+      presence: tells whether the checkpoint is still there. Every method raises FileNotFoundError where it is not.
     """
 
     def __init__(self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True) -> None:
@@ -48,7 +51,7 @@ class StoredCheckpoint:
             does better to call `check_data_files` once, in the end.
 
         Raises:
-          FileNotFoundError: nothing is there.
+          FileNotFoundError: nothing is there, or it was deleted while it was opened.
           CheckpointError: something is there, but not a checkpoint.
           CorruptCheckpointError: its metadata is damaged.
           OSError: it cannot be read.
@@ -56,19 +59,38 @@ class StoredCheckpoint:
         self.path = path = files.spelled(path)
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
+        self.digests: dict[str, list[Any]] | None = None
+        self._refuse_nothing()
+        self.presence = Presence(path)
+        with self.presence:
+            self._open(timeout_secs)
+
+    def _open(self, timeout_secs: float) -> None:
         # The working directory may be another one when the data is read.
         self._directory = files.absolute(self._item_directory())
-        self.digests: dict[str, list[Any]] | None = None
         text = self._read_file(tree_metadata.FILE)
         self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
         if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
             self.digests = digests.read(self._directory)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
+            if files.is_bucket(self.path):
+                self.presence.identify_by(self.digests, lambda: digests.read(self._directory))
         self._strings = self._read_strings()
-        self._arrays = StoredArrays(path, self._directory, self.tree, timeout_secs)
+        self._arrays = StoredArrays(self.path, self._directory, self.tree, timeout_secs)
+        if any(leaf.is_foreign for leaf in self.tree.leaves):
+            leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
+            self.tree = dataclasses.replace(self.tree, leaves=leaves)
 
-    def _item_directory(self) -> str:
+    def _recognised(self, leaf: tree_metadata.StoredLeaf) -> tree_metadata.StoredLeaf:
+        """Returns a leaf of another type handler as an array, if it was stored as one (handlers are often derived from Orbax's)."""
+        try:
+            self._arrays.infos([leaf.param_name])
+        except CorruptCheckpointError:
+            return leaf
+        return dataclasses.replace(leaf, value_type="np.ndarray")
+
+    def _refuse_nothing(self) -> None:
         path = self.path
         if not self._is_there():
             if foreign.is_tensorflow_prefix(path):
@@ -90,6 +112,9 @@ class StoredCheckpoint:
                 f"A link to {target}, where nothing is: a checkpoint there was deleted or moved. Pass one that exists"
             )
             raise FileNotFoundError(errno.ENOENT, what, path)
+
+    def _item_directory(self) -> str:
+        path = self.path
         if not files.is_bucket(path) and files.is_directory(path):
             files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
         if not foreign.is_temporary(path):
@@ -141,9 +166,10 @@ class StoredCheckpoint:
         """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""
         if self.digests is None:
             return
-        for name, expected in self.digests.items():
-            if digests.is_of_data(expected):
-                digests.check_data(self._directory, name, self.digests)
+        with self.presence:
+            for name, expected in self.digests.items():
+                if digests.is_of_data(expected):
+                    digests.check_data(self._directory, name, self.digests)
 
     def _read_strings(self) -> dict[str, Any]:
         if not any(leaf.is_string for leaf in self.tree.leaves):
@@ -177,11 +203,12 @@ class StoredCheckpoint:
         import base64
 
         path = os.path.join(self._directory, tree_metadata.SHARDINGS)
-        if not files.is_file(path):
-            return {}
-        content = self._read_file(tree_metadata.SHARDINGS)
-        if self.digests is not None:
-            digests.check(self._directory, tree_metadata.SHARDINGS, content, self.digests)
+        with self.presence:
+            if not files.is_file(path):
+                return {}
+            content = self._read_file(tree_metadata.SHARDINGS)
+            if self.digests is not None:
+                digests.check(self._directory, tree_metadata.SHARDINGS, content, self.digests)
         return {
             base64.urlsafe_b64decode(key).decode("utf-8", "surrogatepass"): text
             for key, text in json.loads(content).items()
@@ -193,18 +220,21 @@ class StoredCheckpoint:
         Raises:
           CorruptCheckpointError: naming the leaf.
         """
-        return self._arrays.infos([leaf.param_name for leaf in leaves])
+        with self.presence:
+            return self._arrays.infos([leaf.param_name for leaf in leaves])
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
         return self._arrays.infos([leaf.param_name])[leaf.param_name].nbytes
 
-    def stream(self, name: str, box: Box) -> ArrayStream | None:
+    def stream(self, name: str, box: Box) -> "WatchedStream | None":
         """Returns what reads a box of an array block by block; None if it has to be read as a whole. See `StoredArrays.stream`.
 
         When all has been read, `check_data_files` has the last word.
         """
-        return self._arrays.stream(name, box)
+        with self.presence:
+            stream = self._arrays.stream(name, box)
+        return None if stream is None else WatchedStream(stream, self.presence)
 
     def read(
         self, requests: Sequence[tuple[str, Box | None]], into: Sequence[np.ndarray] | None = None
@@ -220,9 +250,24 @@ class StoredCheckpoint:
 
         Raises:
           CorruptCheckpointError: naming the leaf.
+          FileNotFoundError: the checkpoint was deleted, or replaced, since it was opened.
         """
-        arrays = self._arrays.read(requests, into)
+        with self.presence:
+            arrays = self._arrays.read(requests, into)
         if self._check_data:
             self.check_data_files()
             self._check_data = False
         return arrays
+
+
+class WatchedStream:
+    """A box of an array, block by block, of a checkpoint that may be deleted meanwhile."""
+
+    def __init__(self, stream: ArrayStream, presence: Presence) -> None:
+        self.nbytes = stream.nbytes
+        self._stream, self._presence = stream, presence
+
+    def fill(self, target: np.ndarray) -> None:
+        """As `ArrayStream.fill`. Raises FileNotFoundError where the checkpoint was deleted."""
+        with self._presence:
+            self._stream.fill(target)

@@ -147,7 +147,8 @@ class StoredLeaf:
     Attributes:
       path: keys from the top, each with whether it is an index.
       param_name: Orbax's name, the prefix of its keys in the store.
-      value_type: Orbax's word: "jax.Array", "np.ndarray", "scalar", "string", or that of an empty container.
+      value_type: Orbax's word: "jax.Array", "np.ndarray", "scalar", "string", that of an empty container, or of a program's own
+        type handler.
       kind: "bytes", "numpy" or None, as jaxckpt noted it.
       key_impl: PRNG implementation, if the leaf holds a typed key.
     """
@@ -172,6 +173,21 @@ class StoredLeaf:
     def is_string(self) -> bool:
         """Whether this is a str."""
         return self.value_type == "string"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether a type handler has stored this that Orbax does not come with, in a form that only that handler can read."""
+        return self.value_type not in _KNOWN
+
+    def foreign(self, path: str) -> str:
+        """Returns what to say of a foreign leaf of the checkpoint `path`."""
+        return (
+            f"{self.name}: {path} holds a leaf that Orbax's type handler for {self.value_type!r} stored. jaxckpt cannot read it; plain "
+            "Orbax can, where that handler is registered."
+        )
+
+
+_KNOWN = frozenset({"jax.Array", "np.ndarray", "scalar", "string", "None", "Dict", "List", "Tuple", "NamedTuple"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class VerifyReport:
       leaves: number of leaves.
       bytes: bytes of all arrays that were read.
       files: number of files that were checked.
+      unread: names of leaves that only a type handler of the program that saved them can read; nothing is known of them.
     """
 
     path: str
@@ -43,6 +44,7 @@ class VerifyReport:
     leaves: int
     bytes: int
     files: int
+    unread: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -59,6 +61,8 @@ class VerifyReport:
             lines.append(
                 "  carries no checksums (not written by jaxckpt): everything can be read, but a flipped bit would go unnoticed"
             )
+        if self.unread:
+            lines.append(f"  not read, because only the program's own type handler can: {', '.join(self.unread)}")
         lines += [f"  {problem.where}: {problem.what}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -74,20 +78,28 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
       The report; damage is in it, not raised.
 
     Raises:
-      FileNotFoundError: nothing is there.
+      FileNotFoundError: nothing is there, or it was deleted while it was read.
       CheckpointError: what is there is no checkpoint.
       OSError: it cannot be read.
     """
     path = os.fspath(path)
-    problems: list[Problem] = []
     try:
         stored = StoredCheckpoint(path, check_data=False)  # Data files are checked below, one by one.
     except CheckpointError as error:
         if type(error) is CheckpointError:
             raise
         return VerifyReport(path, (_problem(error, path),), True, 0, 0, 0)
+    with stored.presence:
+        report = _verified(stored, progress)
+        if not report.ok and (deleted := stored.presence.explain()) is not None:
+            raise deleted
+    return report
+
+
+def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | None) -> VerifyReport:
+    problems: list[Problem] = []
     files = _check_files(stored, problems)
-    arrays = [leaf for leaf in stored.tree.leaves if not leaf.is_empty and not leaf.is_string]
+    arrays = [leaf for leaf in stored.tree.leaves if not (leaf.is_empty or leaf.is_string or leaf.is_foreign)]
     readable = []
     for leaf in arrays:
         try:
@@ -115,7 +127,8 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     if not problems:
         _check_data_files(stored, problems)
     leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves)
-    return VerifyReport(path, tuple(problems), stored.digests is not None, leaves, total, files)
+    unread = tuple(leaf.name for leaf in stored.tree.leaves if leaf.is_foreign)
+    return VerifyReport(stored.path, tuple(problems), stored.digests is not None, leaves, total, files, unread)
 
 
 def _problem(error: CheckpointError, where: str) -> Problem:

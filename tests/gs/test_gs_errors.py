@@ -193,7 +193,7 @@ def test_a_save_that_is_running(bucket: Bucket) -> None:
     with pytest.raises(FileNotFoundError, match=f"Not committed yet: process {os.getpid()} is saving"):
         checkpoint().restore(path)
     claim.release()
-    with pytest.raises(FileNotFoundError, match="No checkpoint there"):
+    with pytest.raises(FileNotFoundError, match="No checkpoint at this path"):
         checkpoint().restore(path)
 
 
