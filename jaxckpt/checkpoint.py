@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt import loading, objects, optimizers, paths, tree
+from jaxckpt import loading, nnx_objects, objects, optimizers, paths, roots, tree
 from jaxckpt.background import Background, PostponedError
+from jaxckpt.builders import Builder, Rebuild, Walk
 from jaxckpt.loading import Restore
+from jaxckpt.names import KnownPath
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
@@ -58,7 +60,7 @@ class Checkpoint:
         set_internal("_given", {})
         set_internal("_background", Background())
         set_internal("_lock", threading.RLock())
-        fields = {} if root is None else tree.expand_root(root)
+        fields = {} if root is None else roots.expand_root(root)
         for name in (*fields, *named):
             _check_name(type(self), name)
         for name, value in named.items():
@@ -99,11 +101,11 @@ class Checkpoint:
 
     def _current(self) -> dict[str, Any]:
         """The named values as they are now."""
-        fields = {} if self._root is None else tree.expand_root(self._root)
+        fields = {} if self._root is None else roots.expand_root(self._root)
         for name in fields:  # A root may have got new ones.
             _check_name(type(self), name)
         for name, (replaced, restored) in self._restored.items():
-            if name not in fields or fields[name] is replaced:
+            if name not in fields or nnx_objects.is_same(fields[name], replaced):
                 fields[name] = restored
         return {**fields, **self._values}
 
@@ -246,7 +248,11 @@ class Checkpoint:
             raise
 
     def _flats(self) -> list[tree.Flat]:
-        return [tree.flatten(name, value) for name, value in self._current().items()]
+        return [self._flat(name, value) for name, value in self._current().items()]
+
+    def _flat(self, name: str, value: Any) -> tree.Flat:
+        in_state = name not in self._values and nnx_objects.is_state(self._root)
+        return tree.flatten(name, value, (id(self),), in_state=in_state)
 
     def _counter_is(self, number: int) -> None:
         object.__setattr__(self, "_counter", number)
@@ -299,7 +305,7 @@ class Checkpoint:
             def targets() -> list[tree.Leaf]:
                 self.sync()
                 values.update(self._current())
-                flats.update((name, tree.flatten(name, value)) for name, value in values.items())
+                flats.update((name, self._flat(name, value)) for name, value in values.items())
                 return [leaf for flat in flats.values() for leaf in flat.leaves]
 
             call = call_of(action, path, options, translation)
@@ -321,20 +327,34 @@ class Checkpoint:
         replacements: dict[str, Any] = {}
 
         def changes() -> Iterator[Callable[[], tree.Undo]]:
-            rebuilt, found = loading.rebuild(flats, new)
+            rebuilt, found = tree.rebuild(flats, new)
             replacements.update(rebuilt)
             yield from found
 
         loading.carry_out(changes(), restore.agree)
-        for name, value in replacements.items():
-            if value is values[name]:
-                continue
+        self._replace({name: value for name, value in replacements.items() if value is not values[name]})
+
+    def _replace(self, new: Mapping[str, Any]) -> tree.Undo:
+        """Puts restored values in the place of the current ones. Returns what puts those back."""
+        undos: list[tree.Undo] = []
+        old_values, old_restored = dict(self._values), dict(self._restored)
+
+        def put_back() -> None:
+            for undo in reversed(undos):
+                undo()
+            self._values.update(old_values)
+            self._restored.clear()
+            self._restored.update(old_restored)
+
+        adapter = objects.root_adapter(self._root)
+        for name, value in new.items():
             if name in self._values:
                 self._values[name] = value
-            elif objects.is_nnx_object(self._root):
-                setattr(self._root, name, value)
+            elif adapter is not None:
+                undos.append(adapter.set_child(self._root, name, value))
             else:
-                self._restored[name] = (tree.expand_root(self._root)[name], value)
+                self._restored[name] = (roots.expand_root(self._root)[name], value)
+        return put_back
 
     # -- waiting ------------------------------------------------------------------------------------------------------------------
 
@@ -373,6 +393,52 @@ class Checkpoint:
                 f"{action} was called from a write callback of an asynchronous save of the same Checkpoint, which would wait for itself. "
                 "Use another Checkpoint object in the callback, or call it after sync()."
             )
+
+
+class _NestedAdapter:
+    """Takes a Checkpoint apart that is a value of another one: its values have names below its own, and it is updated in place.
+
+    Its `save_counter` counts its own saves and is not part of it.
+    """
+
+    def take(self, node: Checkpoint, path: KnownPath, walk: Walk) -> Builder:
+        """Takes the values apart."""
+        values = node._current()
+        parts: dict[str, Builder] = {}
+        outside = walk.in_state
+        try:
+            for name, value in values.items():
+                start = walk.position
+                walk.in_state = name not in node._values and nnx_objects.is_state(node._root)
+                parts[name] = walk.take(value, path.below(name))
+                walk.own(node, start, key=name)
+        finally:
+            walk.in_state = outside
+        return _NestedBuilder(node, values, parts)
+
+    def children(self, root: Checkpoint) -> dict[str, Any]:
+        """Returns the values by name."""
+        return root._current()
+
+    def set_child(self, root: Checkpoint, name: str, value: Any) -> tree.Undo:
+        """Replaces a value."""
+        return root._replace({name: value})
+
+
+class _NestedBuilder:
+    def __init__(self, node: Checkpoint, values: Mapping[str, Any], parts: Mapping[str, Builder]) -> None:
+        self._node, self._values, self._parts = node, values, parts
+
+    def build(self, rebuild: Rebuild) -> Any:
+        """Returns the Checkpoint, which a change gives its restored values."""
+        built = {name: part.build(rebuild) for name, part in self._parts.items()}
+        new = {name: value for name, value in built.items() if value is not self._values[name]}
+        if new:
+            rebuild.changes.append(lambda: self._node._replace(new))
+        return self._node
+
+
+objects.register(Checkpoint, _NestedAdapter())
 
 
 class _Turn:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxckpt.kinds import Kind, is_key_dtype, kind_of
+from jaxckpt.kinds import Kind, is_key_dtype, kind_of, refusal
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.ocdbt_chunks import Box
@@ -71,14 +71,18 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     """
     by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
     found = Matched()
-    names = set()
+    names = {target.name for target in targets}
     for target in targets:
         name = target.name
-        names.add(name)
         if name in skip:
             found.skipped.append(name)
         elif name in by_name:
             found.pairs.append((target, by_name[name]))
+        elif (reason := refusal(target.value, "restore")) is not None:
+            raise TypeError(f"{name}: {reason}")
+        elif (other := target.name_in_state) in by_name and other not in names:
+            found.pairs.append((target, by_name[other]))
+            names.add(other)
         else:
             found.missing.append(name)
     found.unexpected = [name for name in by_name if name not in names and name != ignore]
@@ -126,15 +130,9 @@ _ARRAYS = {Kind.JAX, Kind.NUMPY, Kind.NUMPY_SCALAR, Kind.ABSTRACT}
 def _validate(target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, path: str) -> None:
     value = target.value
     kind = kind_of(value)
-    if kind is Kind.TRACER:
-        raise TypeError(
-            f"{target.name}: this value is traced (restore was called inside jax.jit); call restore outside of it."
-        )
-    if kind is Kind.OTHER:
-        raise TypeError(
-            f"{target.name}: a {type(value).__module__}.{type(value).__qualname__} cannot be a target of restore. Use an array, a "
-            "jax.ShapeDtypeStruct, a scalar, str or bytes, or an object with deserialize() or set_state()."
-        )
+    # Arrays of a dtype that cannot be stored fit nothing.
+    if kind in (Kind.TRACER, Kind.OTHER) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{target.name}: {refusal(value, 'restore')}")
     if not _same_kind(kind, value, leaf, info):
         raise ValueError(
             f"{target.name}: the target is {_describe_target(value)}, but {path} holds {_describe(leaf, info)}. "
