@@ -49,7 +49,8 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def _classes(nnx: Any, *names: str) -> tuple[type, ...]:
-    return tuple(getattr(nnx, name) for name in names if hasattr(nnx, name))
+    found = (getattr(nnx, name, None) for name in names)
+    return tuple(kind for kind in found if isinstance(kind, type))
 
 
 def _raw_value(variable: Any) -> Any:

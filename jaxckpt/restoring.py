@@ -103,7 +103,12 @@ def load(pairs: Sequence[tuple[Leaf, StoredLeaf]], stored: Source) -> dict[str, 
     arrays = [(target, leaf) for target, leaf in pairs if not leaf.is_string]
     infos = stored.infos([leaf for _, leaf in arrays])
     for target, leaf in pairs:
-        _validate(target, leaf, infos.get(leaf.param_name), stored.path)
+        try:
+            _validate(target, leaf, infos.get(leaf.param_name), stored.path)
+        except ValueError:
+            if (reason := refusal(target.value, "restore")) is not None:
+                raise TypeError(f"{target.name}: {reason}") from None
+            raise
     values = {target.name: stored.string(leaf) for target, leaf in pairs if leaf.is_string}
     for group in _groups(arrays, stored):
         values.update(_load_group(group, infos, stored))
@@ -130,7 +135,6 @@ _ARRAYS = {Kind.JAX, Kind.NUMPY, Kind.NUMPY_SCALAR, Kind.ABSTRACT}
 def _validate(target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, path: str) -> None:
     value = target.value
     kind = kind_of(value)
-    # Arrays of a dtype that cannot be stored fit nothing.
     if kind in (Kind.TRACER, Kind.OTHER) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{target.name}: {refusal(value, 'restore')}")
     if not _same_kind(kind, value, leaf, info):

@@ -299,7 +299,7 @@ class TestRawValues:
                 tree=nnx.Variable({"a": jnp.full(2, number), "b": [number, (2.5, "x")], "none": None}),
                 host=nnx.Variable(np.full(2, number)),
                 count=nnx.Variable(number),
-                referenced=nnx.Param(jnp.full(2, number), ref=True) if hasattr(jax, "Ref") else nnx.Param(jnp.ones(2)),
+                referenced=nnx.Param(jnp.full(2, number), ref=True),
             )
 
         path = jaxckpt.Checkpoint(m=values(1)).save(tmp_path / "c")
@@ -313,7 +313,8 @@ class TestRawValues:
         np.testing.assert_array_equal(fresh.host.get_raw_value(), [1, 1])
         assert fresh.count.get_raw_value() == 1
         np.testing.assert_array_equal(fresh.referenced.get_value(), [1, 1])
-        assert fresh.referenced.get_raw_value() is referenced
+        if isinstance(referenced, getattr(jax, "Ref", ())):
+            assert fresh.referenced.get_raw_value() is referenced
 
     def test_arrays_outside_of_variables(self, tmp_path: Path) -> None:
         class Plain(nnx.Module):

@@ -2,9 +2,12 @@
 
 import collections
 import dataclasses
+import enum
+import gc
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,6 +187,123 @@ def test_deep_nesting_is_kept_or_refused_by_name() -> None:
 def test_keys_of_several_types(keys: Any) -> None:
     with pytest.raises(TypeError, match=r"^model.*Use strings"):
         tree.flatten("model", {"inner": keys})
+
+
+class Level(str, enum.Enum):  # noqa: UP042  A StrEnum is spelled like its value.
+    LOW = "low"
+
+
+class Shouting(str):
+    """Equal to a str that is spelled otherwise."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Keyed:
+    """A pytree whose keys come from what is not a leaf."""
+
+    def __init__(self, keys: tuple[Any, ...], values: Any) -> None:
+        self.keys, self.values = keys, tuple(values)
+
+    def tree_flatten_with_keys(self) -> Any:
+        pairs = [(jax.tree_util.DictKey(key), value) for key, value in zip(self.keys, self.values, strict=True)]
+        return pairs, self.keys
+
+    @classmethod
+    def tree_unflatten(cls, keys: tuple[Any, ...], values: Any) -> "Keyed":
+        return cls(keys, values)
+
+
+SPELLINGS: list[tuple[Any, Any]] = [(1, True), (0, 0.0), ("low", Level.LOW), ("low", Shouting("low")), (1, np.int64(1))]
+
+
+@pytest.mark.parametrize("one_first", [True, False])
+@pytest.mark.parametrize(("one", "other"), SPELLINGS, ids=range(len(SPELLINGS)))
+def test_keys_that_are_equal_and_spelled_otherwise(one: Any, other: Any, one_first: bool) -> None:
+    assert one == other
+    for key in (one, other, one) if one_first else (other, one, other):
+        for value in ({key: 0}, collections.OrderedDict({key: 0}), Keyed((key,), [0]), [{"a": {key: 0}}]):
+            (leaf,) = tree.flatten("top", value).leaves
+            assert leaf.path[-1].text == str(key)
+            assert type(leaf.path[-1].text) is str
+            assert leaf.name.endswith(f"/{key}")
+    for keys in ((1, 0), (True, False), (1.0, 0.0)):
+        assert [leaf.name for leaf in tree.flatten("top", Keyed(keys, "ab")).leaves] == [f"top/{key}" for key in keys]
+
+
+def test_paths_of_what_is_saved_again_are_the_very_same() -> None:
+    """What later steps of a save know of paths, they look up by identity."""
+    value = {"layers": [{"w": 1, "b": (2, Pair(3, None))}], "state": nnx.State({"k": nnx.Param(1)})}
+    one, other = tree.flatten("top", value), tree.flatten("top", jax.tree.map(lambda leaf: leaf + 1, value))
+    assert all(left.path is right.path for left, right in zip(one.leaves, other.leaves, strict=True))
+    assert len(one.leaves) == 4
+
+
+def test_a_type_that_is_registered_later() -> None:
+    class Late:
+        def __init__(self, x: Any) -> None:
+            self.x = x
+
+    (leaf,) = tree.flatten("top", Late(1)).leaves
+    assert leaf.name == "top"
+    jax.tree_util.register_pytree_with_keys(
+        Late, lambda late: (((jax.tree_util.GetAttrKey("x"), late.x),), None), lambda _, children: Late(*children)
+    )
+    (leaf,) = tree.flatten("top", Late(1)).leaves
+    assert leaf.name == "top/x"
+
+
+class TestNothingIsKeptAlive:
+    """Once the program has let go of a state, the package has too."""
+
+    @pytest.mark.parametrize("keep_checkpoint", [False, True])
+    def test_static_fields(self, keep_checkpoint: bool, tmp_path: Path) -> None:
+        weights = jnp.ones(3)
+
+        def apply_fn(x: Any) -> Any:
+            return x + weights
+
+        @flax.struct.dataclass
+        class State:
+            params: Any
+            apply_fn: Any = flax.struct.field(pytree_node=False)
+
+        class Tag(str):
+            """A key of the user."""
+
+        class Iterator:
+            def get_state(self) -> Any:
+                return (1,)
+
+            def set_state(self, state: Any) -> None: ...
+
+        class Special(nnx.Param):
+            pass
+
+        class Scalar(np.ndarray):
+            pass
+
+        tag = Tag("key")
+        state = State({"w": jnp.ones(2), "inner": {tag: 1}}, apply_fn)
+        module = nnx.Dict(v=Special(jnp.ones(2)))
+        array = np.ones(2).view(Scalar)
+        checkpoint = jaxckpt.Checkpoint(s=state, it=Iterator(), m=module, state=nnx.state(module), array=array)
+        path = checkpoint.save(tmp_path / "c")
+        jaxckpt.Checkpoint(s=state).restore(path).expect_partial()
+        checkpoint.restore(path).assert_consumed()
+        kept = [weakref.ref(thing) for thing in (apply_fn, State, Tag, tag, Iterator, Scalar)]
+        if keep_checkpoint:
+            del checkpoint.s, checkpoint.it, checkpoint.m, checkpoint.state, checkpoint.array
+        else:
+            del checkpoint
+        del apply_fn, State, state, Tag, tag, Iterator, module, Special, Scalar, array
+        # JAX's registry of pytrees keeps the classes that are registered with it.
+        gc.collect()
+        assert [reference() for reference in kept if reference() is not None and reference() is not kept[1]()] == []
 
 
 @dataclasses.dataclass
