@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt import loading, nnx_objects, objects, optimizers, paths, roots, tree
+from jaxckpt import loading, nnx_objects, objects, optimizers, paths, roots, tracing, tree
 from jaxckpt.background import Background, PostponedError
 from jaxckpt.builders import Builder, Rebuild, Walk
 from jaxckpt.loading import Restore
@@ -170,7 +170,8 @@ class Checkpoint:
           Path of the checkpoint.
 
         Raises:
-          TypeError: a value that cannot be stored (names the leaf), or an argument of a wrong type.
+          TypeError: a value that cannot be stored (names the leaf), an argument of a wrong type, or a call inside of a function
+            that JAX traces, as jax.jit does.
           ValueError: a device that does not exist, colliding names.
           OSError: with errno; nothing was left behind, no number used up.
           BaseException: what the previous asynchronous save, or a callback, raised.
@@ -226,7 +227,11 @@ class Checkpoint:
                     self._given[given] = save.number
         return save.path
 
+    def _refuse_tracing(self, action: str) -> None:
+        tracing.refuse(action, lambda: ((leaf.name, leaf.value) for flat in self._flats() for leaf in flat.leaves))
+
     def _turn(self, options: CheckpointOptions | None, action: str) -> "_Turn":
+        self._refuse_tracing(action)
         return _Turn(self, _checked_options(options), action)
 
     def _start(self, save: Save, turn: "_Turn", reserve: Callable[[], tuple[int, str]]) -> None:
@@ -294,6 +299,7 @@ class Checkpoint:
         options = _checked_options(options)
         path = None if save_path is None else paths.checked_path(save_path, "save_path")
         self._refuse_background(action)
+        self._refuse_tracing(action)
         with self._lock:
             translation = to_orbax(options)
             if path is None:

@@ -185,6 +185,8 @@ class CheckpointManager:
         Raises:
           As `Checkpoint.save`. A step whose save failed does not count as saved.
         """
+        # Before a step is asked for: where none is due, tracing would go on in silence.
+        self._checkpoint._refuse_tracing("save")
         options = self._options if options is None else options
         state_file.resolve(options)
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
@@ -226,6 +228,7 @@ class CheckpointManager:
           OSError: the directory cannot be read.
           As `Checkpoint.restore`, and what a save in flight raised.
         """
+        self._checkpoint._refuse_tracing("restore_or_initialize")
         options = self._options if options is None else options
         state_file.resolve(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
