@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt import loading, nnx_objects, objects, optimizers, paths, roots, tracing, tree
+from jaxckpt import loading, nnx_objects, objects, optimizers, paths, rebinding, roots, tracing, tree
 from jaxckpt.background import Background, PostponedError
 from jaxckpt.builders import Builder, Rebuild, Walk
 from jaxckpt.loading import Restore
 from jaxckpt.names import KnownPath
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.rebinding import RebindingWatch
 from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
 from jaxckpt.translate import to_orbax
 
-_INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given"})
+_INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given", "_watch"})
 
 
 class Checkpoint:
@@ -60,6 +61,7 @@ class Checkpoint:
         set_internal("_given", {})
         set_internal("_background", Background())
         set_internal("_lock", threading.RLock())
+        set_internal("_watch", RebindingWatch())
         fields = {} if root is None else roots.expand_root(root)
         for name in (*fields, *named):
             _check_name(type(self), name)
@@ -113,8 +115,10 @@ class Checkpoint:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         # Without the lock: a callback of the save that a locked call waits for may copy its Checkpoint.
-        state = {name: copy.deepcopy(getattr(self, name), memo) for name in _INTERNALS - {"_lock", "_background"}}
-        state |= {"_lock": threading.RLock(), "_background": Background()}
+        state = {
+            name: copy.deepcopy(getattr(self, name), memo) for name in _INTERNALS - {"_lock", "_background", "_watch"}
+        }
+        state |= {"_lock": threading.RLock(), "_background": Background(), "_watch": RebindingWatch()}
         for name, value in state.items():
             object.__setattr__(other, name, value)
         return other
@@ -125,6 +129,7 @@ class Checkpoint:
         state |= {
             "_lock": threading.RLock(),
             "_background": Background(),
+            "_watch": RebindingWatch(),
             "_values": dict(self._values),
             "_given": dict(self._given),
             "_restored": dict(self._restored),
@@ -197,9 +202,15 @@ class Checkpoint:
         return save.path
 
     def _save(
-        self, prefix: str, options: CheckpointOptions | None, *, number: int | None = None, hooks: SaveHooks
+        self,
+        prefix: str,
+        options: CheckpointOptions | None,
+        *,
+        number: int | None = None,
+        hooks: SaveHooks,
+        step: int | None = None,
     ) -> str:
-        """`save`, for the manager: with a number of its choice (which replaces), and its own hooks."""
+        """`save`, for the manager: with a number of its choice (which replaces), its own hooks, and the step that it knows."""
         given = paths.absolute(prefix)
 
         def reserve() -> tuple[int, str]:
@@ -219,7 +230,7 @@ class Checkpoint:
                 "save", prefix, turn.options, turn.translation, hooks, replace=number is not None, details=details
             )
             try:
-                self._start(save, turn, reserve)
+                self._start(save, turn, reserve, step)
             finally:
                 if (
                     number is None and save.number and self._counter == save.number
@@ -234,11 +245,30 @@ class Checkpoint:
         self._refuse_tracing(action)
         return _Turn(self, _checked_options(options), action)
 
-    def _start(self, save: Save, turn: "_Turn", reserve: Callable[[], tuple[int, str]]) -> None:
+    def _start(
+        self, save: Save, turn: "_Turn", reserve: Callable[[], tuple[int, str]], step: int | None = None
+    ) -> None:
         """Takes the snapshot and writes it, here or in the background."""
+        seen: list[rebinding.Seen] = []
+
+        def values() -> list[tree.Flat]:
+            flats = self._flats()
+            seen.append(rebinding.look(flats, step))
+            return flats
+
+        self._write(save, turn, values, reserve)
+        self._watch.saved(seen[-1])
+
+    def _write(
+        self,
+        save: Save,
+        turn: "_Turn",
+        values: Callable[[], list[tree.Flat]],
+        reserve: Callable[[], tuple[int, str]],
+    ) -> None:
         before = self._counter
         try:
-            save.prepare(turn.wait, self._flats, reserve)
+            save.prepare(turn.wait, values, reserve)
             if not turn.translation.asynchronous:
                 save.run(lambda: self._counter_is(save.number))
                 return
@@ -322,6 +352,7 @@ class Checkpoint:
                 )
                 loaded = restore.load(leaves, skip, with_counter=action == "restore")
                 self._apply(values, flats, loaded.new, restore)
+            self._watch.forget()
             if loaded.counter is not None:
                 self._counter_is(loaded.counter)
             return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected)

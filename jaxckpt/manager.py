@@ -80,6 +80,7 @@ class CheckpointManager:
         if checkpoint_interval is not None and step_counter is None:
             raise ValueError("checkpoint_interval needs a step_counter that tells the current step.")
         self._current_step = step_reader(step_counter)
+        self._has_step_counter = step_counter is not None
         if init_fn is not None and not callable(init_fn):
             raise TypeError(f"init_fn must be callable, got {type(init_fn).__name__}.")
         self._init_fn = init_fn
@@ -200,12 +201,22 @@ class CheckpointManager:
         hooks = _Hooks(self._managed, self._root(), self._steps, step)
         try:
             return self._checkpoint._save(
-                os.path.join(self._directory, self._name), options, number=number, hooks=hooks
+                os.path.join(self._directory, self._name),
+                options,
+                number=number,
+                hooks=hooks,
+                step=self._step_number(step),
             )
         except BaseException:
             if step is not None:
                 self._steps.fail(step)
             raise
+
+    def _step_number(self, step: SavedStep | None) -> int | None:
+        """The current step, also where there is no interval for which it was read; None without a counter."""
+        if step is not None:
+            return step.step
+        return self._current_step() if self._has_step_counter else None
 
     def restore_or_initialize(
         self, options: CheckpointOptions | None = None, *, skip_corrupt: bool = False
