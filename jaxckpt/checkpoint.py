@@ -33,9 +33,9 @@ class Checkpoint:
         params = checkpoint.model
 
     A value is a pytree of jax.Array, numpy array, Python or numpy scalar, str, bytes or None (for restore also jax.ShapeDtypeStruct);
-    a Flax NNX object; an optax state; a typed PRNG key; or an object with ``serialize()`` and ``deserialize(value)``, or ``get_state()``
-    and ``set_state(state)``. NNX objects and state objects are updated in place by restore, everything else is replaced on the
-    Checkpoint.
+    a Flax NNX object; an optax state; a typed PRNG key; an object with ``serialize()`` and ``deserialize(value)``, or ``get_state()``
+    and ``set_state(state)``; or another Checkpoint, whose values then have names below its own. NNX objects, state objects and nested
+    Checkpoints are updated in place by restore. Everything else, `nnx.State` too, is replaced on the Checkpoint.
 
     A Checkpoint may be used from several threads; its saves happen one after the other.
     """
@@ -44,9 +44,10 @@ class Checkpoint:
         """Makes a Checkpoint of the given values.
 
         Args:
-          root: an object whose first level becomes names: a mapping, a dataclass, an NNX object, or an object with attributes. Its
-            fields are read when they are saved. A root that is not an NNX object is not written into: what restore brings stands
-            on the Checkpoint, until the root's field is given another value.
+          root: an object whose first level becomes names: a mapping, a dataclass, an NNX object, another Checkpoint, or an object
+            with attributes. Its fields are read when they are saved. An NNX object and a Checkpoint are updated in place by restore.
+            Another root is not written into: what restore brings stands on the Checkpoint, until the root's field is given
+            another value.
           **named: values by name.
 
         Raises:
@@ -313,7 +314,9 @@ class Checkpoint:
           FileNotFoundError: there is nothing at `save_path`.
           CheckpointError: what is there is no checkpoint.
           CorruptCheckpointError: it is damaged.
-          ValueError: a leaf of another kind, shape or dtype; names the leaf and both sides.
+          ValueError: a leaf of another kind, shape or dtype (names the leaf and both sides), or two different values for one
+            object that stands under two names (names both).
+          TypeError: a target that could not be saved either (names the leaf), or a call inside of a function that JAX traces.
           OSError: it cannot be read.
           BaseException: what the previous asynchronous save raised.
         """
