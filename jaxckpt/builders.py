@@ -48,12 +48,14 @@ class Rebuild:
       changes: carrying one out returns its undo.
       in_place: ids of the owners that a restore changes in place.
       renewed: what stands for an owner that is part of a value and is replaced, by its id.
+      kept: whether the last leaf keeps its old value. (Python may have one object for two equal strings: identity does not tell.)
     """
 
     def __init__(self, in_place: set[int]) -> None:
         self.changes: list[Change] = []
         self.in_place = in_place
         self.renewed: dict[int, Any] = {}
+        self.kept = False
         self._pairs: Iterator[tuple[Any, Any]] = iter(())
 
     def start(self, pairs: Iterable[tuple[Any, Any]]) -> None:
@@ -63,7 +65,8 @@ class Rebuild:
     def leaf(self) -> Any:
         """Returns the value of the next leaf: the very old one if it is kept."""
         old, new = next(self._pairs)
-        return old if new is KEPT else new
+        self.kept = new is KEPT
+        return old if self.kept else new
 
 
 class Builder(Protocol):

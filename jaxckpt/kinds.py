@@ -1,6 +1,7 @@
 """What a leaf is, decided once per type: JAX answers `isinstance` slowly, and states have thousands of leaves of few types."""
 
 import enum
+import sys
 import weakref
 from typing import Any, Generic, TypeVar
 
@@ -31,7 +32,8 @@ class ByType(Generic[_Value]):
 
     def put(self, kind: type, value: _Value) -> _Value:
         """Remembers, and returns, a value."""
-        if kind.__module__.partition(".")[0] in _PERMANENT:
+        module, name = str(kind.__module__), kind.__qualname__
+        if module.partition(".")[0] in _PERMANENT and getattr(sys.modules.get(module), name, None) is kind:
             self.permanent[kind] = value
         else:
             self._others[kind] = value

@@ -65,7 +65,7 @@ class _StateBuilder:
     def build(self, rebuild: Rebuild) -> Any:
         """Returns the object, which is given its state by a change."""
         state = rebuild.leaf()
-        if state is self._old:
+        if rebuild.kept:
             return self._node
         try:
             new, old = self._decode(state), self._decode(self._old)

@@ -146,6 +146,14 @@ class TestNested:
         assert part.kept is kept
         assert iterator.times == 0
 
+    def test_a_state_that_is_the_current_one_is_set_all_the_same(self, tmp_path: Path) -> None:
+        """An object may be elsewhere than its state says, such as an iterator that has read ahead."""
+        for state in (1, {"a": 1}, b"x", ()):
+            path = jaxckpt.Checkpoint(it=Counted(state)).write(tmp_path / "c")
+            iterator = Counted(state)
+            jaxckpt.Checkpoint(it=iterator).read(path).assert_consumed()
+            assert (iterator.state, iterator.times) == (state, 1)
+
     def test_as_root(self, tmp_path: Path) -> None:
         inner = jaxckpt.Checkpoint(w=jnp.ones(2), n=1)
         path = jaxckpt.Checkpoint(inner, extra=2).save(tmp_path / "c")
