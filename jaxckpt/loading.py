@@ -1,6 +1,6 @@
 """One restore: what is stored, matched with the current values, read, and put in their place on every process or on none."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,19 +172,6 @@ def _read(stored: restoring.Source, targets: list[tree.Leaf], skip: set[str], wi
         )
     matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
     return Loaded(new.values, counter, matched, found.missing, found.unexpected, new.cast)
-
-
-def rebuild(
-    flats: Mapping[str, tree.Flat], new: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[Callable[[], tree.Undo]]]:
-    """Puts values together from new leaves. Returns them by name, and the changes that reference objects still need."""
-    replacements: dict[str, Any] = {}
-    changes: list[Callable[[], tree.Undo]] = []
-    for name, flat in flats.items():
-        if any(leaf.name in new for leaf in flat.leaves):
-            replacements[name], more = flat.rebuild([new.get(leaf.name, leaf.value) for leaf in flat.leaves])
-            changes += more
-    return replacements, changes
 
 
 def carry_out(changes: Iterable[Callable[[], tree.Undo]], agree: Callable[[BaseException | None], None]) -> None:

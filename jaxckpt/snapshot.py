@@ -10,11 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from jaxckpt import leaf_errors
-from jaxckpt.kinds import Kind, is_key_dtype, kind_of
+from jaxckpt.kinds import STORABLE, Kind, is_key_dtype, kind_of, refusal
 from jaxckpt.multihost.plan import HOST_OWNER, Plan
 from jaxckpt.names import Path
 from jaxckpt.quiet_gc import quiet_gc
@@ -25,29 +24,6 @@ from jaxckpt.storage.content import ArrayContent, EmptyContent, EmptyType, Entry
 from jaxckpt.tree import EmptyNode, Flat, Leaf
 
 _JAX, _SINGLE = Kind.JAX, jax.sharding.SingleDeviceSharding
-_STORABLE = {
-    np.dtype(kind)
-    for kind in (
-        *(np.bool_, np.float16, np.float32, np.float64, np.complex64, np.complex128),
-        *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
-    )
-} | {
-    np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16",
-        "int2",
-        "int4",
-        "float4_e2m1fn",
-        "float8_e3m4",
-        "float8_e4m3b11fnuz",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-    )
-    if hasattr(ml_dtypes, name)
-}
 
 
 def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
@@ -148,22 +124,16 @@ def _content(leaf: Leaf, copy: bool) -> ArrayContent | StringContent:
         case Kind.NUMPY_SCALAR:
             _check_dtype(leaf, value.dtype)
             return _whole("scalar", np.asarray(value), kind="numpy")
-        case Kind.TRACER:
-            raise TypeError(
-                f"{leaf.name}: this value is traced (save was called inside jax.jit, jax.grad or jax.vmap), so it has no data. "
-                "Call save outside of the transformed function."
-            )
         case Kind.ABSTRACT:
             raise TypeError(
                 f"{leaf.name}: this is an abstract array ({value}), which has no data to save; it can only be a target of restore."
             )
         case _:
-            cls = type(value)
-            raise TypeError(
-                f"{leaf.name}: cannot store a {cls.__module__}.{cls.__qualname__}. A leaf can be a jax.Array, a numpy array, a Python or "
-                "numpy scalar, str, bytes or None (not a subclass of these), or an object with serialize() and deserialize(), or "
-                "get_state() and set_state(). Convert it, or leave it out of the Checkpoint."
-            )
+            raise _refused(leaf)
+
+
+def _refused(leaf: Leaf) -> TypeError:
+    return TypeError(f"{leaf.name}: {refusal(leaf.value, 'save')}")
 
 
 def _int_array(leaf: Leaf, value: int) -> np.ndarray:
@@ -171,9 +141,7 @@ def _int_array(leaf: Leaf, value: int) -> np.ndarray:
         return np.asarray(value, np.int64)
     if 0 < value < 2**64:
         return np.asarray(value, np.uint64)
-    raise TypeError(
-        f"{leaf.name}: Python int {value} does not fit into 64 bits and cannot be stored. Store it as a str, or as several ints."
-    )
+    raise _refused(leaf)
 
 
 def _whole(value_type: Any, array: np.ndarray, kind: Any = None) -> ArrayContent:
@@ -182,18 +150,13 @@ def _whole(value_type: Any, array: np.ndarray, kind: Any = None) -> ArrayContent
 
 
 def _check_dtype(leaf: Leaf, dtype: np.dtype[Any]) -> None:
-    if dtype not in _STORABLE and dtype.newbyteorder("=") not in _STORABLE:
-        raise TypeError(
-            f"{leaf.name}: cannot store dtype {dtype}; neither Orbax nor zarr has such arrays. "
-            "Convert it first, for example to a wider number, or to strings in a list."
-        )
+    if dtype not in STORABLE and dtype.newbyteorder("=") not in STORABLE:
+        raise _refused(leaf)
 
 
 def _numpy_array(leaf: Leaf, value: np.ndarray, copy: bool) -> ArrayContent:
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{leaf.name}: cannot store a numpy.ma.MaskedArray, whose mask would be lost. Store its .data and its .mask."
-        )
+        raise _refused(leaf)
     _check_dtype(leaf, value.dtype)
     array = np.asarray(value)
     if not array.dtype.isnative:
@@ -215,7 +178,7 @@ def _jax_array(leaf: Leaf, value: jax.Array) -> ArrayContent:
     key_impl = None
     if value.is_deleted():
         _require_data(leaf, value)
-    if value.dtype not in _STORABLE:
+    if value.dtype not in STORABLE:
         if is_key_dtype(value.dtype):
             key_impl = str(jax.random.key_impl(value))
             value = jax.random.key_data(value)

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxckpt.errors import CheckpointError
+from jaxckpt.kinds import refusal
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.ocdbt_chunks import Box
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
@@ -61,18 +62,23 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
       ignore: a stored name that is nobody's business (the save counter).
 
     Raises:
+      TypeError: a target that could not be saved either.
       CheckpointError: a target's leaf was stored by a type handler that only its own program has.
     """
     by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
     found = Matched()
-    names = set()
+    names = {target.name for target in targets}
     for target in targets:
         name = target.name
-        names.add(name)
         if name in skip:
             found.skipped.append(name)
         elif name in by_name:
             found.pairs.append((target, by_name[name]))
+        elif (reason := refusal(target.value, "restore")) is not None:
+            raise TypeError(f"{name}: {reason}")
+        elif (other := target.name_in_state) in by_name and other not in names:
+            found.pairs.append((target, by_name[other]))
+            names.add(other)
         else:
             found.missing.append(name)
     for _, leaf in found.pairs:

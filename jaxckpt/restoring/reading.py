@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxckpt.kinds import refusal
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.restoring import placement
 from jaxckpt.restoring.conversion import Conversion, Rule
@@ -46,7 +47,12 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
     validator = Validator(stored.path, cast=cast)
     conversions: dict[str, Conversion] = {}
     for target, leaf in pairs:
-        conversion = validator.check(target, leaf, infos.get(leaf.param_name))
+        try:
+            conversion = validator.check(target, leaf, infos.get(leaf.param_name))
+        except ValueError:
+            if (reason := refusal(target.value, "restore")) is not None:
+                raise TypeError(f"{target.name}: {reason}") from None
+            raise
         if conversion is not None:
             conversions[leaf.param_name] = conversion
     values = {target.name: stored.string(leaf) for target, leaf in pairs if leaf.is_string}

@@ -47,7 +47,7 @@ def _resolved(leaf: Leaf, fitting: _Fits) -> Leaf:
                 "Give the target a sharding that divides it evenly."
             ) from error
         fitting[shape, id(sharding)] = sharding
-    return leaf if value is leaf.value else Leaf(leaf.path, value)
+    return leaf if value is leaf.value else leaf._replace(value=value)
 
 
 def sharding_of(value: Any) -> Any:

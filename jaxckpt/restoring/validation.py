@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxckpt.kinds import Kind, is_key_dtype, kind_of
+from jaxckpt.kinds import Kind, is_key_dtype, kind_of, refusal
 from jaxckpt.restoring.conversion import Conversion, Rule, number_kind, scalar_rule
 from jaxckpt.restoring.targets import sharding_of
 from jaxckpt.storage.arrays import ArrayInfo
@@ -54,15 +54,8 @@ class Validator:
             # Thousands of them.
             return None
         path = self._path
-        if kind is Kind.TRACER:
-            raise TypeError(
-                f"{target.name}: this value is traced (restore was called inside jax.jit); call restore outside of it."
-            )
-        if kind is Kind.OTHER:
-            raise TypeError(
-                f"{target.name}: a {type(value).__module__}.{type(value).__qualname__} cannot be a target of restore. Use an array, a "
-                "jax.ShapeDtypeStruct, a scalar, str or bytes, or an object with deserialize() or set_state()."
-            )
+        if kind in (Kind.TRACER, Kind.OTHER) or isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{target.name}: {refusal(value, 'restore')}")
         if not _same_kind(kind, value, leaf, info):
             raise ValueError(
                 f"{target.name}: the target is {_describe_target(value)}, but {path} holds {_describe(leaf, info)}. "

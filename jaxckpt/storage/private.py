@@ -49,6 +49,12 @@ def base_handler() -> type[Any]:
     return found
 
 
+def is_no_trace_active() -> bool:
+    """Whether JAX certainly neither traces nor transforms the caller. A short cut: False where this version of JAX does not say."""
+    probe = getattr(importlib.import_module("jax._src.core"), "trace_state_clean", None)
+    return callable(probe) and bool(probe())
+
+
 class Coordination(NamedTuple):
     """JAX's coordination service.
 
