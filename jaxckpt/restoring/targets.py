@@ -31,11 +31,12 @@ def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
       ValueError: an abstract mesh that is not the current one, or a sharding that does not fit the shape; names the leaf.
     """
     fitting: _Fits = {}
-    return [_resolved(leaf, fitting) if kind_of(leaf.value) is _ABSTRACT else leaf for leaf in leaves]
+    mesh = jax.sharding.get_mesh()
+    return [_resolved(leaf, mesh, fitting) if kind_of(leaf.value) is _ABSTRACT else leaf for leaf in leaves]
 
 
-def _resolved(leaf: Leaf, fitting: _Fits) -> Leaf:
-    value = _resolve(leaf)
+def _resolved(leaf: Leaf, current: Any, fitting: _Fits) -> Leaf:
+    value = _resolve(leaf, current)
     sharding, shape = value.sharding, value.shape
     # Leaves share shardings, and shapes.
     if sharding is not None and (shape, id(sharding)) not in fitting:
@@ -55,13 +56,13 @@ def sharding_of(value: Any) -> Any:
     return getattr(value, "sharding", None)
 
 
-def _resolve(leaf: Leaf) -> Any:
+def _resolve(leaf: Leaf, current: Any) -> Any:
+    """Args: a target; the current mesh, which may be empty."""
     value = leaf.value
     sharding = sharding_of(value)
     mesh: Any = getattr(sharding, "mesh", None)
     if sharding is not None and not isinstance(mesh, jax.sharding.AbstractMesh):
         return value
-    current = jax.sharding.get_mesh()
     if sharding is None:
         if current.empty:
             return value

@@ -14,7 +14,7 @@ from jaxckpt.tree import Leaf
 
 SCALARS = {Kind.BOOL: "b", Kind.INT: "i", Kind.FLOAT: "f", Kind.COMPLEX: "c"}
 _ARRAYS = {Kind.JAX, Kind.NUMPY, Kind.NUMPY_SCALAR, Kind.ABSTRACT}
-_JAX = Kind.JAX
+_JAX, _ABSTRACT = Kind.JAX, Kind.ABSTRACT
 
 
 class Validator:
@@ -24,6 +24,7 @@ class Validator:
         """Args: path of the checkpoint, for errors; whether the caller wants other dtypes of the same kind to be converted."""
         self._path = path
         self._cast = cast
+        self._is_alone = jax.process_count() == 1
 
     def check(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Conversion | None:
         """Validates one pair.
@@ -43,7 +44,7 @@ class Validator:
         value = target.value
         kind = kind_of(value)
         if (
-            kind is _JAX
+            (kind is _JAX or (kind is _ABSTRACT and (self._is_alone or sharding_of(value) is not None)))
             and info is not None
             and leaf.key_impl is None
             and leaf.kind != "bytes"
@@ -64,7 +65,7 @@ class Validator:
         if kind not in _ARRAYS:
             return None
         assert info is not None
-        if kind is Kind.ABSTRACT and sharding_of(value) is None and jax.process_count() > 1:
+        if kind is _ABSTRACT and sharding_of(value) is None and not self._is_alone:
             raise ValueError(
                 f"{target.name}: the target is a jax.ShapeDtypeStruct without a sharding, in a job of {jax.process_count()} processes. "
                 "Give it one, jax.ShapeDtypeStruct(shape, dtype, sharding=...): it says which process gets what."
@@ -95,8 +96,11 @@ class Validator:
     ) -> Conversion:
         numbers = number_kind(dtype)
         same = numbers != "" and numbers == number_kind(info.dtype)
-        # A Python or numpy scalar, on one side at least: such a value is no array of a dtype that somebody computed with.
-        is_scalar = info.shape == () and (leaf.value_type == "scalar" or kind is Kind.NUMPY_SCALAR)
+        # A Python or numpy scalar on one side, a JAX scalar on the other: the former is no array of a dtype that somebody computed with.
+        is_scalar = info.shape == () and (
+            (leaf.value_type == "scalar" and kind in (Kind.JAX, Kind.ABSTRACT))
+            or (leaf.value_type == "jax.Array" and kind is Kind.NUMPY_SCALAR)
+        )
         if same and is_scalar:
             rule = scalar_rule(info.dtype, leaf.kind) if leaf.value_type == "scalar" else Rule.EXACT
             if rule is Rule.EXACT and self._cast and numbers != "i":

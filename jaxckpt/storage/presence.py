@@ -75,6 +75,16 @@ class Presence:
 
     def explain(self) -> DeletedError | None:
         """Returns the error to raise if the checkpoint is not there any more, None if it is: then something else is wrong."""
+        try:
+            return self._explain()
+        except OSError:
+            # What kept the checkpoint from being read keeps this from looking.
+            return None
+
+    def _explain(self) -> DeletedError | None:
+        if self._opened is None and os.path.islink(self._path):
+            # A link that led nowhere from the beginning.
+            return None
         if files.is_bucket(self._path):
             # What is no committed checkpoint from the beginning has not been deleted.
             return None if self._opened is None else self._fault()
