@@ -13,7 +13,7 @@ from jaxckpt.directory_lock import update
 from jaxckpt.saving import SaveHooks
 from jaxckpt.state_text import Records, UnreadableStateError
 from jaxckpt.steps import SavedStep, SavedSteps
-from jaxckpt.storage import files
+from jaxckpt.storage import CheckpointPath, files
 
 _logger = logging.getLogger("jaxckpt")
 
@@ -98,8 +98,9 @@ class ManagedDirectory:
         if not listed and not preserved and records.latest is not None:
             yield records.latest
 
-    def register(self, root: str, name: str) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Makes a committed checkpoint the latest. Raises OSError if the state file cannot be written."""
+        root, name = path.directory, path.name
 
         def change() -> None:
             view = self._load(root, new=name)
@@ -139,8 +140,8 @@ class ManagedDirectory:
             return
         for name in doomed:  # Not under the lock: removing many files can take long.
             try:
-                storage.delete(os.path.join(root, name))
-            except OSError as error:
+                storage.delete(CheckpointPath(root, name))
+            except (OSError, ValueError) as error:
                 _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
         update(root, lambda: state_file.write_state(root, self._load(root).records))
 
@@ -196,17 +197,16 @@ class ManagedSave(SaveHooks):
       is_saved: the checkpoint is committed and registered.
     """
 
-    def __init__(self, managed: ManagedDirectory, root: str, steps: SavedSteps, step: SavedStep | None) -> None:
-        """Args: the directory, its absolute path, the manager's steps, and the step that is saved (None without an interval)."""
+    def __init__(self, managed: ManagedDirectory, steps: SavedSteps, step: SavedStep | None) -> None:
+        """Args: the directory, the manager's steps, and the step that is saved (None without an interval)."""
         self.is_saved = False
         self._managed = managed
-        self._root = root
         self._steps = steps
         self._step = step
 
-    def committed(self, path: str) -> None:
+    def committed(self, path: CheckpointPath) -> None:
         """Registers the checkpoint."""
-        self._managed.register(self._root, os.path.basename(path))
+        self._managed.register(path)
 
     def saved(self) -> None:
         """Counts the step as saved."""
@@ -214,9 +214,9 @@ class ManagedSave(SaveHooks):
         if self._step is not None:
             self._steps.commit(self._step)
 
-    def finished(self, path: str) -> None:
+    def finished(self, path: CheckpointPath) -> None:
         """Deletes old checkpoints."""
-        self._managed.retain(self._root)
+        self._managed.retain(path.directory)
 
     def failed(self, error: BaseException) -> None:
         """Gives the step back."""

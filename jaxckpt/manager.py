@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from jaxckpt import foreign_runs, paths, state_file
-from jaxckpt.arguments import index, positive_int, positive_number
+from jaxckpt.arguments import index, positive_int, positive_number, type_name
 from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.managed import ManagedDirectory, ManagedSave
 from jaxckpt.multihost.ask import ask, does_file_access
@@ -75,7 +75,7 @@ class CheckpointManager:
             never change, or a device that does not exist.
         """
         if not isinstance(checkpoint, Checkpoint):
-            raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type(checkpoint).__name__}.")
+            raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type_name(checkpoint)}.")
         self._checkpoint = checkpoint
         self._directory = paths.checked_path(directory, "directory")
         self._name = _checked_name(checkpoint_name)
@@ -227,7 +227,7 @@ class CheckpointManager:
             step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
             if step is None:
                 return None
-        hooks = ManagedSave(self._managed, self._root(), self._steps, step)
+        hooks = ManagedSave(self._managed, self._steps, step)
         try:
             path = self._checkpoint._save(
                 os.path.join(self._directory, self._name), options, number=number, hooks=hooks

@@ -84,16 +84,17 @@ def spelled(path: str) -> str:
     return files.spelled(path)
 
 
-def release(path: str) -> None:
-    """Gives up the reservation of a path: its save is over."""
+def release(path: str, owner: object) -> None:
+    """Gives up the reservation of an absolute path, if it is the owner's: its save is over. Idempotent."""
     with _lock:
-        reservations.release(path)
+        reservations.release(path, owner)
 
 
-def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
+def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
     """Chooses and reserves a number that no checkpoint, file or save in flight of this process has.
 
     Args:
+      owner: the save, which the reservation lasts no longer than.
       prefix: directory and name.
       wanted: the number to take if it is free; otherwise the one after the highest is taken.
       given: numbers up to this one are taken, although nothing may be there any more.
@@ -111,15 +112,19 @@ def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
             wanted = max((*_numbers(prefix), wanted, given)) + 1
             path = f"{prefix}-{wanted}"
         foreign_runs.refuse_prefix(path)
-        reservations.reserve(path)
+        reservations.reserve(path, owner)
         return wanted, path
 
 
-def reserve(path: str) -> None:
-    """Reserves a path that may replace what is there. Raises CheckpointError for the prefix of a TensorFlow checkpoint."""
+def reserve(owner: object, path: str) -> None:
+    """Reserves a path that may replace what is there, for as long as the save `owner` lasts.
+
+    Raises:
+      CheckpointError: it is the prefix of a TensorFlow checkpoint.
+    """
     foreign_runs.refuse_prefix(path)
     with _lock:
-        reservations.reserve(path)
+        reservations.reserve(path, owner)
 
 
 def _numbers(prefix: str) -> list[int]:

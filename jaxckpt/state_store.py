@@ -1,22 +1,24 @@
 """Reading and replacing the file `checkpoint` of a directory, or the object in a bucket."""
 
+import contextlib
+import errno
 import os
 
 from jaxckpt import foreign_runs
 from jaxckpt.state_text import Records, UnreadableStateError, from_text, is_sealed, sealed, to_text
-from jaxckpt.storage import files
+from jaxckpt.storage import CheckpointPath, commit, files, temporary
 
 FILE = "checkpoint"
 
 
-def read_state(directory: str) -> Records | None:
-    """Reads a state file; None if there is none.
+def read_state(directory: str, name: str = FILE) -> Records | None:
+    """Reads the state file `name` of a directory; None if there is none.
 
     Raises:
       UnreadableStateError: something else is in the file.
       OSError: with errno: it cannot be read, or `directory` is not one.
     """
-    path = os.path.join(directory, FILE)
+    path = os.path.join(directory, name)
     content, version = _read_versioned(path)
     if content is None:
         return None
@@ -61,37 +63,56 @@ def _relative(name: str, directory: str) -> str:
     return name if relative.split(os.sep)[0] == os.pardir else relative
 
 
+def check(directory: str) -> None:
+    """Refuses a directory in which no state file can be written, because a directory has its name.
+
+    Raises:
+      IsADirectoryError: with errno.
+    """
+    path = os.path.join(directory, FILE)
+    if not files.is_bucket(path) and os.path.isdir(path):
+        raise IsADirectoryError(
+            errno.EISDIR,
+            "A directory is where the state file of the checkpoints has to be; rename it, or save elsewhere",
+            path,
+        )
+
+
 def write_state(directory: str, records: Records) -> None:
     """Replaces a state file, durably and atomically; without any entry to write, it stays as it is.
+
+    Args:
+      directory: absolute path.
+      records: what the file shall say.
 
     Raises:
       CheckpointError: it names TensorFlow's checkpoints.
       ChangedError: in a bucket: the file is not the one that the records were read from.
       OSError: with errno; the file is as it was.
     """
-    from jaxckpt.storage import commit, temporary
-
     if records.latest is None:
         return
     if records.tensorflow:
         raise foreign_runs.tensorflow_error(directory, records.tensorflow)
-    path = os.path.join(directory, FILE)
+    path = CheckpointPath(directory, FILE)
     content = sealed(to_text(records)).encode("ascii")
-    if files.is_bucket(path):
-        files.bucket.write(path, content, expected=records.version or files.bucket.ABSENT)
+    if path.in_bucket:
+        files.bucket.write(str(path), content, expected=records.version or files.bucket.ABSENT)
         return
-    folder = temporary.create(path)
+    check(directory)
+    folder = temporary.TemporaryDirectory(path)
     try:
-        new = os.path.join(folder, FILE)
         try:
-            with open(new, "xb") as file:
+            with open(folder.new, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            error.filename = error.filename or path
+            error.filename = error.filename or str(path)
             raise
-        os.replace(new, path)
+        os.replace(folder.new, str(path))
     finally:
-        temporary.remove(folder)
+        # It is empty, or will be swept: what has been written is written.
+        with contextlib.suppress(OSError):
+            folder.remove()
     commit.sync_directory(directory)

@@ -166,20 +166,21 @@ def test_a_path_without_a_name(path: str, place: Path) -> None:
 def test_two_spellings_of_one_path_are_one(place: Path) -> None:
     """A number that is given to a save in flight, and its temporary directory, are known under every name."""
     real = f"{place}/far/away/target/c"
-    assert paths.reserve_unused("link/c", 1) == (1, "link/c-1")
+    first, second = checkpoint(1.0), checkpoint(2.0)
+    assert paths.reserve_unused(first, "link/c", 1) == (1, "link/c-1")
     try:
-        assert paths.reserve_unused(real, 1) == (2, f"{real}-2")
-        paths.release(f"{real}-2")
+        assert paths.reserve_unused(second, real, 1) == (2, f"{real}-2")
+        paths.release(f"{real}-2", second)
     finally:
-        paths.release("link/c-1")
-    assert paths.reserve_unused(real, 1) == (1, f"{real}-1")
-    paths.release(f"{real}-1")
-    live = temporary.create(f"{real}-1")
+        paths.release(paths.absolute("link/c-1"), first)
+    assert paths.reserve_unused(first, real, 1) == (1, f"{real}-1")
+    paths.release(f"{real}-1", first)
+    live = temporary.TemporaryDirectory(storage.CheckpointPath.of(f"{real}-1"))
     for directory in ("link", os.path.dirname(real), "link/../target"):
         assert storage.sweep(directory) == []
         (leftover,) = storage.leftovers(directory)
         assert leftover.live
-    temporary.remove(live)
+    live.remove()
 
 
 def test_absolute_and_spelled_agree_with_the_system(place: Path) -> None:

@@ -56,7 +56,7 @@ class TestRefusedPermission:
         with pytest.raises(PermissionError):
             _ = manager.checkpoints
         with pytest.raises(PermissionError):
-            storage.delete(path)
+            storage.delete(storage.CheckpointPath.of(path))
 
     def test_writing_only(self, bucket: Bucket) -> None:
         bucket.rule(lambda request: 403 if request.action == "write" else None)
@@ -93,7 +93,7 @@ class TestRefusedPermission:
             lambda: checkpoint().save(bucket.path("run/ckpt")),
             lambda: storage.list_numbered(bucket.path("run/ckpt")),
             lambda: storage.leftovers(bucket.path("run")),
-            lambda: storage.delete(paths[0]),
+            lambda: storage.delete(storage.CheckpointPath.of(paths[0])),
         ):
             with pytest.raises(PermissionError, match=r"refuses to list.*storage\.objects\.list") as caught:
                 call()
@@ -193,7 +193,7 @@ def test_a_save_that_is_running(bucket: Bucket) -> None:
     with pytest.raises(FileNotFoundError, match=f"Not committed yet: process {os.getpid()} is saving"):
         checkpoint().restore(path)
     claim.release()
-    with pytest.raises(FileNotFoundError, match="No checkpoint there"):
+    with pytest.raises(FileNotFoundError, match="No checkpoint at this path"):
         checkpoint().restore(path)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxckpt
+from jaxckpt import storage
 from jaxckpt.storage import temporary
 
 SAVER = """
@@ -53,9 +54,9 @@ def test_of_another_process(tmp_path: Path) -> None:
         ):
             text = message(call)
             assert f"Not committed yet: process {process.pid} is saving" in text
-            assert "number at its end" not in text
-        assert "number at its end" in message(lambda: jaxckpt.load_checkpoint(tmp_path / "ckpt"))
-        assert "number at its end" in message(lambda: jaxckpt.load_checkpoint(tmp_path / "ckpt-11"))
+            assert "appends a number" not in text
+        assert "appends a number" in message(lambda: jaxckpt.load_checkpoint(tmp_path / "ckpt"))
+        assert "appends a number" in message(lambda: jaxckpt.load_checkpoint(tmp_path / "ckpt-11"))
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -80,7 +81,7 @@ def test_of_another_checkpoint_of_this_process(tmp_path: Path) -> None:
 
 def test_a_deletion_is_no_save(tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(value=np.zeros(4)).save(tmp_path / "ckpt")
-    folder = temporary.create(path)
-    os.rename(path, os.path.join(folder, temporary.DELETED))
+    folder = temporary.TemporaryDirectory(storage.CheckpointPath.of(path))
+    os.rename(path, folder.deleted)
     assert "is saving" not in message(lambda: jaxckpt.load_checkpoint(path))
-    temporary.remove(folder)
+    folder.remove()
