@@ -190,18 +190,25 @@ def latest_checkpoint(
 def _latest_here(directory: str, name: str = FILE) -> str | None:
     from jaxckpt import storage
 
-    path: str | None = None
+    state = _read_here(directory, name)
     for _ in range(_LOOKS):
-        state = _read_here(directory, name)
-        if state is None:
-            return None
-        if storage.is_checkpoint(state.model_checkpoint_path):
-            return state.model_checkpoint_path
-        if path == state.model_checkpoint_path:
+        if state is None or storage.is_checkpoint(state.model_checkpoint_path):
             break
-        # Retention may have deleted it meanwhile; the file names a newer one then.
-        path = state.model_checkpoint_path
-    if path is not None and files.is_file(foreign_runs.index_of(path)):
+        # Retention may have deleted it since the file was read; the file names a newer one then.
+        before, state = state.model_checkpoint_path, _read_here(directory, name)
+        if state is not None and state.model_checkpoint_path == before:
+            break
+    return None if state is None else latest_of(state)
+
+
+def latest_of(state: CheckpointState) -> str | None:
+    """Returns the path of the latest checkpoint that a state file names; None if it is gone, with a warning."""
+    from jaxckpt import storage
+
+    path = state.model_checkpoint_path
+    if storage.is_checkpoint(path):
+        return path
+    if files.is_file(foreign_runs.index_of(path)):
         _logger.warning("%s is a TensorFlow checkpoint, which this version of jaxckpt does not read.", path)
     else:
         _logger.warning("%s, which the state file names as the latest, is not there.", path)

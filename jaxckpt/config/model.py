@@ -23,7 +23,7 @@ SHARD_BY_TASK = "shard_by_task"
 
 
 def _is_name(text: str) -> bool:
-    return bool(text) and "\0" not in text and os.path.basename(text) == text
+    return text not in ("", ".", "..") and "\0" not in text and os.path.basename(text) == text
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,6 @@ class StoredCheckpoint:
     def _refuse_nothing(self) -> None:
         path = self.path
         if not self._is_there():
-            if foreign.is_tensorflow_prefix(path):
-                raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
             if (process := in_flight.saving(path)) is not None:
                 raise FileNotFoundError(
                     errno.ENOENT,
@@ -102,6 +100,8 @@ class StoredCheckpoint:
                     "checkpoints_iterator() in another program",
                     path,
                 )
+            if foreign.is_tensorflow_prefix(path):
+                raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
             raise FileNotFoundError(
                 errno.ENOENT,
                 "No checkpoint at this path. save() appends a number ('ckpt-1') and returns the full path; pass that one",

@@ -45,7 +45,9 @@ class Presence:
 
     def __init__(self, path: str) -> None:
         """Notes what is at `path`, where something was a moment ago."""
-        self._path = path
+        self._given = path
+        # The working directory may be another one when something fails.
+        self._path = files.absolute(path)
         self._read_digests: Callable[[], object] | None = None
         self._digests: object = None
         self._opened = self._identity()
@@ -123,7 +125,7 @@ class Presence:
             return False
 
     def _error(self, text: str) -> DeletedError:
-        return DeletedError(errno.ENOENT, text, self._path)
+        return DeletedError(errno.ENOENT, text, self._given)
 
     def _identity(self) -> _Identity | None:
         """Returns what tells the checkpoint from another one at its path, None if nothing is there."""
