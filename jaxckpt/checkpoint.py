@@ -11,8 +11,9 @@ from jaxckpt import loading, objects, optimizers, paths, tree
 from jaxckpt.background import Background, PostponedError
 from jaxckpt.loading import Restore
 from jaxckpt.options import CheckpointOptions
-from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
+from jaxckpt.saving import Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
+from jaxckpt.storage.description import COUNTER
 from jaxckpt.translate import to_orbax
 
 _INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given"})

@@ -29,6 +29,7 @@ class Source(Protocol):
 
     path: str
     tree: StoredTree
+    record: dict[str, Any]
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name."""

@@ -20,9 +20,8 @@ from jaxckpt.multihost.session import Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.content import Snapshot
+from jaxckpt.storage.description import COUNTER
 from jaxckpt.translate import OrbaxTranslation
-
-COUNTER = "save_counter"
 
 
 class SaveHooks:
@@ -116,7 +115,7 @@ class Save:
             if not meeting.several():
                 self.number, self.path = reserve()
                 self._absolute = paths.absolute(self.path)
-                self._take([*values(), tree.flatten(COUNTER, self.number)])
+                self._take(list(values()))
                 return Contribution()
             flats = list(values())
             found = self._take_part(flats)
@@ -203,11 +202,10 @@ class Save:
             self._release()
 
     def _write(self, session: Session) -> None:
-        taken = self._taken.pop()
+        taken = dataclasses.replace(self._taken.pop(), record={COUNTER: self.number})
         settings, process = self._settings, session.process
         write: Any = None
         if isinstance(session, Center):
-            taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
             # Where a peer does not answer, that is what has to be said, and not that the write took long.
             settings = dataclasses.replace(
                 settings, timeout_secs=settings.timeout_secs + patience(settings.timeout_secs)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxckpt import objects
-from jaxckpt.names import Key, Path, leaf_name
+from jaxckpt.names import OBJECT_INDEX, Key, Path, leaf_name
 from jaxckpt.quiet_gc import quiet_gc
 
 
@@ -236,11 +236,17 @@ def _flatten_reference(prefix: Path, node: Any, parents: tuple[int, ...]) -> Fla
         raise ValueError(f"{leaf_name(prefix)}: this value contains itself.")
     adapter = objects.adapter(node)
     parts = adapter.take(node)
-    inner = [_flatten((*prefix, *(Key(*key) for key in keys)), part, (*parents, id(node))) for keys, part in parts]
+    parents = (*parents, id(node))
+    inner = [
+        _flatten((*prefix, *[Key(text, is_index and OBJECT_INDEX) for text, is_index in keys]), part, parents)
+        for keys, part in parts
+    ]
     flat = Flat()
     for one in inner:
         flat.leaves.extend(one.leaves)
         flat.empties.extend(one.empties)
+    if not parts:
+        flat.empties.append(EmptyNode(prefix, {}))
 
     def build(values: Iterator[Any]) -> tuple[Any, list[Callable[[], Undo]]]:
         new, changes = [], []

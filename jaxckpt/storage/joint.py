@@ -139,7 +139,7 @@ def write_jointly(
         if layout.uses_ocdbt(settings):
             writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
         tree_metadata.write(new, snapshot, settings)
-    description.write(new, began)
+    description.write(new, began, snapshot.record)
     if not files.is_bucket(new):  # There the marker is the commit, and comes last.
         description.mark(new, new)
         digests.write(new)

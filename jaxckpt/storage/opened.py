@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
+from jaxckpt.storage import claims, committed, description, digests, faults, files, kvstore, temporary, tree_metadata
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.ocdbt_chunks import Box
 
@@ -25,6 +25,7 @@ class StoredCheckpoint:
       path: of the checkpoint.
       tree: its tree metadata.
       digests: of its files, or None if plain Orbax wrote it.
+      record: what jaxckpt remembers of the save besides the tree; see `Snapshot.record`.
     """
 
     def __init__(self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True) -> None:
@@ -47,12 +48,14 @@ class StoredCheckpoint:
         self._check_data = check_data
         self._directory = self._item_directory()
         self.digests: dict[str, list[Any]] | None = None
+        self.record: dict[str, Any] = {}
         text = self._read_file(tree_metadata.FILE)
         self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
         if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
             self.digests = digests.read(self._directory)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
+            self.record = self._read_record(self.digests)
         self._strings = self._read_strings()
         self._arrays = StoredArrays(path, self._directory, self.tree, timeout_secs)
 
@@ -107,6 +110,14 @@ class StoredCheckpoint:
             raise CorruptCheckpointError(
                 f"{os.path.join(self._directory, tree_metadata.STRINGS)}: this file of the checkpoint is missing."
             )
+
+    def _read_record(self, noted: dict[str, list[Any]]) -> dict[str, Any]:
+        """Returns the record. Where Orbax drove the save with our engine, its metadata is not the engine's, nor noted."""
+        if description.FILE not in noted:
+            return {}
+        content = self._read_file(description.FILE)
+        digests.check(self._directory, description.FILE, content, noted)
+        return description.read(os.path.join(self._directory, description.FILE), content)
 
     def check_data_files(self) -> None:
         """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""
