@@ -158,10 +158,13 @@ class Snapshot:
       entries: the leaves of the tree.
       record: what the checkpoint remembers of its save besides the tree, such as its number: names and JSON values. It stands in the
         checkpoint's own metadata (see `jaxckpt.storage.description`), where a program's targets need not know of it.
+      groups: the arrays among the entries once more, each group with the pieces whose chunks share data files with no other group; None
+        if the engine may choose.
     """
 
     entries: tuple[Entry, ...]
     record: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[tuple[Entry, ...], ...] | None = None
 
     @property
     def nbytes(self) -> int:
