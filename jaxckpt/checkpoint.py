@@ -14,8 +14,9 @@ from jaxckpt.loading import Restore
 from jaxckpt.names import KnownPath
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.rebinding import RebindingWatch
-from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
+from jaxckpt.saving import Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
+from jaxckpt.storage.description import COUNTER
 from jaxckpt.translate import to_orbax
 
 _INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given", "_watch"})
@@ -475,6 +476,8 @@ class _NestedAdapter:
                 walk.own(node, start, key=name)
         finally:
             walk.in_state = outside
+        if not values:
+            walk.empty({}, path)
         return _NestedBuilder(node, values, parts)
 
     def children(self, root: Checkpoint) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jaxckpt.multihost.provider import Provider
 from jaxckpt.multihost.remote import RemoteCheckpoint
 from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.shared import ADVICE
-from jaxckpt.saving import COUNTER
+from jaxckpt.storage.description import COUNTER
 from jaxckpt.storage.presence import DeletedError
 
 
@@ -162,16 +162,17 @@ def _nothing() -> None:
 def _read(stored: restoring.Source, targets: list[tree.Leaf], skip: set[str], with_counter: bool, cast: bool) -> Loaded:
     found = restoring.match(targets, stored, skip, COUNTER)
     pairs = found.pairs
-    if with_counter:
+    counter = stored.record.get(COUNTER)
+    if with_counter and counter is None:  # jaxckpt 0.1 had it as a leaf.
         pairs = pairs + restoring.match([tree.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
     new = restoring.load(pairs, stored, cast=cast)
-    counter = new.values.pop(COUNTER, None)
+    counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(
             f"{COUNTER}: {stored.path} holds {counter}, which is no number of a save. Use read() instead of restore()."
         )
     matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
-    return Loaded(new.values, counter, matched, found.missing, found.unexpected, new.cast)
+    return Loaded(new.values, counter if with_counter else None, matched, found.missing, found.unexpected, new.cast)
 
 
 def carry_out(changes: Iterable[Callable[[], tree.Undo]], agree: Callable[[BaseException | None], None]) -> None:

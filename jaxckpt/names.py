@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 
 import jax
 
+# A true `Key.is_index`: of a container of an NNX object. NNX itself, and so Orbax, takes such an index for the key of a dict.
+OBJECT_INDEX = 2
+
 
 class Key(NamedTuple):
-    """One step of a path: the key as text, and whether it is an index into a sequence."""
+    """One step of a path: the key as text, and whether it is an index into a sequence (or, with `OBJECT_INDEX`, into which kind)."""
 
     text: str
-    is_index: bool = False
+    is_index: int = False
 
 
 Path = tuple[Key, ...]
@@ -34,7 +37,7 @@ def as_key(entry: Any) -> Key:
     return Key(str(entry))
 
 
-def leaf_name(path: Iterable[tuple[str, bool]]) -> str:
+def leaf_name(path: Iterable[tuple[str, int]]) -> str:
     """Returns the name of the leaf at `path`, as errors, status, reader and command line show it."""
     texts = [text for text, _ in path]
     name = "/".join(texts)
@@ -55,19 +58,19 @@ class KnownPath:
 
     def __init__(self, path: Path = ()) -> None:
         self.path = path
-        self._below: dict[str | tuple[str], KnownPath] = {}
+        self._below: dict[str | tuple[str, int], KnownPath] = {}
         self._indices: list[KnownPath] = []
         self._order: tuple[tuple[str, ...], list[tuple[str, KnownPath]]] | None = None
 
-    def below(self, text: str, is_index: bool = False) -> "KnownPath":
-        """Returns the path that is one key longer. `text` is exactly a str."""
-        key = (text,) if is_index else text
+    def below(self, text: str, is_index: int = False) -> "KnownPath":
+        """Returns the path that is one key longer: `Key(text, is_index)`."""
+        key = (text, is_index) if is_index else text
         found = self._below.get(key)
         if found is None:
             # A str of its own, should this be a subclass of str. Another thread may be doing the same: both get the one that came first.
             text = "".join((text,))
             new = KnownPath((*self.path, Key(text, is_index)))
-            found = self._below.setdefault((text,) if is_index else text, new)
+            found = self._below.setdefault((text, is_index) if is_index else text, new)
             _count(1)
         return found
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxckpt.builders import Builder, Constant, Rebuild, Undo, Walk
-from jaxckpt.names import KnownPath, as_key
+from jaxckpt.names import OBJECT_INDEX, KnownPath, as_key
 
 _STATES = ("State", "GraphState", "FlatState")
 # The base of all classes of graph nodes has had two names.
@@ -139,7 +139,7 @@ class NnxState:
         return _StateBuilder(node, [child for _, child in children], structure, inner)
 
 
-def _text(entry: Any) -> tuple[str, bool]:
+def _text(entry: Any) -> tuple[str, int]:
     key = as_key(entry)
     return key.text, key.is_index
 
@@ -170,7 +170,7 @@ class NnxObject:
             for keys, leaf in nnx.to_flat_state(nnx.state(node)):
                 below = path
                 for key in keys:
-                    below = below.below(str(key), isinstance(key, int))
+                    below = below.below(str(key), OBJECT_INDEX if isinstance(key, int) else False)
                 if isinstance(leaf, nnx.Variable):
                     variables.append(walk.take(leaf, below))
                     continue
@@ -181,6 +181,9 @@ class NnxObject:
                 walk.own(owners[keys[:-1]], start, key=str(keys[-1]))
         finally:
             walk.in_state = outside
+        if not variables and not arrays:
+            # Plain Orbax stores an object without state as an empty dict.
+            walk.empty({}, path)
         return _ObjectBuilder(node, variables, arrays, owners)
 
     def children(self, root: Any) -> dict[str, Any]:

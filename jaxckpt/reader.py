@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -11,10 +12,14 @@ import numpy as np
 from jaxckpt import paths, state_file, storage
 from jaxckpt.arguments import also_named
 from jaxckpt.errors import CheckpointError
+from jaxckpt.storage.arrays import ArrayInfo
+from jaxckpt.storage.description import COUNTER
 from jaxckpt.storage.tree_metadata import StoredLeaf
 
 # What TensorFlow puts behind the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+# The save counter stands beside the tree, but is listed and read as a leaf.
+_COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class Reader:
         """Opens the checkpoint at `path`; use `load_checkpoint`."""
         self._stored = storage.StoredCheckpoint(path)
         self._leaves = {leaf.name: leaf for leaf in self._stored.tree.leaves if not leaf.is_empty}
+        counter = self._stored.record.get(COUNTER)
+        self._counter = None if counter is None else np.asarray(counter, np.int64)
+        if self._counter is not None:
+            self._leaves[COUNTER] = _COUNTER_LEAF
         self._shardings: dict[str, str] | None = None
 
     @property
@@ -91,6 +100,8 @@ class Reader:
         self._stored.presence.check()
         if leaf.is_string:
             return _text_array(self._stored.string(leaf))
+        if leaf is _COUNTER_LEAF:
+            return np.array(self._counter)
         self._info(leaf)
         (array,) = self._stored.read([(leaf.param_name, None)])
         return array if array.flags.writeable else array.copy()
@@ -154,7 +165,7 @@ class Reader:
                 strict=True,
             )
         )
-        root = _Node()
+        root = _Node(self._stored.tree.sequences)
         for leaf in stored:
             value = (
                 _empty(leaf)
@@ -164,6 +175,8 @@ class Reader:
                 else _value(leaf, values[leaf.name])
             )
             root.put(leaf.path, value)
+        if self._counter is not None:
+            root.put(_COUNTER_LEAF.path, self._counter.item())
         return root.build()
 
     def _leaf(self, name: str) -> StoredLeaf:
@@ -185,33 +198,48 @@ class Reader:
 
     def _read_infos(self) -> None:
         """Reads the shapes of all arrays in one step; asking for each of them takes longer."""
-        self._stored.infos([leaf for leaf in self._leaves.values() if not (leaf.is_string or leaf.is_foreign)])
+        self._stored.infos(
+            [leaf for leaf in self._leaves.values() if not (leaf.is_string or leaf.is_foreign or leaf is _COUNTER_LEAF)]
+        )
 
-    def _info(self, leaf: StoredLeaf) -> Any:
+    def _info(self, leaf: StoredLeaf) -> ArrayInfo:
+        if leaf is _COUNTER_LEAF:
+            return ArrayInfo((), np.dtype(np.int64), None)
         return self._stored.infos([leaf])[leaf.param_name]
 
 
 class _Node:
     """A container in the making."""
 
-    def __init__(self) -> None:
-        self.children: dict[str, Any] = {}
-        self.is_list = True
+    def __init__(self, sequences: Collection[tuple[str, ...]], path: tuple[str, ...] = ()) -> None:
+        """Args: paths of containers whose keys are indices, whatever the keys say; the path of this one."""
+        self._sequences = sequences
+        self._path = path
+        self._children: dict[str, Any] = {}
+        self._is_indexed = True
 
     def put(self, path: tuple[tuple[str, bool], ...], value: Any) -> None:
         node = self
         for depth, (text, is_index) in enumerate(path):
-            node.is_list = node.is_list and is_index
+            node._is_indexed = node._is_indexed and is_index
             if depth == len(path) - 1:
-                node.children[text] = value
+                node._children[text] = value
+            elif text in node._children:
+                node = node._children[text]
             else:
-                node = node.children.setdefault(text, _Node())
+                node._children[text] = node = _Node(self._sequences, (*node._path, text))
 
     def build(self) -> Any:
-        built = {text: child.build() if isinstance(child, _Node) else child for text, child in self.children.items()}
-        if self.is_list and built:
-            return [built[text] for text in sorted(built, key=int)]
-        return built
+        built = {text: child.build() if isinstance(child, _Node) else child for text, child in self._children.items()}
+        if not (self._is_indexed or self._path in self._sequences) or not all(map(_is_index, built)):
+            return built
+        items = {index: built[str(index)] for index in sorted(map(int, built))}
+        # A sequence with holes keeps its indices.
+        return list(items.values()) if len(items) == max(items) + 1 else items
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19 and (text == "0" or text[0] != "0")
 
 
 def _empty(leaf: StoredLeaf) -> Any:

@@ -84,11 +84,6 @@ def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
     return _snapshot(entries, flats)
 
 
-def with_value(snapshot: Snapshot, flat: Flat) -> Snapshot:
-    """Returns a snapshot with the leaves of one more value, of which this process has everything."""
-    return Snapshot((*snapshot.entries, *(Entry(leaf.path, _content(leaf, False)) for leaf in flat.leaves)))
-
-
 def _snapshot(entries: list[Entry], flats: Iterable[Flat]) -> Snapshot:
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     _refuse_collisions(entries)

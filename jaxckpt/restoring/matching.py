@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Source(Protocol):
 
     path: str
     tree: StoredTree
+    record: dict[str, Any]
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name."""

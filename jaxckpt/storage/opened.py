@@ -17,6 +17,7 @@ from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import (
     claims,
     committed,
+    description,
     digests,
     faults,
     files,
@@ -39,6 +40,7 @@ class StoredCheckpoint:
       tree: its tree metadata.
       digests: of its files, or None if plain Orbax wrote it.
       presence: tells whether the checkpoint is still there. Every method raises FileNotFoundError where it is not.
+      record: what jaxckpt remembers of the save besides the tree; see `Snapshot.record`.
     """
 
     def __init__(self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True) -> None:
@@ -60,6 +62,7 @@ class StoredCheckpoint:
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
         self.digests: dict[str, list[Any]] | None = None
+        self.record: dict[str, Any] = {}
         self._refuse_nothing()
         self.presence = Presence(path)
         with self.presence:
@@ -74,6 +77,7 @@ class StoredCheckpoint:
             self.digests = digests.read(self._directory)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
+            self.record = self._read_record(self.digests)
             if files.is_bucket(self.path):
                 self.presence.identify_by(self.digests, lambda: digests.read(self._directory))
         self._strings = self._read_strings()
@@ -161,6 +165,14 @@ class StoredCheckpoint:
             raise CorruptCheckpointError.at(
                 os.path.join(self._directory, tree_metadata.STRINGS), "this file of the checkpoint is missing."
             )
+
+    def _read_record(self, noted: dict[str, list[Any]]) -> dict[str, Any]:
+        """Returns the record. Where Orbax drove the save with our engine, its metadata is not the engine's, nor noted."""
+        if description.FILE not in noted:
+            return {}
+        content = self._read_file(description.FILE)
+        digests.check(self._directory, description.FILE, content, noted)
+        return description.read(os.path.join(self._directory, description.FILE), content)
 
     def check_data_files(self) -> None:
         """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""

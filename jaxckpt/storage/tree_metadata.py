@@ -6,16 +6,17 @@ The format is Orbax's (0.12); tests load what is written here with Orbax itself.
 
 import base64
 import json
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.names import leaf_name
+from jaxckpt.names import Key, Path, leaf_name
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage import files, layout
-from jaxckpt.storage.content import ArrayContent, EmptyContent, Snapshot, StringContent
+from jaxckpt.storage.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
 from jaxckpt.storage.settings import WriteSettings
 
 FILE = "_METADATA"
@@ -23,6 +24,8 @@ STRINGS = "_strings.json"
 SHARDINGS = "_sharding"
 ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
+# What a tree without any leaf is described as: its root, an empty dict.
+_NOTHING = (Entry((), EmptyContent("Dict")),)
 
 
 def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, process: int = 0) -> None:
@@ -38,7 +41,9 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
     arrays: list[str] = []
     kinds: dict[str, str] = {}
     texts: dict[int, str | None] = {}
-    for entry in snapshot.entries:
+    entries = snapshot.entries or _NOTHING
+    keys = _keys([entry.path for entry in entries])
+    for entry in entries:
         content = entry.content
         name = entry.param_name
         if isinstance(content, EmptyContent):
@@ -59,17 +64,14 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
                 if (text := texts[key]) is not None:
                     shardings[base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()] = text
             value = f'{{"value_type": "{content.value_type}", "skip_deserialize": false{write_shape}}}'
-        keys = ", ".join(
-            [f'{{"key": {_quoted(text)}, "key_type": {1 if is_index else 2}}}' for text, is_index in entry.path]
-        )
         path = _quoted(str(tuple([text for text, _ in entry.path])))
-        tree.append(f'{path}: {{"key_metadata": [{keys}], "value_metadata": {value}}}')
+        tree.append(f'{path}: {{"key_metadata": [{keys.text(entry.path)}], "value_metadata": {value}}}')
     rest = json.dumps(
         {
             "use_ocdbt": layout.uses_ocdbt(settings),
             "use_zarr3": True,
             "store_array_data_equal_to_fill_value": True,
-            "custom_metadata": {"jaxckpt": {"format": FORMAT, "kinds": kinds}},
+            "custom_metadata": {"jaxckpt": {"format": FORMAT, "kinds": kinds, "sequences": keys.sequences()}},
         }
     )
     _write_text(os.path.join(directory, FILE), f'{{"tree_metadata": {{{", ".join(tree)}}}, {rest[1:]}')
@@ -81,6 +83,69 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
         files.make_directory(os.path.join(directory, ARRAY_METADATAS))
         text = f'{{"array_metadatas": [{", ".join(arrays)}]}}'
         _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
+
+
+class _Keys:
+    """How Orbax is told of the keys of a tree.
+
+    Orbax rebuilds a sequence item by item, so that one with a hole (of what nothing is stored, such as a function in an `nnx.List`) is
+    a dict for it, as are all containers of NNX objects. What is one container for many leaves is worked out once.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Args: of all leaves."""
+        self.paths = paths
+        children: dict[Path, set[Key]] = {}
+        level = paths
+        while level:
+            above = []
+            for path in level:
+                if path:
+                    parent = path[:-1]
+                    if (keys := children.get(parent)) is None:
+                        children[parent] = keys = set()
+                        above.append(parent)
+                    keys.add(path[-1])
+            level = above
+        # Containers whose keys are indices, each with whether Orbax is told that it is a sequence.
+        self._indexed = {
+            parent: keys.issuperset([Key(str(index), True) for index in range(len(keys))])
+            for parent, keys in children.items()
+            if all(key.is_index for key in keys)
+        }
+        self._above: dict[Path, str] = {(): ""}
+
+    def text(self, path: Path) -> str:
+        """Returns the keys of a leaf as JSON objects."""
+        return self._to(path[:-1]) + self._last(path) if path else ""
+
+    def _to(self, path: Path) -> str:
+        """Returns the keys of a container, and what separates them from the next."""
+        found = self._above.get(path)
+        if found is None:
+            found = self._above[path] = f"{self._to(path[:-1])}{self._last(path)}, "
+        return found
+
+    def _last(self, path: Path) -> str:
+        text, is_index = path[-1]
+        key_type = 1 if is_index and self._indexed.get(path[:-1]) else 2
+        return f'{{"key": {_quoted(text)}, "key_type": {key_type}}}'
+
+    def sequences(self) -> list[list[str]]:
+        """Returns the containers that are not described as the sequences that they are: readers take them for what they are."""
+        return [[key.text for key in path] for path, is_sequence in self._indexed.items() if not is_sequence]
+
+
+_latest_keys = _Keys(())
+
+
+def _keys(paths: Sequence[Path]) -> _Keys:
+    """Returns the keys of a tree. A training loop saves the same paths (see `jaxckpt.tree`) again and again."""
+    global _latest_keys
+    found = _latest_keys
+    if len(paths) != len(found.paths) or not all(map(operator.is_, paths, found.paths)):
+        found = _latest_keys = _Keys(paths)
+    return found
 
 
 def _array_metadata(name: str, content: ArrayContent, settings: WriteSettings) -> str:
@@ -145,7 +210,7 @@ class StoredLeaf:
     """What the tree metadata says of a leaf.
 
     Attributes:
-      path: keys from the top, each with whether it is an index.
+      path: keys from the top, each with whether Orbax takes it for an index.
       param_name: Orbax's name, the prefix of its keys in the store.
       value_type: Orbax's word: "jax.Array", "np.ndarray", "scalar", "string", that of an empty container, or of a program's own
         type handler.
@@ -199,12 +264,14 @@ class StoredTree:
       use_zarr3: zarr version 3, otherwise 2.
       complete_chunks: every chunk was stored, so that a missing one is damage and not a fill value.
       by_jaxckpt: jaxckpt's format number, or None if plain Orbax wrote it.
+      sequences: paths (keys as text) of containers that are sequences although Orbax takes them for dicts.
     """
 
     leaves: tuple[StoredLeaf, ...]
     use_zarr3: bool
     complete_chunks: bool
     by_jaxckpt: int | None
+    sequences: frozenset[tuple[str, ...]] = frozenset()
 
 
 @quiet_gc()
@@ -225,6 +292,7 @@ def read(directory: str, text: str) -> StoredTree:
         custom = (document.get("custom_metadata") or {}).get("jaxckpt")
         by_jaxckpt = None if custom is None else int(custom["format"])
         kinds: dict[str, str] = {} if custom is None else custom["kinds"]
+        sequences = frozenset(tuple(map(str, path)) for path in (custom or {}).get("sequences", ()))
         leaves = []
         for described in document["tree_metadata"].values():
             path = tuple((str(key["key"]), key["key_type"] == 1) for key in described["key_metadata"])
@@ -240,7 +308,7 @@ def read(directory: str, text: str) -> StoredTree:
             where,
             f"written by a later jaxckpt (format {by_jaxckpt}; this one knows {FORMAT}). Upgrade jaxckpt to read it.",
         )
-    return StoredTree(tuple(leaves), use_zarr3, complete, by_jaxckpt)
+    return StoredTree(tuple(leaves), use_zarr3, complete, by_jaxckpt, sequences)
 
 
 def _key_impls(directory: str) -> dict[str, str]:

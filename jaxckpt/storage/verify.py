@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import digests, files, layout, tree_metadata
+from jaxckpt.storage import description, digests, files, layout, tree_metadata
 from jaxckpt.storage.opened import StoredCheckpoint
 
 _GROUP_BYTES = 256 << 20
@@ -126,7 +126,8 @@ def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | N
                 problems.append(_problem(error, leaf.name))
     if not problems:
         _check_data_files(stored, problems)
-    leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves)
+    # The save counter is listed as a leaf wherever it stands.
+    leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves) + (description.COUNTER in stored.record)
     unread = tuple(leaf.name for leaf in stored.tree.leaves if leaf.is_foreign)
     return VerifyReport(stored.path, tuple(problems), stored.digests is not None, leaves, total, files, unread)
 
