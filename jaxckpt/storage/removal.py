@@ -1,0 +1,328 @@
+"""Removing a directory and everything in it through an open handle, so that nothing else can be reached by it.
+
+`shutil.rmtree` holds one descriptor open for each level, and leaves a tree behind when the process has none to spare. This walk
+holds two at most: it goes down by opening a directory inside the present one, and up through ``..``, where it makes sure that it
+has come back to where it was. Links are unlinked, never followed; FIFOs and devices are never opened.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+_T = TypeVar("_T")
+# Where descriptors have run out, other threads of a failed save give some back a moment later.
+_PATIENCE_SECS = 2.0
+_PAUSE_SECS = 0.02
+# Files may appear in a directory while it is emptied.
+_ROUNDS = 3
+_NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
+_Identity = tuple[int, int]
+
+if sys.platform != "win32":
+    _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class SpareDescriptors:
+    """Descriptors that are put aside before a save makes any file, so that its clean-up has some whatever the save used up.
+
+    Close it right before `remove_tree`.
+    """
+
+    def __init__(self, count: int = 2) -> None:
+        """Opens them.
+
+        Args:
+          count: how many; `remove_tree` needs two.
+
+        Raises:
+          OSError: EMFILE or ENFILE; there are not that many left.
+        """
+        self._descriptors: list[int] = []
+        try:
+            for _ in range(count):
+                self._descriptors.append(os.open(os.devnull, os.O_RDONLY))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives them back. Idempotent."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+@dataclass
+class _Level:
+    """A directory that the walk is in, or above.
+
+    Attributes:
+      name: in the directory above.
+      identity: device and inode number.
+      directories: names of those in it that are still to be removed.
+      rounds: how often each of them has been emptied, for those that were not empty afterwards.
+    """
+
+    name: str
+    identity: _Identity
+    directories: list[str]
+    rounds: dict[str, int] = field(default_factory=dict)
+
+
+def remove_tree(
+    parent: int | str, name: str, *, unlink_link: bool = False, identity: tuple[int, int] | None = None
+) -> None:
+    """Removes the directory `name` and everything in it. What is gone already is no error.
+
+    Everything that can be removed is, before the first error is raised. Directories of this user without permission are given it.
+
+    Args:
+      parent: the directory that `name` is in: an open descriptor, or an absolute path.
+      name: of one entry of `parent`.
+      unlink_link: if `name` is a symbolic link, remove the link; otherwise that is an error. It is never followed.
+      identity: ``(st_dev, st_ino)`` that the directory has to have; None for any.
+
+    Raises:
+      ValueError: `name` is not the name of an entry, or `parent` is not absolute.
+      OSError: with errno. The directory is a link or not a directory, is another one than `identity` says, is or contains the working
+        directory or the home directory, another file system is mounted in it, it moved meanwhile, or something in it cannot be removed.
+    """
+    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of an entry of a directory.")
+    if isinstance(parent, str) and not os.path.isabs(parent):
+        raise ValueError(f"{parent!r} is not an absolute path.")
+    path, at = (os.path.join(parent, name), None) if isinstance(parent, str) else (name, parent)
+    try:
+        found = os.stat(path, dir_fd=at, follow_symlinks=False)
+        if stat.S_ISLNK(found.st_mode) and unlink_link:
+            os.unlink(path, dir_fd=at)
+            return
+    except FileNotFoundError:
+        return
+    _require(found, identity, path)
+    # An empty one needs no descriptor.
+    if _rmdir(path, at):
+        return
+    if sys.platform == "win32":
+        shutil.rmtree(path)
+    else:
+        _Walk(path, at, (found.st_dev, found.st_ino)).run()
+
+
+def _require(found: os.stat_result, identity: _Identity | None, path: str) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, "A symbolic link is in the place of a directory, and was not removed", path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    present = (found.st_dev, found.st_ino)
+    if identity is not None and present != identity:
+        raise OSError(errno.ESTALE, "Another directory is in the place of the one to remove, and was not removed", path)
+    if present in _protected():
+        raise OSError(
+            errno.EBUSY,
+            "The working directory, the home directory, or a directory above one of them, is not removed",
+            path,
+        )
+
+
+def _protected() -> set[_Identity]:
+    """Identities of the working directory, the home directory and all directories above them."""
+    found = set()
+    for start in (os.curdir, os.path.expanduser("~")):
+        with contextlib.suppress(OSError):
+            folder = os.path.realpath(start)
+            while True:
+                status = os.stat(folder)
+                found.add((status.st_dev, status.st_ino))
+                folder, below = os.path.dirname(folder), folder
+                if folder == below:
+                    break
+    return found
+
+
+class _Walk:
+    """One removal of a directory that is not empty."""
+
+    def __init__(self, path: str, at: int | None, identity: _Identity) -> None:
+        self._path = path
+        self._at = at
+        self._identity = identity
+        self._error: OSError | None = None
+        # The one open directory between two steps; -1 for none.
+        self._here = -1
+
+    def run(self) -> None:
+        """Removes it. Raises the first error that there was."""
+        for turn in range(_ROUNDS):
+            try:
+                self._empty()
+            finally:
+                self._move(-1)
+            if self._error is not None:
+                raise self._error
+            try:
+                if _rmdir(self._path, self._at):
+                    return
+            except FileNotFoundError:
+                return
+            if turn == _ROUNDS - 1:
+                raise OSError(errno.ENOTEMPTY, "Files appear in it while it is removed", self._path)
+
+    def _empty(self) -> None:
+        try:
+            self._here = _open_directory(self._path, self._at)
+        except FileNotFoundError:
+            return
+        if _identity_of(self._here) != self._identity:
+            raise OSError(errno.ESTALE, "Another directory was put in its place while it was removed", self._path)
+        above: list[_Level] = []
+        level = _Level("", self._identity, self._unlink_files())
+        while True:
+            if level.directories:
+                name = level.directories.pop()
+                below = self._enter(name)
+                if below is not None:
+                    above.append(level)
+                    level = below
+            elif above:
+                emptied, level = level, above.pop()
+                self._leave(emptied, level)
+            else:
+                return
+
+    def _enter(self, name: str) -> _Level | None:
+        """Goes into a directory and unlinks the files in it; None if it is gone, or cannot be entered."""
+        try:
+            if _rmdir(name, self._here):
+                return None
+            below = _open_directory(name, self._here)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # What was a directory when it was listed may be a link now.
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                self._unlink(name)
+            else:
+                self._note(error)
+            return None
+        identity = _identity_of(below)
+        if identity[0] != self._identity[0]:
+            os.close(below)
+            self._note(OSError(errno.EXDEV, "Another file system is mounted in it, and was not touched", name))
+            return None
+        self._move(below)
+        return _Level(name, identity, self._unlink_files())
+
+    def _leave(self, emptied: _Level, level: _Level) -> None:
+        """Goes back to the directory above, and removes the one that was emptied."""
+        self._move(_patiently(lambda: os.open(os.pardir, _DIRECTORY, dir_fd=self._here)))
+        if _identity_of(self._here) != level.identity:
+            raise OSError(errno.ESTALE, f"{emptied.name!r} in it was moved while it was removed", self._path)
+        try:
+            if _rmdir(emptied.name, self._here) or self._error is not None:
+                return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            return self._note(error)
+        rounds = level.rounds[emptied.name] = level.rounds.get(emptied.name, 1) + 1
+        if rounds > _ROUNDS:
+            return self._note(OSError(errno.ENOTEMPTY, "Files appear in it while it is removed", emptied.name))
+        level.directories.append(emptied.name)
+        return None
+
+    def _unlink_files(self) -> list[str]:
+        """Unlinks what is not a directory in the present one, and returns the names of the directories."""
+        try:
+            with _patiently(lambda: os.scandir(self._here)) as entries:
+                listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except OSError as error:
+            self._note(error)
+            return []
+        for name, is_directory in listed:
+            if not is_directory:
+                self._unlink(name)
+        return [name for name, is_directory in listed if is_directory]
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self._here)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._note(error)
+
+    def _move(self, descriptor: int) -> None:
+        left, self._here = self._here, descriptor
+        if left >= 0:
+            os.close(left)
+
+    def _note(self, error: OSError) -> None:
+        if self._error is None:
+            name = error.filename if isinstance(error.filename, str) else ""
+            self._error = OSError(error.errno, f"{error.strerror} ({name!r} in it)", self._path)
+            self._error.__cause__ = error
+
+
+def _rmdir(name: str, at: int | None) -> bool:
+    """Removes an empty directory; returns False if it is not empty."""
+    try:
+        os.rmdir(name, dir_fd=at)
+    except OSError as error:
+        if error.errno not in _NOT_EMPTY:
+            raise
+        return False
+    return True
+
+
+def _open_directory(name: str, at: int | None) -> int:
+    """Opens a directory, not a link to one, to list and change it."""
+    try:
+        descriptor = _patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
+    except PermissionError:
+        _permit(name, at)
+        descriptor = _patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
+    mode = os.fstat(descriptor).st_mode
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        # Of another user's nothing can be changed; unlinking then says so.
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, stat.S_IRWXU)
+    return descriptor
+
+
+def _permit(name: str, at: int | None) -> None:
+    """Gives this user permission for a directory that cannot be opened, not following a link."""
+    if os.chmod in os.supports_follow_symlinks:
+        return os.chmod(name, stat.S_IRWXU, dir_fd=at, follow_symlinks=False)
+    if sys.platform != "linux":
+        return None
+    descriptor = _patiently(lambda: os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at))
+    try:
+        # Not os.fchmod: a descriptor of this kind, the only one that can be had, does not allow it.
+        os.chmod(f"/proc/self/fd/{descriptor}", stat.S_IRWXU)
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _patiently(work: Callable[[], _T]) -> _T:
+    """Does what needs a descriptor; where there is none, tries again for a while."""
+    end = time.monotonic() + _PATIENCE_SECS
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE_SECS)
+
+
+def _identity_of(descriptor: int) -> _Identity:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
