@@ -1,6 +1,7 @@
-"""One save in flight: its thread, its error (raised once, at the next touch), and the end of the program.
+"""Saves in flight: their threads, their errors (each raised once, at the next touch), and the end of the program.
 
-The thread is a daemon, and so are the threads that Orbax starts from it: the end of the program waits for a save because
+A save that was handed over belongs to the background: it is written, committed and registered, whatever becomes of the call that began
+it. The thread is a daemon, and so are the threads that Orbax starts from it: the end of the program waits for a save because
 `_finish_all` does, for a bounded time, and not because a stuck thread holds the process.
 """
 
@@ -8,42 +9,32 @@ import atexit
 import os
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
-_in_flight: set["Background"] = set()
+# An interrupt of one that waits can keep it from passing the turn on, so that others look once in a while.
+_SLICE_SECS = 0.5
+_in_flight: set["Flight"] = set()
 _registry_lock = threading.Lock()
 
 
-class PostponedError(NamedTuple):
-    """An error that is raised a little later, and what is known of its save."""
+class Flight:
+    """One save that the background has taken over.
 
-    error: BaseException
-    wrote: bool
-    what: str
+    Attributes:
+      what: names the save in messages.
+      error: what it raised, until that has been raised to the caller.
+      wrote: whether the checkpoint is committed.
+      ended: whether it is over.
+    """
 
-
-class Background:
-    """Runs the saves of one Checkpoint in the background, one at a time."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._done = threading.Event()
-        self._error: BaseException | None = None
-        self._wrote = False
-        self._what = ""
-        self._timeout = 0.0
-        self._exit_timeout = 0.0
-
-    def __deepcopy__(self, memo: Any) -> "Background":
-        return Background()
-
-    def start(
+    def __init__(
         self, work: Callable[[Callable[[], None]], None], what: str, timeout_secs: float, exit_timeout_secs: float
     ) -> None:
-        """Runs `work` on a thread of its own. The save before has to be over: call `wait` first.
+        """Starts nothing yet.
 
         Args:
           work: is given a function to call once the checkpoint is committed.
@@ -51,52 +42,142 @@ class Background:
           timeout_secs: how long `wait` waits for it.
           exit_timeout_secs: how long the end of the program waits for it.
         """
-        if _ended:
-            work(lambda: None)  # Nobody waits for threads any more: save now, and raise what goes wrong.
+        self.what = what
+        self.timeout_secs = timeout_secs
+        self.exit_timeout_secs = exit_timeout_secs
+        self.error: BaseException | None = None
+        self.wrote = False
+        self.ended = False
+        self._work: Callable[[Callable[[], None]], None] | None = work
+        self._begun = threading.Lock()
+        self._thread: threading.Thread | None = None
+        # Not an Event: an interrupt in its wait() can leave its lock held, and set() would wait for ever.
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def launch(self) -> None:
+        """Starts its thread, if it has not begun yet. However often this is called, the save runs once.
+
+        Raises:
+          RuntimeError: there is no thread to be had.
+        """
+        if not self._begun.locked():
+            with _registry_lock:
+                _in_flight.add(self)
+            threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True).start()
+
+    def run(self) -> None:
+        """Does the save on this thread, unless another one does or has."""
+        if not self._begun.acquire(blocking=False):
             return
-        self._what = what
-        self._wrote = False
-        self._timeout = timeout_secs
-        self._exit_timeout = exit_timeout_secs
-        _watch_exit()
-        with _registry_lock:
-            _in_flight.add(self)
-        self._done = done = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(work, done), name=f"jaxckpt save {what}", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:  # No thread to be had. After a KeyboardInterrupt in start() the thread runs all the same.
-            self._thread = None
-            self._forget()
-            raise
-
-    def _run(self, work: Callable[[Callable[[], None]], None], done: threading.Event) -> None:
-        try:
-            self._work(work)
-        finally:
-            done.set()
-
-    def _work(self, work: Callable[[Callable[[], None]], None]) -> None:
+        self._thread = threading.current_thread()
+        work, self._work = self._work, None
+        assert work is not None
         try:
             work(self._committed)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too: they reach the caller like any other.
-            self._error = error
-            with suppress(Exception):  # An exception may refuse attributes; it must not be lost for that.
-                error.add_note(f"(raised in the background by jaxckpt's save of {self._what})")
+        except BaseException as error:
+            # SystemExit and KeyboardInterrupt too: they reach the caller like any other.
+            self.error = error
+            # An exception may refuse attributes; it must not be lost for that.
+            with suppress(Exception):
+                error.add_note(f"(raised in the background by jaxckpt's save of {self.what})")
         else:
-            self._forget()
+            self.forget()
+        finally:
+            self.ended = True
+            self._running.release()
 
     def _committed(self) -> None:
-        self._wrote = True
+        self.wrote = True
 
-    def _forget(self) -> None:
+    def finish(self) -> None:
+        """At the end of the program: waits, then reports on stderr what nobody will ask for any more."""
+        if not self.is_on_this_thread and not self.wait(self.exit_timeout_secs):
+            consequence = "it is saved, but its callbacks have not finished" if self.wrote else "it is NOT saved"
+            _say(
+                f"jaxckpt: gave up waiting for the save of {self.what} after {self.exit_timeout_secs:g} s "
+                f"(OrbaxSettings.exit_timeout_secs); {consequence}."
+            )
+            return
+        if (error := self.take_error()) is not None:
+            consequence = "was saved, but a callback failed" if self.wrote else "was NOT saved"
+            _say(
+                f"jaxckpt: the program ends with an error that nobody asked for: {self.what} {consequence}:\n"
+                + "".join(traceback.format_exception(error))
+            )
+
+    def forget(self) -> None:
+        """Takes it off the list of what the end of the program waits for, or tells of."""
         with _registry_lock:
             _in_flight.discard(self)
 
     @property
+    def is_on_this_thread(self) -> bool:
+        """Whether the caller runs on the thread of this save, that is, in a write callback."""
+        return self._thread is threading.current_thread()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until it is over; returns False if it is not after that time."""
+        end = time.monotonic() + seconds
+        while not self.ended:
+            left = end - time.monotonic()
+            if left <= 0:
+                return self.ended
+            if self._running.acquire(timeout=min(left, _SLICE_SECS)):
+                self._running.release()
+        return True
+
+    def take_error(self) -> BaseException | None:
+        """Returns its error, once."""
+        # Two threads may ask at once.
+        with _registry_lock:
+            error, self.error = self.error, None
+            if error is not None:
+                _in_flight.discard(self)
+        return error
+
+
+class Background:
+    """The saves of one Checkpoint that run in the background, one at a time."""
+
+    def __init__(self) -> None:
+        # The newest one, and those before it whose errors nobody has been told; oldest first.
+        self._flights: tuple[Flight, ...] = ()
+
+    def __deepcopy__(self, memo: Any) -> "Background":
+        return Background()
+
+    def take(self, flight: Flight) -> None:
+        """Takes a save over. The one before has to be over: call `wait` first.
+
+        An interrupt comes either before the save is taken over (see `owns`), or leaves it running.
+
+        Raises:
+          RuntimeError: there is no thread to be had; the save has not been taken over.
+        """
+        _watch_exit()
+        before = self._flights
+        self._flights = (*(each for each in before if each.error is not None), flight)
+        if _ended:
+            # Nobody waits for threads any more: save now, and raise what goes wrong.
+            flight.run()
+            _raise(flight)
+            return
+        try:
+            flight.launch()
+        except RuntimeError:
+            self._flights = before
+            flight.forget()
+            raise
+
+    def owns(self, flight: Flight | None) -> bool:
+        """Whether a save has been taken over."""
+        return flight in self._flights
+
+    @property
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the thread of the save in flight, that is, in a write callback."""
-        return self._thread is threading.current_thread()
+        return any(flight.is_on_this_thread for flight in self._flights)
 
     def wait(self) -> None:
         """Waits for the save in flight, without raising its error.
@@ -104,61 +185,46 @@ class Background:
         Raises:
           TimeoutError: it is still running after its timeout.
         """
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return
-        # Not thread.join(): a KeyboardInterrupt in it marks a running thread as ended (CPython before 3.13), and nobody waits again.
-        if not self._done.wait(self._timeout):
-            raise TimeoutError(
-                f"The save of {self._what} is still running after {self._timeout:g} s (OrbaxSettings.timeout_secs). "
-                "It goes on; call sync() to wait longer."
-            )
+        for flight in self._flights[-1:]:
+            if flight.is_on_this_thread:
+                return
+            # An interrupt may have come before its thread was started.
+            flight.launch()
+            if not flight.wait(flight.timeout_secs):
+                raise TimeoutError(
+                    f"The save of {flight.what} is still running after {flight.timeout_secs:g} s (OrbaxSettings.timeout_secs). "
+                    "It goes on; call sync() to wait longer."
+                )
 
     def raise_error(self, *, after_commit: bool | None = None) -> None:
-        """Raises the error of the last save, once.
+        """Raises the oldest error of a save that is over, once.
 
         Args:
           after_commit: only if the checkpoint had been committed (a callback failed: True), or not (False).
         """
-        with _registry_lock:  # Two threads may ask at once.
-            error = self._error
-            if error is None or (after_commit is not None and after_commit != self._wrote):
-                return
-            self._error = None
-            _in_flight.discard(self)
+        for flight in self.failed():
+            if after_commit is None or flight.wrote == after_commit:
+                _raise(flight)
+
+    def failed(self) -> tuple[Flight, ...]:
+        """Returns the saves whose errors have not been raised, oldest first."""
+        return tuple(flight for flight in self._flights if flight.ended and flight.error is not None)
+
+
+def _raise(flight: Flight) -> None:
+    error = flight.take_error()
+    if error is not None:
         try:
             raise error
         finally:
-            del error  # No cycle through the traceback.
+            # No cycle through the traceback.
+            del error
 
-    def postpone_error(self) -> PostponedError | None:
-        """Takes the error that is there away, until `give_back`."""
-        error, self._error = self._error, None
-        return None if error is None else PostponedError(error, self._wrote, self._what)
 
-    def give_back(self, postponed: PostponedError, *, now: bool) -> None:
-        """Raises a postponed error, or keeps it for the next touch."""
-        if now:
-            raise postponed.error
-        self._error, self._wrote, self._what = postponed
-
-    def _finish(self) -> None:
-        """At the end of the program: waits, then reports on stderr what nobody will ask for any more."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and not self._done.wait(self._exit_timeout):
-            consequence = "it is saved, but its callbacks have not finished" if self._wrote else "it is NOT saved"
-            _say(
-                f"jaxckpt: gave up waiting for the save of {self._what} after {self._exit_timeout:g} s "
-                f"(OrbaxSettings.exit_timeout_secs); {consequence}."
-            )
-            return
-        if self._error is not None:
-            consequence = "was saved, but a callback failed" if self._wrote else "was NOT saved"
-            _say(
-                f"jaxckpt: the program ends with an error that nobody asked for: {self._what} {consequence}:\n"
-                + "".join(traceback.format_exception(self._error))
-            )
-            self._error = None
+def raise_errors(flights: Iterable[Flight]) -> None:
+    """Raises the first error among those of saves that are over, once."""
+    for flight in flights:
+        _raise(flight)
 
 
 def _say(text: str) -> None:
@@ -196,8 +262,8 @@ def _after_fork() -> None:
     """The threads of the saves are not in the child, which must not wait for them."""
     global _registry_lock
     _registry_lock = threading.Lock()
-    for background in _in_flight:
-        background._done.set()
+    for flight in _in_flight:
+        flight.ended = True
     _in_flight.clear()
 
 
@@ -205,7 +271,7 @@ def _finish_all() -> None:
     global _ended
     with _registry_lock:
         waiting = list(_in_flight)
-    for background in waiting:
-        background._finish()
+    for flight in waiting:
+        flight.finish()
     _ended = True
     del waiting

@@ -8,7 +8,7 @@ from traceback import format_exception
 from typing import Any, Self
 
 from jaxckpt import loading, objects, optimizers, paths, tree
-from jaxckpt.background import Background, PostponedError
+from jaxckpt.background import Background, Flight, raise_errors
 from jaxckpt.loading import Restore
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
@@ -184,11 +184,12 @@ class Checkpoint:
         """
         path = paths.checked_path(file_prefix, "file_prefix")
 
-        def reserve() -> tuple[int, str]:
-            paths.reserve(path)
+        def reserve(save: Save) -> tuple[int, str]:
+            paths.reserve(save, path)
             return self._counter, path
 
-        with self._turn(options, "write") as turn:
+        turn = self._turn(options, "write")
+        with self._lock, turn:
             save = Save("write", path, turn.options, turn.translation, Unregistered(), replace=True)
             self._start(save, turn, reserve)
         return save.path
@@ -199,18 +200,17 @@ class Checkpoint:
         """`save`, for the manager: with a number of its choice (which replaces), and its own hooks."""
         given = paths.absolute(prefix)
 
-        def reserve() -> tuple[int, str]:
+        def reserve(save: Save) -> tuple[int, str]:
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
-                return paths.reserve_unused(prefix, self._counter + 1, self._given.get(given, 0))
+                return paths.reserve_unused(save, prefix, self._counter + 1, self._given.get(given, 0))
             path = f"{prefix}-{number}"
-            paths.reserve(path)
-            return (
-                self._counter + 1,
-                path,
-            )  # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
+            paths.reserve(save, path)
+            # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
+            return self._counter + 1, path
 
-        with self._turn(options, "save") as turn:
+        turn = self._turn(options, "save")
+        with self._lock, turn:
             details = {"checkpoint_number": number}
             save = Save(
                 "save", prefix, turn.options, turn.translation, hooks, replace=number is not None, details=details
@@ -227,22 +227,22 @@ class Checkpoint:
     def _turn(self, options: CheckpointOptions | None, action: str) -> "_Turn":
         return _Turn(self, _checked_options(options), action)
 
-    def _start(self, save: Save, turn: "_Turn", reserve: Callable[[], tuple[int, str]]) -> None:
+    def _start(self, save: Save, turn: "_Turn", reserve: Callable[[Save], tuple[int, str]]) -> None:
         """Takes the snapshot and writes it, here or in the background."""
-        before = self._counter
+        flight: Flight | None = None
         try:
             save.prepare(turn.wait, self._flats, reserve)
             if not turn.translation.asynchronous:
                 save.run(lambda: self._counter_is(save.number))
                 return
+            flight = Flight(save.run, save.path, save.wait_secs, turn.translation.exit_timeout_secs)
+            self._background.take(flight)
             self._counter_is(save.number)
-            try:
-                self._background.start(save.run, save.path, save.wait_secs, turn.translation.exit_timeout_secs)
-            except BaseException:
-                self._counter_is(before)
-                raise
         except BaseException:
-            save.abandon()  # An interrupt may come between any two steps; the other processes must not wait for this one.
+            # An interrupt may come between any two steps. The other processes must not wait for this one; but a save that has been
+            # handed over goes on, and the next call waits for it.
+            if not self._background.owns(flight):
+                save.abandon()
             raise
 
     def _flats(self) -> list[tree.Flat]:
@@ -385,28 +385,23 @@ class _Turn:
     def __init__(self, checkpoint: Checkpoint, options: CheckpointOptions, action: str) -> None:
         self.options = options
         self.translation = to_orbax(options)
-        self._checkpoint = checkpoint
-        self._action = action
-        self._postponed: PostponedError | None = None
+        self._background = checkpoint._background
+        self._earlier: tuple[Flight, ...] = ()
+        checkpoint._refuse_background(action)
 
     def __enter__(self) -> Self:
-        self._checkpoint._refuse_background(self._action)
-        self._checkpoint._lock.acquire()
         return self
 
     def wait(self) -> None:
         """Waits until the save before is over. Raises its error, if it was not saved."""
-        background = self._checkpoint._background
-        background.wait()
-        background.raise_error(after_commit=False)
-        self._postponed = background.postpone_error()
+        self._background.wait()
+        self._background.raise_error(after_commit=False)
+        self._earlier = self._background.failed()
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        try:
-            if self._postponed is not None:
-                self._checkpoint._background.give_back(self._postponed, now=error is None)
-        finally:
-            self._checkpoint._lock.release()
+        # After an error of this save, they are raised at the next touch.
+        if error is None:
+            raise_errors(self._earlier)
 
 
 def _checked_options(options: CheckpointOptions | None) -> CheckpointOptions:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from jaxckpt import retention, state_file
 from jaxckpt.directory_lock import update
 from jaxckpt.state_text import Records, UnreadableStateError
-from jaxckpt.storage import files
+from jaxckpt.storage import CheckpointPath, files
 
 _logger = logging.getLogger("jaxckpt")
 
@@ -81,8 +81,9 @@ class ManagedDirectory:
         if not listed and not preserved and records.latest is not None:
             yield records.latest
 
-    def register(self, root: str, name: str) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Makes a committed checkpoint the latest. Raises OSError if the state file cannot be written."""
+        root, name = path.directory, path.name
 
         def change() -> None:
             records, managed = self._load(root, new=name)
@@ -121,8 +122,8 @@ class ManagedDirectory:
             return
         for name in doomed:  # Not under the lock: removing many files can take long.
             try:
-                storage.delete(os.path.join(root, name))
-            except OSError as error:
+                storage.delete(CheckpointPath(root, name))
+            except (OSError, ValueError) as error:
                 _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
         update(root, lambda: state_file.write_state(root, self._load(root)[0]))
 

@@ -16,6 +16,7 @@ from jaxckpt.multihost.ask import ask, does_file_access
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.saving import SaveHooks
 from jaxckpt.steps import SavedStep, SavedSteps, step_reader
+from jaxckpt.storage import CheckpointPath
 
 _logger = logging.getLogger("jaxckpt")
 _Result = TypeVar("_Result")
@@ -195,7 +196,7 @@ class CheckpointManager:
             step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
             if step is None:
                 return None
-        hooks = _Hooks(self._managed, self._root(), self._steps, step)
+        hooks = _Hooks(self._managed, self._steps, step)
         try:
             return self._checkpoint._save(
                 os.path.join(self._directory, self._name), options, number=number, hooks=hooks
@@ -270,21 +271,20 @@ class _Hooks(SaveHooks):
     Nothing here waits for the Checkpoint, whose lock another thread may hold while it waits for this save.
     """
 
-    def __init__(self, managed: ManagedDirectory, root: str, steps: SavedSteps, step: SavedStep | None) -> None:
+    def __init__(self, managed: ManagedDirectory, steps: SavedSteps, step: SavedStep | None) -> None:
         self._managed = managed
-        self._root = root
         self._steps = steps
         self._step = step
 
-    def committed(self, path: str) -> None:
-        self._managed.register(self._root, os.path.basename(path))
+    def committed(self, path: CheckpointPath) -> None:
+        self._managed.register(path)
 
     def saved(self) -> None:
         if self._step is not None:
             self._steps.commit(self._step)
 
-    def finished(self, path: str) -> None:
-        self._managed.retain(self._root)
+    def finished(self, path: CheckpointPath) -> None:
+        self._managed.retain(path.directory)
 
     def failed(self, error: BaseException) -> None:
         if self._step is not None:

@@ -3,11 +3,13 @@
 import os
 import re
 import threading
+import weakref
 from typing import Any
 
 from jaxckpt.storage import files
 
-_reserved: set[str] = set()
+# The paths of saves that are under way, and whose they are. A save that an interrupt dropped holds none.
+_reserved: "weakref.WeakValueDictionary[str, object]" = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -66,16 +68,18 @@ def absolute(path: str) -> str:
     return files.absolute(path)
 
 
-def release(path: str) -> None:
-    """Gives up the reservation of a path: its save is over."""
+def release(path: str, owner: object) -> None:
+    """Gives up the reservation of an absolute path, if it is the owner's: its save is over. Idempotent."""
     with _lock:
-        _reserved.discard(files.absolute(path))
+        if _reserved.get(path) is owner:
+            del _reserved[path]
 
 
-def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
+def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
     """Chooses and reserves a number that no checkpoint, file or save in flight of this process has.
 
     Args:
+      owner: the save, which the reservation lasts no longer than.
       prefix: directory and name.
       wanted: the number to take if it is free; otherwise the one after the highest is taken.
       given: numbers up to this one are taken, although nothing may be there any more.
@@ -89,14 +93,14 @@ def reserve_unused(prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
             taken = _numbers(os.path.dirname(files.absolute(path)), os.path.basename(path).removesuffix(f"-{wanted}"))
             wanted = max((*taken, wanted, given)) + 1
             path = f"{prefix}-{wanted}"
-        _reserved.add(files.absolute(path))
+        _reserved[files.absolute(path)] = owner
         return wanted, path
 
 
-def reserve(path: str) -> None:
-    """Reserves a path that may replace what is there."""
+def reserve(owner: object, path: str) -> None:
+    """Reserves a path that may replace what is there, for as long as the save `owner` lasts."""
     with _lock:
-        _reserved.add(files.absolute(path))
+        _reserved[files.absolute(path)] = owner
 
 
 def _numbers(directory: str, name: str) -> list[int]:
@@ -105,6 +109,6 @@ def _numbers(directory: str, name: str) -> list[int]:
         names = files.names(directory)
     except FileNotFoundError:
         names = []
-    names += [os.path.basename(path) for path in _reserved if os.path.dirname(path) == directory]
+    names += [os.path.basename(path) for path in list(_reserved) if os.path.dirname(path) == directory]
     numbers = [int(match[1]) for entry in names if (match := pattern.fullmatch(entry))]
     return [number for number in numbers if number < 2**62]  # Nobody counted that far: a foreign file.

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxckpt import callbacks, paths, snapshot, storage, tree
+from jaxckpt import callbacks, paths, snapshot, state_file, state_store, storage, tree
 from jaxckpt.multihost import gather, leaves, meeting, shared
 from jaxckpt.multihost.call import Call, Contribution
 from jaxckpt.multihost.center import Center
@@ -19,6 +19,7 @@ from jaxckpt.multihost.plan import Plan, digest_of
 from jaxckpt.multihost.session import Session, patience
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt.storage import CheckpointPath
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.translate import OrbaxTranslation
 
@@ -28,19 +29,21 @@ COUNTER = "save_counter"
 class SaveHooks:
     """What else happens around a save. The methods run on the thread that writes: the background's for an asynchronous save.
 
-    `committed` and `finished` run on the process that does the file access only, and are given absolute paths.
+    `check`, `committed` and `finished` run on the process that does the file access only.
     """
 
-    def committed(self, path: str) -> None:
-        """The checkpoint is on disk for good: make it the latest."""
-        from jaxckpt import state_file
+    def check(self, path: CheckpointPath) -> None:
+        """Nothing has been written yet: refuse what could not be registered."""
+        state_store.check(path.directory)
 
+    def committed(self, path: CheckpointPath) -> None:
+        """The checkpoint has its name: make it the latest. If this raises, it loses the name again."""
         state_file.register(path)
 
     def saved(self) -> None:
         """The checkpoint is committed and registered. Runs on every process."""
 
-    def finished(self, path: str) -> None:
+    def finished(self, path: CheckpointPath) -> None:
         """The callbacks have run, or failed: delete what is not kept."""
 
     def failed(self, error: BaseException) -> None:
@@ -50,7 +53,10 @@ class SaveHooks:
 class Unregistered(SaveHooks):
     """Hooks of `write`, which does not register."""
 
-    def committed(self, path: str) -> None:
+    def check(self, path: CheckpointPath) -> None:
+        """Does nothing."""
+
+    def committed(self, path: CheckpointPath) -> None:
         """Does nothing."""
 
 
@@ -90,22 +96,22 @@ class Save:
         self._replace = replace
         self._callbacks = tuple(options.experimental_write_callbacks or ())
         self._call = call_of(action, subject, options, translation, details)
-        self._taken: list[Snapshot] = []
-        self._absolute = ""
+        self._taken: Snapshot | None = None
+        self._place: CheckpointPath | None = None
         self._session = Session()
 
     def prepare(
         self,
         before: Callable[[], None],
         values: Callable[[], Iterable[tree.Flat]],
-        reserve: Callable[[], tuple[int, str]],
+        reserve: Callable[["Save"], tuple[int, str]],
     ) -> None:
         """Takes the snapshot and meets the other processes.
 
         Args:
           before: waits for the save before this one, and raises its error.
           values: takes the values apart.
-          reserve: chooses and reserves number and path; called only on the process that does the file access.
+          reserve: chooses and reserves number and path for this save; called only on the process that does the file access.
 
         Raises:
           BaseException: what is wrong with the values, or on another process (see `meeting.meet`). Nothing is reserved then.
@@ -114,15 +120,13 @@ class Save:
         @quiet_gc()
         def contribution() -> Contribution:
             if not meeting.several():
-                self.number, self.path = reserve()
-                self._absolute = paths.absolute(self.path)
+                self._choose(reserve)
                 self._take([*values(), tree.flatten(COUNTER, self.number)])
                 return Contribution()
             flats = list(values())
             found = self._take_part(flats)
             if jax.process_index() == self._call.center:
-                self.number, self.path = reserve()
-                self._absolute = paths.absolute(self.path)
+                self._choose(reserve)
                 found = {**found, "facts": {"number": self.number, "path": self.path}}
             return Contribution(**found)
 
@@ -138,12 +142,17 @@ class Save:
             raise
         if session.several:
             self.number, self.path = int(session.facts["number"]), str(session.facts["path"])
-            self._absolute = paths.absolute(self.path)
+
+    def _choose(self, reserve: Callable[["Save"], tuple[int, str]]) -> None:
+        self.number, self.path = reserve(self)
+        place = CheckpointPath.of(paths.absolute(self.path))
+        self._hooks.check(place)
+        self._place = place
 
     def _take(self, flats: list[tree.Flat]) -> None:
         taken = snapshot.take(flats, copy=self._translation.asynchronous)
-        storage.check(self._absolute, taken, self._settings)
-        self._taken.append(taken)
+        storage.check(str(self._place), taken, self._settings)
+        self._taken = taken
 
     def _take_part(self, flats: list[tree.Flat]) -> dict[str, Any]:
         plan = Plan(jax.process_index(), self._translation.io_process)
@@ -152,7 +161,7 @@ class Save:
         storage.check(subject, taken, self._settings)
         if self._translation.io_process is None:
             storage.check_part(subject, self._settings)
-        self._taken.append(taken)
+        self._taken = taken
         named = [leaf for flat in flats for leaf in flat.leaves]
         described = leaves.descriptions(named, plan)
         described += [(entry.name, "empty") for entry in taken.entries[len(named) :]]
@@ -165,9 +174,8 @@ class Save:
         }
 
     def _release(self) -> None:
-        absolute, self._absolute = self._absolute, ""  # Once: somebody else may reserve it as soon as it is free.
-        if absolute:
-            paths.release(absolute)
+        if self._place is not None:
+            paths.release(str(self._place), self)
 
     @property
     def wait_secs(self) -> float:
@@ -175,8 +183,7 @@ class Save:
         return self._call.timeout + (patience(self._call.timeout) + 2 if meeting.several() else 0)
 
     def abandon(self) -> None:
-        """Gives up what is left of a save that failed or cannot be run. Idempotent."""
-        self._taken.clear()
+        """Lets go of the other processes and of the path, for a save that failed, or was not handed over. Idempotent."""
         self._session.close()
         self._release()
 
@@ -203,7 +210,8 @@ class Save:
             self._release()
 
     def _write(self, session: Session) -> None:
-        taken = self._taken.pop()
+        taken, self._taken = self._taken, None
+        assert taken is not None
         settings, process = self._settings, session.process
         write: Any = None
         if isinstance(session, Center):
@@ -231,17 +239,18 @@ class Save:
                 session.decide(_nothing, handlers)
             return
 
+        place = self._place
+        assert place is not None
+
+        def register() -> None:
+            # Should this process have been stopped meanwhile, the others have given up.
+            session.check()
+            self._hooks.committed(place)
+
         def commit() -> None:
-            storage.save(self._absolute, taken, settings, replace=self._replace, write=write, ready=session.confirm)
-            try:
-                session.check()  # Should this process have been stopped meanwhile, the others have given up.
-                self._hooks.committed(self._absolute)
-            except BaseException:
-                if (
-                    not self._replace
-                ):  # Not registered, so not saved. What replaced another checkpoint stays: the other is gone.
-                    storage.delete(self._absolute)
-                raise
+            storage.save(
+                place, taken, settings, replace=self._replace, write=write, ready=session.confirm, register=register
+            )
 
         session.decide(commit)
 
@@ -255,12 +264,12 @@ class Save:
                 callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:
-                self._hooks.finished(self._absolute)
-            except (
-                Exception
-            ) as error:  # The checkpoint is there; that an old one could not be deleted is no reason to fail its save.
+                assert self._place is not None
+                self._hooks.finished(self._place)
+            except Exception as error:
+                # The checkpoint is there; that an old one could not be deleted is no reason to fail its save.
                 warnings.warn(
-                    f"After saving {self._absolute}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
+                    f"After saving {self._place}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
                 )
 
 

@@ -24,7 +24,7 @@ from jaxckpt.state_store import FILE as FILE
 from jaxckpt.state_store import read_state as read_state
 from jaxckpt.state_store import write_state as write_state
 from jaxckpt.state_text import Records, UnreadableStateError
-from jaxckpt.storage import files
+from jaxckpt.storage import CheckpointPath, files
 
 _POLL_SECS = 1.0
 _logger = logging.getLogger("jaxckpt")
@@ -195,13 +195,13 @@ def _wait_for_new(directory: str, last: str | None, timeout: float | None) -> st
         pause = min(2 * pause, _POLL_SECS)
 
 
-def register(path: str) -> None:
+def register(path: CheckpointPath) -> None:
     """Makes a committed checkpoint the latest of its directory; the others that are still there stay listed.
 
     Raises:
       OSError: with errno; the state file is as it was.
     """
-    directory, name = os.path.split(files.absolute(path))
+    directory, name = path.directory, path.name
 
     def change() -> None:
         try:

@@ -1,9 +1,11 @@
 """Reading and replacing the file `checkpoint` of a directory, or the object in a bucket."""
 
+import contextlib
+import errno
 import os
 
 from jaxckpt.state_text import Records, UnreadableStateError, from_text, to_text
-from jaxckpt.storage import files
+from jaxckpt.storage import CheckpointPath, commit, files, temporary
 
 FILE = "checkpoint"
 
@@ -52,33 +54,52 @@ def _relative(name: str, directory: str) -> str:
     return name if relative.split(os.sep)[0] == os.pardir else relative
 
 
+def check(directory: str) -> None:
+    """Refuses a directory in which no state file can be written, because a directory has its name.
+
+    Raises:
+      IsADirectoryError: with errno.
+    """
+    path = os.path.join(directory, FILE)
+    if not files.is_bucket(path) and os.path.isdir(path):
+        raise IsADirectoryError(
+            errno.EISDIR,
+            "A directory is where the state file of the checkpoints has to be; rename it, or save elsewhere",
+            path,
+        )
+
+
 def write_state(directory: str, records: Records) -> None:
     """Replaces a state file, durably and atomically; without any entry to write, it stays as it is.
+
+    Args:
+      directory: absolute path.
+      records: what the file shall say.
 
     Raises:
       ChangedError: in a bucket: the file is not the one that the records were read from.
       OSError: with errno; the file is as it was.
     """
-    from jaxckpt.storage import commit, temporary
-
     if records.latest is None:
         return
-    path = os.path.join(directory, FILE)
-    if files.is_bucket(path):
-        files.bucket.write(path, to_text(records).encode("ascii"), expected=records.version or files.bucket.ABSENT)
+    path = CheckpointPath(directory, FILE)
+    if path.in_bucket:
+        files.bucket.write(str(path), to_text(records).encode("ascii"), expected=records.version or files.bucket.ABSENT)
         return
-    folder = temporary.create(path)
+    check(directory)
+    folder = temporary.TemporaryDirectory(path)
     try:
-        new = os.path.join(folder, FILE)
         try:
-            with open(new, "x", encoding="ascii") as file:
+            with open(folder.new, "x", encoding="ascii") as file:
                 file.write(to_text(records))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            error.filename = error.filename or path
+            error.filename = error.filename or str(path)
             raise
-        os.replace(new, path)
+        os.replace(folder.new, str(path))
     finally:
-        temporary.remove(folder)
+        # It is empty, or will be swept: what has been written is written.
+        with contextlib.suppress(OSError):
+            folder.remove()
     commit.sync_directory(directory)

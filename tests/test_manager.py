@@ -566,8 +566,8 @@ class TestStart:
             checkpoint = jaxckpt.Checkpoint(value=np.zeros(4), step=0)
             manager = jaxckpt.CheckpointManager(checkpoint, sys.argv[1], 2)
             manager.save()
-            temporary.create(os.path.join(sys.argv[1], "other-1"))
-            temporary.create(os.path.join(sys.argv[1], "checkpoint"))
+            other = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "other-1"))
+            state = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "checkpoint"))
             commit._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             manager.save()
         """
@@ -575,11 +575,11 @@ class TestStart:
         assert process.returncode == -signal.SIGKILL, process.stderr
         (tmp_path / "ckpt-9.orbax-checkpoint-tmp").mkdir()
         assert len(on_disk(tmp_path)) == 5
-        live = storage.temporary.create(str(tmp_path / "ckpt-8"))
+        live = storage.temporary.TemporaryDirectory(storage.CheckpointPath(str(tmp_path), "ckpt-8"))
         make_manager(tmp_path, 2)
         left = on_disk(tmp_path)
         assert len(left) == 4
-        assert {"ckpt-1", "ckpt-9.orbax-checkpoint-tmp", os.path.basename(live)} < set(left)
+        assert {"ckpt-1", "ckpt-9.orbax-checkpoint-tmp", os.path.basename(live.path)} < set(left)
         assert any(name.startswith("other-1.") for name in left)
 
     def test_without_anything_to_put_right_nothing_is_written(self, tmp_path: Path) -> None:

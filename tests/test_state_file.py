@@ -45,6 +45,10 @@ def make_checkpoint(path: Path) -> str:
     return str(path)
 
 
+def register(path: str | Path) -> None:
+    state_file.register(storage.CheckpointPath.of(os.path.abspath(path)))
+
+
 def run_python(code: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
@@ -238,7 +242,7 @@ class TestWriteState:
             state_file.write_state(str(tmp_path), Records({"a": 1.0}))
         assert os.listdir(tmp_path) == ["checkpoint"]
         with pytest.raises(IsADirectoryError):
-            state_file.register(make_checkpoint(tmp_path / "a-1"))
+            register(make_checkpoint(tmp_path / "a-1"))
         assert jaxckpt.latest_checkpoint(tmp_path) is None
 
     def test_a_killed_writer_leaves_a_whole_file_and_a_leftover_that_is_found(self, tmp_path: Path) -> None:
@@ -270,10 +274,10 @@ class TestRegister:
     def test_the_latest_moves_to_the_end_and_missing_ones_are_dropped(self, tmp_path: Path) -> None:
         paths = [make_checkpoint(tmp_path / f"ckpt-{number}") for number in (1, 2, 3)]
         for path in paths:
-            state_file.register(path)
-        state_file.register(paths[0])
+            register(path)
+        register(paths[0])
         shutil.rmtree(paths[1])
-        state_file.register(paths[0])
+        register(paths[0])
         state = jaxckpt.get_checkpoint_state(tmp_path)
         assert state is not None
         assert state.all_model_checkpoint_paths == [paths[2], paths[0]]
@@ -287,8 +291,8 @@ class TestRegister:
         make_checkpoint(tmp_path / "sub" / "ckpt-1")
         make_checkpoint(tmp_path / "ckpt-1")
         monkeypatch.chdir(tmp_path)
-        state_file.register("sub/ckpt-1")
-        state_file.register("ckpt-1")
+        register("sub/ckpt-1")
+        register("ckpt-1")
         assert jaxckpt.latest_checkpoint("sub") == "sub/ckpt-1"
         assert jaxckpt.latest_checkpoint(".") == "./ckpt-1"
         assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-1")
@@ -297,7 +301,7 @@ class TestRegister:
         for number in (1, 2):
             make_checkpoint(tmp_path / f"ckpt-{number}")
         state_file.write_state(str(tmp_path), Records({"ckpt-1": 5.0}, {"ckpt-1", "gone-1"}, 4.0))
-        state_file.register(str(tmp_path / "ckpt-2"))
+        register(str(tmp_path / "ckpt-2"))
         read = state_file.read_state(str(tmp_path))
         assert read is not None
         assert (read.kept, read.last_preserved, read.entries["ckpt-1"]) == ({"ckpt-1"}, 4.0, 5.0)
@@ -318,7 +322,7 @@ class TestRegister:
         make_checkpoint(tmp_path / "ckpt-3.orbax-checkpoint-tmp")
         (tmp_path / "file-1").touch()
         (tmp_path / "checkpoint").write_bytes(garbage)
-        state_file.register(make_checkpoint(tmp_path / "ckpt-1"))
+        register(make_checkpoint(tmp_path / "ckpt-1"))
         read = state_file.read_state(str(tmp_path))
         assert read is not None
         assert list(read.entries) == ["ckpt-2", "other-1", "ckpt-10", "new\n-1", "ckpt-1"]
@@ -342,7 +346,7 @@ class TestRegister:
     def test_threads_lose_no_registration(self, tmp_path: Path) -> None:
         paths = [make_checkpoint(tmp_path / f"{letter}-{n}") for letter in string.ascii_lowercase[:8] for n in range(5)]
         threads = [
-            threading.Thread(target=lambda own: [state_file.register(path) for path in own], args=(paths[i : i + 5],))
+            threading.Thread(target=lambda own: [register(path) for path in own], args=(paths[i : i + 5],))
             for i in range(0, 40, 5)
         ]
         for thread in threads:
@@ -356,9 +360,9 @@ class TestRegister:
     def test_processes_lose_no_registration(self, tmp_path: Path) -> None:
         code = """
             import sys
-            from jaxckpt import state_file
+            from jaxckpt import state_file, storage
             for path in sys.argv[1:]:
-                state_file.register(path)
+                state_file.register(storage.CheckpointPath.of(path))
         """
         paths = [make_checkpoint(tmp_path / f"{letter}-{n}") for letter in "abc" for n in range(15)]
         processes = [run_python(code, *paths[i : i + 15]) for i in range(0, 45, 15)]
@@ -385,7 +389,7 @@ class TestRegister:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "locked\n"
-            state_file.register(path)
+            register(path)
         finally:
             process.communicate("", timeout=60)
         assert jaxckpt.latest_checkpoint(tmp_path) == path
@@ -397,7 +401,7 @@ class TestRegister:
 
         monkeypatch.setattr(directory_lock.fcntl, "flock", flock)
         path = make_checkpoint(tmp_path / "ckpt-1")
-        state_file.register(path)
+        register(path)
         assert jaxckpt.latest_checkpoint(tmp_path) == path
 
     def test_the_lock_is_given_back_after_an_error(self, tmp_path: Path) -> None:
@@ -405,21 +409,21 @@ class TestRegister:
         path = make_checkpoint(tmp_path / "ckpt-1")
         for _ in range(2):
             with pytest.raises(IsADirectoryError):
-                state_file.register(path)
+                register(path)
         (tmp_path / "checkpoint").rmdir()
-        state_file.register(path)
+        register(path)
         assert jaxckpt.latest_checkpoint(tmp_path) == path
 
     def test_a_full_descriptor_table_keeps_errno(self, tmp_path: Path) -> None:
         path = make_checkpoint(tmp_path / "ckpt-1")
-        state_file.register(path)
+        register(path)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest = os.dup(0)
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
         try:
             with pytest.raises(OSError, match="Too many open files") as caught:
-                state_file.register(path)
+                register(path)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert caught.value.errno == errno.EMFILE
@@ -452,12 +456,12 @@ class TestLatestCheckpoint:
 
     def test_it_does_not_fall_back_to_an_older_one(self, tmp_path: Path) -> None:
         for number in (1, 2):
-            state_file.register(make_checkpoint(tmp_path / f"ckpt-{number}"))
+            register(make_checkpoint(tmp_path / f"ckpt-{number}"))
         shutil.rmtree(tmp_path / "ckpt-2")
         assert jaxckpt.latest_checkpoint(tmp_path) is None
 
     def test_a_moved_directory_works_and_absolute_paths_are_read(self, tmp_path: Path) -> None:
-        state_file.register(make_checkpoint(tmp_path / "a" / "ckpt-1"))
+        register(make_checkpoint(tmp_path / "a" / "ckpt-1"))
         (tmp_path / "a").rename(tmp_path / "b")
         assert jaxckpt.latest_checkpoint(tmp_path / "b") == str(tmp_path / "b" / "ckpt-1")
         elsewhere = make_checkpoint(tmp_path / "elsewhere" / "ckpt-7")
@@ -466,7 +470,7 @@ class TestLatestCheckpoint:
             f'model_checkpoint_path: "{elsewhere}" all_model_checkpoint_paths: ["{inside}", "../elsewhere/ckpt-7"]'
         )
         assert jaxckpt.latest_checkpoint(tmp_path / "b") == elsewhere
-        state_file.register(make_checkpoint(tmp_path / "b" / "ckpt-2"))
+        register(make_checkpoint(tmp_path / "b" / "ckpt-2"))
         text = (tmp_path / "b" / "checkpoint").read_text()
         assert '"ckpt-1"' in text
         assert inside not in text
@@ -475,7 +479,7 @@ class TestLatestCheckpoint:
         assert jaxckpt.latest_checkpoint(tmp_path / "b") == str(tmp_path / "b" / "ckpt-2")
 
     def test_joined_as_the_directory_was_spelled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        state_file.register(make_checkpoint(tmp_path / "d" / "ckpt-1"))
+        register(make_checkpoint(tmp_path / "d" / "ckpt-1"))
         monkeypatch.chdir(tmp_path)
         for spelled in ("d", "d/", "./d", "../" + tmp_path.name + "/d"):
             assert jaxckpt.latest_checkpoint(spelled) == os.path.join(spelled, "ckpt-1")
@@ -499,17 +503,17 @@ class TestCheckpointsIterator:
     def test_each_new_latest_once(self, tmp_path: Path) -> None:
         first = make_checkpoint(tmp_path / "ckpt-1")
         second = make_checkpoint(tmp_path / "ckpt-2")
-        state_file.register(first)
+        register(first)
         found = jaxckpt.checkpoints_iterator(tmp_path, timeout=0)
         assert next(found) == first
-        state_file.register(second)
+        register(second)
         assert next(found) == second
         assert next(found, None) is None
 
     def test_waits_for_what_comes_from_another_thread(self, tmp_path: Path) -> None:
         directory = tmp_path / "later"
         found = jaxckpt.checkpoints_iterator(directory, timeout=60)
-        thread = threading.Timer(0.2, lambda: state_file.register(make_checkpoint(directory / "ckpt-1")))
+        thread = threading.Timer(0.2, lambda: register(make_checkpoint(directory / "ckpt-1")))
         thread.start()
         assert next(found) == str(directory / "ckpt-1")
         thread.join()
@@ -520,7 +524,7 @@ class TestCheckpointsIterator:
         def ask() -> bool:
             answers.append(len(answers))
             if len(answers) == 2:
-                state_file.register(make_checkpoint(tmp_path / "ckpt-1"))
+                register(make_checkpoint(tmp_path / "ckpt-1"))
             return len(answers) == 4
 
         assert list(jaxckpt.checkpoints_iterator(tmp_path, timeout=0, timeout_fn=ask)) == [str(tmp_path / "ckpt-1")]
@@ -528,11 +532,11 @@ class TestCheckpointsIterator:
 
     def test_least_interval(self, tmp_path: Path) -> None:
         paths = [make_checkpoint(tmp_path / f"ckpt-{number}") for number in (1, 2)]
-        state_file.register(paths[0])
+        register(paths[0])
         found = jaxckpt.checkpoints_iterator(tmp_path, min_interval_secs=0.2, timeout=0)
         start = time.monotonic()
         next(found)
-        state_file.register(paths[1])
+        register(paths[1])
         assert next(found) == paths[1]
         assert time.monotonic() - start >= 0.2
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures
 from jaxckpt.multihost.session import CONFIRM, LINGER_SECS, Answer, Handler, Result, Session
-from jaxckpt.multihost.uninterrupted import uninterrupted
 from jaxckpt.multihost.wire import Header, Link, Message, close_gently
+from jaxckpt.uninterrupted import uninterrupted
 
 _LOST_BEATS = 2
 

@@ -22,8 +22,8 @@ from jaxckpt.multihost.comparison import compare_calls, compare_host_leaves, com
 from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.rendezvous import Address, Listener
 from jaxckpt.multihost.session import Session, patience
-from jaxckpt.multihost.uninterrupted import uninterrupted
 from jaxckpt.multihost.wire import Header, Link, WireError, close_gently
+from jaxckpt.uninterrupted import uninterrupted
 
 _KEY = "jaxckpt/meeting"
 _BEGUN = "all are there"

@@ -6,7 +6,6 @@ That they do see the same directory is made sure of before anything is written: 
 import contextlib
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +15,11 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.session import Answer, Handler
 from jaxckpt.multihost.wire import Header
-from jaxckpt.storage import files
+from jaxckpt.storage import files, temporary
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.settings import WriteSettings
 
-_MARK = "mark"
 _LOOK_SECS = 5.0  # Network file systems may show a new directory a little later.
 _POLL_SECS = 0.05
 ADVICE = (
@@ -67,9 +65,9 @@ class Writer:
 
 @contextlib.contextmanager
 def _not_revived(folder: str) -> Iterator[None]:
-    """Removes `folder` again if what runs inside has made it anew.
+    """Removes the temporary directory `folder` again if what runs inside has made it anew.
 
-        If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
+    If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
     directories that it misses.
     """
     if files.is_bucket(folder):
@@ -81,9 +79,9 @@ def _not_revived(folder: str) -> Iterator[None]:
     finally:
         try:
             was = os.fstat(descriptor)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 if not os.path.samestat(was, os.stat(folder)):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    temporary.remove(folder)
         finally:
             os.close(descriptor)
 
@@ -136,7 +134,7 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
 
 def _require_shared(folder: str, session: Center) -> None:
     token = secrets.token_hex(16)
-    path = os.path.join(folder, _MARK)
+    path = os.path.join(folder, temporary.MARK)
     files.write(path, token.encode())
     if not files.is_bucket(path):
         _sync(path)

@@ -1,5 +1,6 @@
 """Leaves ↔ an Orbax directory. The only place that imports Orbax or TensorStore, and those only when they are first needed."""
 
+from jaxckpt.storage.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit import check, delete, save
 from jaxckpt.storage.committed import is_checkpoint, list_numbered
 from jaxckpt.storage.joint import check_part, write_jointly, write_part
@@ -9,6 +10,7 @@ from jaxckpt.storage.temporary import Leftover
 from jaxckpt.storage.verify import Problem, VerifyReport, verify
 
 __all__ = [
+    "CheckpointPath",
     "Leftover",
     "Problem",
     "StoredCheckpoint",

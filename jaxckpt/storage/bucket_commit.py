@@ -12,6 +12,7 @@ where it was staged. A sweep that finds the note of a dead process finishes the 
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from jaxckpt.storage.claims import Claim
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.description import MARKER
 from jaxckpt.storage.files import bucket
+from jaxckpt.uninterrupted import uninterrupted
 
 _CLEAN_SECS = 60.0
 _log = logging.getLogger("jaxckpt")
@@ -49,12 +51,15 @@ def home(path: str) -> str | None:
     return path if is_committed(path) else None  # Replaced between the two looks.
 
 
-def save(path: str, write: Callable[[str], None], *, replace: bool) -> None:
-    """Writes and commits a checkpoint. On an error nothing new is there, and a checkpoint that was to be replaced is intact.
+def save(path: str, write: Callable[[str], None], register: Callable[[], None], *, replace: bool) -> None:
+    """Writes, commits and registers a checkpoint.
+
+    On an error nothing new is there, and a checkpoint that was to be replaced is intact, unless it was `register` that failed then.
 
     Args:
       path: of the checkpoint.
       write: writes all its files into the directory that it is given.
+      register: called once the checkpoint is committed.
       replace: put it in the place of a checkpoint that is at `path`.
 
     Raises:
@@ -69,7 +74,7 @@ def save(path: str, write: Callable[[str], None], *, replace: bool) -> None:
     if is_committed(path):
         if not replace:
             raise FileExistsError(errno.EEXIST, "A checkpoint is there already", path)
-        _save_over(path, write)
+        _save_over(path, write, register)
         return
     note = claims.read(path)
     if note is not None and note.live:
@@ -78,36 +83,74 @@ def save(path: str, write: Callable[[str], None], *, replace: bool) -> None:
         raise FileExistsError(
             errno.EEXIST, "What is there is not a checkpoint, so it is not replaced; remove it or save elsewhere", path
         )
-    _release(_write(path, write, "save"))
+    _write(path, write, "save", register, _release)
 
 
-def _save_over(path: str, write: Callable[[str], None]) -> None:
+def _save_over(path: str, write: Callable[[str], None], register: Callable[[], None]) -> None:
     staged = temporary.new_name(path)
-    claim = _write(staged, write, "stage")
-    try:
+
+    def replace() -> None:
         _replace(path, staged)
-    except BaseException:
+        register()
+
+    def clean(claim: Claim) -> None:
         claim.stop()
-        _discard(staged, unless=path)
-        raise
-    claim.stop()
-    try:
-        _remove(staged)
-    except OSError as error:
-        _log.warning("Could not remove %s: %s", staged, error)
+        try:
+            _remove(staged)
+        except OSError as error:
+            _log.warning("Could not remove %s: %s", staged, error)
+
+    _write(staged, write, "stage", replace, clean, needed_by=path)
 
 
-def _write(directory: str, write: Callable[[str], None], action: claims.Action) -> Claim:
+def _write(
+    directory: str,
+    write: Callable[[str], None],
+    action: claims.Action,
+    committed: Callable[[], None],
+    end: Callable[[Claim], None],
+    needed_by: str | None = None,
+) -> None:
+    """Writes and commits a directory; removes it again if something fails.
+
+    Args:
+      directory: to make.
+      write: writes its files.
+      action: for the note.
+      committed: called when the directory has its marker; may refuse by raising.
+      end: called with the note when all has succeeded.
+      needed_by: a checkpoint that may need the directory to become whole again.
+    """
     claim = Claim(directory, action)
+    committing = False
     try:
         write(directory)
+        committing = True
+        uninterrupted(functools.partial(_commit, claim, directory, committed, end, needed_by))
+    except BaseException:
+        # From there on the directory belongs to the commit, which a second interrupt leaves running.
+        if not committing:
+            claim.stop()
+            _discard(directory)
+        raise
+
+
+def _commit(
+    claim: Claim,
+    directory: str,
+    committed: Callable[[], None],
+    end: Callable[[Claim], None],
+    needed_by: str | None,
+) -> None:
+    try:
         claim.confirm()
         description.mark(directory, directory)
+        committed()
     except BaseException:
         claim.stop()
-        _discard(directory)
+        _discard(directory, unless=needed_by)
         raise
-    return claim
+    end(claim)
 
 
 def _release(claim: Claim) -> None:
@@ -166,11 +209,14 @@ def delete(path: str) -> None:
     """Removes a checkpoint, so that a half-removed one is none. A path that does not exist is no error.
 
     Raises:
-      OSError: with errno; the checkpoint is still there, or what is left of it is a leftover.
+      OSError: with errno; the checkpoint is still there, or what is left of it is a leftover. EINVAL: what is there is not a checkpoint,
+        and has not been touched.
     """
     path = bucket.normal(path)
     if not bucket.exists(path):
         return
+    if not is_committed(path) and claims.read(path) is None:
+        raise OSError(errno.EINVAL, "What is there is not a checkpoint, so it is not deleted", path)
     claim = Claim(path, "delete")
     try:
         _clear(path)

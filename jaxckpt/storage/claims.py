@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ RENEW_SECS = 30.0
 # Clocks of machines differ by less, and a storage server that is away for longer makes the save fail.
 DEAD_AFTER_SECS = 900.0
 Action = Literal["save", "stage", "replace", "delete"]
-_active: set[str] = set()
+# Notes of this process that stand for work, by token. One that an interrupt dropped does not: its directory is a leftover.
+_active: "weakref.WeakValueDictionary[str, Claim]" = weakref.WeakValueDictionary()
 _log = logging.getLogger("jaxckpt")
 
 
@@ -99,7 +101,7 @@ class Claim:
         """
         self._path = os.path.join(directory, FILE)
         self._note = Note(action, staged, processes.host(), os.getpid(), processes.start(), secrets.token_hex(8), 0.0)
-        _active.add(self._note.token)
+        _active[self._note.token] = self
         self._ended = threading.Event()
         self._renewing: threading.Thread | None = None
         try:
@@ -112,14 +114,16 @@ class Claim:
                 )
             self._generation = self._write(generation)
         except BaseException as error:
-            _active.discard(self._note.token)
+            _active.pop(self._note.token, None)
             if isinstance(error, bucket.ChangedError):
                 raise FileExistsError(
                     errno.EEXIST, "Another process began to work there at the same time", directory
                 ) from error
             raise
         with contextlib.suppress(RuntimeError):  # The program is ending: no thread can be started any more.
-            self._renewing = threading.Thread(target=self._renew, name="jaxckpt-claim", daemon=True)
+            self._renewing = threading.Thread(
+                target=_keep, args=(weakref.ref(self), self._ended), name="jaxckpt-claim", daemon=True
+            )
             self._renewing.start()
 
     def _content(self) -> bytes:
@@ -136,14 +140,16 @@ class Claim:
                 raise
             return generation  # It was written, but the answer got lost, and what tried again found its own work.
 
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEW_SECS):
-            try:
-                self._generation = self._write(self._generation)
-            except bucket.ChangedError:
-                return  # Somebody took this process for dead; `confirm` says so.
-            except OSError as error:
-                _log.warning("Could not renew %s: %s", self._path, error)
+    def renew(self) -> bool:
+        """Writes the note anew. Returns whether it is still this one's."""
+        try:
+            self._generation = self._write(self._generation)
+        except bucket.ChangedError:
+            # Another process took this one for dead; `confirm` says so.
+            return False
+        except OSError as error:
+            _log.warning("Could not renew %s: %s", self._path, error)
+        return True
 
     def confirm(self) -> None:
         """Makes sure, before a commit, that nobody has taken this process for dead and the directory over.
@@ -164,9 +170,18 @@ class Claim:
         self._ended.set()
         if self._renewing is not None and self._renewing.ident is not None:
             self._renewing.join(RENEW_SECS)
-        _active.discard(self._note.token)
+        _active.pop(self._note.token, None)
 
     def release(self) -> None:
         """Removes the note: the work is done. Raises OSError."""
         self.stop()
         bucket.remove(self._path)
+
+
+def _keep(claim: "weakref.ref[Claim]", ended: threading.Event) -> None:
+    """Keeps the note of a claim fresh until it ends, or has been dropped."""
+    while not ended.wait(RENEW_SECS):
+        held = claim()
+        if held is None or not held.renew():
+            return
+        del held

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import (
     bucket_commit,
     claims,
+    committed,
     description,
     digests,
     faults,
@@ -26,10 +28,14 @@ from jaxckpt.storage import (
     tree_metadata,
     writer,
 )
+from jaxckpt.storage.checkpoint_path import CheckpointPath
 from jaxckpt.storage.committed import is_checkpoint
 from jaxckpt.storage.content import ArrayContent, Snapshot
 from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.removal import SpareDescriptors
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.temporary import TemporaryDirectory
+from jaxckpt.uninterrupted import uninterrupted
 
 _log = logging.getLogger("jaxckpt")
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -62,17 +68,20 @@ def write_item_in_bucket(new: str, snapshot: Snapshot, settings: WriteSettings) 
 
 
 def save(
-    path: str,
+    path: CheckpointPath,
     snapshot: Snapshot,
     settings: WriteSettings,
     *,
     replace: bool,
     write: Callable[[str, Snapshot, WriteSettings], None] | None = None,
     ready: Callable[[], None] = lambda: None,
+    register: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes a snapshot as the checkpoint `path` and commits it.
+    """Writes a snapshot as the checkpoint `path`, commits it and registers it.
 
-    After the return it is on stable storage: data, metadata, directories and the rename have been synced. On an error nothing is left.
+    After the return it is on stable storage: data, metadata, directories and the rename have been synced. On an error nothing is left,
+    and what was to be replaced is in its place. An interrupt tears nothing apart: the checkpoint is committed and registered, or is not
+    there.
 
     Args:
       path: of the checkpoint directory; its parents are made.
@@ -81,51 +90,114 @@ def save(
       replace: put it in the place of what is at `path`; otherwise that is an error.
       write: writes the files, given the directory that it makes, `snapshot` and `settings`; None for one process's own way.
       ready: called when everything is written and synced, right before the checkpoint gets its name; may refuse by raising.
+      register: called once the checkpoint has its name; if it raises, the commit is taken back. Not called on the main thread.
 
     Raises:
       FileExistsError: something is at `path` and `replace` is false, or what is there is not a checkpoint.
       OSError: with errno, for example ENOSPC.
       TimeoutError: after `settings.timeout_secs`.
     """
-    path = files.absolute(path)
-    if files.is_bucket(path):
-        return _save_in_bucket(path, snapshot, settings, replace, write or write_item_in_bucket, ready)
-    _refuse_occupied(path, replace)
+    if path.in_bucket:
+        _save_in_bucket(path, snapshot, settings, replace, write or write_item_in_bucket, ready, register)
+        return
+    _refuse_occupied(str(path), replace)
     try:
-        temporary.sweep(os.path.dirname(path), re.sub(r"-\d+$", "", os.path.basename(path)))
-    except OSError as error:  # What a dead process left is no reason to lose this save.
-        _log.warning("Could not remove leftovers in %s: %s", os.path.dirname(path), error)
-    folder = temporary.create(path)
+        temporary.sweep(path.directory, re.sub(r"-\d+$", "", path.name))
+    except OSError as error:
+        # Files that a dead process left are no reason to lose this save.
+        _log.warning("Could not remove leftovers in %s: %s", path.directory, error)
+    folder = temporary.TemporaryDirectory(path)
+    spare = None
+    committing = False
     try:
-        _require_space(folder, snapshot, settings)
-        new = os.path.join(folder, temporary.NEW)
-        (write or write_item)(new, snapshot, settings)
-        digests.write(new, late=True)
-        sync_tree(new)
+        spare = SpareDescriptors()
+        _require_space(folder.path, snapshot, settings)
+        (write or write_item)(folder.new, snapshot, settings)
+        digests.write(folder.new, late=True)
+        sync_tree(folder.new)
         ready()
-        _publish(new, path, os.path.join(folder, temporary.PREVIOUS), replace)
-        sync_directory(os.path.dirname(path))
+        committing = True
+        uninterrupted(functools.partial(_commit, folder, spare, path, replace, register))
     except BaseException as error:
-        _discard(folder, path)
+        # From there on the directory belongs to the commit, which a second interrupt leaves running.
+        if not committing:
+            _discard(folder, spare)
         if isinstance(error, RuntimeError) and "after interpreter shutdown" in str(error):
             raise CheckpointError(
                 f"{path} cannot be saved any more: the program is ending (an atexit handler?), and Python has shut down what Orbax "
                 "needs. Save earlier, for example in a finally block around the training loop."
             ) from error
-        found = None if isinstance(error, (OSError, TimeoutError)) else faults.os_error(error, path)
+        found = None if isinstance(error, (OSError, TimeoutError)) else faults.os_error(error, str(path))
         if found is not None:
             raise found from error
         raise
-    temporary.remove(folder)
+
+
+def _commit(
+    folder: TemporaryDirectory,
+    spare: SpareDescriptors,
+    path: CheckpointPath,
+    replace: bool,
+    register: Callable[[], None],
+) -> None:
+    """Gives the finished directory its name and registers it; takes the name back if something fails. Removes `folder`."""
+    written = _identity(folder.new)
+    try:
+        _publish(folder, str(path), replace)
+        sync_directory(path.directory)
+        register()
+    except BaseException as error:
+        try:
+            _take_back(folder, str(path), written)
+        except OSError as second:
+            error.add_note(f"Besides, {path} could not be taken back: {second}")
+        else:
+            _discard(folder, spare)
+        raise
+    _discard(folder, spare)
+
+
+def _discard(folder: TemporaryDirectory, spare: SpareDescriptors | None) -> None:
+    """Removes what is not needed any more. That it cannot be removed fails no save, and adds nothing to an error: a sweep tries again."""
+    if spare is not None:
+        spare.close()
+    try:
+        folder.remove()
+    except OSError as error:
+        _log.warning("Could not remove %s: %s", folder.path, error)
+
+
+def _take_back(folder: TemporaryDirectory, path: str, written: tuple[int, int] | None) -> None:
+    """Undoes as much of `_publish` as has been done, which is seen from what is where. What was at `path` before is there again."""
+    if written is not None and _identity(path) == written:
+        if os.path.lexists(folder.previous):
+            if not _rename2(folder.previous, path, _RENAME_EXCHANGE):
+                os.rename(path, folder.new)
+                os.rename(folder.previous, path)
+        elif os.path.lexists(folder.new):
+            _rename2(folder.new, path, _RENAME_EXCHANGE)
+        else:
+            os.rename(path, folder.new)
+    elif os.path.lexists(folder.previous) and not os.path.lexists(path):
+        os.rename(folder.previous, path)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _save_in_bucket(
-    path: str,
+    path: CheckpointPath,
     snapshot: Snapshot,
     settings: WriteSettings,
     replace: bool,
     write: Callable[[str, Snapshot, WriteSettings], None],
     ready: Callable[[], None],
+    register: Callable[[], None],
 ) -> None:
     def write_all(directory: str) -> None:
         write(directory, snapshot, settings)
@@ -134,24 +206,14 @@ def _save_in_bucket(
 
     with files.bucket.within(Deadline(settings.timeout_secs, f"Saving {path}")):
         try:
-            bucket_commit.save(path, write_all, replace=replace)
+            bucket_commit.save(str(path), write_all, register, replace=replace)
         except OSError:
             raise
         except Exception as error:
-            found = faults.os_error(error, path)
+            found = faults.os_error(error, str(path))
             if found is None:
                 raise
             raise found from error
-
-
-def _discard(folder: str, path: str) -> None:
-    """Removes what a failed save left. Whatever was moved aside goes back first."""
-    previous = os.path.join(folder, temporary.PREVIOUS)
-    with contextlib.suppress(OSError):
-        if os.path.isdir(previous) and not os.path.lexists(path):
-            os.rename(previous, path)
-    with contextlib.suppress(OSError):  # The error of the save says more than one of the clean-up; a sweep tries again.
-        temporary.remove(folder)
 
 
 def _refuse_occupied(path: str, replace: bool) -> None:
@@ -175,18 +237,20 @@ def _require_space(folder: str, snapshot: Snapshot, settings: WriteSettings) -> 
         raise OSError(errno.ENOSPC, f"No space left on device: {snapshot.nbytes} bytes to write, {free} free", folder)
 
 
-def _publish(new: str, path: str, aside: str, replace: bool) -> None:
+def _publish(folder: TemporaryDirectory, path: str, replace: bool) -> None:
     """Moves the finished directory to its final name, atomically."""
     if not replace or not os.path.lexists(path):
-        if not _rename2(new, path, _RENAME_NOREPLACE):
-            os.rename(new, path)  # Fails as well if a directory with files is there.
+        if not _rename2(folder.new, path, _RENAME_NOREPLACE):
+            # Fails as well if a directory with files is there.
+            os.rename(folder.new, path)
         return
-    if _rename2(new, path, _RENAME_EXCHANGE):
-        os.rename(new, aside)  # What was at `path` has changed places with the new one.
+    if _rename2(folder.new, path, _RENAME_EXCHANGE):
+        # What was at `path` has changed places with the new one.
+        os.rename(folder.new, folder.previous)
         return
-    # A file system without exchange: for a moment only `aside` is there; `temporary.recover` knows that moment.
-    os.rename(path, aside)
-    os.rename(new, path)
+    # A file system without exchange: for a moment only `previous` is there; `temporary.recover` knows that moment.
+    os.rename(path, folder.previous)
+    os.rename(folder.new, path)
 
 
 @functools.cache
@@ -237,28 +301,59 @@ def _sync(path: str, flags: int) -> None:
         os.close(descriptor)
 
 
-def delete(path: str) -> None:
-    """Removes a checkpoint: renames it away, so that a half-removed one never has its name, then removes the files.
+def delete(path: CheckpointPath) -> None:
+    """Removes a checkpoint. It is renamed away first, so that one that is half removed never has its name.
 
-    A path that does not exist is no error.
+    A path that does not exist is no error. Where a link is at the path, the link is removed, not the checkpoint that it leads to.
 
     Raises:
-      OSError: with errno; the checkpoint is still there, or only its temporary directory is.
+      OSError: with errno; the checkpoint is still there, or only its temporary directory is. EINVAL: what is there is not a checkpoint,
+        and has not been touched.
     """
-    path = files.absolute(path)
-    if files.is_bucket(path):
-        return bucket_commit.delete(path)
-    if not os.path.lexists(path):
-        return
-    folder = temporary.create(path)
+    text = str(path)
+    if path.in_bucket:
+        return bucket_commit.delete(text)
     try:
-        os.rename(path, os.path.join(folder, "deleted"))
+        found = _marked_identity(text)
     except FileNotFoundError:
-        pass
-    except BaseException:
-        os.rmdir(folder)
-        raise
-    temporary.remove(folder)
+        return None
+    folder = temporary.TemporaryDirectory(path)
+    try:
+        # Somebody else may have deleted it meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(text, folder.deleted)
+        if _identity(folder.deleted) not in (None, found):
+            os.rename(folder.deleted, text)
+            raise OSError(errno.EBUSY, "Something else was put in its place while it was to be deleted", text)
+    finally:
+        if _identity(folder.deleted) in (None, found):
+            folder.remove()
+    return None
+
+
+def _marked_identity(path: str) -> tuple[int, int]:
+    """Returns what identifies the checkpoint at `path`, or the link to one. Raises OSError if there is something else."""
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        if not is_checkpoint(path):
+            raise OSError(errno.EINVAL, "This link does not lead to a checkpoint, so it is not deleted", path)
+        return status.st_dev, status.st_ino
+    # Inside an open directory: whatever is renamed meanwhile, these are the marks of the one that is identified.
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if not any(_has_file(descriptor, mark) for mark in committed.MARKS):
+            raise OSError(errno.EINVAL, "What is there is not a checkpoint, so it is not deleted", path)
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _has_file(directory: int, name: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
 
 
 def check(path: str, snapshot: Snapshot, settings: WriteSettings) -> None:

@@ -5,6 +5,9 @@ import re
 
 from jaxckpt.storage import bucket_commit, description, digests, files, temporary, tree_metadata
 
+# A directory that has one of these files is a checkpoint, a damaged one perhaps.
+MARKS = (tree_metadata.FILE, digests.FILE, description.FILE)
+
 
 def item_directory(path: str) -> str | None:
     """Returns the directory below `path` that holds the tree of an Orbax checkpoint, or None if `path` is not one.
@@ -50,8 +53,7 @@ def is_checkpoint(path: str) -> bool:
         return bucket_commit.home(path) is not None
     if not os.path.isdir(path):
         return False
-    marks = (tree_metadata.FILE, digests.FILE, description.FILE)
-    return any(files.is_file(os.path.join(path, mark)) for mark in marks)
+    return any(files.is_file(os.path.join(path, mark)) for mark in MARKS)
 
 
 def list_numbered(prefix: str) -> list[int]:

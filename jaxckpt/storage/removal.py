@@ -123,24 +123,22 @@ def _require(found: os.stat_result, identity: _Identity | None, path: str) -> No
     present = (found.st_dev, found.st_ino)
     if identity is not None and present != identity:
         raise OSError(errno.ESTALE, "Another directory is in the place of the one to remove, and was not removed", path)
-    if present in _protected():
-        raise OSError(
-            errno.EBUSY,
-            "The working directory, the home directory, or a directory above one of them, is not removed",
-            path,
-        )
+    if (what := protected().get(present)) is not None:
+        raise OSError(errno.EBUSY, f"This is {what}, which is not removed", path)
 
 
-def _protected() -> set[_Identity]:
-    """Identities of the working directory, the home directory and all directories above them."""
-    found = set()
-    for start in (os.curdir, os.path.expanduser("~")):
+def protected() -> dict[tuple[int, int], str]:
+    """Returns ``(st_dev, st_ino)`` of the working directory, the home directory and all directories above them, and each in words."""
+    found: dict[_Identity, str] = {}
+    for what, start in (("the working directory", os.curdir), ("the home directory", os.path.expanduser("~"))):
+        # A working directory may have been removed.
         with contextlib.suppress(OSError):
-            folder = os.path.realpath(start)
+            folder, words = os.path.realpath(start), what
             while True:
                 status = os.stat(folder)
-                found.add((status.st_dev, status.st_ino))
+                found.setdefault((status.st_dev, status.st_ino), words)
                 folder, below = os.path.dirname(folder), folder
+                words = f"a directory above {what}"
                 if folder == below:
                     break
     return found

@@ -2,29 +2,34 @@
 
 A save works in ``<final>.jaxckpt-tmp-<owner>-<random>/`` and renames out of it; a deletion renames into one. The owner mark is the
 machine (and process namespace), the process id and the time that process started: a dead process's directories are leftovers, a live
-one's never are. Of another machine nothing can be known but how long nothing has changed.
+one's never are. For a process on another machine, all we know is when it last changed a file.
+
+Only a real directory of such a name counts, not a file or a link, and it is removed only if it holds nothing but what jaxckpt puts there.
 """
 
 import errno
 import os
 import re
 import secrets
-import shutil
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxckpt.storage import processes
+from jaxckpt.storage import files, processes, removal
+from jaxckpt.storage.checkpoint_path import CheckpointPath
 
 _MARK = ".jaxckpt-tmp-"
 _NAME = re.compile(
-    r"(?P<final>.+)\.jaxckpt-tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-(?P<random>[0-9a-f]{8})"
+    r"(?P<final>.+)\.jaxckpt-tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-(?P<random>[0-9a-f]{8})", re.DOTALL
 )
 # Another machine's save that has not touched a file for this long is dead: far beyond any timeout.
 FOREIGN_DEAD_AFTER_SECS = 24 * 3600.0
-NEW = "checkpoint"
-PREVIOUS = "previous"
-_active: set[str] = set()
+_NEW, _PREVIOUS, _DELETED, MARK = "checkpoint", "previous", "deleted", "mark"
+# Orbax writes into a directory of its own beside the new one; a network file system renames what is deleted while it is open.
+_CONTENT = re.compile(rf"({_NEW}|{_PREVIOUS}|{_DELETED}|{MARK}|{_NEW}\.orbax-checkpoint-tmp.*|\.nfs.*)", re.DOTALL)
+# Those of this process that are in use. One that an interrupt dropped is not: a sweep removes it.
+_active: "weakref.WeakValueDictionary[str, TemporaryDirectory]" = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -48,25 +53,40 @@ class Leftover:
     owner: str
 
 
-def create(final: str) -> str:
-    """Makes a temporary directory of this process beside `final`, with its parents, and returns its path.
+class TemporaryDirectory:
+    """A new temporary directory of this process, from `__init__` until `remove`.
 
-    Raises:
-      OSError: with errno.
+    Attributes:
+      path: of the directory.
+      new: path in it, of what is written and then renamed.
+      previous: path in it, of what is moved aside while it is replaced. A sweep moves it back.
+      deleted: path in it, of what is moved away to be deleted.
     """
-    parent = os.path.dirname(os.path.abspath(final))
-    try:
-        os.makedirs(parent, exist_ok=True)
-    except FileExistsError as error:  # A file, or a link that leads nowhere, is where the directory should be.
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from error
-    path = new_name(final)
-    _active.add(os.path.abspath(path))
-    try:
-        os.mkdir(path)
-    except BaseException:
-        _active.discard(os.path.abspath(path))
-        raise
-    return path
+
+    def __init__(self, final: CheckpointPath) -> None:
+        """Makes the directory beside `final`, with its parents.
+
+        Raises:
+          OSError: with errno.
+        """
+        try:
+            os.makedirs(final.directory, exist_ok=True)
+        except FileExistsError as error:
+            # A file, or a link that leads nowhere, is where the directory should be.
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), final.directory) from error
+        self.path = new_name(str(final))
+        self.new = os.path.join(self.path, _NEW)
+        self.previous = os.path.join(self.path, _PREVIOUS)
+        self.deleted = os.path.join(self.path, _DELETED)
+        _active[self.path] = self
+        os.mkdir(self.path)
+
+    def remove(self) -> None:
+        """Removes the directory and everything in it. Raises OSError: with errno; a sweep tries again."""
+        try:
+            remove(self.path)
+        finally:
+            _active.pop(self.path, None)
 
 
 def new_name(final: str) -> str:
@@ -75,13 +95,37 @@ def new_name(final: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Removes a temporary directory and everything in it; what is gone already is no error."""
+    """Removes a temporary directory and everything in it; what is gone already is no error.
+
+    Args:
+      path: absolute.
+
+    Raises:
+      ValueError: the path is not that of a temporary directory.
+      OSError: with errno. It is a link or a file, or holds what jaxckpt does not put there: then nothing has been removed.
+    """
+    parent, name = os.path.split(path)
+    if not is_temporary(name):
+        raise ValueError(f"{path} is not called like a temporary directory of jaxckpt, so it is not removed.")
     try:
-        shutil.rmtree(path, ignore_errors=True)
-        if os.path.lexists(path):
-            shutil.rmtree(path)  # Says why.
-    finally:
-        _active.discard(os.path.abspath(path))  # Whatever is left of it, a sweep may have.
+        os.rmdir(path)
+        return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    try:
+        status = os.lstat(path)
+        foreign = sorted(entry for entry in os.listdir(path) if not _CONTENT.fullmatch(entry))
+    except FileNotFoundError:
+        return
+    if foreign:
+        raise OSError(
+            errno.ENOTEMPTY, f"It holds {foreign[0]!r}, which is not jaxckpt's, so it is not removed; look at it", path
+        )
+    # Of the directory that was looked at, or not at all.
+    removal.remove_tree(parent, name, identity=(status.st_dev, status.st_ino))
 
 
 def is_temporary(name: str) -> bool:
@@ -107,7 +151,7 @@ def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
       directory: where to look (not below).
       name: only those made for checkpoints called `name` or ``<name>-<number>``.
     """
-    found = [_describe(path, match) for path, match in _matches(directory, name)]
+    found = [_describe(path, match) for path, match in _matches(files.absolute(directory), name)]
     return sorted(found, key=lambda leftover: -leftover.age_secs)
 
 
@@ -120,8 +164,10 @@ def _matches(directory: str, name: str | None) -> Iterator[tuple[str, re.Match[s
         match = _NAME.fullmatch(entry)
         if match is None:
             continue
-        if is_for(match["final"], name):
-            yield os.path.join(directory, entry), match
+        path = os.path.join(directory, entry)
+        # A link or a file of such a name is not jaxckpt's.
+        if is_for(match["final"], name) and os.path.isdir(path) and not os.path.islink(path):
+            yield path, match
 
 
 def _describe(path: str, match: re.Match[str]) -> Leftover:
@@ -134,7 +180,7 @@ def _describe(path: str, match: re.Match[str]) -> Leftover:
     else:
         live = processes.is_running(pid, int(match["start"]))
         if pid == os.getpid() and live:
-            live = os.path.abspath(path) in _active
+            live = path in _active
         owner = f"process {pid}" + ("" if live else ", which has ended")
     return Leftover(path, os.path.join(os.path.dirname(path), match["final"]), size, age, live, owner)
 
@@ -161,25 +207,33 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
       The paths that were removed.
     """
     removed = []
+    failed: OSError | None = None
     for leftover in leftovers(directory, name):
         if leftover.live:
             continue
         recover(leftover)
-        remove(leftover.path)
+        try:
+            remove(leftover.path)
+        except OSError as error:
+            # The others go all the same; the first error is raised when they have.
+            failed = failed or error
+            continue
         removed.append(leftover.path)
+    if failed is not None:
+        raise failed
     return removed
 
 
 def recover_missing(final: str) -> bool:
     """Puts the checkpoint `final` back if a dead process had moved it aside and not replaced it yet."""
-    directory, name = os.path.split(os.path.abspath(final))
+    directory, name = os.path.split(files.absolute(final))
     return any(not leftover.live and recover(leftover) for leftover in leftovers(directory, name))
 
 
 def recover(leftover: Leftover) -> bool:
     """Puts back a checkpoint that a dead process had moved aside and not replaced yet. Returns whether there was one."""
-    previous = os.path.join(leftover.path, PREVIOUS)
-    if os.path.isdir(previous) and not os.path.lexists(leftover.final):
+    previous = os.path.join(leftover.path, _PREVIOUS)
+    if os.path.lexists(previous) and not os.path.lexists(leftover.final):
         os.rename(previous, leftover.final)
         return True
     return False

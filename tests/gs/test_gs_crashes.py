@@ -31,7 +31,7 @@ WRITER = """
     checkpoint = jaxckpt.Checkpoint(value=np.full(60_000, 2.0), small=2)
     if action == "delete":
         from jaxckpt import storage
-        storage.delete(path)
+        storage.delete(storage.CheckpointPath.of(path))
     else:
         getattr(checkpoint, action)(path)
 """

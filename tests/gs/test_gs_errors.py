@@ -55,7 +55,7 @@ class TestRefusedPermission:
         with pytest.raises(PermissionError):
             _ = manager.checkpoints
         with pytest.raises(PermissionError):
-            storage.delete(path)
+            storage.delete(storage.CheckpointPath.of(path))
 
     def test_writing_only(self, bucket: Bucket) -> None:
         bucket.rule(lambda request: 403 if request.action == "write" else None)

@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import orbax.checkpoint  # noqa: F401
 import tensorstore  # noqa: F401
 
-import jaxckpt.cli  # noqa: F401
+import jaxckpt.cli
 import jaxckpt.state_file
 import jaxckpt.storage  # noqa: F401
 from jaxckpt.testing import namespaces
@@ -36,7 +36,7 @@ _TRY_SECS = 15.0
 _PLACES = ("ckpt", "sub/ckpt", "{elsewhere}/ckpt", "../work/ckpt")
 
 
-class _Become(Exception):
+class _ChildProgram(BaseException):
     """Carries the program of a child process out of the loop that started it."""
 
 
@@ -47,7 +47,7 @@ def run(
     runs = _Runs(seed, most_findings, None if secs is None else time.monotonic() + secs)
     try:
         found = runs.all(list(names or NAMES), tries)
-    except _Become as become:
+    except _ChildProgram as become:
         program = become.args[0]
         assert callable(program)
         return program
@@ -88,7 +88,7 @@ class _Runs:
         base = Path(tempfile.mkdtemp(prefix="jaxckpt-interrupts-", dir=shared))
         try:
             made = self._program(name, tries, seed, base)
-        except _Become:
+        except _ChildProgram:
             # The child: the directory is where it works.
             raise
         except BaseException:
@@ -101,23 +101,22 @@ class _Runs:
         ground = base / "ground"
         ground.mkdir()
         disk = Disk(size="4M") if SCENARIOS[name].full else None
-        output = open(base / "output", "w+b")
+        output = os.open(base / "output", os.O_RDWR | os.O_CREAT)
         report_read, report_write = os.pipe()
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
             os.close(report_read)
-            os.dup2(output.fileno(), 2)
+            os.dup2(output, 2)
             report = os.fdopen(report_write, "w")
-            raise _Become(lambda: _loop(name, tries, seed, ground, disk, report))
+            raise _ChildProgram(lambda: _loop(name, tries, seed, ground, disk, report))
         os.close(report_write)
         with os.fdopen(report_read) as lines:
             made, finding = self._listen(lines, pid, tries)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        printed = output.read().decode(errors="replace")
-        output.close()
+        os.close(output)
+        printed = (base / "output").read_text(errors="replace")
         if disk is not None:
             disk.close()
         if finding is None and code != 0:

@@ -286,8 +286,8 @@ def test_foreign_files_are_never_touched(tmp_path: Path) -> None:
 def test_deleting_leaves_no_half(tmp_path: Path) -> None:
     checkpoint = jaxckpt.Checkpoint(value=np.zeros(3))
     path = checkpoint.write(tmp_path / "c")
-    storage.delete(path)
-    storage.delete(path)
+    storage.delete(storage.CheckpointPath.of(path))
+    storage.delete(storage.CheckpointPath.of(path))
     assert os.listdir(tmp_path) == []
 
 
@@ -420,7 +420,7 @@ def test_a_file_in_the_way(asynchronous: bool, tmp_path: Path) -> None:
 def test_a_save_that_takes_too_long_leaves_nothing(kind: str, tmp_path: Path) -> None:
     checkpoint = jaxckpt.Checkpoint(value=np.random.default_rng(0).random(4_000_000))
     checkpoint.write(tmp_path / "warm")  # Orbax is imported once, which does not count.
-    storage.delete(str(tmp_path / "warm"))
+    storage.delete(storage.CheckpointPath(str(tmp_path), "warm"))
     values: dict[str, Any] = dict(OPTIONS[kind])
     settings = values.pop("orbax", jaxckpt.OrbaxSettings())
     quick = jaxckpt.OrbaxSettings(timeout_secs=1e-4, compression=settings.compression)
@@ -485,5 +485,7 @@ def test_an_interrupt_stays_one(tmp_path: Path) -> None:
             raise KeyboardInterrupt  # noqa: B904
 
     with pytest.raises(KeyboardInterrupt):
-        commit.save(str(tmp_path / "c-1"), Snapshot(()), WriteSettings(), replace=False, write=write)
+        commit.save(
+            storage.CheckpointPath(str(tmp_path), "c-1"), Snapshot(()), WriteSettings(), replace=False, write=write
+        )
     assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,8 @@ def test_the_description_is_that_of_orbax(tmp_path: Path) -> None:
     def jointly(new: str, everything: snapshot.Snapshot, settings: WriteSettings) -> None:
         write_jointly(new, everything, settings, 0)
 
-    storage.save(str(tmp_path / "ours"), taken, settings, replace=False, write=jointly)
-    storage.save(str(tmp_path / "orbax"), taken, settings, replace=False)
+    storage.save(storage.CheckpointPath(str(tmp_path), "ours"), taken, settings, replace=False, write=jointly)
+    storage.save(storage.CheckpointPath(str(tmp_path), "orbax"), taken, settings, replace=False)
     documents = [json.loads((tmp_path / name / "_CHECKPOINT_METADATA").read_text()) for name in ("ours", "orbax")]
     for document in documents:
         assert document.pop("init_timestamp_nsecs") <= document.pop("commit_timestamp_nsecs")

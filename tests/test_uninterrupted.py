@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxckpt.multihost.uninterrupted import uninterrupted
+from jaxckpt.uninterrupted import uninterrupted
 
 
 @pytest.fixture(autouse=True)

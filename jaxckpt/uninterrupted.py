@@ -4,6 +4,7 @@ Python raises KeyboardInterrupt on the main thread, between any two instructions
 process that it was for would wait for the rest.
 """
 
+import contextvars
 import threading
 from collections.abc import Callable
 
@@ -46,7 +47,9 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
         try:
             try:
                 # Whether an interrupt came before or after the thread was started cannot be known: the second one ends at once.
-                threading.Thread(target=run, name="jaxckpt uninterrupted", daemon=True).start()
+                threading.Thread(
+                    target=contextvars.copy_context().run, args=(run,), name="jaxckpt uninterrupted", daemon=True
+                ).start()
             except RuntimeError:  # No thread to be had.
                 run()
             while not ended:
