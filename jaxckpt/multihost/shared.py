@@ -58,6 +58,8 @@ class Writer:
 
     def _write(self, header: Header) -> Answer:
         new = str(header["new"])
+        if not files.is_bucket(new) and not temporary.is_temporary(os.path.basename(os.path.dirname(new))):
+            raise ProcessError(f"Process 0 asked for a part in {new}, which is not in a temporary directory.", (0,))
         with _not_revived(os.path.dirname(new)):
             storage.write_part(new, self._snapshot, self._settings, self._process)
         return {"t": "written"}, None

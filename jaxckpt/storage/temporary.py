@@ -4,13 +4,15 @@ A save works in ``<final>.jaxckpt-tmp-<owner>-<random>/`` and renames out of it;
 machine (and process namespace), the process id and the time that process started: a dead process's directories are leftovers, a live
 one's never are. For a process on another machine, all we know is when it last changed a file.
 
-Only a real directory of such a name counts, not a file or a link, and it is removed only if it holds nothing but what jaxckpt puts there.
+Only a real directory of such a name, which holds nothing but what jaxckpt puts there, is one. A file, a link, or a directory with other
+things in it is none of jaxckpt's, and is left alone.
 """
 
 import errno
 import os
 import re
 import secrets
+import stat
 import time
 import weakref
 from collections.abc import Iterator
@@ -117,7 +119,7 @@ def remove(path: str) -> None:
             raise
     try:
         status = os.lstat(path)
-        foreign = sorted(entry for entry in os.listdir(path) if not _CONTENT.fullmatch(entry))
+        foreign = _foreign(path)
     except FileNotFoundError:
         return
     if foreign:
@@ -165,9 +167,24 @@ def _matches(directory: str, name: str | None) -> Iterator[tuple[str, re.Match[s
         if match is None:
             continue
         path = os.path.join(directory, entry)
-        # A link or a file of such a name is not jaxckpt's.
-        if is_for(match["final"], name) and os.path.isdir(path) and not os.path.islink(path):
+        if is_for(match["final"], name) and _is_ours(path):
             yield path, match
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode) and not _foreign(path)
+    except FileNotFoundError:
+        # Its owner has removed it meanwhile.
+        return False
+    except OSError:
+        # It cannot be looked into. Whoever wants to remove it is told why.
+        return True
+
+
+def _foreign(path: str) -> list[str]:
+    """Returns the names in a directory that jaxckpt does not put there, sorted. Raises OSError."""
+    return sorted(entry for entry in os.listdir(path) if not _CONTENT.fullmatch(entry))
 
 
 def _describe(path: str, match: re.Match[str]) -> Leftover:

@@ -93,15 +93,17 @@ def no_leftovers(bucket: Bucket) -> bool:
         at("write", "manifest.ocdbt"),
         at("write", "/_METADATA"),
         at("write", "/commit_success.txt"),
-        at("delete", claims.FILE),
         at("write", "run/checkpoint"),
+        at("delete", claims.FILE),
     ],
-    ids=["data", "metadata", "commit", "after-commit", "register"],
+    ids=["data", "metadata", "commit", "register", "after-registration"],
 )
-def test_killed_while_saving(bucket: Bucket, when: Callable[[Request], bool]) -> None:
+def test_killed_while_saving(bucket: Bucket, when: Callable[[Request], bool], request: pytest.FixtureRequest) -> None:
     first = checkpoint(1).save(bucket.path("run/ckpt"))
     run_and_kill(bucket, "save", bucket.path("run/ckpt"), when)
-    assert jaxckpt.latest_checkpoint(bucket.path("run")) == first
+    # The note goes last, when the checkpoint has been registered.
+    registered = "after-registration" in request.node.name
+    assert jaxckpt.latest_checkpoint(bucket.path("run")) == (bucket.path("run/ckpt-2") if registered else first)
     assert stored(first) == 1
     committed = "run/ckpt-2/commit_success.txt" in bucket.keys
     if committed:
@@ -248,6 +250,18 @@ class TestLiveSaves:
         assert "another machine" in leftover.owner
         assert storage.sweep(str(bucket)) == ([bucket.path("ckpt-1")] if silent else [])
         assert checkpoint(1).save(bucket.path("ckpt")) == bucket.path("ckpt-1" if silent else "ckpt-2")
+
+    def test_a_note_that_names_a_place_elsewhere(self, bucket: Bucket) -> None:
+        """Somebody else's note decides about nothing but the directory that it is in."""
+        precious = checkpoint(7).write(bucket.path("precious/best"))
+        beside = checkpoint(8).write(bucket.path("run/mine"))
+        for staged in (precious, beside, bucket.path("run")):
+            note = {"action": "replace", "staged": staged, "host": "0", "pid": 1, "start": 1, "token": "t", "time": 1.0}
+            files.write(bucket.path(f"run/ckpt-1/{claims.FILE}"), json.dumps(note).encode())
+            assert not storage.is_checkpoint(bucket.path("run/ckpt-1"))
+            assert storage.sweep(bucket.path("run")) == [bucket.path("run/ckpt-1")]
+        assert stored(precious) == 7
+        assert stored(beside) == 8
 
     def test_taken_for_dead(self, bucket: Bucket) -> None:
         def rule(request: Request) -> None:

@@ -189,8 +189,11 @@ class TestLeftovers:
             (folder / "file").write_text("mine")
             for path in (folder / "file", folder, folder.parent):
                 os.utime(path, (1, 1))
+        removed = [str(tmp_path / self.name(final)) for final in ("ckpt-1", "ckpt-3")]
+        assert sorted(leftover.path for leftover in storage.leftovers(str(tmp_path))) == removed
+        assert sorted(storage.sweep(str(tmp_path))) == removed
         with pytest.raises(OSError, match="'notes', which is not jaxckpt's") as caught:
-            storage.sweep(str(tmp_path))
+            temporary.remove(str(tmp_path / self.name("ckpt-2")))
         assert caught.value.errno == errno.ENOTEMPTY
         assert snapshot_of(tmp_path) == {
             self.name("ckpt-2"): None,
