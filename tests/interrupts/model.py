@@ -49,7 +49,15 @@ class Model:
         self.forgotten: set[str] = set()
 
     def problems(
-        self, entries: list[str], version: int, returned: str | None, *, registers: bool, kept: int | None, clean: bool
+        self,
+        entries: list[str],
+        version: int,
+        returned: str | None,
+        *,
+        registers: bool,
+        kept: int | None,
+        most: int | None,
+        clean: bool,
     ) -> list[str]:
         """Returns what is wrong after a save is over.
 
@@ -59,6 +67,7 @@ class Model:
           returned: the path that it returned, if it did and its `sync` raised nothing.
           registers: whether what is here is registered; otherwise a state file is a problem.
           kept: how many a manager keeps; None if nothing is deleted.
+          most: how many there may be where interrupts kept a manager from deleting; None if that is not known.
           clean: nothing was interrupted and nothing failed.
         """
         found = []
@@ -86,9 +95,12 @@ class Model:
         if registers:
             self.forgotten |= gone
         self.versions |= committed
-        if clean and (left := [name for name in entries if temporary.is_temporary(name)]):
+        own = "" if returned is None else os.path.basename(returned)
+        left = [name for name in entries if temporary.is_temporary(name) and temporary.final_name(name) == own]
+        if clean and left:
             found.append(f"after a call that nothing disturbed there are leftovers: {left}")
-        if kept is not None and len(committed) > (kept if clean else kept + 2):
+        limit = kept if clean else most
+        if kept is not None and limit is not None and len(committed) > limit:
             found.append(f"{len(committed)} are kept instead of {kept}: {sorted(committed)}")
         if returned is not None:
             name = os.path.basename(returned)
