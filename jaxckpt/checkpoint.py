@@ -170,7 +170,8 @@ class Checkpoint:
         Raises:
           TypeError: a value that cannot be stored (names the leaf), or an argument of a wrong type.
           ValueError: a device that does not exist, colliding names.
-          OSError: with errno; nothing was left behind, no number used up.
+          OSError: with errno; nothing was left behind, no number used up. An asynchronous save that fails later, and raises
+            this at the next touch, has used up its number: its path was returned.
           BaseException: what the previous asynchronous save, or a callback, raised.
         """
         return self._save(paths.checked_path(file_prefix, "file_prefix"), options, hooks=SaveHooks())

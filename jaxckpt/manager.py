@@ -184,7 +184,8 @@ class CheckpointManager:
           Path of the checkpoint; None if none was due.
 
         Raises:
-          As `Checkpoint.save`. A step whose save failed does not count as saved.
+          As `Checkpoint.save`. A step whose save failed does not count as saved. An asynchronous save that fails later has used
+            up its number.
         """
         options = self._options if options is None else options
         state_file.resolve(options)
