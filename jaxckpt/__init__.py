@@ -5,77 +5,73 @@
 >>> path = checkpoint.save("/checkpoints/ckpt", jaxckpt.CheckpointOptions(enable_async=True))
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import threading as _threading
+import typing as _typing
 
-if TYPE_CHECKING:
-    from jaxckpt import testing
-    from jaxckpt.checkpoint import Checkpoint
-    from jaxckpt.config import CheckpointConfig, load_config
-    from jaxckpt.errors import CheckpointError, ConfigError, CorruptCheckpointError, ProcessError
-    from jaxckpt.manager import CheckpointManager
-    from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy
-    from jaxckpt.reader import Reader, list_variables, load_checkpoint, load_variable
-    from jaxckpt.state_file import checkpoints_iterator, get_checkpoint_state, latest_checkpoint
-    from jaxckpt.status import CheckpointLoadStatus
-    from jaxckpt.storage import verify
-    from jaxckpt.translate import to_orbax
+if _typing.TYPE_CHECKING:
+    from jaxckpt import testing as testing
+    from jaxckpt.checkpoint import Checkpoint as Checkpoint
+    from jaxckpt.config import CheckpointConfig as CheckpointConfig
+    from jaxckpt.config import load_config as load_config
+    from jaxckpt.errors import CheckpointError as CheckpointError
+    from jaxckpt.errors import ConfigError as ConfigError
+    from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
+    from jaxckpt.errors import ProcessError as ProcessError
+    from jaxckpt.manager import CheckpointManager as CheckpointManager
+    from jaxckpt.options import CheckpointOptions as CheckpointOptions
+    from jaxckpt.options import MaxShardSizePolicy as MaxShardSizePolicy
+    from jaxckpt.options import OrbaxSettings as OrbaxSettings
+    from jaxckpt.options import ShardByTaskPolicy as ShardByTaskPolicy
+    from jaxckpt.reader import Reader as Reader
+    from jaxckpt.reader import list_variables as list_variables
+    from jaxckpt.reader import load_checkpoint as load_checkpoint
+    from jaxckpt.reader import load_variable as load_variable
+    from jaxckpt.state_file import checkpoints_iterator as checkpoints_iterator
+    from jaxckpt.state_file import get_checkpoint_state as get_checkpoint_state
+    from jaxckpt.state_file import latest_checkpoint as latest_checkpoint
+    from jaxckpt.status import CheckpointLoadStatus as CheckpointLoadStatus
+    from jaxckpt.storage import verify as verify
+    from jaxckpt.translate import to_orbax as to_orbax
 
 __version__ = "0.1.0"
 
-# A module is imported when its first name is used, so that a program which imports jaxckpt starts as fast as one which does not.
-_HOMES = {
-    "checkpoint": ("Checkpoint",),
-    "config": ("CheckpointConfig", "load_config"),
-    "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
-    "manager": ("CheckpointManager",),
-    "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
-    "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
-    "state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
-    "status": ("CheckpointLoadStatus",),
-    "storage": ("verify",),
-    "translate": ("to_orbax",),
+# Every public name, by the module that has it (tools for types read the imports above). A module is imported when its first
+# name is used, so that a program which imports jaxckpt starts as fast as one which does not.
+_HOME_OF = {
+    name: module
+    for module, names in {
+        "checkpoint": ("Checkpoint",),
+        "config": ("CheckpointConfig", "load_config"),
+        "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
+        "manager": ("CheckpointManager",),
+        "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
+        "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
+        "state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
+        "status": ("CheckpointLoadStatus",),
+        "storage": ("verify",),
+        "testing": ("testing",),
+        "translate": ("to_orbax",),
+    }.items()
+    for name in names
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointConfig",
-    "CheckpointError",
-    "CheckpointLoadStatus",
-    "CheckpointManager",
-    "CheckpointOptions",
-    "ConfigError",
-    "CorruptCheckpointError",
-    "MaxShardSizePolicy",
-    "OrbaxSettings",
-    "ProcessError",
-    "Reader",
-    "ShardByTaskPolicy",
-    "__version__",
-    "checkpoints_iterator",
-    "get_checkpoint_state",
-    "latest_checkpoint",
-    "list_variables",
-    "load_checkpoint",
-    "load_config",
-    "load_variable",
-    "testing",
-    "to_orbax",
-    "verify",
-]
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+# Of two threads that import different modules at the same time, each may see the other's half-finished ones.
+_import_lock = _threading.RLock()
 
 
-def __getattr__(name: str) -> Any:
-    if name == "testing":  # A package, not a name in one.
-        return importlib.import_module("jaxckpt.testing")
+def __getattr__(name: str) -> _typing.Any:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'jaxckpt' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"jaxckpt.{home}"), name)
-    globals()[name] = value
+    with _import_lock:
+        module = _importlib.import_module(f"jaxckpt.{home}")
+        value = module if name == home else getattr(module, name)
+        globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

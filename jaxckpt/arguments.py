@@ -1,10 +1,44 @@
-"""Checks of numeric arguments; `what` names the argument in the error."""
+"""Checks of arguments; `what` names the argument in the error."""
 
+import functools
 import math
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
+
+_Result = TypeVar("_Result")
+
+
+def type_name(value: Any) -> str:
+    """Returns the name of a value's class, with its module: another library may have a class of the same name."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def also_named(ours: str, theirs: str) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """Lets callers name an argument of a function as TensorFlow does.
+
+    Args:
+      ours: name of the first parameter.
+      theirs: TensorFlow's name of it, which is taken as a keyword. Giving both is a TypeError.
+    """
+
+    def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> _Result:
+            if theirs in named:
+                if arguments or ours in named:
+                    raise TypeError(
+                        f"{function.__name__}() got both {ours} and {theirs}, which mean the same; give one."
+                    )
+                arguments = (named.pop(theirs),)
+            return function(*arguments, **named)
+
+        return call
+
+    return decorate
 
 
 def index(what: str, value: Any) -> int:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt import loading, objects, optimizers, paths, tree
+from jaxckpt import loading, objects, optimizers, paths, state_file, tree
 from jaxckpt.background import Background, Flight, raise_errors
 from jaxckpt.loading import Restore
-from jaxckpt.options import CheckpointOptions
+from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
 from jaxckpt.translate import to_orbax
@@ -165,16 +165,18 @@ class Checkpoint:
           options: how; see `CheckpointOptions`. With `enable_async` this returns as soon as the values are safe from later changes.
 
         Returns:
-          Path of the checkpoint.
+          Path of the checkpoint: `file_prefix` as it is spelled, and the number. A part ``name/..`` of it whose `name` does not
+          exist is left out, since nothing could follow it.
 
         Raises:
           TypeError: a value that cannot be stored (names the leaf), or an argument of a wrong type.
-          ValueError: a device that does not exist, colliding names.
+          ValueError: a device that does not exist, colliding names, a prefix without a name.
+          CheckpointError: the directory holds TensorFlow's checkpoints, whose state file and numbers are TensorFlow's.
           OSError: with errno; nothing was left behind, no number used up. An asynchronous save that fails later, and raises
             this at the next touch, has used up its number: its path was returned.
           BaseException: what the previous asynchronous save, or a callback, raised.
         """
-        return self._save(paths.checked_path(file_prefix, "file_prefix"), options, hooks=SaveHooks())
+        return self._save(paths.checked_prefix(file_prefix), options, hooks=SaveHooks())
 
     def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         """Writes a checkpoint at exactly this path, without number or registration (TensorFlow: `tf.train.Checkpoint.write`).
@@ -186,8 +188,9 @@ class Checkpoint:
         path = paths.checked_path(file_prefix, "file_prefix")
 
         def reserve(save: Save) -> tuple[int, str]:
-            paths.reserve(save, path)
-            return self._counter, path
+            exact = paths.spelled(path)
+            paths.reserve(save, exact)
+            return self._counter, exact
 
         turn = self._turn(options, "write")
         with self._lock, turn:
@@ -202,19 +205,33 @@ class Checkpoint:
         given = paths.absolute(prefix)
 
         def reserve(save: Save) -> tuple[int, str]:
+            exact = paths.spelled(prefix)
+            state_file.refuse_tensorflow(os.path.dirname(paths.absolute(exact)))
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
-                return paths.reserve_unused(save, prefix, self._counter + 1, self._given.get(given, 0))
-            path = f"{prefix}-{number}"
+                return paths.reserve_unused(save, exact, self._counter + 1, self._given.get(given, 0))
+            path = f"{exact}-{number}"
             paths.reserve(save, path)
             # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
             return self._counter + 1, path
+
+        def registered(save: Save) -> None:
+            # An interrupt may keep the call from counting it.
+            if number is None:
+                self._given[given] = max(self._given.get(given, 0), save.number)
 
         turn = self._turn(options, "save")
         with self._lock, turn:
             details = {"checkpoint_number": number}
             save = Save(
-                "save", prefix, turn.options, turn.translation, hooks, replace=number is not None, details=details
+                "save",
+                prefix,
+                turn.options,
+                turn.translation,
+                hooks,
+                replace=number is not None,
+                details=details,
+                registered=registered,
             )
             try:
                 self._start(save, turn, reserve)
@@ -406,11 +423,7 @@ class _Turn:
 
 
 def _checked_options(options: CheckpointOptions | None) -> CheckpointOptions:
-    if options is None:
-        return CheckpointOptions()
-    if not isinstance(options, CheckpointOptions):
-        raise TypeError(f"options must be a CheckpointOptions or None, got {type(options).__name__}.")
-    return options
+    return checked_options(options) or CheckpointOptions()
 
 
 def _check_name(owner: type, name: str) -> None:

@@ -1,6 +1,7 @@
 """The errors of jaxckpt: one hierarchy, each also a subclass of the builtin that a caller would catch."""
 
 from collections.abc import Iterable
+from typing import Self
 
 
 class CheckpointError(Exception):
@@ -11,7 +12,26 @@ class CorruptCheckpointError(CheckpointError, ValueError):
     """A checkpoint, or a part of it, is damaged: the message names the leaf or the file.
 
     Raised by restoring, reading and verifying. No target has been changed.
+
+    Attributes:
+      where: the name of the leaf or the path of the file that is damaged; None if the error is not about a single one.
+      what: what is wrong with it; None where `where` is None.
     """
+
+    def __init__(self, message: str = "", *, where: str | None = None, what: str | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+        self.what = what
+
+    @classmethod
+    def at(cls, where: str, what: str) -> Self:
+        """Returns the error that says what is wrong with one leaf or file.
+
+        Args:
+          where: the name of the leaf, or the path of the file.
+          what: what is wrong with it, and what to do about it.
+        """
+        return cls(f"{where}: {what}", where=where, what=what)
 
 
 class ConfigError(CheckpointError, ValueError):

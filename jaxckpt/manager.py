@@ -1,34 +1,35 @@
 """`CheckpointManager`: numbers, intervals and retention (TensorFlow: `tf.train.CheckpointManager`)."""
 
-import functools
+import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from jaxckpt import paths, state_file
-from jaxckpt.arguments import index, positive_int, positive_number
+from jaxckpt import foreign_runs, paths, state_file
+from jaxckpt.arguments import index, positive_int, positive_number, type_name
 from jaxckpt.checkpoint import Checkpoint
-from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.managed import ManagedDirectory
+from jaxckpt.managed import ManagedDirectory, ManagedSave
 from jaxckpt.multihost.ask import ask, does_file_access
 from jaxckpt.options import CheckpointOptions
-from jaxckpt.saving import SaveHooks
-from jaxckpt.steps import SavedStep, SavedSteps, step_reader
-from jaxckpt.storage import CheckpointPath
+from jaxckpt.resuming import Candidates, restore_newest
+from jaxckpt.steps import SavedSteps, step_reader
+from jaxckpt.storage import files
 
 _logger = logging.getLogger("jaxckpt")
 _Result = TypeVar("_Result")
+# How often a directory is looked at again if everything in it is deleted between the looks.
+_LOOKS = 20
 
 
 class CheckpointManager:
     """Saves numbered checkpoints into a directory and deletes old ones (TensorFlow: `tf.train.CheckpointManager`).
 
-    What it manages is every ``<checkpoint_name>-<number>`` in the directory, whoever saved it: a plain
-    `Checkpoint.save`, an earlier manager, or a program that was killed before it could register its last checkpoint.
-    The state file ``checkpoint`` gives their order and is read again by every call. Other names in the directory are
-    left alone.
+    It manages the checkpoints ``<checkpoint_name>-<number>`` that the state file ``checkpoint`` lists, whoever saved them
+    (a plain `Checkpoint.save`, an earlier manager), and what a program that was killed committed after them and could not
+    register any more. The state file gives their order and is read again by every call; one that was edited is obeyed.
+    Other names in the directory, and what was taken out of the list, are left alone.
 
     A preserved checkpoint (`keep_checkpoint_every_n_hours`) leaves the list and is never deleted, by this manager or a
     later one. Checkpoints are deleted only after the new one is committed and its callbacks have run; one that cannot
@@ -59,8 +60,9 @@ class CheckpointManager:
             least this long after the last preserved one (or after the first manager of the directory started). None
             preserves none.
           checkpoint_name: checkpoints are called ``<checkpoint_name>-<number>``.
-          step_counter: the current step: a function without arguments, or anything that `int()` takes (a jax scalar, an
-            NNX Variable).
+          step_counter: the current step: a function without arguments (``lambda: checkpoint.step``), or an object with
+            `__int__` or `__index__` that the program changes in place (an NNX Variable). A number or jax.Array can
+            never change, so it is refused.
           checkpoint_interval: `save` writes nothing before this many steps have passed since the last save. Needs
             `step_counter`.
           init_fn: called by `restore_or_initialize` when there is nothing to restore.
@@ -69,11 +71,11 @@ class CheckpointManager:
 
         Raises:
           TypeError: an argument of the wrong type.
-          ValueError: an argument out of range, `checkpoint_interval` without `step_counter`, or a device that does not
-            exist.
+          ValueError: an argument out of range, `checkpoint_interval` without `step_counter`, a `step_counter` that can
+            never change, or a device that does not exist.
         """
         if not isinstance(checkpoint, Checkpoint):
-            raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type(checkpoint).__name__}.")
+            raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type_name(checkpoint)}.")
         self._checkpoint = checkpoint
         self._directory = paths.checked_path(directory, "directory")
         self._name = _checked_name(checkpoint_name)
@@ -88,6 +90,8 @@ class CheckpointManager:
             None if last_checkpoint_step is None else index("last_checkpoint_step", last_checkpoint_step)
         )
         self._options = options
+        self._last_device: Any = None
+        self._warned = False
         self._managed = ManagedDirectory(
             self._name,
             positive_int("max_to_keep", max_to_keep),
@@ -100,7 +104,7 @@ class CheckpointManager:
         if not does_file_access(self._options):
             return
         try:
-            behind = self._managed.start(self._root())
+            behind, foreign = self._managed.start(self._root())
         except OSError as error:
             # Whoever only reads need not be able to write. A call that needs what failed says so.
             _logger.warning("Could not put %s in order: %s", self._directory, error)
@@ -108,9 +112,12 @@ class CheckpointManager:
         if behind:
             warnings.warn(
                 f"The clock is {behind:g} s behind the time at which a checkpoint was last preserved "
-                f"in {self._directory}; what is there now will not be deleted.",
+                f"in {self._directory}. Nothing was registered; once this manager saves, what is there now is kept for ever.",
                 stacklevel=3,
             )
+        if foreign is not None:
+            self._warned = True
+            warnings.warn(str(foreign), stacklevel=3)
 
     def _root(self) -> str:
         return paths.absolute(self._directory)
@@ -142,11 +149,24 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        names = self._ask("CheckpointManager.checkpoints", lambda: self._managed.listed(self._root()))
-        return [os.path.join(self._directory, name) for name in names]
+        return self._ask("CheckpointManager.checkpoints", lambda: self._paths(self._managed.listed(self._root())))
+
+    def _paths(self, names: Iterable[str]) -> list[str]:
+        """The paths of checkpoints as callers are told. On the process that does the file access only."""
+        directory = paths.spelled(self._directory)
+        return [files.join(directory, name) for name in names]
 
     def _ask(self, action: str, work: Callable[[], _Result]) -> _Result:
-        return ask(action, self._directory, self._options, work)
+        return ask(action, self._directory, self._options_for_reading(), work)
+
+    def _options_for_reading(self) -> CheckpointOptions | None:
+        """The manager's options; if they name no IO process, with that of the last save."""
+        device = None if self._options is None else self._options.experimental_io_device
+        if device is not None or self._last_device is None:
+            return self._options
+        options = CheckpointOptions() if self._options is None else copy.copy(self._options)
+        options.experimental_io_device = self._last_device
+        return options
 
     @property
     def latest_checkpoint(self) -> str | None:
@@ -160,10 +180,20 @@ class CheckpointManager:
         from jaxckpt import storage
 
         def latest() -> str | None:
-            candidates = (os.path.join(self._directory, name) for name in self._managed.newest_first(self._root()))
-            return next((path for path in candidates if storage.is_checkpoint(path)), None)
+            before: list[str] | None = None
+            # Other programs may save and delete between the two looks; there is a newer one then.
+            for _ in range(_LOOKS):
+                candidates = self._newest_first()
+                found = next((path for path in candidates if storage.is_checkpoint(path)), None)
+                if found is not None or candidates == before:
+                    return found
+                before = candidates
+            return None
 
         return self._ask("CheckpointManager.latest_checkpoint", latest)
+
+    def _newest_first(self) -> list[str]:
+        return self._paths(self._managed.newest_first(self._root()))
 
     def save(
         self,
@@ -192,27 +222,33 @@ class CheckpointManager:
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
         if number is not None and number < 0:
             raise ValueError(f"checkpoint_number must not be negative, got {number}.")
+        device = None if options is None else options.experimental_io_device
         step = None
         if self._checkpoint_interval is not None:
             step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
             if step is None:
                 return None
-        hooks = _Hooks(self._managed, self._steps, step)
+        hooks = ManagedSave(self._managed, self._steps, step)
         try:
-            return self._checkpoint._save(
+            path = self._checkpoint._save(
                 os.path.join(self._directory, self._name), options, number=number, hooks=hooks
             )
         except BaseException:
             if step is not None:
                 self._steps.fail(step)
+            if hooks.is_saved:
+                self._last_device = device
             raise
+        self._last_device = device
+        return path
 
     def restore_or_initialize(
         self, options: CheckpointOptions | None = None, *, skip_corrupt: bool = False
     ) -> str | None:
         """Restores the latest checkpoint; if there is none, calls `init_fn`. Waits for a save in flight first.
 
-        After a restore the current step counts as saved.
+        After a restore the current step counts as saved. If another program deletes the checkpoint meanwhile, the newest that
+        is there then is restored.
 
         Args:
           options: how; by default those of the manager.
@@ -221,94 +257,53 @@ class CheckpointManager:
             raised.
 
         Returns:
-          Path of the checkpoint that was restored; None if there was none.
+          Path of the checkpoint that was restored; None if there was none. Checkpoints of another program (Orbax, Flax) in
+          the directory are not restored; a warning says how to go on from them.
 
         Raises:
+          CheckpointError: the directory holds TensorFlow's checkpoints, and none of this manager.
+          FileNotFoundError: all checkpoints were deleted while they were looked up or read.
           CorruptCheckpointError: the latest checkpoint is damaged (with `skip_corrupt`: all are).
           OSError: the directory cannot be read.
           As `Checkpoint.restore`, and what a save in flight raised.
         """
-        options = self._options if options is None else options
+        options = self._options_for_reading() if options is None else options
         state_file.resolve(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
         with self._checkpoint._lock:
-            restored = self._restore_newest(options, skip_corrupt)
+            restored = restore_newest(
+                Candidates(self._checkpoint, self._directory, options, self._newest_first), skip_corrupt
+            )
+            if restored is None:
+                self._require_nothing_else(options)
+        if restored is not None and self._checkpoint_interval is not None:
+            self._steps.restored(self._current_step())
         if restored is None and self._init_fn is not None:
             self._init_fn()
         return restored
 
-    def _restore_newest(self, options: CheckpointOptions | None, skip_corrupt: bool) -> str | None:
-        def together(work: Callable[[], _Result], before: Callable[[], None] = lambda: None) -> _Result:
-            return ask("restore_or_initialize", self._directory, options, work, before=before, always=True)
+    def _require_nothing_else(self, options: CheckpointOptions | None) -> None:
+        """Nothing was restored: raises if it must not be initialized, and warns of another program's checkpoints."""
 
-        damage: CorruptCheckpointError | None = None
-        for name in together(lambda: list(self._managed.newest_first(self._root())), self._checkpoint.sync):
-            path = os.path.join(self._directory, name)
-            verify = damage is not None
-            try:
-                together(functools.partial(_require_sound, path, verify=verify))
-                self._checkpoint.restore(path, options)
-            except CorruptCheckpointError as error:
-                if not skip_corrupt:
-                    raise
-                damage = damage or error
-                warnings.warn(f"Skipping the damaged checkpoint {path}: {error}", stacklevel=3)
-                continue
-            if self._checkpoint_interval is not None:
-                self._steps.restored(self._current_step())
-            return path
-        if damage is not None:
-            raise damage
-        return None
+        def look() -> str | None:
+            found = self._managed.foreign(self._root())
+            if found is not None and found.is_tensorflow:
+                raise foreign_runs.tensorflow_error(found.directory, found.names)
+            return None if found is None else str(found)
+
+        found = ask("restore_or_initialize", self._directory, options, look, always=True)
+        if found is not None and not self._warned:
+            self._warned = True
+            warnings.warn(found, stacklevel=3)
 
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, as `Checkpoint.sync`."""
         self._checkpoint.sync()
 
 
-class _Hooks(SaveHooks):
-    """One save of a manager.
-
-    Nothing here waits for the Checkpoint, whose lock another thread may hold while it waits for this save.
-    """
-
-    def __init__(self, managed: ManagedDirectory, steps: SavedSteps, step: SavedStep | None) -> None:
-        self._managed = managed
-        self._steps = steps
-        self._step = step
-
-    def committed(self, path: CheckpointPath) -> None:
-        self._managed.register(path)
-
-    def saved(self) -> None:
-        if self._step is not None:
-            self._steps.commit(self._step)
-
-    def finished(self, path: CheckpointPath) -> None:
-        self._managed.retain(path.directory)
-
-    def failed(self, error: BaseException) -> None:
-        if self._step is not None:
-            self._steps.fail(self._step)
-
-
-def _require_sound(path: str, *, verify: bool) -> None:
-    from jaxckpt import storage
-
-    if not storage.is_checkpoint(path):
-        raise CorruptCheckpointError(
-            f"{path} is listed as a checkpoint, but what marks it as one is missing. "
-            "Remove it to go back to an older one, or pass skip_corrupt=True."
-        )
-    if verify:
-        report = storage.verify(path)
-        if not report.ok:
-            raise CorruptCheckpointError(str(report))
-
-
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"checkpoint_name must be a str, got {type(name).__name__}.")
-    if not name or "\0" in name or os.path.basename(name) != name:
+    if not name or "\0" in name or os.path.basename(name) != name or name in (".", ".."):
         raise ValueError(f"checkpoint_name must be the name of a file, without a directory, got {name!r}.")
     return name

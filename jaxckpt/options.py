@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxckpt import callbacks, devices
+from jaxckpt.arguments import type_name
 from jaxckpt.callbacks import WriteCallback
 from jaxckpt.devices import IoDevice
 from jaxckpt.storage.settings import WriteSettings
@@ -286,6 +287,20 @@ _parameters = [
     each.replace(default=False) if each.default is _NOT_GIVEN else each for each in _signature.parameters.values()
 ]
 CheckpointOptions.__init__.__signature__ = _signature.replace(parameters=_parameters)  # type: ignore[attr-defined]
+
+
+def checked_options(options: object) -> CheckpointOptions | None:
+    """Returns the `options` of a call. Raises TypeError if they are neither a CheckpointOptions nor None."""
+    if options is None or isinstance(options, CheckpointOptions):
+        return options
+    if isinstance(options, type):
+        found = f"the class {options.__module__}.{options.__qualname__}"
+        hint = f"; write {options.__name__}()" if issubclass(options, CheckpointOptions) else ""
+    else:
+        found, hint = type_name(options), ""
+        if type(options).__name__ == "CheckpointOptions":
+            hint = "; import it from jaxckpt (`from jaxckpt import CheckpointOptions`), its arguments are the same"
+    raise TypeError(f"options must be a jaxckpt.CheckpointOptions or None, got {found}{hint}.")
 
 
 def _warn_deprecated(options: CheckpointOptions) -> None:

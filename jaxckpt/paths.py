@@ -3,13 +3,11 @@
 import os
 import re
 import threading
-import weakref
 from typing import Any
 
-from jaxckpt.storage import files
+from jaxckpt import foreign_runs
+from jaxckpt.storage import files, reservations
 
-# The paths of saves that are under way, and whose they are. A save that an interrupt dropped holds none.
-_reserved: "weakref.WeakValueDictionary[str, object]" = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -29,10 +27,15 @@ def checked_path(value: Any, argument: str) -> str:
         raise ValueError(
             f"{argument} is empty; give the directory and name of the checkpoint, such as '/checkpoints/ckpt'."
         )
+    if argument == "file_prefix" and os.path.basename(path.rstrip("/")) in ("", ".", ".."):
+        raise ValueError(f"{argument}={path!r} does not end in the name of a checkpoint; give one, such as 'ckpt'.")
     if "\0" in path:
         raise ValueError(f"{argument} holds a null character: {path!r}.")
     if "orbax-checkpoint-tmp" in os.path.basename(path) or ".jaxckpt-tmp-" in os.path.basename(path):
-        raise ValueError(f"{argument}={path!r}: temporary directories are called so; choose another name.")
+        raise ValueError(
+            f"{argument}={path!r}: such names are reserved for the temporary directories of saves that run or were not finished. "
+            "To save, choose another name; to restore, take a committed checkpoint."
+        )
     if files.is_bucket(path):
         _check_bucket_path(path, argument)
     elif scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
@@ -45,6 +48,17 @@ def checked_path(value: Any, argument: str) -> str:
             f"{argument}={path!r} has one slash after the colon, which pathlib makes of two; give a str (or an etils.epath.Path)."
         )
     return path
+
+
+def checked_prefix(value: Any) -> str:
+    """Returns the prefix of a numbered checkpoint as a str. Raises as `checked_path`; ValueError for one without a name."""
+    prefix = checked_path(value, "file_prefix")
+    if prefix.endswith("/"):
+        raise ValueError(
+            f"file_prefix={prefix!r} ends in a slash, so that checkpoints would be called '-1', '-2'; add a name, "
+            f"such as {prefix + 'ckpt'!r}."
+        )
+    return prefix
 
 
 def _check_bucket_path(path: str, argument: str) -> None:
@@ -68,11 +82,15 @@ def absolute(path: str) -> str:
     return files.absolute(path)
 
 
+def spelled(path: str) -> str:
+    """Returns `path` as it is spelled, but without a ``name/..`` that leads nowhere, as there is no `name`."""
+    return files.spelled(path)
+
+
 def release(path: str, owner: object) -> None:
     """Gives up the reservation of an absolute path, if it is the owner's: its save is over. Idempotent."""
     with _lock:
-        if _reserved.get(path) is owner:
-            del _reserved[path]
+        reservations.release(path, owner)
 
 
 def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
@@ -86,29 +104,38 @@ def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> t
 
     Returns:
       The number, and the path ``<prefix>-<number>``.
+
+    Raises:
+      CheckpointError: the number is that of a TensorFlow checkpoint.
+      OSError: with errno; the directory cannot be read.
     """
     with _lock:
         path = f"{prefix}-{wanted}"
-        if wanted <= given or files.exists(path) or files.absolute(path) in _reserved:
-            taken = _numbers(os.path.dirname(files.absolute(path)), os.path.basename(path).removesuffix(f"-{wanted}"))
-            wanted = max((*taken, wanted, given)) + 1
+        if wanted <= given or files.exists(path) or reservations.holds(path):
+            wanted = max((*_numbers(prefix), wanted, given)) + 1
             path = f"{prefix}-{wanted}"
-        _reserved[files.absolute(path)] = owner
+        foreign_runs.refuse_prefix(path)
+        reservations.reserve(path, owner)
         return wanted, path
 
 
 def reserve(owner: object, path: str) -> None:
-    """Reserves a path that may replace what is there, for as long as the save `owner` lasts."""
+    """Reserves a path that may replace what is there, for as long as the save `owner` lasts.
+
+    Raises:
+      CheckpointError: it is the prefix of a TensorFlow checkpoint.
+    """
+    foreign_runs.refuse_prefix(path)
     with _lock:
-        _reserved[files.absolute(path)] = owner
+        reservations.reserve(path, owner)
 
 
-def _numbers(directory: str, name: str) -> list[int]:
+def _numbers(prefix: str) -> list[int]:
+    directory, name = os.path.split(files.absolute(prefix))
     pattern = re.compile(re.escape(name) + r"-([0-9]+)")
     try:
         names = files.names(directory)
     except FileNotFoundError:
         names = []
-    names += [os.path.basename(path) for path in list(_reserved) if os.path.dirname(path) == directory]
-    numbers = [int(match[1]) for entry in names if (match := pattern.fullmatch(entry))]
+    numbers = [int(match[1]) for entry in names + reservations.names(directory) if (match := pattern.fullmatch(entry))]
     return [number for number in numbers if number < 2**62]  # Nobody counted that far: a foreign file.

@@ -3,12 +3,16 @@
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from jaxckpt import paths, storage
+from jaxckpt import paths, state_file, storage
+from jaxckpt.arguments import also_named
 from jaxckpt.storage.tree_metadata import StoredLeaf
+
+# What TensorFlow puts behind the name of a variable.
+_TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,20 @@ class Reader:
         (array,) = self._stored.read([(leaf.param_name, None)])
         return array if array.flags.writeable else array.copy()
 
+    def has_tensor(self, name: str) -> bool:
+        """Whether there is a leaf of that name (TensorFlow's word for `name in reader`)."""
+        return name in self
+
+    def get_variable_to_shape_map(self) -> dict[str, list[int]]:
+        """Returns the shape of every leaf by name, each as a list, as TensorFlow's reader does."""
+        self._read_infos()
+        return {name: list(self.shape(name)) for name in self.keys()}
+
+    def get_variable_to_dtype_map(self) -> dict[str, np.dtype[Any]]:
+        """Returns the dtype of every leaf by name (numpy's, where TensorFlow's reader returns its own)."""
+        self._read_infos()
+        return {name: self.dtype(name) for name in self.keys()}
+
     def metadata(self, name: str) -> LeafMetadata:
         """Returns what the checkpoint says of a leaf. Raises KeyError if there is no such leaf."""
         leaf = self._leaf(name)
@@ -136,9 +154,14 @@ class Reader:
         except KeyError:
             import difflib
 
-            close = difflib.get_close_matches(str(name), self._leaves, n=3)
+            bare = str(name).removesuffix(_TENSORFLOW_SUFFIX)
+            close = [bare] if bare in self._leaves else difflib.get_close_matches(bare, self._leaves, n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise KeyError(f"{self.path} has no leaf {name!r}.{hint}") from None
+
+    def _read_infos(self) -> None:
+        """Reads the shapes of all arrays in one step; asking for each of them takes longer."""
+        self._stored.infos([leaf for leaf in self._leaves.values() if not leaf.is_string])
 
     def _info(self, leaf: StoredLeaf) -> Any:
         return self._stored.infos([leaf])[leaf.param_name]
@@ -194,25 +217,34 @@ def _value(leaf: StoredLeaf, array: np.ndarray) -> Any:
     return array if array.flags.writeable else array.copy()
 
 
+@overload
+def load_checkpoint(path: str | os.PathLike[str]) -> Reader: ...
+@overload
+def load_checkpoint(*, ckpt_dir_or_file: str | os.PathLike[str]) -> Reader: ...
+@also_named("path", "ckpt_dir_or_file")
 def load_checkpoint(path: str | os.PathLike[str]) -> Reader:
     """Opens a checkpoint for reading without targets (TensorFlow: `tf.train.load_checkpoint`).
 
     Args:
-      path: of a checkpoint, or a directory with a state file, which means its latest.
+      path: of a checkpoint, or a directory with a state file, which means its latest; TensorFlow's keyword `ckpt_dir_or_file` is
+        taken too.
 
     Raises:
       FileNotFoundError: there is nothing.
       CheckpointError: what is there is no checkpoint.
       CorruptCheckpointError: it is damaged.
     """
-    from jaxckpt import state_file
-
-    text = paths.checked_path(path, "path")
+    text = paths.spelled(paths.checked_path(path, "path"))
     if not storage.is_checkpoint(text) and (latest := state_file.latest_checkpoint(text)) is not None:
         text = latest
     return Reader(text)
 
 
+@overload
+def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]: ...
+@overload
+def list_variables(*, ckpt_dir_or_file: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]: ...
+@also_named("path", "ckpt_dir_or_file")
 def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]:
     """Returns name and shape of every leaf, sorted by name (TensorFlow: `tf.train.list_variables`).
 
@@ -222,6 +254,11 @@ def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, .
     return [(name, reader.shape(name)) for name in reader.keys()]
 
 
+@overload
+def load_variable(path: str | os.PathLike[str], name: str) -> np.ndarray: ...
+@overload
+def load_variable(*, ckpt_dir_or_file: str | os.PathLike[str], name: str) -> np.ndarray: ...
+@also_named("path", "ckpt_dir_or_file")
 def load_variable(path: str | os.PathLike[str], name: str) -> np.ndarray:
     """Returns one leaf as a numpy array (TensorFlow: `tf.train.load_variable`).
 

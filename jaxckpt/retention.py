@@ -1,17 +1,21 @@
 """Which checkpoints a manager lists, deletes and keeps for ever: the rules, on the records of a state file. Pure.
 
-A checkpoint on disk is in one of three states:
+A checkpoint on disk is in one of four states:
 
 * **listed** (`Records.entries`): managed; deleted once `max_to_keep` newer ones are listed;
 * **kept** (`Records.kept`, a line of the state file each): never deleted; it may be listed as well, until newer ones
   push it out. These are the checkpoints that `keep_checkpoint_every_n_hours` preserved, and those of which it is not
   certain that nothing preserved them;
-* neither: a crash, or a lost state file, left it unregistered. It is **adopted**: listed at the place where it was
-  committed. If it would be due for deletion at once it is not what a crash leaves, so it is kept as well.
+* neither, and committed after everything that is listed: a crash left it unregistered. It is **adopted**: listed at the
+  place where it was committed. If it would be due for deletion at once it is not what a crash leaves, so it is kept as
+  well. Where nothing that is listed exists any more (a lost state file), all are adopted;
+* neither, and older: somebody took it out of the list. It is nobody's: neither restored nor deleted.
 
 So retention deletes only what a state file listed, and what was preserved stays preserved although it is not listed.
+A state file that the user (or another program) wrote is obeyed: what was committed before it was written is not adopted.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
 from jaxckpt.state_text import Records
@@ -20,20 +24,37 @@ _HOUR = 3600.0
 
 
 def adopt(
-    records: Records, on_disk: Collection[str], max_to_keep: int | None, commit_time: Callable[[str], float]
-) -> None:
-    """Lists the checkpoints of a manager that are on disk but in no list.
+    records: Records,
+    on_disk: Collection[str],
+    max_to_keep: int | None,
+    commit_time: Callable[[str], float],
+    *,
+    own: Sequence[str],
+    gone: Collection[str] = (),
+    after: float = -math.inf,
+) -> list[str]:
+    """Lists the checkpoints of a manager that are on disk but in no list, if a crash left them so.
 
     Args:
       records: changed in place.
       on_disk: names of the manager's committed checkpoints, ascending by number.
       max_to_keep: as of the manager.
-      commit_time: name → when that checkpoint was committed, in seconds.
+      commit_time: name → when that checkpoint was committed, in seconds; 0.0 for not known.
+      own: the names of the manager that are listed, oldest first.
+      gone: listed names of which nothing exists any more.
+      after: those committed until then are not adopted: the user knew of them when writing the state file.
+
+    Returns:
+      The names of those that are listed now.
     """
     unlisted = [name for name in on_disk if name not in records.entries and name not in records.kept]
     if not unlisted:
-        return
-    times = {name: commit_time(name) for name in (*records.entries, *unlisted)}
+        return []
+    times = {name: (name not in gone and commit_time(name)) or at for name, at in records.entries.items()}
+    times |= {name: commit_time(name) for name in unlisted}
+    if records.entries.keys() - set(gone):
+        after = max([after, *(times[name] for name in own[-1:])])
+        unlisted = [name for name in unlisted if times[name] > after]
     order = list(records.entries)
     for name in sorted(unlisted, key=times.__getitem__):
         place = len(order)
@@ -43,11 +64,17 @@ def adopt(
     records.entries = {name: records.entries.get(name, times[name]) for name in order}
     managed = [name for name in order if name in set(on_disk)]
     records.kept.update(set(unlisted) - set(newest(managed, max_to_keep)))
+    return unlisted
 
 
 def newest(managed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:
     """Returns the names that a save of nothing new would leave."""
     return managed if max_to_keep is None else managed[-max_to_keep:]
+
+
+def behind(records: Records, now: float) -> float:
+    """Returns how many seconds the clock is behind what it showed when a checkpoint was preserved, at least; 0.0 if it is not."""
+    return max(0.0, records.last_preserved - now)
 
 
 def set_clock_back(records: Records, managed: Collection[str], now: float) -> float:
@@ -63,13 +90,13 @@ def set_clock_back(records: Records, managed: Collection[str], now: float) -> fl
     Returns:
       How many seconds the clock is behind, at least; 0.0 if it is not.
     """
-    behind = records.last_preserved - now
-    if behind <= 0:
+    seconds = behind(records, now)
+    if not seconds:
         return 0.0
     records.last_preserved = now
     records.kept.update(managed)
     records.entries = {name: min(timestamp, now) for name, timestamp in records.entries.items()}
-    return behind
+    return seconds
 
 
 def evict(records: Records, managed: Sequence[str], max_to_keep: int | None, every_n_hours: float | None) -> list[str]:

@@ -9,24 +9,29 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, overload
 
-from jaxckpt import devices, paths
+from jaxckpt import devices, foreign_runs, paths
+from jaxckpt.arguments import also_named
 from jaxckpt.directory_lock import update
 from jaxckpt.multihost.ask import ask
-from jaxckpt.options import CheckpointOptions
+from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.state_store import FILE as FILE
+from jaxckpt.state_store import is_own_state
 from jaxckpt.state_store import read_state as read_state
 from jaxckpt.state_store import write_state as write_state
 from jaxckpt.state_text import Records, UnreadableStateError
 from jaxckpt.storage import CheckpointPath, files
 
 _POLL_SECS = 1.0
+# How often a state file is read again if the checkpoint that it names is deleted each time.
+_LOOKS = 20
 _logger = logging.getLogger("jaxckpt")
 
 
@@ -51,14 +56,33 @@ class CheckpointState:
     preserved_checkpoint_paths: list[str] = field(default_factory=list)
 
 
+@overload
 def get_checkpoint_state(
-    directory: str | os.PathLike[str], options: CheckpointOptions | None = None
+    directory: str | os.PathLike[str],
+    options: CheckpointOptions | str | None = None,
+    *,
+    latest_filename: str | None = None,
+) -> CheckpointState | None: ...
+@overload
+def get_checkpoint_state(
+    *,
+    checkpoint_dir: str | os.PathLike[str],
+    options: CheckpointOptions | None = None,
+    latest_filename: str | None = None,
+) -> CheckpointState | None: ...
+@also_named("directory", "checkpoint_dir")
+def get_checkpoint_state(
+    directory: str | os.PathLike[str],
+    options: CheckpointOptions | str | None = None,
+    *,
+    latest_filename: str | None = None,
 ) -> CheckpointState | None:
     """Returns what the state file of a directory says (TensorFlow: `tf.train.get_checkpoint_state`).
 
     Args:
-      directory: where the checkpoints are.
-      options: `experimental_io_device` says which process reads.
+      directory: where the checkpoints are; TensorFlow's keyword `checkpoint_dir` is taken too.
+      options: `experimental_io_device` says which process reads. A str here is `latest_filename`, TensorFlow's second argument.
+      latest_filename: name of the state file; None for "checkpoint".
 
     Returns:
       The state, with every path joined with `directory`; None if there is no state file, or none that can be read (a
@@ -68,9 +92,12 @@ def get_checkpoint_state(
       TypeError: an argument of the wrong type.
       ValueError: the device in the options does not exist.
     """
+    options, name = _which_file(options, latest_filename)
     resolve(options)
     directory = paths.checked_path(directory, "directory")
-    found = ask("get_checkpoint_state", directory, options, lambda: _asdict(_read_here(directory)))
+    found = ask(
+        "get_checkpoint_state", _subject(directory, name), options, lambda: _asdict(_read_here(directory, name))
+    )
     return None if found is None else CheckpointState(**found)
 
 
@@ -78,9 +105,34 @@ def _asdict(state: CheckpointState | None) -> dict[str, Any] | None:
     return None if state is None else asdict(state)
 
 
-def _read_here(directory: str) -> CheckpointState | None:
+def _which_file(
+    options: CheckpointOptions | str | None, latest_filename: str | None
+) -> tuple[CheckpointOptions | None, str]:
+    """Returns the options of a call and the name of the state file, either of which may be its second argument."""
+    if isinstance(options, str):
+        if latest_filename is not None:
+            raise TypeError(f"latest_filename was given twice: {options!r} and {latest_filename!r}.")
+        options, latest_filename = None, options
+    name = FILE if latest_filename is None else latest_filename
+    if not isinstance(name, str):
+        raise TypeError(f"latest_filename must be a str or None, got {type(name).__name__}.")
+    if not name or "\0" in name:
+        raise ValueError(f"latest_filename must be the name of a file, got {name!r}.")
+    return options, name
+
+
+def _subject(directory: str, name: str) -> str:
+    """Returns what a call is about: the processes of a job have to agree on it."""
+    return directory if name == FILE else files.join(directory, name)
+
+
+def _read_here(directory: str, name: str = FILE) -> CheckpointState | None:
+    directory = files.spelled(directory)
     try:
-        records = read_state(directory)
+        records = read_state(directory, name)
+    except NotADirectoryError:
+        # There is no such directory, and so no state file in it.
+        return None
     except (OSError, UnreadableStateError) as error:
         _logger.warning("Ignoring the state file in %s: %s", directory, error)
         return None
@@ -91,14 +143,35 @@ def _read_here(directory: str) -> CheckpointState | None:
     return CheckpointState(listed[-1], listed, list(records.entries.values()), records.last_preserved, preserved)
 
 
-def latest_checkpoint(directory: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str | None:
+@overload
+def latest_checkpoint(
+    directory: str | os.PathLike[str],
+    options: CheckpointOptions | str | None = None,
+    *,
+    latest_filename: str | None = None,
+) -> str | None: ...
+@overload
+def latest_checkpoint(
+    *,
+    checkpoint_dir: str | os.PathLike[str],
+    options: CheckpointOptions | None = None,
+    latest_filename: str | None = None,
+) -> str | None: ...
+@also_named("directory", "checkpoint_dir")
+def latest_checkpoint(
+    directory: str | os.PathLike[str],
+    options: CheckpointOptions | str | None = None,
+    *,
+    latest_filename: str | None = None,
+) -> str | None:
     """Returns the path of the latest checkpoint of a directory (TensorFlow: `tf.train.latest_checkpoint`).
 
     The latest is the one that was saved last, not the one with the highest number.
 
     Args:
-      directory: where the checkpoints are.
-      options: `experimental_io_device` says which process looks.
+      directory: where the checkpoints are; TensorFlow's keyword `checkpoint_dir` is taken too.
+      options: `experimental_io_device` says which process looks. A str here is `latest_filename`, TensorFlow's second argument.
+      latest_filename: name of the state file; None for "checkpoint".
 
     Returns:
       The path, joined with `directory`; None if there is no directory, no state file that can be read, or if the
@@ -108,23 +181,51 @@ def latest_checkpoint(directory: str | os.PathLike[str], options: CheckpointOpti
       TypeError: an argument of the wrong type.
       ValueError: the device in the options does not exist.
     """
+    options, name = _which_file(options, latest_filename)
     resolve(options)
     directory = paths.checked_path(directory, "directory")
-    return ask("latest_checkpoint", directory, options, lambda: _latest_here(directory))
+    return ask("latest_checkpoint", _subject(directory, name), options, lambda: _latest_here(directory, name))
 
 
-def _latest_here(directory: str) -> str | None:
+def _latest_here(directory: str, name: str = FILE) -> str | None:
     from jaxckpt import storage
 
-    state = _read_here(directory)
-    if state is None:
-        return None
-    if not storage.is_checkpoint(state.model_checkpoint_path):
-        _logger.warning("%s, which the state file names as the latest, is not there.", state.model_checkpoint_path)
-        return None
-    return state.model_checkpoint_path
+    path: str | None = None
+    for _ in range(_LOOKS):
+        state = _read_here(directory, name)
+        if state is None:
+            return None
+        if storage.is_checkpoint(state.model_checkpoint_path):
+            return state.model_checkpoint_path
+        if path == state.model_checkpoint_path:
+            break
+        # Retention may have deleted it meanwhile; the file names a newer one then.
+        path = state.model_checkpoint_path
+    if path is not None and files.is_file(foreign_runs.index_of(path)):
+        _logger.warning("%s is a TensorFlow checkpoint, which this version of jaxckpt does not read.", path)
+    else:
+        _logger.warning("%s, which the state file names as the latest, is not there.", path)
+    return None
 
 
+@overload
+def checkpoints_iterator(
+    directory: str | os.PathLike[str],
+    min_interval_secs: float = 0,
+    timeout: float | None = None,
+    timeout_fn: Callable[[], object] | None = None,
+    options: CheckpointOptions | None = None,
+) -> Iterator[str]: ...
+@overload
+def checkpoints_iterator(
+    *,
+    checkpoint_dir: str | os.PathLike[str],
+    min_interval_secs: float = 0,
+    timeout: float | None = None,
+    timeout_fn: Callable[[], object] | None = None,
+    options: CheckpointOptions | None = None,
+) -> Iterator[str]: ...
+@also_named("directory", "checkpoint_dir")
 def checkpoints_iterator(
     directory: str | os.PathLike[str],
     min_interval_secs: float = 0,
@@ -138,7 +239,7 @@ def checkpoints_iterator(
     meanwhile.
 
     Args:
-      directory: where the checkpoints are, or will be.
+      directory: where the checkpoints are, or will be; TensorFlow's keyword `checkpoint_dir` is taken too.
       min_interval_secs: at least this many seconds lie between two of them.
       timeout: how many seconds to wait for the next one; None waits for ever.
       timeout_fn: called when that time has passed; the iterator waits again if it returns something false. Without it
@@ -208,8 +309,8 @@ def register(path: CheckpointPath) -> None:
             records = read_state(directory) or Records()
         except UnreadableStateError as error:
             records = rebuilt(directory, error)
+        records.forget(missing(directory, records))
         records.add(name, time.time())
-        drop_missing(directory, records)
         write_state(directory, records)
 
     update(directory, change)
@@ -222,13 +323,15 @@ def resolve(options: CheckpointOptions | None) -> int | None:
       TypeError: `options` is not a CheckpointOptions.
       ValueError: the device does not exist.
     """
-    if options is not None and not isinstance(options, CheckpointOptions):
-        raise TypeError(f"options must be a jaxckpt.CheckpointOptions or None, got {type(options).__name__}.")
+    options = checked_options(options)
     return devices.resolve_process(None if options is None else options.experimental_io_device)
 
 
-def drop_missing(directory: str, records: Records) -> None:
-    """Forgets checkpoints that are gone. A damaged one is not: to go back to an older one is for the user to decide."""
+def missing(directory: str, records: Records) -> set[str]:
+    """Returns the names of checkpoints that are gone; notes in the records which of them are TensorFlow's, and not gone.
+
+    A damaged one is not gone: to go back to an older one is for the user to decide.
+    """
     listed: set[str] = set()
     if files.is_bucket(directory):  # One listing instead of a request for each.
         with contextlib.suppress(FileNotFoundError):
@@ -237,8 +340,44 @@ def drop_missing(directory: str, records: Records) -> None:
     def there(name: str) -> bool:
         return name in listed or files.exists(files.join(directory, name))
 
-    records.entries = {name: at for name, at in records.entries.items() if there(name)}
-    records.kept = {name for name in records.kept if there(name)}
+    gone = {name for name in {*records.entries, *records.kept} if not there(name)}
+    records.tensorflow = [name for name in records.entries if name in gone and there(foreign_runs.index_of(name))]
+    return gone
+
+
+def refuse_tensorflow(directory: str) -> None:
+    """Refuses a directory of TensorFlow's checkpoints, where a checkpoint would have to be registered in TensorFlow's state file.
+
+    Raises:
+      CheckpointError: it is one.
+    """
+    try:
+        if is_own_state(directory):
+            return  # None of those that jaxckpt writes names one; so it need not be read.
+        records = read_state(directory)
+        names = files.names(directory) if records is None else []
+    except (OSError, UnreadableStateError):
+        return  # The registration reads it as well, and says what is wrong.
+    found = foreign_runs.tensorflow_prefixes(names)
+    if records is not None and records.latest is not None:
+        latest = files.join(directory, records.latest)
+        if not files.exists(latest) and files.is_file(foreign_runs.index_of(latest)):
+            found = [records.latest]
+    if found:
+        raise foreign_runs.tensorflow_error(directory, found)
+
+
+def written_by_others(directory: str, records: Records) -> float:
+    """Returns when somebody else than jaxckpt wrote the state file, in seconds; long ago if nobody did.
+
+    In a bucket it is not known: late enough for everything.
+    """
+    if not records.by_others:
+        return -math.inf
+    try:
+        return math.inf if files.is_bucket(directory) else os.stat(os.path.join(directory, FILE)).st_mtime
+    except FileNotFoundError:
+        return -math.inf
 
 
 def rebuilt(directory: str, reason: Exception) -> Records:

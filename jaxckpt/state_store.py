@@ -4,34 +4,43 @@ import contextlib
 import errno
 import os
 
-from jaxckpt.state_text import Records, UnreadableStateError, from_text, to_text
+from jaxckpt import foreign_runs
+from jaxckpt.state_text import Records, UnreadableStateError, from_text, is_sealed, sealed, to_text
 from jaxckpt.storage import CheckpointPath, commit, files, temporary
 
 FILE = "checkpoint"
 
 
-def read_state(directory: str) -> Records | None:
-    """Reads a state file; None if there is none.
+def read_state(directory: str, name: str = FILE) -> Records | None:
+    """Reads the state file `name` of a directory; None if there is none.
 
     Raises:
       UnreadableStateError: something else is in the file.
       OSError: with errno: it cannot be read, or `directory` is not one.
     """
-    path = os.path.join(directory, FILE)
+    path = os.path.join(directory, name)
     content, version = _read_versioned(path)
     if content is None:
         return None
+    text = content.decode("utf-8", "surrogateescape")
     try:
-        records = from_text(content.decode("utf-8", "surrogateescape"))
+        records = from_text(text)
     except UnreadableStateError as error:
         unreadable = UnreadableStateError(f"{path} is not a state file: {error}")
         unreadable.version = version
         raise unreadable from None
     records.version = version
+    records.by_others = not is_sealed(text)
     here = files.absolute(directory)
     records.entries = {_relative(name, here): timestamp for name, timestamp in records.entries.items()}
     records.kept = {_relative(name, here) for name in records.kept}
     return records
+
+
+def is_own_state(directory: str) -> bool:
+    """Whether there is a state file as jaxckpt wrote it. Raises OSError: it cannot be read."""
+    content, _ = _read_versioned(os.path.join(directory, FILE))
+    return content is not None and is_sealed(content.decode("utf-8", "surrogateescape"))
 
 
 def _read_versioned(path: str) -> tuple[bytes | None, bytes | None]:
@@ -50,7 +59,7 @@ def _relative(name: str, directory: str) -> str:
         return name.removeprefix(directory + "/")
     if not os.path.isabs(name):
         return name
-    relative = os.path.relpath(name, directory)
+    relative = os.path.relpath(files.identity(name), os.path.realpath(directory))
     return name if relative.split(os.sep)[0] == os.pardir else relative
 
 
@@ -77,21 +86,25 @@ def write_state(directory: str, records: Records) -> None:
       records: what the file shall say.
 
     Raises:
+      CheckpointError: it names TensorFlow's checkpoints.
       ChangedError: in a bucket: the file is not the one that the records were read from.
       OSError: with errno; the file is as it was.
     """
     if records.latest is None:
         return
+    if records.tensorflow:
+        raise foreign_runs.tensorflow_error(directory, records.tensorflow)
     path = CheckpointPath(directory, FILE)
+    content = sealed(to_text(records)).encode("ascii")
     if path.in_bucket:
-        files.bucket.write(str(path), to_text(records).encode("ascii"), expected=records.version or files.bucket.ABSENT)
+        files.bucket.write(str(path), content, expected=records.version or files.bucket.ABSENT)
         return
     check(directory)
     folder = temporary.TemporaryDirectory(path)
     try:
         try:
-            with open(folder.new, "x", encoding="ascii") as file:
-                file.write(to_text(records))
+            with open(folder.new, "xb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

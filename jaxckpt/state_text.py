@@ -9,7 +9,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 
@@ -37,12 +38,16 @@ class Records:
       last_preserved: registration time of the last checkpoint that `keep_checkpoint_every_n_hours` preserved; 0.0 for
         not known.
       version: generation of the object in a bucket that says so; None if there is none.
+      by_others: jaxckpt did not write the file that says so, or somebody has changed it since: the user, TensorFlow.
+      tensorflow: names in the file that are TensorFlow's checkpoints. A file that names one is never replaced.
     """
 
     entries: dict[str, float] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     last_preserved: float = 0.0
     version: bytes | None = field(default=None, compare=False)
+    by_others: bool = field(default=False, compare=False)
+    tensorflow: list[str] = field(default_factory=list, compare=False)
 
     @property
     def latest(self) -> str | None:
@@ -55,8 +60,14 @@ class Records:
         self.entries[name] = timestamp
         self.kept.discard(name)
 
+    def forget(self, names: Collection[str]) -> None:
+        """Takes names out of all lists."""
+        self.entries = {name: at for name, at in self.entries.items() if name not in names}
+        self.kept.difference_update(names)
+
 
 _KEPT = "# kept for ever: "
+_SEAL = "# written by jaxckpt, checksum of the lines above: "
 _GAP = r"(?:\s|\#[^\n]*+)*+"
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fF]?(?![\w.])"
@@ -86,6 +97,17 @@ def to_text(records: Records) -> str:
         lines.append(f"last_preserved_timestamp: {records.last_preserved!r}")
     lines += [_KEPT + _quoted(name) for name in sorted(records.kept)]
     return "\n".join(lines) + "\n"
+
+
+def sealed(text: str) -> str:
+    """Returns the text of a state file with a last line by which jaxckpt knows that nobody else wrote or changed it."""
+    return f"{text}{_SEAL}{zlib.crc32(text.encode('ascii')):08x}\n"
+
+
+def is_sealed(text: str) -> bool:
+    """Whether a text is as `sealed` returned it."""
+    body, found, _ = text.rpartition(_SEAL)
+    return bool(found) and body.isascii() and text == sealed(body)
 
 
 def from_text(text: str) -> Records:

@@ -80,6 +80,9 @@ class CheckpointLoadStatus:
     def initialize_or_restore(self, session: None = None) -> None:
         """Does nothing: values exist, and are restored, already (TensorFlow needs it for graphs and sessions)."""
 
+    def run_restore_ops(self, session: None = None) -> None:
+        """Does nothing: values are restored already (TensorFlow needs it for graphs and sessions)."""
+
     def _acknowledge(self) -> None:
         if self._path is None:
             raise AssertionError("No checkpoint specified (the path was None); nothing is being restored.")

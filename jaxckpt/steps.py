@@ -1,10 +1,14 @@
 """When a manager saves: the step counter, and which step counts as saved."""
 
+import numbers
 import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import jax
+import numpy as np
 
 
 @dataclass(eq=False)
@@ -68,34 +72,69 @@ def step_reader(step_counter: Any) -> Callable[[], int]:
     """Returns a function that reads a step counter.
 
     Args:
-      step_counter: a function without arguments, or anything that `int()` takes, which is read once to see whether it
-        does.
+      step_counter: a function without arguments, or an object with `__int__` or `__index__` whose value can change (an
+        NNX Variable, a numpy array without dimensions), which is read once to see whether it gives a step.
 
     Raises:
       TypeError: it is neither. The function raises it as well.
+      ValueError: it can never change, so only the first step would ever be saved.
     """
+    kind = type(step_counter)
     # An NNX Variable can be called too: it forwards the call to its value.
-    if callable(step_counter) and not hasattr(type(step_counter), "__int__"):
+    if callable(step_counter) and not (hasattr(kind, "__int__") or hasattr(kind, "__index__")):
         return lambda: _step(step_counter())
-    if step_counter is not None:
-        _step(step_counter)
+    if step_counter is None:
+        return lambda: _step(step_counter)
+    _step(step_counter)
+    if _never_changes(step_counter):
+        raise ValueError(
+            f"step_counter={step_counter!r} can never change, so the manager would save this step and then nothing "
+            "more. Give a function that reads the current step: step_counter=lambda: checkpoint.step"
+        )
     return lambda: _step(step_counter)
 
 
-def _step(value: Any) -> int:
-    shape = getattr(value, "shape", ())
-    if isinstance(value, (bool, str, bytes, bytearray)) or (isinstance(shape, tuple) and shape):
+def _never_changes(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        while isinstance(value, np.ndarray):  # A read-only view shows the changes of what it is a view of.
+            if value.flags.writeable:
+                return False
+            value = value.base
+        return True
+    return isinstance(value, (numbers.Number, np.generic, jax.Array))
+
+
+def _refuse_other_kinds(value: Any) -> None:
+    shape, kind = getattr(value, "shape", ()), getattr(getattr(value, "dtype", None), "kind", "")
+    # Kinds of numpy's dtypes: bool, bytes, str, object, times.
+    if (
+        isinstance(value, (bool, str, bytes, bytearray))
+        or kind in tuple("bSUOmM")
+        or (isinstance(shape, tuple) and shape)
+    ):
         raise TypeError(f"step_counter must give the current step, an int; got {value!r}.")
+
+
+def _step(value: Any) -> int:
+    _refuse_other_kinds(value)
     try:
         return operator.index(value)
     except TypeError:
         pass
     try:
-        number, exact = int(value), float(value)
+        number = int(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(
             f"step_counter must give the current step, an int; got {type(value).__name__}: {error}"
         ) from error
-    if number != exact:
+    if _is_fraction_of(number, value):
         raise TypeError(f"step_counter must give the current step, an int; got {value!r}.")
     return number
+
+
+def _is_fraction_of(number: int, value: Any) -> bool:
+    """Whether `int()` cut something off. An object with `__int__` alone says nothing else than that."""
+    try:
+        return hasattr(type(value), "__float__") and number != float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import jax
 
 from jaxckpt import callbacks, devices
-from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings
+from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, checked_options
 from jaxckpt.storage import layout
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
@@ -91,10 +91,8 @@ def to_orbax(options: CheckpointOptions) -> OrbaxTranslation:
       TypeError: `options` is not a CheckpointOptions, or something that is not callable was put into its callbacks.
       ValueError: the device does not exist, or an unsuitable callable was put into the callbacks.
     """
-    if not isinstance(options, CheckpointOptions):
-        raise TypeError(
-            f"options: expected a jaxckpt.CheckpointOptions, got {options!r} of type {type(options).__name__}."
-        )
+    if checked_options(options) is None:
+        raise TypeError("options must be a jaxckpt.CheckpointOptions, got None.")
     callbacks.check_callbacks(options.experimental_write_callbacks)  # The list may have been changed in place.
     orbax = options.orbax or OrbaxSettings()
     policy = options.experimental_sharding_callback

@@ -12,7 +12,9 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections import abc
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +117,9 @@ class TestArguments:
             ({"checkpoint_name": None}, TypeError, "checkpoint_name"),
             ({"checkpoint_name": b"ckpt"}, TypeError, "checkpoint_name"),
             ({"checkpoint_interval": 5}, ValueError, "step_counter"),
-            ({"checkpoint_interval": 0, "step_counter": 1}, ValueError, "checkpoint_interval"),
-            ({"checkpoint_interval": 1.5, "step_counter": 1}, TypeError, "checkpoint_interval"),
-            ({"checkpoint_interval": True, "step_counter": 1}, TypeError, "checkpoint_interval"),
+            ({"checkpoint_interval": 0, "step_counter": lambda: 1}, ValueError, "checkpoint_interval"),
+            ({"checkpoint_interval": 1.5, "step_counter": lambda: 1}, TypeError, "checkpoint_interval"),
+            ({"checkpoint_interval": True, "step_counter": lambda: 1}, TypeError, "checkpoint_interval"),
             ({"step_counter": "5"}, TypeError, "step_counter"),
             ({"step_counter": object()}, TypeError, "step_counter"),
             ({"step_counter": True}, TypeError, "step_counter"),
@@ -275,7 +277,7 @@ class TestRetention:
         assert names([manager.latest_checkpoint or ""]) == ["ckpt-3"]
         assert jaxckpt.latest_checkpoint(tmp_path) is None
         assert make_manager(tmp_path, 3).restore_or_initialize() == str(tmp_path / "ckpt-3")
-        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-3")
+        assert jaxckpt.latest_checkpoint(tmp_path) is None  # The file is changed by the next save only.
         for name in ("ckpt-1", "ckpt-3"):
             shutil.rmtree(tmp_path / name)
         assert manager.checkpoints == []
@@ -432,9 +434,27 @@ class TestPreserving:
             assert second.save() == str(tmp_path / f"ckpt-{number}")
             assert names(second.checkpoints) == [f"ckpt-{number}"]
         assert on_disk(tmp_path) == ["ckpt-2", "ckpt-3", "ckpt-5"]
-        assert state_of(tmp_path).last_preserved_timestamp == 5000.0
+        assert state_of(tmp_path).last_preserved_timestamp == 5010.0
         assert state_of(tmp_path).all_model_checkpoint_timestamps == [5020.0]
         make_manager(tmp_path, 1)  # Warned once.
+
+    def test_a_reader_whose_clock_is_behind_writes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An evaluator on another machine, beside a trainer that preserves checkpoints."""
+        clock = Clock(monkeypatch, 10 * HOUR)
+        trainer = make_manager(tmp_path, 1, keep_checkpoint_every_n_hours=1)
+        for _ in range(3):
+            clock.now += HOUR
+            trainer.save()
+        make_checkpoint().write(tmp_path / "ckpt-4")  # A crash of the trainer. The evaluator has no business with it.
+        before = (tmp_path / "checkpoint").read_bytes()
+        clock.now -= HOUR + 120
+        with pytest.warns(UserWarning, match=r"clock is 120 s behind.*Nothing was registered"):
+            evaluator = make_manager(tmp_path, 1)
+        assert evaluator.restore_or_initialize() == str(tmp_path / "ckpt-4") == evaluator.latest_checkpoint
+        assert (tmp_path / "checkpoint").read_bytes() == before
+        assert state_of(tmp_path).preserved_checkpoint_paths == [str(tmp_path / f"ckpt-{number}") for number in (1, 2)]
 
     def test_a_clock_set_back_while_a_manager_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -493,12 +513,85 @@ class TestStart:
             later.save()
         assert on_disk(tmp_path) == [f"ckpt-{number}" for number in range(10, 15)]
 
-    def test_an_older_unregistered_one_is_not_the_latest(self, tmp_path: Path) -> None:
+    def test_an_older_unregistered_one_is_not_managed(self, tmp_path: Path) -> None:
         make_checkpoint().write(tmp_path / "ckpt-7")
         make_checkpoint().save(tmp_path / "ckpt")
-        manager = make_manager(tmp_path, 5)
-        assert names(manager.checkpoints) == ["ckpt-7", "ckpt-1"]
+        manager = make_manager(tmp_path, 1)
+        assert names(manager.checkpoints) == ["ckpt-1"]
         assert manager.latest_checkpoint == str(tmp_path / "ckpt-1")
+        manager.save()
+        manager.save()
+        assert on_disk(tmp_path) == ["ckpt-7", "ckpt-9"]
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            'model_checkpoint_path: "ckpt-2"\n',
+            'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\nall_model_checkpoint_paths: "ckpt-2"\n',
+            'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: ["ckpt-2", "ckpt-9"]\n# my note\n',
+            "without the last three",
+        ],
+    )
+    def test_a_state_file_written_by_hand_is_obeyed(self, text: str, tmp_path: Path) -> None:
+        first = make_checkpoint()
+        for value in range(1, 6):
+            first.value = np.full(4, float(value))
+            first.save(tmp_path / "ckpt")
+        if text == "without the last three":  # Lines are deleted from what jaxckpt wrote, and its last line stays.
+            lines = (tmp_path / "checkpoint").read_text().splitlines(keepends=True)
+            keep = [line for line in lines if not any(f"ckpt-{number}" in line for number in (3, 4, 5))]
+            text = 'model_checkpoint_path: "ckpt-2"\n' + "".join(line for line in keep if "timestamps" not in line)
+        (tmp_path / "checkpoint").write_text(text)
+        manager = make_manager(tmp_path, 1)
+        assert (tmp_path / "checkpoint").read_text() == text
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-2") == manager.latest_checkpoint
+        assert names(manager.checkpoints)[-1] == "ckpt-2"
+        assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
+        assert manager.checkpoint.value[0] == 2.0
+        assert (tmp_path / "checkpoint").read_text() == text
+        # What was taken out of the list is neither restored nor deleted; what is listed is managed.
+        assert [manager.save(), manager.save(2)] == [str(tmp_path / "ckpt-6"), str(tmp_path / "ckpt-2")]
+        listed = {"ckpt-1"} if "ckpt-1" in text else set()
+        assert set(on_disk(tmp_path)) == {"ckpt-1", "ckpt-2", "ckpt-3", "ckpt-4", "ckpt-5"} - listed
+        assert names(make_manager(tmp_path, 1).checkpoints) == ["ckpt-2"]
+
+    def test_a_file_that_names_another_checkpoint_is_obeyed(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            make_checkpoint(1.0).save(tmp_path / "ckpt")
+        make_checkpoint(7.0).write(tmp_path / "best")
+        (tmp_path / "checkpoint").write_text('model_checkpoint_path: "best"\n')
+        manager = make_manager(tmp_path, 1)
+        assert manager.latest_checkpoint == str(tmp_path / "best") == jaxckpt.latest_checkpoint(tmp_path)
+        assert manager.restore_or_initialize() == str(tmp_path / "best")
+        assert manager.checkpoint.value[0] == 7.0
+
+    def test_what_a_crash_left_after_a_file_was_written_by_hand(self, tmp_path: Path) -> None:
+        for _ in range(3):
+            make_checkpoint().save(tmp_path / "ckpt")
+        text = 'all_model_checkpoint_paths: "gone-1"\nmodel_checkpoint_path: "ckpt-1"\n'
+        (tmp_path / "checkpoint").write_text(text)
+        make_checkpoint(9.0).write(tmp_path / "ckpt-4")
+        manager = make_manager(tmp_path, 5)
+        assert names(manager.checkpoints) == ["ckpt-1", "ckpt-4"]
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-4") == manager.latest_checkpoint
+        assert names(state_of(tmp_path).all_model_checkpoint_paths) == ["gone-1", "ckpt-1", "ckpt-4"]
+
+    def test_where_nothing_that_is_listed_exists_the_disk_decides(self, tmp_path: Path) -> None:
+        for value in (1.0, 2.0):
+            make_checkpoint(value).save(tmp_path / "ckpt")
+        (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-9"\n')
+        manager = make_manager(tmp_path, 5, init_fn=pytest.fail)
+        assert names(manager.checkpoints) == ["ckpt-1", "ckpt-2"]
+        assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
+
+    def test_what_a_crash_left_is_found_beside_other_names(self, tmp_path: Path) -> None:
+        """The other one registers after the crash: the file's newest entry is younger than what the crash left."""
+        make_manager(tmp_path, 2).save()
+        make_checkpoint(5.0).write(tmp_path / "ckpt-2")
+        make_checkpoint().save(tmp_path / "other")
+        manager = make_manager(tmp_path, 2)
+        assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "other-1")
 
     @pytest.mark.parametrize("state", [None, "", "garbage", 'model_checkpoint_path: "ckpt-4'])
     def test_a_lost_state_file_loses_no_checkpoint(
@@ -637,17 +730,59 @@ class TestInterval:
     @pytest.mark.parametrize(
         "make", [int, float, np.int64, jnp.int32, jnp.float32, np.array, lambda step: nnx.Variable(jnp.int32(step))]
     )
-    def test_step_counters(self, make: Callable[[int], Any], tmp_path: Path) -> None:
-        def save(step_counter: Any) -> str | None:
+    def test_functions_that_give_the_step(self, make: Callable[[int], Any], tmp_path: Path) -> None:
+        for step, saves in ((29, False), (30, True)):
             manager = make_manager(
-                tmp_path, None, step_counter=step_counter, checkpoint_interval=10, last_checkpoint_step=20
+                tmp_path,
+                None,
+                step_counter=functools.partial(make, step),
+                checkpoint_interval=10,
+                last_checkpoint_step=20,
             )
-            return manager.save()
+            assert (manager.save() is not None) == saves
 
-        assert save(make(29)) is None
-        assert save(lambda: make(29)) is None
-        assert save(make(30)) is not None
-        assert save(lambda: make(31)) is not None
+    @pytest.mark.parametrize(
+        "number",
+        [3, 3.0, Fraction(3), np.int64(3), np.float32(3), jnp.int32(3), np.asarray(jnp.int32(3))],
+        ids=lambda number: type(number).__name__,
+    )
+    def test_a_counter_that_cannot_count_is_refused(self, number: Any, tmp_path: Path) -> None:
+        for interval in (None, 10):
+            with pytest.raises(ValueError, match=r"can never change.*step_counter=lambda: checkpoint\.step"):
+                make_manager(tmp_path / "d", step_counter=number, checkpoint_interval=interval)
+        with pytest.raises(ValueError, match="step_counter=lambda"):
+            jaxckpt.CheckpointConfig(str(tmp_path / "d"), 3, step_counter=number)
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("bad", [True, np.bool_(True), "3", b"3", np.array(True), np.array("3"), np.array([3])])
+    def test_a_counter_that_is_no_number_is_refused(self, bad: Any, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match="step_counter must give the current step"):
+            make_manager(tmp_path, step_counter=bad)
+        with pytest.raises(TypeError, match="step_counter must give the current step"):
+            make_manager(tmp_path, step_counter=lambda: bad, checkpoint_interval=1).save()
+
+    @pytest.mark.parametrize("method", ["__int__", "__index__"])
+    @pytest.mark.parametrize("bases", [(), (abc.Callable,)], ids=["plain", "callable"])
+    def test_objects_that_count(self, method: str, bases: tuple[type, ...], tmp_path: Path) -> None:
+        """An object with one of the two methods alone is enough, whether or not it can be called too."""
+        members = {method: lambda self: self.step, "__call__": lambda self: pytest.fail("called")}
+        counter = type("Counter", bases, members if bases else {method: members[method]})()
+        counter.step = 2**60 + 1  # `float()` would round it.
+        self.count(counter, counter.__dict__.__setitem__, "step", tmp_path)
+
+    def test_arrays_that_count(self, tmp_path: Path) -> None:
+        array = np.array(2**60 + 1)
+        self.count(array, array.__setitem__, (), tmp_path)
+
+    @staticmethod
+    def count(counter: Any, change: Callable[[Any, int], None], key: Any, directory: Path) -> None:
+        manager = make_manager(directory, None, step_counter=counter, checkpoint_interval=2)
+        saved = []
+        for step in range(2**60 + 1, 2**60 + 7):
+            change(key, step)
+            saved.append(manager.save() is not None)
+            assert manager.last_checkpoint_step == step - (not saved[-1])
+        assert saved == [True, False, True, False, True, False]
 
     def test_a_step_counter_that_changes_in_place(self, tmp_path: Path) -> None:
         step = nnx.Variable(jnp.int32(0))
@@ -665,7 +800,7 @@ class TestInterval:
         assert not os.listdir(tmp_path)
 
     def test_without_an_interval_every_call_saves(self, tmp_path: Path) -> None:
-        manager = make_manager(tmp_path, step_counter=5)
+        manager = make_manager(tmp_path, step_counter=lambda: 5)
         assert [manager.save(), manager.save()] == [str(tmp_path / "ckpt-1"), str(tmp_path / "ckpt-2")]
         assert manager.last_checkpoint_step is None
 
@@ -992,6 +1127,121 @@ class TestRestore:
             manager.restore_or_initialize(jaxckpt.CheckpointOptions(experimental_io_device=99))
 
 
+class TestBesideRetention:
+    """An evaluator beside a trainer that deletes what it has just found."""
+
+    @pytest.fixture
+    def trainer(self, tmp_path: Path) -> jaxckpt.CheckpointManager:
+        trainer = make_manager(tmp_path, 1)
+        trainer.save()
+        return trainer
+
+    @staticmethod
+    def save_before_each_look(
+        monkeypatch: pytest.MonkeyPatch, trainer: jaxckpt.CheckpointManager, times: int
+    ) -> list[str]:
+        """Lets the trainer save, and delete, between the moment a path is found and the moment it is looked at."""
+        look, saved = storage.is_checkpoint, []
+
+        def is_checkpoint(path: str) -> bool:
+            if len(saved) < times:
+                saved.append("")
+                trainer.checkpoint.value = trainer.checkpoint.value + 1
+                saved[-1] = trainer.save()
+            return look(path)
+
+        monkeypatch.setattr(storage, "is_checkpoint", is_checkpoint)
+        return saved
+
+    @pytest.mark.parametrize("times", [1, 3])
+    @pytest.mark.parametrize(
+        "find",
+        [
+            lambda directory: make_manager(directory, 1).latest_checkpoint,
+            lambda directory: make_manager(directory, 1, init_fn=pytest.fail).restore_or_initialize(),
+            lambda directory: jaxckpt.latest_checkpoint(directory),
+            lambda directory: next(jaxckpt.checkpoints_iterator(directory, timeout=0)),
+        ],
+        ids=["manager", "restore", "function", "iterator"],
+    )
+    def test_the_newest_then_is_found(
+        self,
+        find: Callable[[Path], str | None],
+        times: int,
+        trainer: jaxckpt.CheckpointManager,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        saved = self.save_before_each_look(monkeypatch, trainer, times)
+        assert find(tmp_path) == saved[-1] == str(tmp_path / f"ckpt-{times + 1}")
+
+    def test_deleted_while_it_is_read(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        class Racing(jaxckpt.Checkpoint):
+            def restore(self, path: str, options: Any = None) -> Any:
+                if len(paths) < 3:
+                    trainer.checkpoint.value = trainer.checkpoint.value + 1
+                    trainer.save()
+                paths.append(path)
+                return super().restore(path, options)
+
+        paths: list[str] = []
+        evaluator = make_manager(tmp_path, 1, checkpoint=Racing(value=np.zeros(4), step=0), init_fn=pytest.fail)
+        assert evaluator.restore_or_initialize() == str(tmp_path / "ckpt-4")
+        assert names(paths) == ["ckpt-1", "ckpt-2", "ckpt-3", "ckpt-4"]
+        assert evaluator.checkpoint.value[0] == 3.0
+
+    def test_all_deleted(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        """That there was one is no reason to start anew."""
+
+        class Racing(jaxckpt.Checkpoint):
+            def restore(self, path: str, options: Any = None) -> Any:
+                shutil.rmtree(path)
+                return super().restore(path, options)
+
+        evaluator = make_manager(tmp_path, 1, checkpoint=Racing(value=np.zeros(4), step=0), init_fn=pytest.fail)
+        with pytest.raises(FileNotFoundError, match="All checkpoints were deleted") as caught:
+            evaluator.restore_or_initialize()
+        assert caught.value.filename == str(tmp_path / "ckpt-1")
+
+    def test_a_trainer_that_is_always_faster(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        class Racing(jaxckpt.Checkpoint):
+            def restore(self, path: str, options: Any = None) -> Any:
+                trainer.save()
+                return super().restore(path, options)
+
+        evaluator = make_manager(tmp_path, 1, checkpoint=Racing(value=np.zeros(4), step=0))
+        with pytest.raises((FileNotFoundError, jaxckpt.CorruptCheckpointError)):
+            evaluator.restore_or_initialize()
+
+    def test_two_programs(self, trainer: jaxckpt.CheckpointManager, tmp_path: Path) -> None:
+        ended = threading.Event()
+        errors: list[BaseException] = []
+
+        def train() -> None:
+            try:
+                while not ended.is_set():
+                    trainer.checkpoint.value = trainer.checkpoint.value + 1
+                    trainer.save()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        try:
+            last = -1.0
+            for _ in range(40):
+                evaluator = make_manager(tmp_path, 1, init_fn=pytest.fail)
+                assert evaluator.latest_checkpoint is not None
+                assert jaxckpt.latest_checkpoint(tmp_path) is not None
+                assert evaluator.restore_or_initialize() is not None
+                assert evaluator.checkpoint.value[0] >= last
+                last = evaluator.checkpoint.value[0]
+        finally:
+            ended.set()
+            thread.join()
+        assert errors == []
+
+
 class ManagerMachine(RuleBasedStateMachine):
     """A manager against a model of the rules, over restarts, crashes, deletions and lost state files."""
 
@@ -1002,8 +1252,9 @@ class ManagerMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         logging.getLogger("jaxckpt").setLevel(logging.CRITICAL)
         self.directory = Path(tempfile.mkdtemp(prefix="jaxckpt-test-"))
-        # What is adopted has its real commit time: the clock shows that, moved by whole hours.
         self.clock = Clock(self.patch, 0.0, goes_on=True)
+        self.times: dict[str, float] = {}  # name -> when its commit began
+        self.patch.setattr(state_file, "commit_time", lambda path: self.times.get(os.path.basename(path), 0.0))
         self.checkpoint = jaxckpt.Checkpoint(value=np.zeros(2), saved=0)
         self.saved = 0
         self.contents: dict[int, int] = {}  # number -> which save wrote it: the order of commits
@@ -1025,7 +1276,8 @@ class ManagerMachine(RuleBasedStateMachine):
     def newest(self, listed: dict[int, int]) -> set[int]:
         return set(listed if self.keep is None else list(listed)[-self.keep :])
 
-    def committed(self, number: int) -> None:
+    def committed(self, number: int, began: float) -> None:
+        self.times[f"name-{number}"] = began
         self.saved += 1
         self.contents[number] = self.saved
 
@@ -1076,24 +1328,24 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         number = self.checkpoint.save_counter + 1
         if number in self.contents:
             number = max(self.contents) + 1
         assert self.manager.save() == str(self.directory / f"name-{number}")
-        self.committed(number)
+        self.committed(number, began)
         self.registered(number)
 
     @rule(number=NUMBERS)
     def save_number(self, number: int) -> None:
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         assert self.manager.save(number) == str(self.directory / f"name-{number}")
-        self.committed(number)
+        self.committed(number, began)
         self.registered(number)
 
     @rule()
     def save_in_background_with_a_failing_callback(self) -> None:
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         number = max([*self.contents, 0]) + 1
 
         def fail() -> None:
@@ -1102,7 +1354,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.manager.save(number, options=ASYNC(experimental_write_callbacks=[fail]))
         with pytest.raises(ZeroDivisionError):
             self.manager.sync()
-        self.committed(number)
+        self.committed(number, began)
         self.registered(number)
 
     @rule()
@@ -1116,9 +1368,9 @@ class ManagerMachine(RuleBasedStateMachine):
     def commit_without_registering(self) -> None:
         """As a crash between the two leaves it."""
         number = max([*self.contents, 0]) + 1
-        self.checkpoint.saved = self.saved + 1
+        self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         self.checkpoint.write(self.directory / f"name-{number}")
-        self.committed(number)
+        self.committed(number, began)
 
     @precondition(lambda self: self.contents)
     @rule(data=st.data())

@@ -1,5 +1,6 @@
-"""The README's Python runs as written: in an empty directory, twice, in processes of their own."""
+"""The Python of the README, and of the page for users of TensorFlow, runs as written: in empty directories, in processes of their own."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -48,6 +49,39 @@ def test_the_options_of_several_processes_are_right() -> None:
     assert found["options"].experimental_io_device == "/job:worker/task:0"
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([\w/.]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+def tensorflow_page() -> list[str]:
+    """The blocks of the page that a reader follows from top to bottom, then those that need TensorFlow."""
+    text = (ROOT / "docs" / "from_tensorflow.md").read_text(encoding="utf-8")
+    blocks: list[str] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return blocks
+
+
+def test_the_page_for_users_of_tensorflow_runs(tmp_path: Path) -> None:
+    blocks = [block for block in tensorflow_page() if "import tensorflow" not in block]
+    assert len(blocks) == 5
+    printed = run("\n".join(blocks), tmp_path)
+    assert "save() appends a number ('ckpt-1') and returns the full path; pass that one" in printed
+    assert (tmp_path / "checkpoints" / "ckpt-1").is_dir()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
+def test_the_wrapper_of_a_tensorflow_iterator_runs(tmp_path: Path) -> None:
+    (block,) = [block for block in tensorflow_page() if "import tensorflow" in block]
+    run(block, tmp_path)
+
+
+def test_the_wrapper_of_a_tensorflow_iterator_compiles() -> None:
+    (block,) = [block for block in tensorflow_page() if "import tensorflow" in block]
+    compile(block, "from_tensorflow.md", "exec")
+
+
+LINKS = [
+    (page, link)
+    for page in ("README.md", "docs/from_tensorflow.md")
+    for link in re.findall(r"\]\(([\w/.]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_somewhere(page: str, link: str) -> None:
+    assert ((ROOT / page).parent / link).exists()

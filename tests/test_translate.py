@@ -75,7 +75,7 @@ def test_device_that_does_not_exist_is_refused(device):
 
 @pytest.mark.parametrize("value", [None, {}, "options", CheckpointOptions, OrbaxSettings()])
 def test_other_values_are_refused(value):
-    with pytest.raises(TypeError, match=r"options: expected a jaxckpt\.CheckpointOptions, got"):
+    with pytest.raises(TypeError, match=r"options must be a jaxckpt\.CheckpointOptions.*, got"):
         to_orbax(value)
 
 

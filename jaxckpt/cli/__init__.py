@@ -12,10 +12,10 @@ import difflib
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
-from jaxckpt.cli.output import describe
+from jaxckpt.cli.output import describe, print_error, print_traceback, printable, warnings_as_lines
 from jaxckpt.errors import CheckpointError
 
 COMMANDS = ("demo", "inspect", "verify", "diff", "explain", "list", "clean")
@@ -40,24 +40,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parsed(argv)
     try:
-        code: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
-        sys.stdout.flush()  # Here, where a broken pipe can still be handled.
+        command = importlib.import_module(f"{__name__}.{arguments.command}")
+        with warnings_as_lines(arguments.command):
+            code: int = command.run(arguments)
+        # Here, where a broken pipe can still be handled.
+        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        print_error("")
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`). What Python still holds for it must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:
-        if arguments.debug:
-            traceback.print_exc()
-        elif isinstance(error, _EXPECTED):
-            print(f"jaxckpt {arguments.command}: error: {describe(error)}", file=sys.stderr)
+        if arguments.debug or not isinstance(error, _EXPECTED):
+            print_traceback(error)
         else:
-            raise
+            print_error(f"jaxckpt {arguments.command}: error: {describe(error)}")
         return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints about arguments, which may be names of files, are printable."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,13 +84,13 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     from jaxckpt import __version__
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxckpt",
         description="Looks at, checks and compares checkpoints; `jaxckpt demo` shows how training uses them.",
     )

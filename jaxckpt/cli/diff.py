@@ -64,12 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     import jaxckpt
 
     with Progress("opening") as progress:
-        a, b = (jaxckpt.load_checkpoint(checkpoint_at(path)) for path in (arguments.a, arguments.b))
-        names = [
-            name
-            for name in sorted({*a.keys(), *b.keys()})
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in arguments.ignore)
-        ]
+        a, b = (jaxckpt.Reader(checkpoint_at(path)) for path in (arguments.a, arguments.b))
+        names, ignored = _selected(sorted({*a.keys(), *b.keys()}), arguments.ignore, progress)
         differences, total = [], 0
         for index, name in enumerate(names):
             progress.update(f"comparing {index + 1} of {len(names)} leaves")
@@ -83,21 +79,38 @@ def run(arguments: argparse.Namespace) -> int:
             {
                 "a": a.path,
                 "b": b.path,
-                "identical": not differences,
+                "identical": not differences if names or not ignored else None,
                 "leaves": len(names),
+                "ignored": ignored,
                 "differences": [_as_json(difference) for difference in differences],
             }
         )
         return 1 if differences else 0
     print_line(f"A: {a.path}")
     print_line(f"B: {b.path}")
+    left_out = f"; {count(ignored, 'leaf', 'leaves')} left out by --ignore, not compared" if ignored else ""
     if not differences:
-        print_line(f"identical: {count(len(names), 'leaf', 'leaves')}, {human_bytes(total)}, bit for bit")
+        if ignored and not names:
+            print_line(f"nothing compared{left_out}")
+        else:
+            leaves = count(len(names), "leaf", "leaves")
+            print_line(f"identical: {leaves}, {human_bytes(total)}, bit for bit{left_out}")
         return 0
     for line in table([(difference.kind, difference.name, difference.text) for difference in differences]):
         print_line(line)
-    print_line(f"different: {len(differences)} of {count(len(names), 'leaf', 'leaves')}")
+    print_line(f"different: {len(differences)} of {count(len(names), 'leaf', 'leaves')}{left_out}")
     return 1
+
+
+def _selected(names: list[str], patterns: list[str], progress: Progress) -> tuple[list[str], int]:
+    """Returns the names that no pattern matches, and how many one does; warns about a pattern that matches none."""
+    ignored: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
+        if not matched:
+            progress.complain(f"jaxckpt diff: warning: --ignore {pattern!r} matches no leaf of either checkpoint")
+        ignored |= matched
+    return [name for name in names if name not in ignored], len(ignored)
 
 
 def _compare(a: "Reader", b: "Reader", name: str) -> Difference | None:

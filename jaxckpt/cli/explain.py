@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in manager.items():
         print_line(f"  {name}: {'null' if value is None else value}")
     print_line()
-    print_line(str(translation))
+    for line in str(translation).split("\n"):
+        print_line(line)
     return 0
 
 

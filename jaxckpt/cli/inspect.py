@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = checkpoint_at(arguments.path)
     with Progress(f"reading the metadata of {path}"):
-        reader = jaxckpt.load_checkpoint(path)
+        reader = jaxckpt.Reader(path)
         leaves = [reader.metadata(name) for name in reader.keys()]
         on_disk = size_of(path)
     total = sum(leaf.nbytes for leaf in leaves)

@@ -6,7 +6,17 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from jaxckpt.cli.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes, table
+from jaxckpt.cli.output import (
+    Progress,
+    count,
+    human_age,
+    human_bytes,
+    print_error,
+    print_json,
+    print_line,
+    sum_bytes,
+    table,
+)
 from jaxckpt.cli.resolve import existing_directory, size_of
 
 if TYPE_CHECKING:
@@ -15,7 +25,8 @@ if TYPE_CHECKING:
 HELP = "show the checkpoints of a directory: sizes, ages, the latest, leftovers"
 DESCRIPTION = (
     "Shows the committed checkpoints of a directory, oldest first, which of them the state file lists, which one is "
-    "the latest, and the temporary directories of saves that run or were killed (`jaxckpt clean` removes the latter)."
+    "the latest, and the temporary directories of saves that run or were killed (`jaxckpt clean` removes the latter). "
+    "Exits 1 if there is no checkpoint."
 )
 
 
@@ -49,11 +60,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     import jaxckpt
     from jaxckpt import storage
+    from jaxckpt.storage import files
 
     directory = existing_directory(arguments.directory)
+    if storage.is_checkpoint(directory):
+        above = os.path.dirname(files.absolute(directory))
+        raise ValueError(
+            f"{directory} is a checkpoint, not a directory of checkpoints. `jaxckpt inspect {directory}` shows it, "
+            f"`jaxckpt list {above}` what lies beside it."
+        )
     with Progress(f"looking through {directory}"):
         state = jaxckpt.get_checkpoint_state(directory)
-        latest = jaxckpt.latest_checkpoint(directory)
+        latest = None if state is None else jaxckpt.latest_checkpoint(directory)
         checkpoints = _checkpoints(directory, state, latest)
         leftovers = storage.leftovers(directory)
     if arguments.json:
@@ -65,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "leftovers": [asdict(leftover) for leftover in leftovers],
             }
         )
-        return 0
+        return _exit_code(directory, checkpoints)
     total = sum_bytes(checkpoint.bytes for checkpoint in checkpoints)
     print_line(f"{directory}: {count(len(checkpoints), 'checkpoint')}, {human_bytes(total)}")
     rows = [
@@ -96,7 +114,18 @@ def run(arguments: argparse.Namespace) -> int:
             print_line(line)
         if dead:
             print_line(f"`jaxckpt clean {directory}` removes what was left.")
-    return 0
+    return _exit_code(directory, checkpoints)
+
+
+def _exit_code(directory: str, checkpoints: list[Listed]) -> int:
+    """Returns 0 if there are checkpoints; otherwise says that there are none, and returns 1."""
+    from jaxckpt.storage import foreign
+
+    if checkpoints:
+        return 0
+    what = foreign.describe_directory(directory)
+    print_error(f"jaxckpt list: error: {directory} holds no checkpoint" + (f": {what}" if what else "."))
+    return 1
 
 
 def _checkpoints(directory: str, state: "CheckpointState | None", latest: str | None) -> list[Listed]:

@@ -1,25 +1,98 @@
-"""What the commands print: JSON, sizes, ages, tables, errors; and a progress line on stderr."""
+"""What the commands print: lines, JSON, sizes, ages, tables, errors, warnings; and a progress line on stderr.
 
+Names of leaves, paths and messages come from strangers' files. Every line passes `printable`, so none of them can move the
+cursor, forge a line or change the order of the text. Commands print with the functions of this module only.
+"""
+
+import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Self
+import traceback
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self, TextIO
+
+# Characters without a width that count as letters or marks: a combining joiner and the fillers of Hangul.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
+
+
+def printable(text: str) -> str:
+    """Returns `text` with every character escaped that is not seen, or that acts on a terminal.
+
+    These are control characters (C0 and C1, escape and line breaks among them), line and paragraph separators, formatting
+    characters (the order of text, zero width), lone surrogates (bytes of a file name that are no text), and code points
+    without a character. Other text stays as it is, whatever its script.
+    """
+    if text.isprintable() and _INVISIBLE.isdisjoint(text):
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if (character.isprintable() and character not in _INVISIBLE) or unicodedata.category(character) == "Zs":
+        return character
+    return ascii(character)[1:-1]
 
 
 def print_json(value: Any) -> None:
-    """Prints `value` as JSON, indented."""
-    # Names of files may hold bytes that are no text: escaped, they do not make the output unreadable.
+    """Prints `value` as JSON, indented. Whatever is not ASCII, or a control character, stands escaped in it."""
     print(json.dumps(value, indent=2, default=str))
 
 
 def print_line(text: str = "") -> None:
-    """Prints a line; what the terminal's encoding lacks is shown escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    """Prints a line on stdout; what cannot be shown there is escaped."""
+    _print(text, sys.stdout)
+
+
+def print_error(text: str) -> None:
+    """Prints a line on stderr; what cannot be shown there is escaped."""
+    _print(text, sys.stderr)
+
+
+def print_traceback(error: BaseException) -> None:
+    """Prints the traceback of an exception on stderr."""
+    for line in "".join(traceback.format_exception(error)).rstrip("\n").split("\n"):
+        print_error(line)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    print(_encodable(printable(text), stream), file=stream, flush=True)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextlib.contextmanager
+def warnings_as_lines(command: str) -> Iterator[None]:
+    """Prints what the code inside warns of (by `warnings` or `logging`) as lines on stderr that name the command.
+
+    Args:
+      command: name of the command.
+    """
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print_error(f"jaxckpt {command}: warning: {_one_line(str(message))}")
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    handler = Lines(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def sum_bytes(sizes: Iterable[int | None]) -> int | None:
@@ -67,7 +140,7 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
       rows: cells; all rows have the same number.
       right: columns that are aligned at the right.
     """
-    rows = list(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
     right = set(right)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -80,7 +153,7 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 
 
 def describe(error: BaseException) -> str:
-    """Returns what an exception says, in one line: the file of an OSError first, then its notes."""
+    """Returns what an exception says, in one line: the file of an OSError first, then its notes. Names in it are as they are."""
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
     elif isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -93,7 +166,7 @@ def describe(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    lines = list(filter(None, map(str.strip, text.splitlines())))
+    lines = list(filter(None, map(str.strip, text.split("\n"))))
     # A list with a heading, as a ConfigError has, becomes "heading: item; item".
     if lines and lines[0].endswith(":"):
         return f"{lines[0]} {'; '.join(lines[1:])}"
@@ -146,7 +219,7 @@ class Progress:
         """Prints a line on stderr; the progress line gives way to it."""
         with self._lock:
             self._clear()
-            print(text, file=sys.stderr, flush=True)
+            print_error(text)
 
     def _draw_until_done(self) -> None:
         self._done.wait(self._after)
@@ -154,7 +227,7 @@ class Progress:
             with self._lock:
                 line = f"{self._text}  {human_age(max(1.0, time.monotonic() - self._began))}"
                 width = shutil.get_terminal_size().columns - 1
-                self._write(f"\r\x1b[K{line[:width]}")
+                self._write(f"\r\x1b[K{_encodable(printable(line), sys.stderr)[:width]}")
                 self._shown = True
             self._done.wait(self._EVERY_SECS)
 

@@ -19,6 +19,7 @@ def checkpoint_at(path: str) -> str:
 
     if "://" in path:
         checked_path(path, "PATH")
+    path = files.spelled(path)
     if storage.is_checkpoint(path):
         return path
     latest = jaxckpt.latest_checkpoint(path)
@@ -49,6 +50,7 @@ def existing_directory(path: str) -> str:
     """
     if "://" in path:
         checked_path(path, "DIR")
+    path = files.spelled(path)
     files.names(path)
     return path
 

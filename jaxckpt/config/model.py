@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import TYPE_CHECKING, Annotated, Any, SupportsInt, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex, SupportsInt, get_type_hints
 
 from jaxckpt.config.kinds import Only, PositiveFloat, PositiveInt, fits, words
 from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy
 from jaxckpt.paths import checked_path
+from jaxckpt.steps import step_reader
 
 if TYPE_CHECKING:
     from jaxckpt.checkpoint import Checkpoint
@@ -38,7 +39,8 @@ class CheckpointConfig:
       max_to_keep: how many checkpoints are kept; None keeps all of them.
       keep_checkpoint_every_n_hours: one checkpoint in so many hours is kept for ever; None for none.
       checkpoint_name: the checkpoints are called ``<directory>/<checkpoint_name>-<number>``.
-      step_counter: tells the training step: a callable without arguments, or an object that ``int()`` accepts.
+      step_counter: tells the training step: a callable without arguments, or an object that ``int()`` accepts and that can
+        change.
       checkpoint_interval: least number of steps between two saves; the manager then needs a `step_counter`.
       init_fn: what `CheckpointManager.restore_or_initialize` calls, without arguments, when there is no checkpoint.
       last_checkpoint_step: the step of the last save, if there was one before this program.
@@ -53,7 +55,7 @@ class CheckpointConfig:
     max_to_keep: PositiveInt | None
     keep_checkpoint_every_n_hours: PositiveFloat | None = None
     checkpoint_name: Annotated[str, Only("a file name without /, as text", _is_name)] = "ckpt"
-    step_counter: Callable[[], SupportsInt] | SupportsInt | None = None
+    step_counter: Callable[[], SupportsInt] | SupportsInt | SupportsIndex | None = None
     checkpoint_interval: PositiveInt | None = None
     init_fn: Callable[[], object] | None = None
     last_checkpoint_step: int | None = None
@@ -67,6 +69,7 @@ class CheckpointConfig:
                 allowed = (words(annotation) or str(annotation)).replace("null", "None")
                 kind = ValueError if fits(annotation, value, narrow=False) else TypeError
                 raise kind(f"{name}: expected {allowed}, got {value!r}")
+        step_reader(self.step_counter)
         object.__setattr__(self, "options", copy.copy(self.options))
 
     def manager(self, checkpoint: "Checkpoint", **changes: Any) -> "CheckpointManager":

@@ -6,13 +6,30 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from jaxckpt.config.bounds import MAX_PROBLEMS
 from jaxckpt.errors import ConfigError
 
 # The keys from the top of the config down to a value: names in mappings, numbers in lists.
 KeyPath = tuple[object, ...]
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT_CHARS = 120
+# Of one problem: the messages of others, which it quotes, may hold all that they were given.
+_TEXT_CHARS = 2000
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to spell an int of thousands of digits.
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"<a number of {x.bit_length():,} bits>"
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = _SHORT_CHARS
+
+
+def shown(value: object) -> str:
+    """Returns the `repr` of a value, shortened."""
+    return _SHORT.repr(value)
 
 
 class Unusable:
@@ -42,7 +59,8 @@ class Problem:
     cause: BaseException | None = None
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, dotted(self.path), self.text) if part)
+        text = self.text if len(self.text) <= _TEXT_CHARS else f"{self.text[:_TEXT_CHARS]}..."
+        return ": ".join(part for part in (self.where, dotted(self.path), text) if part)
 
 
 def config_error(problems: Sequence[Problem], name: str) -> ConfigError:
@@ -51,7 +69,14 @@ def config_error(problems: Sequence[Problem], name: str) -> ConfigError:
     if len(lines) == 1:
         error = ConfigError(lines[0])
     else:
-        error = ConfigError(f"{len(lines)} problems in {name}:\n" + "\n".join(f"  {line}" for line in lines))
+        listed = [f"  {line}" for line in lines[:MAX_PROBLEMS]]
+        more = len(lines) > MAX_PROBLEMS
+        heading = (
+            f"more than {MAX_PROBLEMS} problems in {name}, the first ones"
+            if more
+            else f"{len(lines)} problems in {name}"
+        )
+        error = ConfigError("\n".join([f"{heading}:", *listed]))
     causes = [problem.cause for problem in problems if problem.cause is not None]
     if causes:
         error.__cause__ = causes[0] if len(causes) == 1 else BaseExceptionGroup("the config's imports failed", causes)
@@ -63,9 +88,10 @@ def dotted(path: KeyPath) -> str:
     text = ""
     for part in path:
         if isinstance(part, int) and not isinstance(part, bool):
-            text += f"[{part}]"
+            text += f"[{shown(part)}]"
         else:
-            word = part if isinstance(part, str) and part.isprintable() and part else repr(part)
+            plain = isinstance(part, str) and part.isprintable() and 0 < len(part) <= _SHORT_CHARS
+            word = str(part) if plain else shown(part)
             text += f".{word}" if text else word
     return text
 

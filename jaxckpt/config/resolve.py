@@ -15,6 +15,7 @@ from jaxckpt.config.schema import CALLBACKS, DEPRECATED, OPTIONS, ORBAX, POLICY
 from jaxckpt.config.sources import Source
 from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy
 from jaxckpt.paths import checked_path
+from jaxckpt.steps import step_reader
 
 
 def load_config(
@@ -75,6 +76,8 @@ def _top(reading: Source) -> dict[str, Any]:
             given = reading.data[name]
             which = "" if value is given else f", which is {got(value)}"
             reading.add(path, f"expected {schema.expected(path)}, got {reading.got(path, given)}{which}")
+        elif name == "step_counter":
+            _try(reading, path, step_reader, {"step_counter": value}, reading.data[name])
         values[name] = value
     for name in schema.REQUIRED:
         if name not in reading.data and reading.usable((name,)):

@@ -1,15 +1,23 @@
 """YAML text into plain values: the safe types only, no key twice, and the line of every key for messages.
 
 The text is composed into PyYAML's node graph, which keeps positions and repeated keys; the values are built from there.
+Aliases let a short text stand for very many values, so both steps count.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from jaxckpt.config.problems import UNUSABLE, KeyPath, Problem, ambiguous_number
+from jaxckpt.config.bounds import ITSELF, MAX_BYTES, MAX_DEPTH, MAX_DIGITS, TOO_DEEP, Counter, TooMuchError
+from jaxckpt.config.problems import UNUSABLE, KeyPath, Problem, ambiguous_number, shown
 
 _MAPPING = "tag:yaml.org,2002:map"
 _SEQUENCE = "tag:yaml.org,2002:seq"
+_INT = "tag:yaml.org,2002:int"
+_FLOAT = "tag:yaml.org,2002:float"
+_TEXT = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
+_VALUE = "tag:yaml.org,2002:value"
 
 
 class YamlText:
@@ -37,20 +45,34 @@ class YamlText:
         self._base = base
         self._root: Any = None
         self._scalars: dict[int, object] = {}
+        self._counter = Counter()
+        # Nodes that are being built, from the top down: one that is met again contains itself.
+        self._above: set[int] = set()
+        # The entries of the mappings with those that they merge in, by node.
+        self._entries: dict[int, list[tuple[Any, Any]]] = {}
+        # What is being built.
+        self._place: KeyPath = ()
         self.problems: list[Problem] = []
         self.valid = True
         self.end = 0
         self.value: object = None
         try:
-            self._loader: Any = yaml.SafeLoader(text)
+            if len(text) > MAX_BYTES:
+                raise TooMuchError(f"expected at most {MAX_BYTES:,} characters, got {len(text):,}")
+            self._loader: Any = _loader_class()(text)
             self._root = self._loader.get_single_node()
             if self._root is not None:
                 self.end = self._root.end_mark.index
                 self.value = self._build(self._root, ())
         except yaml.YAMLError as error:
             self._refuse(error)
+        except TooMuchError as error:
+            # The key at the top, by whose aliases the bound may have been exceeded far below.
+            path = self._place[:1]
+            line = self.line(path) if path else error.line
+            self._give_up(str(error), -1 if line is None else line, path)
         except RecursionError:
-            self._refuse(None)
+            self._give_up(TOO_DEEP, -1, ())
 
     def line(self, path: KeyPath) -> int | None:
         """Returns the line (counted from 0) of the key or list element at `path`; None if it is not in the text."""
@@ -65,47 +87,83 @@ class YamlText:
     def _refuse(self, error: Any) -> None:
         """Notes that the document as a whole is not usable."""
         mark = getattr(error, "problem_mark", None)
-        if error is None:
-            reason = "it is nested too deeply, or contains itself"
-        else:
-            reason = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
-            context = getattr(error, "context", None)
-            reason = f"{context}, {reason}" if context else reason
+        reason = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+        context = getattr(error, "context", None)
+        reason = f"{context}, {reason}" if context else reason
+        self._give_up(f"expected valid YAML, got an error: {reason}", mark.line if mark is not None else -1, ())
+
+    def _give_up(self, text: str, line: int, path: KeyPath) -> None:
         self.valid = False
         self.value = UNUSABLE
-        where = self._label(mark.line if mark is not None else -1)
-        self.problems = [Problem(self._base, f"expected valid YAML, got an error: {reason}", where)]
+        self.problems = [Problem((*self._base, *path), text, self._label(line))]
 
     def _build(self, node: Any, path: KeyPath) -> object:
-        if isinstance(node, self._yaml.MappingNode) and node.tag == _MAPPING:
-            return self._mapping(node, path)
-        if isinstance(node, self._yaml.SequenceNode) and node.tag == _SEQUENCE:
+        self._place = path
+        self._counter.add()
+        if isinstance(node, self._yaml.ScalarNode):
+            return self._scalar(node, path)
+        if node.tag != (_MAPPING if isinstance(node, self._yaml.MappingNode) else _SEQUENCE):
+            return self._problem(node, path, f"expected a plain mapping or list, got the YAML tag {shown(node.tag)}")
+        if id(node) in self._above:
+            return self._problem(node, path, ITSELF)
+        if len(path) >= MAX_DEPTH:
+            raise TooMuchError(TOO_DEEP)
+        self._above.add(id(node))
+        try:
+            if isinstance(node, self._yaml.MappingNode):
+                return self._mapping(node, path)
             return [self._build(child, (*path, index)) for index, child in enumerate(node.value)]
-        if not isinstance(node, self._yaml.ScalarNode):
-            return self._problem(node, path, f"expected a plain mapping or list, got the YAML tag {node.tag!r}")
-        return self._scalar(node, path)
+        finally:
+            self._above.discard(id(node))
 
     def _mapping(self, node: Any, path: KeyPath) -> object:
-        seen: dict[object, Any] = {}
-        for (
-            key_node,
-            _,
-        ) in node.value:  # before the merge keys (<<) are resolved: those may be overridden, a key given twice may not
+        return {
+            self._scalar(key_node, path): self._build(value_node, (*path, self._scalar(key_node, path)))
+            for key_node, value_node in self._merged(node, path)
+        }
+
+    def _merged(self, node: Any, path: KeyPath) -> list[tuple[Any, Any]]:
+        """Returns the entries of a mapping, each key once: its own, and those that its merge keys (<<) bring in."""
+        if id(node) in self._entries:
+            return self._entries[id(node)]
+        # Until it is known, a mapping that merges itself brings nothing in.
+        self._entries[id(node)] = []
+        own: dict[object, tuple[Any, Any]] = {}
+        brought: dict[object, tuple[Any, Any]] = {}
+        for key_node, value_node in node.value:
+            self._counter.add()
             if not isinstance(key_node, self._yaml.ScalarNode):
                 self._problem(key_node, path, "expected text as key, got a mapping or list")
                 continue
-            key = key_node.value if key_node.tag.endswith(":merge") else self._scalar(key_node, path)
-            if key in seen:
-                first = self._label(seen[key].start_mark.line)
+            is_merge = key_node.tag == _MERGE
+            if key_node.tag == _VALUE:
+                # The key "=".
+                key_node.tag = _TEXT
+            key = key_node.value if is_merge else self._scalar(key_node, path)
+            if key in own:
+                first = self._label(own[key][0].start_mark.line)
                 self._problem(key_node, (*path, key), f"expected each key once, got it twice (first at {first})")
-            seen.setdefault(key, key_node)
-        self._loader.flatten_mapping(node)
-        built: dict[object, object] = {}
-        for key_node, value_node in node.value:
-            if isinstance(key_node, self._yaml.ScalarNode):
-                key = self._scalar(key_node, path)
-                built[key] = self._build(value_node, (*path, key))
-        return built
+            own[key] = key_node, value_node
+            if is_merge:
+                self._bring_in(brought, value_node, (*path, key))
+        merges = [key for key, (key_node, _) in own.items() if key_node.tag == _MERGE]
+        for key in merges:
+            del own[key]
+        self._entries[id(node)] = entries = list((brought | own).values())
+        return entries
+
+    def _bring_in(self, brought: dict[object, tuple[Any, Any]], node: Any, path: KeyPath) -> None:
+        """Adds the entries of a mapping, or of a list of mappings of which the first one wins."""
+        sources = node.value[::-1] if isinstance(node, self._yaml.SequenceNode) else [node]
+        for source in sources:
+            if not isinstance(source, self._yaml.MappingNode):
+                self._problem(source, path, "expected a mapping, or a list of mappings, to merge")
+                continue
+            if len(path) >= MAX_DEPTH:
+                raise TooMuchError(TOO_DEEP)
+            entries = self._merged(source, path)
+            self._counter.add(len(entries))
+            brought.update((self._scalar(key_node, path), (key_node, value_node)) for key_node, value_node in entries)
 
     def _scalar(self, node: Any, path: KeyPath) -> object:
         """Returns the value of a scalar; a node that is met again (by an alias, or as a key) is not reported again."""
@@ -115,13 +173,17 @@ class YamlText:
 
     def _construct(self, node: Any, path: KeyPath) -> object:
         spelling = self._spelling(node)
+        if node.tag in (_INT, _FLOAT) and len(node.value) > MAX_DIGITS:
+            return self._problem(node, path, f"expected a number, got {len(node.value):,} characters of one")
         try:
             value: object = self._loader.construct_object(node)
         except self._yaml.constructor.ConstructorError:
-            return self._problem(node, path, f"expected a plain value, got the YAML tag {node.tag!r}")
+            return self._problem(node, path, f"expected a plain value, got the YAML tag {shown(node.tag)}")
         except (ValueError, OverflowError, KeyError, AttributeError) as error:  # such as 2024-99-99, or !!bool maybe
             kind = node.tag.rpartition(":")[2]
-            return self._problem(node, path, f"expected a {kind}, got {node.value!r} ({error}); quote it to mean text")
+            return self._problem(
+                node, path, f"expected a {kind}, got {shown(node.value)} ({error}); quote it to mean text"
+            )
         trouble = None if spelling is None else ambiguous_number(value, spelling)
         return value if trouble is None else self._problem(node, path, trouble)
 
@@ -138,8 +200,9 @@ class YamlText:
         place = node = self._root
         for part in path:
             if isinstance(node, self._yaml.MappingNode):
-                # The last one counts: the keys that come in by merging stand first.
-                pairs = [(key, value) for key, value in node.value if self._is_key(key, part)]
+                # The last one counts, where a key is given twice.
+                entries = self._entries.get(id(node), node.value)
+                pairs = [(key, value) for key, value in entries if self._is_key(key, part)]
                 if not pairs:
                     return None
                 place, node = pairs[-1]
@@ -151,3 +214,30 @@ class YamlText:
 
     def _is_key(self, node: Any, key: object) -> bool:
         return isinstance(node, self._yaml.ScalarNode) and bool(self._scalars.get(id(node), UNUSABLE) == key)
+
+
+@functools.cache
+def _loader_class() -> Any:
+    """Returns PyYAML's safe loader, which composes no more nodes, and no deeper ones, than a config may have."""
+    import yaml
+
+    class Bounded(yaml.SafeLoader):  # type: ignore[misc]
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self._counter = Counter()
+            self._depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            try:
+                self._counter.add()
+                if self._depth > MAX_DEPTH:
+                    raise TooMuchError(TOO_DEEP)
+            except TooMuchError as error:
+                error.line = self.peek_event().start_mark.line
+                raise
+            self._depth += 1
+            node = super().compose_node(parent, index)
+            self._depth -= 1
+            return node
+
+    return Bounded

@@ -10,7 +10,8 @@ from typing import Any
 
 from jaxckpt.errors import CheckpointError, ConfigError, CorruptCheckpointError, ProcessError
 
-Failure = dict[str, Any]  # process, kind, text, errno, strerror, filename, traceback: what goes over the wire
+# What goes over the wire: process, kind, text, errno, strerror, filename, where, what, traceback.
+Failure = dict[str, Any]
 _TRACEBACK_CHARS = 8000
 _TEXT_CHARS = 20_000
 _KINDS: dict[str, type[Exception]] = {
@@ -94,6 +95,8 @@ def describe(error: BaseException, process: int) -> Failure:
         "errno": own.errno if isinstance(own.errno, int) else None,
         "strerror": _safely(lambda: str(own.strerror)) if own.strerror is not None else None,
         "filename": _safely(lambda: str(own.filename)) if own.filename is not None else None,
+        "where": _place(error, "where"),
+        "what": _place(error, "what"),
         "traceback": _safely(lambda: "".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
     }
 
@@ -102,6 +105,12 @@ def _text_of(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):  # Its own text only counts them.
         return f"{error}: " + "; ".join(f"{type(each).__name__}: {_text_of(each)}" for each in error.exceptions)
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def _place(error: BaseException, attribute: str) -> str | None:
+    """Returns what a CorruptCheckpointError says of the damaged place; None for other errors."""
+    text = getattr(error, attribute) if isinstance(error, CorruptCheckpointError) else None
+    return None if text is None else _shortened(text)
 
 
 def _safely(text: Callable[[], str]) -> str:
@@ -128,5 +137,7 @@ def rebuild(failure: Failure) -> ProcessError:
     error.failure = failure  # type: ignore[attr-defined]
     if isinstance(error, OSError):
         error.errno, error.strerror, error.filename = failure["errno"], failure["strerror"], failure["filename"]
+    if isinstance(error, CorruptCheckpointError):
+        error.where, error.what = failure.get("where"), failure.get("what")
     error.__cause__ = RemoteTracebackError(failure["traceback"])
     return error

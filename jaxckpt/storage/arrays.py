@@ -193,16 +193,18 @@ class StoredArrays:
         parsed: dict[bytes, ArrayInfo] = {}
         for name, content in zip(names, metadata, strict=True):
             if content is None:
-                raise CorruptCheckpointError(
-                    f"{self._names[name]}: the checkpoint {self._path} is damaged: this array is missing. Restore another checkpoint."
+                raise CorruptCheckpointError.at(
+                    self._names[name],
+                    f"the checkpoint {self._path} is damaged: this array is missing. Restore another checkpoint.",
                 )
             info = parsed.get(content)
             if info is None:
                 try:
                     info = parsed[content] = _parse(content)
                 except (ValueError, KeyError, TypeError) as error:
-                    raise CorruptCheckpointError(
-                        f"{self._names[name]}: the checkpoint {self._path} is damaged: its zarr.json is unreadable ({error})."
+                    raise CorruptCheckpointError.at(
+                        self._names[name],
+                        f"the checkpoint {self._path} is damaged: its zarr.json is unreadable ({error}).",
                     ) from error
             self._infos[name] = info
 

@@ -61,13 +61,13 @@ def read(directory: str) -> dict[str, list[Any]]:
     try:
         content = files.read(path)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise CorruptCheckpointError(
-            f"{path}: this file of the checkpoint is missing. Restore another checkpoint."
+        raise CorruptCheckpointError.at(
+            path, "this file of the checkpoint is missing. Restore another checkpoint."
         ) from error
     body, _, end = content.partition(b"\n")
     if end != checksum(body).encode() + b"\n":
-        raise CorruptCheckpointError(
-            f"{path}: this file is damaged: its checksum does not match. Restore another checkpoint."
+        raise CorruptCheckpointError.at(
+            path, "this file is damaged: its checksum does not match. Restore another checkpoint."
         )
     noted: dict[str, list[Any]] = json.loads(body)["files"]
     return noted
@@ -80,7 +80,7 @@ def check(directory: str, name: str, content: bytes, noted: dict[str, list[Any]]
         return
     path = os.path.join(directory, name)
     what = "it does not belong to this checkpoint" if expected is None else "its checksum does not match"
-    raise CorruptCheckpointError(f"{path}: this file is damaged: {what}. Restore another checkpoint.")
+    raise CorruptCheckpointError.at(path, f"this file is damaged: {what}. Restore another checkpoint.")
 
 
 def check_sizes(directory: str, noted: dict[str, list[Any]]) -> list[tuple[str, str]]:
@@ -108,7 +108,7 @@ def check_data(directory: str, name: str, noted: dict[str, list[Any]]) -> None:
     except FileNotFoundError:
         same, what = False, "it is missing"
     if not same:
-        raise CorruptCheckpointError(f"{path}: this file is damaged: {what}. Restore another checkpoint.")
+        raise CorruptCheckpointError.at(path, f"this file is damaged: {what}. Restore another checkpoint.")
 
 
 def _identity(path: str, ocdbt: bool) -> list[Any]:

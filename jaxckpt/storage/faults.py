@@ -73,9 +73,10 @@ def reading(error: BaseException, where: str, path: str) -> Exception:
         errno.ENODATA,
     ):
         return found
-    return CorruptCheckpointError(
-        f"{where}: the checkpoint {path} is damaged: {_first_line(error)} "
-        "Restore another checkpoint; `jaxckpt verify` lists what is damaged."
+    return CorruptCheckpointError.at(
+        where,
+        f"the checkpoint {path} is damaged: {_first_line(error)} "
+        "Restore another checkpoint; `jaxckpt verify` lists what is damaged.",
     )
 
 

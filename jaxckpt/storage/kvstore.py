@@ -21,7 +21,7 @@ def base(directory: str) -> dict[str, Any]:
     if files.is_bucket(directory):
         name, key = files.bucket.split(directory)
         return {"driver": "gcs", "bucket": name, "path": key and key + "/"}
-    return {"driver": "file", "path": os.path.join(directory, "")}
+    return {"driver": "file", "path": os.path.join(files.absolute(directory), "")}
 
 
 def context(concurrency: int = 16) -> Any:

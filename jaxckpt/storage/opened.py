@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
+from jaxckpt.storage import (
+    claims,
+    committed,
+    digests,
+    faults,
+    files,
+    foreign,
+    in_flight,
+    kvstore,
+    temporary,
+    tree_metadata,
+)
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.ocdbt_chunks import Box
 
@@ -42,10 +53,11 @@ class StoredCheckpoint:
           CorruptCheckpointError: its metadata is damaged.
           OSError: it cannot be read.
         """
-        self.path = path
+        self.path = path = files.spelled(path)
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
-        self._directory = self._item_directory()
+        # The working directory may be another one when the data is read.
+        self._directory = files.absolute(self._item_directory())
         self.digests: dict[str, list[Any]] | None = None
         text = self._read_file(tree_metadata.FILE)
         self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
@@ -59,23 +71,40 @@ class StoredCheckpoint:
     def _item_directory(self) -> str:
         path = self.path
         if not self._is_there():
+            if foreign.is_tensorflow_prefix(path):
+                raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
+            if (process := in_flight.saving(path)) is not None:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    f"Not committed yet: {process} is saving this checkpoint right now. Wait for the save: sync(), or "
+                    "checkpoints_iterator() in another program",
+                    path,
+                )
             raise FileNotFoundError(
                 errno.ENOENT,
-                "No checkpoint there; save() makes, and returns, a path with a number at its end, such as '-1': give that",
+                "No checkpoint at this path. save() appends a number ('ckpt-1') and returns the full path; pass that one",
                 path,
             )
-        if files.is_directory(path):
+        if (target := foreign.broken_link(path)) is not None:
+            what = (
+                f"A link to {target}, where nothing is: a checkpoint there was deleted or moved. Pass one that exists"
+            )
+            raise FileNotFoundError(errno.ENOENT, what, path)
+        if not files.is_bucket(path) and files.is_directory(path):
             files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
-        found = committed.item_directory(path)
-        if found is not None:
-            return found
-        if files.is_directory(path) and committed.is_checkpoint(path):
-            raise CorruptCheckpointError(
-                f"{os.path.join(path, tree_metadata.FILE)}: this file of the checkpoint is missing. Restore another checkpoint."
+        if not foreign.is_temporary(path):
+            found = committed.item_directory(path)
+            if found is not None:
+                return found
+        recognised = foreign.describe(path)
+        if recognised is None and files.is_directory(path) and committed.is_checkpoint(path):
+            raise CorruptCheckpointError.at(
+                os.path.join(path, tree_metadata.FILE),
+                "this file of the checkpoint is missing. Restore another checkpoint.",
             )
         if files.is_bucket(path) and not committed.is_checkpoint(path):
             raise CheckpointError(f"{path} is not a committed Orbax checkpoint: it has no commit_success.txt.")
-        raise CheckpointError(f"{path} is not an Orbax checkpoint: it has no {tree_metadata.FILE}.")
+        raise CheckpointError(f"{path} is not an Orbax checkpoint: {recognised or f'it has no {tree_metadata.FILE}.'}")
 
     def _is_there(self) -> bool:
         """Whether anything is at the path. In a bucket, what a save or a deletion is (or was) at work on does not count."""
@@ -104,8 +133,8 @@ class StoredCheckpoint:
             ):
                 digests.check(self._directory, name, self._read_file(name), self.digests)
         if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
-            raise CorruptCheckpointError(
-                f"{os.path.join(self._directory, tree_metadata.STRINGS)}: this file of the checkpoint is missing."
+            raise CorruptCheckpointError.at(
+                os.path.join(self._directory, tree_metadata.STRINGS), "this file of the checkpoint is missing."
             )
 
     def check_data_files(self) -> None:
@@ -123,8 +152,8 @@ class StoredCheckpoint:
         try:
             strings: dict[str, Any] = json.loads(content)
         except ValueError as error:
-            raise CorruptCheckpointError(
-                f"{os.path.join(self._directory, tree_metadata.STRINGS)}: this file is damaged: {error}."
+            raise CorruptCheckpointError.at(
+                os.path.join(self._directory, tree_metadata.STRINGS), f"this file is damaged: {error}."
             ) from error
         return strings
 
@@ -138,8 +167,9 @@ class StoredCheckpoint:
         try:
             return tree_metadata.find_string(self._strings, leaf.param_name)
         except KeyError:
-            raise CorruptCheckpointError(
-                f"{leaf.name}: the checkpoint {self.path} is damaged: this str is missing from {tree_metadata.STRINGS}."
+            raise CorruptCheckpointError.at(
+                leaf.name,
+                f"the checkpoint {self.path} is damaged: this str is missing from {tree_metadata.STRINGS}.",
             ) from None
 
     def shardings(self) -> dict[str, str]:

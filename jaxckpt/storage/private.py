@@ -8,7 +8,7 @@ _TESTED = "0.12.8"
 
 def _import(module: str, name: str) -> Any:
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(_imported(module), name)
     except (ImportError, AttributeError) as error:
         import orbax.checkpoint as ocp
 
@@ -16,6 +16,19 @@ def _import(module: str, name: str) -> Any:
             f"jaxckpt uses {module}.{name}, which orbax-checkpoint {ocp.__version__} does not have (jaxckpt was tested with {_TESTED}). "
             "Install a version of orbax-checkpoint that jaxckpt supports, or a newer jaxckpt."
         ) from error
+
+
+def _imported(module: str) -> Any:
+    """Imports a module after the packages that it is in.
+
+    Python waits for a package that another thread is importing only if the package itself is asked for; a submodule alone is
+    executed at once, and sees the unfinished package.
+    """
+    found: Any = None
+    parts = module.split(".")
+    for length in range(1, len(parts) + 1):
+        found = importlib.import_module(".".join(parts[:length]))
+    return found
 
 
 def sharding_text(sharding: Any) -> str | None:
@@ -53,7 +66,7 @@ def coordination() -> Coordination | None:
     import jax
 
     try:
-        state = importlib.import_module("jax._src.distributed").global_state
+        state = _imported("jax._src.distributed").global_state
         client, address = state.client, state.coordinator_address
     except (ImportError, AttributeError) as error:
         raise ImportError(

@@ -30,7 +30,8 @@ FOREIGN_DEAD_AFTER_SECS = 24 * 3600.0
 _NEW, _PREVIOUS, _DELETED, MARK = "checkpoint", "previous", "deleted", "mark"
 # Orbax writes into a directory of its own beside the new one; a network file system renames what is deleted while it is open.
 _CONTENT = re.compile(rf"({_NEW}|{_PREVIOUS}|{_DELETED}|{MARK}|{_NEW}\.orbax-checkpoint-tmp.*|\.nfs.*)", re.DOTALL)
-# Those of this process that are in use. One that an interrupt dropped is not: a sweep removes it.
+# Those of this process that are in use, by name, which its random part makes unique, whatever path leads there. One that an interrupt
+# dropped is not in use: a sweep removes it.
 _active: "weakref.WeakValueDictionary[str, TemporaryDirectory]" = weakref.WeakValueDictionary()
 
 
@@ -80,7 +81,7 @@ class TemporaryDirectory:
         self.new = os.path.join(self.path, _NEW)
         self.previous = os.path.join(self.path, _PREVIOUS)
         self.deleted = os.path.join(self.path, _DELETED)
-        _active[self.path] = self
+        _active[os.path.basename(self.path)] = self
         os.mkdir(self.path)
 
     def remove(self) -> None:
@@ -88,7 +89,7 @@ class TemporaryDirectory:
         try:
             remove(self.path)
         finally:
-            _active.pop(self.path, None)
+            _active.pop(os.path.basename(self.path), None)
 
 
 def new_name(final: str) -> str:
@@ -139,6 +140,11 @@ def final_name(name: str) -> str:
     """Returns the name of the checkpoint that the temporary directory `name` was made for; any other name as it is."""
     match = _NAME.fullmatch(name)
     return name if match is None else match["final"]
+
+
+def is_deletion(path: str) -> bool:
+    """Whether a temporary directory holds what is being deleted, rather than what is being saved."""
+    return os.path.lexists(os.path.join(path, _DELETED))
 
 
 def is_for(final: str, name: str | None) -> bool:
@@ -197,7 +203,7 @@ def _describe(path: str, match: re.Match[str]) -> Leftover:
     else:
         live = processes.is_running(pid, int(match["start"]))
         if pid == os.getpid() and live:
-            live = path in _active
+            live = os.path.basename(path) in _active
         owner = f"process {pid}" + ("" if live else ", which has ended")
     return Leftover(path, os.path.join(os.path.dirname(path), match["final"]), size, age, live, owner)
 

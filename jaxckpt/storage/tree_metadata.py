@@ -220,8 +220,9 @@ def read(directory: str, text: str) -> StoredTree:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(where, error) from error
     if by_jaxckpt is not None and by_jaxckpt > FORMAT:
-        raise CorruptCheckpointError(
-            f"{where}: written by a later jaxckpt (format {by_jaxckpt}; this one knows {FORMAT}). Upgrade jaxckpt to read it."
+        raise CorruptCheckpointError.at(
+            where,
+            f"written by a later jaxckpt (format {by_jaxckpt}; this one knows {FORMAT}). Upgrade jaxckpt to read it.",
         )
     return StoredTree(tuple(leaves), use_zarr3, complete, by_jaxckpt)
 
@@ -249,6 +250,6 @@ def _key_impls(directory: str) -> dict[str, str]:
 
 
 def _damaged(where: str, error: Exception) -> CorruptCheckpointError:
-    return CorruptCheckpointError(
-        f"{where}: this file is damaged ({type(error).__name__}: {error}). Restore another checkpoint."
+    return CorruptCheckpointError.at(
+        where, f"this file is damaged ({type(error).__name__}: {error}). Restore another checkpoint."
     )

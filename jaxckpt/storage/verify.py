@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxckpt.errors import CheckpointError
+from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import digests, files, layout, tree_metadata
 from jaxckpt.storage.opened import StoredCheckpoint
 
@@ -85,7 +85,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     except CheckpointError as error:
         if type(error) is CheckpointError:
             raise
-        return VerifyReport(path, (_problem(error),), True, 0, 0, 0)
+        return VerifyReport(path, (_problem(error, path),), True, 0, 0, 0)
     files = _check_files(stored, problems)
     arrays = [leaf for leaf in stored.tree.leaves if not leaf.is_empty and not leaf.is_string]
     readable = []
@@ -94,14 +94,14 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
             stored.infos([leaf])
             readable.append(leaf)
         except CheckpointError as error:
-            problems.append(_problem(error))
+            problems.append(_problem(error, leaf.name))
     total, done = 0, 0
     for group in _groups(readable, stored):
         for leaf in group if not _readable(stored, group) else ():
             try:
                 stored.read([(leaf.param_name, None)])
             except CheckpointError as error:
-                problems.append(_problem(error))
+                problems.append(_problem(error, leaf.name))
         total += sum(stored.nbytes(leaf) for leaf in group)
         done += len(group)
         if progress is not None:
@@ -111,16 +111,18 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
             try:
                 stored.string(leaf)
             except CheckpointError as error:
-                problems.append(_problem(error))
+                problems.append(_problem(error, leaf.name))
     if not problems:
         _check_data_files(stored, problems)
     leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves)
     return VerifyReport(path, tuple(problems), stored.digests is not None, leaves, total, files)
 
 
-def _problem(error: Exception) -> Problem:
-    where, _, what = str(error).partition(": ")
-    return Problem(where, what)
+def _problem(error: CheckpointError, where: str) -> Problem:
+    """Returns what an error reports; `where` is what was read, for an error that does not name the place itself."""
+    if isinstance(error, CorruptCheckpointError) and error.where is not None and error.what is not None:
+        return Problem(error.where, error.what)
+    return Problem(where, str(error))
 
 
 def _readable(stored: StoredCheckpoint, group: list[tree_metadata.StoredLeaf]) -> bool:
@@ -161,7 +163,7 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
         try:
             digests.check(stored.directory, name, content, stored.digests)
         except CheckpointError as error:
-            problems.append(_problem(error))
+            problems.append(_problem(error, path))
     return len(stored.digests) + 1
 
 
@@ -172,4 +174,4 @@ def _check_data_files(stored: StoredCheckpoint, problems: list[Problem]) -> None
             try:
                 digests.check_data(stored.directory, name, stored.digests or {})
             except CheckpointError as error:
-                problems.append(_problem(error))
+                problems.append(_problem(error, os.path.join(stored.directory, name)))

@@ -97,8 +97,36 @@ def test_list_json(directory, capsys):
 
 
 def test_list_of_nothing(tmp_path, capsys):
-    assert main(["list", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}: 0 checkpoints, 0 B\n"
+    assert main(["list", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path}: 0 checkpoints, 0 B\n"
+    assert captured.err == f"jaxckpt list: error: {tmp_path} holds no checkpoint: it is an empty directory.\n"
+    (tmp_path / "notes.txt").write_text("nothing that is known")
+    assert main(["list", "--json", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["checkpoints"] == []
+    assert captured.err == f"jaxckpt list: error: {tmp_path} holds no checkpoint.\n"
+
+
+def test_list_of_a_checkpoint(directory, capsys):
+    for arguments in (["list"], ["list", "--json"]):
+        assert main([*arguments, str(directory / "ckpt-3")]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith(
+            f"jaxckpt list: error: {directory}/ckpt-3 is a checkpoint, not a directory of checkpoints."
+        )
+        assert f"`jaxckpt list {directory}`" in line
+
+
+def test_an_unreadable_state_file_is_mentioned_once(directory, capsys):
+    (directory / "checkpoint").write_text("nonsense")
+    assert main(["list", str(directory)]) == 0
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"jaxckpt list: warning: Ignoring the state file in {directory}: ")
+    assert "3 checkpoints" in captured.out
 
 
 def test_a_save_that_runs_is_left_alone(directory, saving, capsys):

@@ -46,6 +46,12 @@ def test_version(cli):
 
 
 def test_an_error_is_one_line_on_stderr(cli, tmp_path):
+    (tmp_path / "file").write_text("not a checkpoint")
+    done = cli("inspect", tmp_path / "file")
+    # One line: nothing about a state file, which a file cannot have.
+    assert (done.returncode, done.stdout) == (1, "")
+    expected = f"{tmp_path}/file is not an Orbax checkpoint: it is a file; a checkpoint is a directory."
+    assert done.stderr == f"jaxckpt inspect: error: {expected}\n"
     done = cli("inspect", tmp_path / "ckpt")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -79,13 +85,15 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     assert "FileNotFoundError" in error
 
 
-def test_a_mistake_in_jaxckpt_is_not_hidden(monkeypatch, tmp_path):
+def test_a_mistake_in_jaxckpt_is_not_hidden(monkeypatch, tmp_path, capsys):
     def broken(directory):
         raise AttributeError("a mistake")
 
     monkeypatch.setattr("jaxckpt.storage.leftovers", broken)
-    with pytest.raises(AttributeError, match="a mistake"):
-        main(["list", str(tmp_path)])
+    assert main(["list", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert error.endswith("AttributeError: a mistake\n")
 
 
 def test_a_reader_that_goes_away_is_no_error(cli_command, tmp_path):
@@ -171,8 +179,8 @@ def test_names_that_are_no_text_are_printed_escaped(tmp_path, cli):
     directory = Path(f"{tmp_path}/caf\udce9")  # A name in Latin-1, as Python shows it.
     directory.mkdir()
     done = cli("list", directory)
-    assert (done.returncode, done.stderr) == (0, "")
     assert "/caf\\udce9: 0 checkpoints" in done.stdout
+    assert "/caf\\udce9 holds no checkpoint" in done.stderr
     assert json.loads(cli("list", "--json", directory).stdout)["directory"] == str(directory)
 
 

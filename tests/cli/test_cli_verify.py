@@ -43,6 +43,36 @@ def test_damage_names_the_leaf(cli, path):
     assert [line.split(":")[0] for line in problems] == ["  weights"]
 
 
+def test_names_with_a_colon_are_reported_whole(tmp_path, capsys):
+    weights = np.random.default_rng(0).standard_normal((256, 256))
+    state = {"layer: 1": {"kernel": weights}, "layer": np.ones(3), "text: a": "some: text"}
+    path = jaxckpt.Checkpoint(model=state).write(tmp_path / "run: 3")
+    sound = {file: file.read_bytes() for file in Path(path).rglob("*") if file.is_file()}
+
+    def problems():
+        assert main(["verify", "--json", path]) == 1
+        (report,) = json.loads(capsys.readouterr().out)
+        return [(problem["where"], problem["what"]) for problem in report["problems"]]
+
+    flip_a_bit(path)
+    ((where, what),) = problems()
+    assert where == "model/layer: 1/kernel"
+    assert what.startswith(f"the checkpoint {path} is damaged: ")
+    assert main(["verify", path]) == 1
+    assert f"  model/layer: 1/kernel: the checkpoint {path} is damaged: " in capsys.readouterr().out
+    for file, content in sound.items():
+        file.write_bytes(content)
+
+    for name, what in (("_METADATA", "this file is damaged"), ("_JAXCKPT", "this file is damaged: its checksum")):
+        file = Path(path) / name
+        file.write_bytes(sound[file].replace(b"a", b"b", 1))
+        found = problems()
+        assert found[0][0] == str(file)
+        assert found[0][1].startswith(what)
+        file.write_bytes(sound[file])
+    assert main(["verify", path]) == 0
+
+
 def test_a_missing_file_is_named(path, capsys):
     victim = next(Path(path).rglob("_METADATA"))
     victim.unlink()

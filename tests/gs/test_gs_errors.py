@@ -12,6 +12,7 @@ from storage_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import paths, storage
+from jaxckpt.storage import claims
 from jaxckpt.storage.files import bucket as objects
 
 
@@ -74,6 +75,46 @@ class TestRefusedPermission:
         )
         with pytest.raises(PermissionError):
             storage.list_numbered(bucket.path("run/ckpt"))
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 404])
+    def test_listing_alone(self, status: int, bucket: Bucket) -> None:
+        """The store answers with "not found" where it could have said "refused"."""
+        saved = checkpoint()
+        paths = [saved.save(bucket.path("run/ckpt")) for _ in range(2)]
+        before = {key: objects.read(bucket.path(key)) for key in bucket.keys}
+        bucket.rule(lambda request: status if request.action == "list" else None)
+        manager = jaxckpt.CheckpointManager(
+            checkpoint(), bucket.path("run"), max_to_keep=1, init_fn=lambda: pytest.fail("initialized")
+        )
+        for call in (
+            manager.restore_or_initialize,
+            lambda: manager.checkpoints,
+            lambda: manager.latest_checkpoint,
+            lambda: checkpoint().save(bucket.path("run/ckpt")),
+            lambda: storage.list_numbered(bucket.path("run/ckpt")),
+            lambda: storage.leftovers(bucket.path("run")),
+            lambda: storage.delete(storage.CheckpointPath.of(paths[0])),
+        ):
+            with pytest.raises(PermissionError, match=r"refuses to list.*storage\.objects\.list") as caught:
+                call()
+            assert caught.value.errno == errno.EACCES
+        assert jaxckpt.latest_checkpoint(bucket.path("run")) == paths[1]
+        checkpoint().restore(paths[1]).assert_consumed()
+        bucket.rule(None)
+        assert {key: objects.read(bucket.path(key)) for key in bucket.keys} == before
+
+    def test_an_empty_directory_is_empty(self, bucket: Bucket) -> None:
+        """Also while somebody begins to write there: that is no refused listing."""
+        path = bucket.path("run")
+
+        def rule(request: Request) -> None:
+            if request == Request("read", "run/checkpoint"):
+                bucket.rule(None)
+                objects.write(f"{path}/checkpoint", b"")
+
+        assert not objects.is_directory(path)
+        bucket.rule(rule)
+        assert objects.names(path) == ["checkpoint"]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -144,6 +185,16 @@ class TestUnreachable:
         path = checkpoint().save(bucket.path("run/ckpt"))
         assert storage.verify(path).ok
         assert not failures
+
+
+def test_a_save_that_is_running(bucket: Bucket) -> None:
+    path = bucket.path("run/ckpt-1")
+    claim = claims.Claim(path, "save")
+    with pytest.raises(FileNotFoundError, match=f"Not committed yet: process {os.getpid()} is saving"):
+        checkpoint().restore(path)
+    claim.release()
+    with pytest.raises(FileNotFoundError, match="No checkpoint there"):
+        checkpoint().restore(path)
 
 
 class TestDamage:

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pytest
 from storage_server import Bucket, Request
 
 import jaxckpt
@@ -89,3 +90,49 @@ def test_addresses_of_other_tools(bucket: Bucket) -> None:
     assert jaxckpt.latest_checkpoint(bucket.path("run")) == path
     files.write(bucket.path("elsewhere/checkpoint"), f'model_checkpoint_path: "{path}"\n'.encode())
     assert jaxckpt.latest_checkpoint(bucket.path("elsewhere")) == path
+
+
+def test_one_written_by_hand_is_obeyed(bucket: Bucket) -> None:
+    for value in range(3):
+        jaxckpt.Checkpoint(value=np.full(3, float(value))).save(bucket.path("run/ckpt"))
+    text = b'model_checkpoint_path: "ckpt-2"\n'
+    files.write(bucket.path("run/checkpoint"), text)
+    jaxckpt.Checkpoint(value=np.full(3, 9.0)).write(bucket.path("run/ckpt-7"))
+    manager = jaxckpt.CheckpointManager(jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1)
+    assert manager.restore_or_initialize() == bucket.path("run/ckpt-2") == manager.latest_checkpoint
+    assert manager.checkpoint.value[0] == 1.0
+    assert files.read(bucket.path("run/checkpoint")) == text
+    assert manager.save() == bucket.path("run/ckpt-8")
+    assert {key.split("/")[1] for key in bucket.keys} == {"checkpoint", "ckpt-1", "ckpt-3", "ckpt-7", "ckpt-8"}
+
+
+def test_what_a_crash_left_is_found(bucket: Bucket) -> None:
+    jaxckpt.Checkpoint(value=np.zeros(3)).save(bucket.path("run/ckpt"))
+    jaxckpt.Checkpoint(value=np.full(3, 9.0)).write(bucket.path("run/ckpt-2"))
+    manager = jaxckpt.CheckpointManager(jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1)
+    assert manager.restore_or_initialize() == bucket.path("run/ckpt-2") == jaxckpt.latest_checkpoint(bucket.path("run"))
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_that_of_tensorflow_is_left_alone(state: bool, bucket: Bucket) -> None:
+    for name in ("ckpt-1.index", "ckpt-1.data-00000-of-00001", *(["checkpoint"] if state else [])):
+        files.write(bucket.path(f"run/{name}"), b'model_checkpoint_path: "ckpt-1"\n')
+    before = {key: files.read(bucket.path(key)) for key in bucket.keys}
+    with pytest.warns(UserWarning, match="holds TensorFlow checkpoints"):
+        manager = jaxckpt.CheckpointManager(
+            jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1, checkpoint_name="mine", init_fn=pytest.fail
+        )
+    for call in (
+        manager.restore_or_initialize,
+        manager.save,
+        lambda: manager.checkpoint.write(bucket.path("run/ckpt-1")),
+    ):
+        with pytest.raises(jaxckpt.CheckpointError, match="TensorFlow checkpoints"):
+            call()
+    assert {key: files.read(bucket.path(key)) for key in bucket.keys} == before
+
+
+def test_a_run_of_orbax_is_recognised(bucket: Bucket) -> None:
+    files.write(bucket.path("run/10/default/_METADATA"), b"{}")
+    with pytest.warns(UserWarning, match=r"holds Orbax checkpoints.*checkpoint.restore\('gs://.*/run/10/default'\)"):
+        jaxckpt.CheckpointManager(jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1)

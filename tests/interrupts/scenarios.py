@@ -284,6 +284,8 @@ class Tries:
         directory = str(self._ground.directory)
         if not os.path.isdir(directory):
             return []
+        # What an interrupted call dropped may still be held by its traceback.
+        gc.collect()
         storage.sweep(directory)
         left = set(self._ground.entries()) - self._model.versions.keys() - {STATE_FILE}
         if left:

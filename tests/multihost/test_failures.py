@@ -92,3 +92,15 @@ def test_any_text(text: str) -> None:
     found = told(KeyError(text))
     assert isinstance(found, KeyError)
     assert text[:5000] in str(found)
+
+
+def test_where_the_damage_is() -> None:
+    error = CorruptCheckpointError.at("model/layer: 1", "its data is 812 bytes long")
+    assert str(error) == "model/layer: 1: its data is 812 bytes long"
+    found = told(error)
+    assert isinstance(found, CorruptCheckpointError)
+    for each in (error, pickle.loads(pickle.dumps(error)), copy.copy(error), found, pickle.loads(pickle.dumps(found))):
+        assert (each.where, each.what) == ("model/layer: 1", "its data is 812 bytes long")
+    without = CorruptCheckpointError("several things")
+    for each in (without, pickle.loads(pickle.dumps(without)), told(without)):
+        assert (each.where, each.what) == (None, None)

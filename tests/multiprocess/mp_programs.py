@@ -456,6 +456,22 @@ def resume(directory: str, io: int | None) -> list[Any]:
     return [restored, checkpoint.step, checkpoint.save_counter, saved, manager.checkpoints]
 
 
+def manage_by_save(directory: str, io: int, asynchronous: bool) -> list[Any]:
+    """A manager made without options, whose saves name the process that has the disk."""
+    checkpoint = simple()
+    manager = jaxckpt.CheckpointManager(checkpoint, directory, 2, init_fn=lambda: 1 / 0)
+    given = options(io, asynchronous=asynchronous)
+    seen = []
+    for step in range(4):
+        checkpoint.step = step
+        manager.save(options=given)
+        manager.sync()
+        seen.append((manager.checkpoints, manager.latest_checkpoint))
+    checkpoint.step = -1
+    restored = manager.restore_or_initialize()
+    return [seen, restored, checkpoint.step]
+
+
 def failing_callbacks(directory: str, io: int | None, asynchronous: bool, count: int) -> list[Any]:
     """Callbacks that raise: the checkpoint is saved all the same, and every process learns of it."""
     called: list[str] = []

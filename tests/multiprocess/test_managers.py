@@ -52,6 +52,24 @@ def test_managers_agree_and_resume(jobs, private: bool, io: int | None, asynchro
         ] == [process == io for process in range(3)]
 
 
+@testing.requires_private_disks
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("io", [0, 1])
+def test_a_manager_without_options_answers_like_its_last_save(jobs, io: int, asynchronous: bool) -> None:
+    job = jobs.job(3)
+    directory = jobs.directory(job)
+    found = job.run(mp_programs.manage_by_save, directory, io, asynchronous)
+    kept = [[1], [1, 2], [2, 3], [3, 4]]
+    seen = [
+        ([f"{directory}/ckpt-{number}" for number in numbers], f"{directory}/ckpt-{numbers[-1]}") for numbers in kept
+    ]
+    assert found == [[seen, f"{directory}/ckpt-4", 3]] * 3
+    inside = directory.removeprefix(f"{job.private}/")
+    for process, disk in enumerate(job.disks):
+        names = {file.partition(f"{inside}/")[2].split("/")[0] for file in disk.files() if inside in file}
+        assert names == ({"checkpoint", "ckpt-3", "ckpt-4"} if process == io else set())
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize(("private", "io"), PLACES)
 def test_callbacks_that_raise(jobs, private: bool, io: int | None, asynchronous: bool) -> None:

@@ -18,8 +18,21 @@ def is_bucket(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Returns the path that stands for `path` whatever the working directory is; in a bucket the one spelling that it has."""
-    return bucket.normal(path) if is_bucket(path) else os.path.abspath(path)
+    """Returns the path that stands for `path` whatever the working directory is; in a bucket the one spelling that it has.
+
+    This is the only place where ``..`` is resolved: as the operating system does it (see `local.absolute`).
+    """
+    return bucket.normal(path) if is_bucket(path) else local.absolute(path)
+
+
+def spelled(path: str) -> str:
+    """Returns `path` as it is spelled, but without a ``name/..`` that the operating system could not follow, as there is no `name`."""
+    return path if is_bucket(path) else local.spelled(path)
+
+
+def identity(path: str) -> str:
+    """Returns one spelling for all paths of the same entry of a directory, to compare them."""
+    return bucket.normal(path) if is_bucket(path) else local.identity(path)
 
 
 def join(directory: str, name: str) -> str:

@@ -24,6 +24,8 @@ _WAIT_SECS = 120.0
 RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "8s"}
 # How TensorStore says that a range reaches beyond the end; the second is what it makes of an empty object.
 _BEYOND = re.compile("OUT_OF_RANGE|Unexpected Content-Range")
+# Objects of a directory of checkpoints (the state file), and of a checkpoint (the marker, the note of who is at work).
+_TELLTALES = ("checkpoint", "commit_success.txt", "_JAXCKPT_OWNER")
 _deadline: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline", default=None)
 
 
@@ -82,17 +84,37 @@ def _wait(future: Any, path: str) -> Any:
 
 
 def _keys(path: str) -> list[str]:
-    """Returns the names of all objects below the directory `path`, relative to it."""
-    import tensorstore as ts
-
+    """Returns the names of all objects below the directory `path`, relative to it. Raises OSError, also where listing is refused."""
     store, key = _open(path)
     start = key + "/" if key else ""
-    span = ts.KvStore.KeyRange(start, start[:-1] + "0") if start else ts.KvStore.KeyRange()
-    found = _wait(store.list(span, strip_prefix_length=len(start.encode())), path)
-    if not found:
-        # TensorStore takes a refused listing for an empty one. Who may not list is refused also when asking for what is not there.
-        _wait(store.read(start + "_no_such_object"), path)
+    found = _listed(store, start, path)
+    # TensorStore takes a refused listing for an empty one. An account that may not list is refused also when it asks for what
+    # is not there; or, where the store answers that with "not found", what can be read gives the lie to the empty listing.
+    if not found and (seen := _readable(store, start, path)) is not None:
+        found = _listed(store, start, path)  # It may have been written in between.
+        if not found:
+            raise OSError(
+                errno.EACCES,
+                f"The storage server refuses to list this directory, although {seen} in it can be read; the account needs "
+                "the permission storage.objects.list (role Storage Object User)",
+                path,
+            )
     return [os.fsdecode(name) for name in found if name]
+
+
+def _listed(store: Any, start: str, path: str) -> list[bytes]:
+    import tensorstore as ts
+
+    span = ts.KvStore.KeyRange(start, start[:-1] + "0") if start else ts.KvStore.KeyRange()
+    found: list[bytes] = _wait(store.list(span, strip_prefix_length=len(start.encode())), path)
+    return found
+
+
+def _readable(store: Any, start: str, path: str) -> str | None:
+    """Returns the name of an object that can be read, of those that directories of checkpoints and checkpoints have."""
+    pending = [(name, store.read(start + name, byte_range=slice(0, 0))) for name in ("_no_such_object", *_TELLTALES)]
+    found = [name for name, future in pending if _wait(future, path).state == "value"]
+    return found[0] if found else None
 
 
 def is_object(path: str) -> bool:

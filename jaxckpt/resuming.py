@@ -1,0 +1,123 @@
+"""Restoring the newest checkpoint of a directory while other programs save and delete there."""
+
+import errno
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+from jaxckpt.checkpoint import Checkpoint
+from jaxckpt.errors import CorruptCheckpointError
+from jaxckpt.multihost.ask import ask
+from jaxckpt.options import CheckpointOptions
+from jaxckpt.storage import files
+
+# How often the newest checkpoint may be deleted before it could be read.
+_MAX_LOSSES = 20
+_Result = TypeVar("_Result")
+
+
+class Candidates:
+    """The checkpoints that a manager can restore. In a job of several processes all of them get the same answers."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        directory: str,
+        options: CheckpointOptions | None,
+        look: Callable[[], list[str]],
+    ) -> None:
+        """Makes them known.
+
+        Args:
+          checkpoint: what is restored.
+          directory: of the manager, for messages.
+          options: with the process that does the file access.
+          look: returns the paths of what could be restored now, best first.
+        """
+        self._checkpoint = checkpoint
+        self._directory = directory
+        self._options = options
+        self._look = look
+
+    def _together(self, work: Callable[[], _Result], before: Callable[[], None] = lambda: None) -> _Result:
+        return ask("restore_or_initialize", self._directory, self._options, work, before=before, always=True)
+
+    def newest_first(self) -> list[str]:
+        """Returns the paths of what could be restored now, best first; waits for a save in flight."""
+        return self._together(self._look, self._checkpoint.sync)
+
+    def exists(self, path: str) -> bool:
+        """Whether anything is at the path."""
+        return self._together(lambda: files.exists(path))
+
+    def restore(self, path: str, *, verify: bool) -> None:
+        """Restores a checkpoint, after reading and checking every byte of it if `verify`."""
+        self._together(lambda: require_sound(path, verify))
+        self._checkpoint.restore(path, self._options)
+
+
+def restore_newest(candidates: Candidates, skip_corrupt: bool) -> str | None:
+    """Restores the newest checkpoint that is there. One that is deleted while it is read is followed by the newest then.
+
+    Args:
+      candidates: the checkpoints.
+      skip_corrupt: warn of damaged ones, and go on with the next one that verifies.
+
+    Returns:
+      Its path; None if there is none.
+
+    Raises:
+      CorruptCheckpointError: the newest is damaged (with `skip_corrupt`: all are).
+      FileNotFoundError: all were deleted meanwhile.
+    """
+    damage: CorruptCheckpointError | None = None
+    damaged: set[str] = set()
+    lost: list[tuple[str, Exception]] = []
+    while (path := next((path for path in candidates.newest_first() if path not in damaged), None)) is not None:
+        try:
+            candidates.restore(path, verify=damage is not None)
+            return path
+        except (FileNotFoundError, CorruptCheckpointError) as error:
+            # What is deleted while it is read may look damaged.
+            if not candidates.exists(path) and len(lost) < _MAX_LOSSES:
+                lost.append((path, error))
+                continue
+            if not skip_corrupt or not isinstance(error, CorruptCheckpointError):
+                raise
+            damage = damage or error
+            damaged.add(path)
+            warnings.warn(f"Skipping the damaged checkpoint {path}: {error}", stacklevel=3)
+    if damage is not None:
+        raise damage
+    if lost:
+        path, cause = lost[-1]
+        raise FileNotFoundError(
+            errno.ENOENT, "All checkpoints were deleted while they were looked up or read; the last was", path
+        ) from cause
+    return None
+
+
+def require_sound(path: str, verify: bool) -> None:
+    """Refuses a checkpoint that cannot be whole.
+
+    Args:
+      path: of the checkpoint.
+      verify: read and check every byte.
+
+    Raises:
+      FileNotFoundError: nothing is there any more.
+      CorruptCheckpointError: it is damaged.
+    """
+    from jaxckpt import storage
+
+    if not storage.is_checkpoint(path):
+        if not files.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "The checkpoint was deleted meanwhile", path)
+        raise CorruptCheckpointError(
+            f"{path} is listed as a checkpoint, but what marks it as one is missing. "
+            "Remove it to go back to an older one, or pass skip_corrupt=True."
+        )
+    if verify:
+        report = storage.verify(path)
+        if not report.ok:
+            raise CorruptCheckpointError(str(report))
