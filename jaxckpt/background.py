@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from jaxckpt.uninterrupted import start
+
 # An interrupt of one that waits can keep it from passing the turn on, so that others look once in a while.
 _SLICE_SECS = 0.5
 _in_flight: set["Flight"] = set()
@@ -65,7 +67,7 @@ class Flight:
         if not self._begun.locked():
             with _registry_lock:
                 _in_flight.add(self)
-            threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True).start()
+            start(threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True))
 
     def run(self) -> None:
         """Does the save on this thread, unless another one does or has."""

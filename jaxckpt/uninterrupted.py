@@ -53,9 +53,8 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
                 interrupted(interrupt)
             try:
                 # Whether an interrupt came before or after the thread was started cannot be known: the second one ends at once.
-                threading.Thread(
-                    target=contextvars.copy_context().run, args=(run,), name="jaxckpt uninterrupted", daemon=True
-                ).start()
+                context = contextvars.copy_context()
+                start(threading.Thread(target=context.run, args=(run,), name="jaxckpt uninterrupted", daemon=True))
             except RuntimeError:  # No thread to be had.
                 run()
             while not ended:
@@ -70,3 +69,22 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
         raise errors[0]
     if interrupt is not None:
         raise interrupt
+
+
+def start(thread: threading.Thread) -> None:
+    """Starts a thread. An interrupt is raised as such: it says nothing of whether the thread runs.
+
+    Two interrupts in `Thread.start`, which waits for the thread, become a RuntimeError ("release unlocked lock") of that wait.
+
+    Raises:
+      RuntimeError: there is no thread to be had.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, Exception):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise

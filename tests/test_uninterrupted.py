@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxckpt.uninterrupted import uninterrupted
+from jaxckpt.uninterrupted import start, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +136,31 @@ def test_interrupts_at_random_moments() -> None:
         assert begun or len(done) < turn + 1
     assert interrupted > 200
     assert unfinished < 100  # Where the interrupt came before.
+
+
+def test_two_interrupts_while_a_thread_is_started() -> None:
+    """They are not taken for a thread that cannot be had: it runs."""
+    ran = threading.Event()
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            try:
+                raise KeyboardInterrupt
+            finally:
+                # As in `Condition.wait`, whose lock the second one left released.
+                threading.Lock().release()
+
+    with pytest.raises(KeyboardInterrupt):
+        start(Interrupted(target=ran.set))
+    assert ran.wait(30)
+
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with pytest.raises(RuntimeError, match="can't start"):
+        start(Refused())
 
 
 def test_another_thread_does_it_itself() -> None:
