@@ -7,6 +7,7 @@ it. The thread is a daemon, and so are the threads that Orbax starts from it: th
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,6 +15,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
+
+from jaxckpt.uninterrupted import start
 
 # An interrupt of one that waits can keep it from passing the turn on, so that others look once in a while.
 _SLICE_SECS = 0.5
@@ -64,7 +67,7 @@ class Flight:
         if not self._begun.locked():
             with _registry_lock:
                 _in_flight.add(self)
-            threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True).start()
+            start(threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True))
 
     def run(self) -> None:
         """Does the save on this thread, unless another one does or has."""
@@ -85,20 +88,20 @@ class Flight:
             self.forget()
         finally:
             self.ended = True
+            # This thread may be one of the program's, which goes on.
+            self._thread = None
             self._running.release()
 
     def _committed(self) -> None:
         self.wrote = True
 
-    def finish(self) -> None:
-        """At the end of the program: waits, then reports on stderr what nobody will ask for any more."""
-        if not self.is_on_this_thread and not self.wait(self.exit_timeout_secs):
-            consequence = "it is saved, but its callbacks have not finished" if self.wrote else "it is NOT saved"
-            _say(
-                f"jaxckpt: gave up waiting for the save of {self.what} after {self.exit_timeout_secs:g} s "
-                f"(OrbaxSettings.exit_timeout_secs); {consequence}."
-            )
-            return
+    def give_up(self, why: str) -> None:
+        """At the end of the program: says that nobody waits for it any more."""
+        consequence = "it is saved, but its callbacks have not finished" if self.wrote else "it is NOT saved"
+        _say(f"jaxckpt: gave up waiting for the save of {self.what} {why}; {consequence}.")
+
+    def tell(self) -> None:
+        """At the end of the program: reports on stderr what nobody will ask for any more."""
         if (error := self.take_error()) is not None:
             consequence = "was saved, but a callback failed" if self.wrote else "was NOT saved"
             _say(
@@ -155,10 +158,12 @@ class Background:
         Raises:
           RuntimeError: there is no thread to be had; the save has not been taken over.
         """
-        _watch_exit()
+        over = _ended or not threading.main_thread().is_alive()
+        if not over:
+            _watch_exit()
         before = self._flights
         self._flights = (*(each for each in before if each.error is not None), flight)
-        if _ended:
+        if over:
             # Nobody waits for threads any more: save now, and raise what goes wrong.
             flight.run()
             _raise(flight)
@@ -232,7 +237,12 @@ def _say(text: str) -> None:
 
 
 _watching = False
-_ended = False  # The main thread has ended, and the saves that were in flight have been waited for.
+# The main thread has ended, and the saves that were in flight have been waited for.
+_ended = False
+# The interrupt that ended that wait.
+_end: BaseException | None = None
+# How long the end of the program waits for a save without saying so.
+_QUIET_SECS = 1.0
 
 
 def _watch_exit() -> None:
@@ -245,6 +255,7 @@ def _watch_exit() -> None:
     if _watching:
         return
     _watching = True
+    atexit.register(_end_as_interrupted)
     os.register_at_fork(after_in_child=_after_fork)
     import concurrent.futures.thread  # noqa: F401  Registers its hook before ours, so ours runs before it.
 
@@ -268,10 +279,62 @@ def _after_fork() -> None:
 
 
 def _finish_all() -> None:
-    global _ended
-    with _registry_lock:
-        waiting = list(_in_flight)
-    for flight in waiting:
-        flight.finish()
-    _ended = True
-    del waiting
+    """Waits for the saves in flight, says so if that takes long, and ends cleanly at Ctrl-C."""
+    global _ended, _end
+    waiting: list[Flight] = []
+    try:
+        try:
+            with _registry_lock:
+                waiting += [flight for flight in _in_flight if not flight.is_on_this_thread]
+            _wait_for(waiting)
+        except (KeyboardInterrupt, SystemExit) as interrupt:
+            # Another Ctrl-C ends the program where it is.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _end = interrupt
+            for flight in waiting:
+                if not flight.ended:
+                    flight.give_up(f"at {'Ctrl-C' if isinstance(interrupt, KeyboardInterrupt) else 'a signal'}")
+        for flight in waiting:
+            if flight.ended:
+                flight.tell()
+    finally:
+        _ended = True
+
+
+def _wait_for(flights: list[Flight]) -> None:
+    began = time.monotonic()
+    said = False
+    for flight in flights:
+        # Each has been running since before the program came to its end.
+        left = began + flight.exit_timeout_secs - time.monotonic()
+        quiet = left if said else min(left, began + _QUIET_SECS - time.monotonic())
+        if flight.wait(quiet):
+            continue
+        left = began + flight.exit_timeout_secs - time.monotonic()
+        if not said and left > 0:
+            said = True
+            running = [each for each in flights if not each.ended]
+            longest = max(each.exit_timeout_secs for each in running)
+            _say(
+                f"jaxckpt: the program has ended but for the save of {', '.join(each.what for each in running)}; waiting for it, at most "
+                f"{longest:g} s (OrbaxSettings.exit_timeout_secs). Ctrl-C gives it up."
+            )
+        if not flight.wait(left):
+            flight.give_up(f"after {flight.exit_timeout_secs:g} s (OrbaxSettings.exit_timeout_secs)")
+
+
+def _end_as_interrupted() -> None:
+    """Ends the program as an interrupt ends it, where the wait for a save was interrupted.
+
+    Python raises nothing from where saves are waited for: it would print tracebacks of `threading`, and end with status 0.
+    """
+    if _end is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    if isinstance(_end, SystemExit):
+        code = _end.code
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)

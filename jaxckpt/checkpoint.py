@@ -182,7 +182,8 @@ class Checkpoint:
             that JAX traces, as jax.jit does.
           ValueError: a device that does not exist, colliding names, a prefix without a name.
           CheckpointError: the directory holds TensorFlow's checkpoints, whose state file and numbers are TensorFlow's.
-          OSError: with errno; nothing was left behind, no number used up.
+          OSError: with errno; nothing was left behind, no number used up. An asynchronous save that fails later, and raises
+            this at the next touch, has used up its number: its path was returned.
           BaseException: what the previous asynchronous save, or a callback, raised.
         """
         return self._save(paths.checked_prefix(file_prefix), options, hooks=SaveHooks())
@@ -230,11 +231,23 @@ class Checkpoint:
             # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
             return self._counter + 1, path
 
+        def registered(save: Save) -> None:
+            # An interrupt may keep the call from counting it.
+            if number is None:
+                self._given[given] = max(self._given.get(given, 0), save.number)
+
         turn = self._turn(options, "save")
         with self._lock, turn:
             details = {"checkpoint_number": number}
             save = Save(
-                "save", prefix, turn.options, turn.translation, hooks, replace=number is not None, details=details
+                "save",
+                prefix,
+                turn.options,
+                turn.translation,
+                hooks,
+                replace=number is not None,
+                details=details,
+                registered=registered,
             )
             try:
                 self._start(save, turn, reserve, step)

@@ -14,6 +14,7 @@ from jaxckpt.saving import SaveHooks
 from jaxckpt.state_text import Records, UnreadableStateError
 from jaxckpt.steps import SavedStep, SavedSteps
 from jaxckpt.storage import CheckpointPath, files
+from jaxckpt.uninterrupted import uninterrupted
 
 _logger = logging.getLogger("jaxckpt")
 
@@ -122,10 +123,12 @@ class ManagedDirectory:
         Raises:
           OSError: the state file cannot be written.
         """
-        from jaxckpt import storage
+        # Between a deletion and the state file that says so nothing may come.
+        if self._max_to_keep is not None:
+            uninterrupted(lambda: self._retain(root))
 
-        if self._max_to_keep is None:
-            return
+    def _retain(self, root: str) -> None:
+        from jaxckpt import storage
 
         def evict() -> list[str]:
             view = self._load(root)

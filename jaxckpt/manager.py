@@ -215,7 +215,8 @@ class CheckpointManager:
           Path of the checkpoint; None if none was due.
 
         Raises:
-          As `Checkpoint.save`. A step whose save failed does not count as saved.
+          As `Checkpoint.save`. A step whose save failed does not count as saved. An asynchronous save that fails later has used
+            up its number.
         """
         # Before a step is asked for: where none is due, tracing would go on in silence.
         self._checkpoint._refuse_tracing("save")

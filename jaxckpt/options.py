@@ -73,7 +73,8 @@ class OrbaxSettings:
 
     Attributes:
       timeout_secs: bound in seconds for every wait of a save or restore, also for processes that do not join.
-      exit_timeout_secs: how many seconds the end of the program waits for an asynchronous save before it gives up.
+      exit_timeout_secs: how many seconds the end of the program waits for an asynchronous save before it gives up. Ctrl-C
+        gives up earlier.
       compression: None (raw bytes) or "zstd". Float weights hardly shrink, and take 2 to 4 times as long; integers and
         sparse data can be worth it.
       chunk_byte_size: largest stored chunk in bytes, before compression; at least 16 (exceeded only where the parts of a divided array

@@ -77,6 +77,7 @@ class Save:
         *,
         replace: bool,
         details: Any = (),
+        registered: Callable[["Save"], None] = lambda save: None,
     ) -> None:
         """Makes a save that has yet to be prepared.
 
@@ -86,7 +87,9 @@ class Save:
           hooks: what else happens.
           replace: put the checkpoint in the place of what is there.
           details: names and values that the processes have to agree about, besides the options.
+          registered: called on the process that does the file access as soon as the save is registered, whatever interrupts the call.
         """
+        self._registered = registered
         self.path = ""
         self.number = 0
         self._translation = translation
@@ -250,6 +253,7 @@ class Save:
             # Should this process have been stopped meanwhile, the others have given up.
             session.check()
             self._hooks.committed(place)
+            self._registered(self)
 
         def commit() -> None:
             storage.save(

@@ -14,12 +14,14 @@ _SLICE_SECS = 1.0
 def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException], None] = lambda error: None) -> None:
     """Does `work` to its end, once, and only then raises an interrupt that came meanwhile.
 
+    A second interrupt is raised at once; the work then goes on, on its own thread, and what it raises is lost.
+
     Args:
       work: bounded. On the main thread, which alone is interrupted, it is done by another one for it.
       interrupted: called at once with the interrupt.
 
     Raises:
-      BaseException: what `work` raised; or the first interrupt.
+      BaseException: what `work` raised; or the interrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         work()
@@ -43,13 +45,16 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
             running.release()
 
     interrupt: BaseException | None = None
+    told = False
     while not ended:
         try:
+            if interrupt is not None and not told:
+                told = True
+                interrupted(interrupt)
             try:
                 # Whether an interrupt came before or after the thread was started cannot be known: the second one ends at once.
-                threading.Thread(
-                    target=contextvars.copy_context().run, args=(run,), name="jaxckpt uninterrupted", daemon=True
-                ).start()
+                context = contextvars.copy_context()
+                start(threading.Thread(target=context.run, args=(run,), name="jaxckpt uninterrupted", daemon=True))
             except RuntimeError:  # No thread to be had.
                 run()
             while not ended:
@@ -57,8 +62,29 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
         except BaseException as error:
             if interrupt is None:
                 interrupt = error
-                interrupted(error)
+            elif begun.locked():
+                # The user does not want to wait. The work goes on; had it not begun, it would never be done.
+                raise
     if errors:
         raise errors[0]
     if interrupt is not None:
         raise interrupt
+
+
+def start(thread: threading.Thread) -> None:
+    """Starts a thread. An interrupt is raised as such: it says nothing of whether the thread runs.
+
+    Two interrupts in `Thread.start`, which waits for the thread, become a RuntimeError ("release unlocked lock") of that wait.
+
+    Raises:
+      RuntimeError: there is no thread to be had.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, Exception):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise

@@ -1,6 +1,7 @@
 """The end of the program, in real programs: no save is lost, none holds it for ever, and no error is silent."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,10 @@ checkpoint = jaxckpt.Checkpoint(a=np.arange(300_000.0))
 def run(code: str, directory: Path, timeout: float = 90) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "PYTHONWARNINGS": "error"}
     arguments = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), str(directory / "ckpt")]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=timeout)
+    # On a busy machine a save takes longer than the program's end waits in silence.
+    done.stderr = re.sub(r"jaxckpt: the program has ended but for .* gives it up\.\n", "", done.stderr)
+    return done
 
 
 def assert_saved(directory: Path, number: int = 1) -> None:
@@ -64,48 +68,107 @@ def test_a_save_in_flight_is_completed(code: str, returncode: int, stderr: str, 
     "first", ["", "checkpoint.save(prefix, options); checkpoint.sync()"], ids=["fresh", "used before"]
 )
 @pytest.mark.parametrize("kind", ["None", "options"], ids=["sync", "async"])
-def test_a_thread_that_outlives_the_main_thread(first: str, kind: str, tmp_path: Path) -> None:
-    """Training on a thread while the main thread has come to its end: the save is completed, or refused loudly."""
-    code = f"""
-        {first}
-        def train():
-            threading.main_thread().join()
-            time.sleep(0.5)
-            print(checkpoint.save(prefix, {kind}), flush=True)
+@pytest.mark.parametrize("place", ["thread", "exit handler"])
+def test_a_save_after_the_main_thread_has_ended(place: str, first: str, kind: str, tmp_path: Path) -> None:
+    """From a training thread that outlives it, or an exit handler: saved, or refused with an error that says what to do.
 
-        threading.Thread(target=train).start()
+    Newer versions of Python start no threads in exit handlers.
+    """
+    begin = {
+        "thread": "threading.Thread(target=lambda: (threading.main_thread().join(), time.sleep(0.5), last())).start()",
+        "exit handler": "atexit.register(last)",
+    }
+    code = f"""
+        import atexit
+        {first}
+        def last():
+            try:
+                print(checkpoint.save(prefix, {kind}), flush=True)
+                checkpoint.sync()
+            except jaxckpt.CheckpointError as error:
+                print("refused", error, flush=True)
+
+        {begin[place]}
         """
     done = run(code, tmp_path)
     number = 2 if first else 1
-    if done.stdout.strip():
-        assert done.stdout.strip() == str(tmp_path / f"ckpt-{number}")
-        if "NOT saved" in done.stderr:  # Not as good, but nobody is deceived.
-            return
-        assert done.stderr == ""
-        assert_saved(tmp_path, number)
-    else:
-        assert "ckpt" in done.stderr
-        assert "Error" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    if done.stdout.startswith("refused"):
+        assert sys.version_info >= (3, 12)
+        assert "cannot be saved any more" in done.stdout
+        assert ("main thread has ended" in done.stdout) == (place == "thread")
         if first:
             assert_saved(tmp_path, 1)
+    else:
+        assert done.stdout.strip() == str(tmp_path / f"ckpt-{number}")
+        assert_saved(tmp_path, number)
+        assert "commit_success.txt" in os.listdir(tmp_path / f"ckpt-{number}")
 
 
-def test_a_save_from_an_exit_handler(tmp_path: Path) -> None:
-    """It is completed, or refused loudly; in both cases an earlier save is there."""
+def test_a_manager_saves_in_an_exit_handler_before_any_save_ran(tmp_path: Path) -> None:
     code = """
         import atexit
-
-        checkpoint.save(prefix, options)
-
-        @atexit.register
-        def last():
-            print(checkpoint.save(prefix, options), flush=True)
+        manager = jaxckpt.CheckpointManager(checkpoint, os.path.dirname(prefix), max_to_keep=1)
+        atexit.register(manager.save)
         """
     done = run(code, tmp_path)
-    if done.stderr:
-        assert_saved(tmp_path, 1)
+    if sys.version_info < (3, 12):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert_saved(tmp_path)
     else:
-        assert_saved(tmp_path, 2)
+        assert done.stderr == "" or "cannot be saved any more" in done.stderr
+
+
+STUCK = """
+checkpoint.write(prefix + "-warm")
+from jaxckpt.storage import commit
+began = threading.Event()
+commit._publish = lambda *arguments: (began.set(), time.sleep(1000))
+checkpoint.save(prefix, options)
+assert began.wait(30)
+"""
+
+
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM with a handler", "SIGTERM"])
+def test_ctrl_c_while_the_end_of_the_program_waits(kind: str, tmp_path: Path) -> None:
+    """A line says what is waited for, and the end is as Python's for an interrupt: by the signal, without tracebacks."""
+    handler = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))" if "handler" in kind else ""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "PYTHONWARNINGS": "error"}
+    arguments = [sys.executable, "-c", PRELUDE + STUCK + handler, str(tmp_path / "ckpt")]
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT if kind == "SIGINT" else signal.SIGTERM)
+        rest = process.communicate(timeout=30)[1]
+    path = tmp_path / "ckpt-1"
+    assert f"the save of {path}" in first
+    assert "600 s (OrbaxSettings.exit_timeout_secs)" in first
+    if kind == "SIGTERM":
+        assert (process.returncode, rest) == (-signal.SIGTERM, "")
+        return
+    assert process.returncode == (-signal.SIGINT if kind == "SIGINT" else 9)
+    assert rest.count("\n") == 1
+    assert f"gave up waiting for the save of {path} at " in rest
+    assert "it is NOT saved" in rest
+    assert jaxckpt.latest_checkpoint(tmp_path) is None
+
+
+def test_ctrl_c_while_a_callback_keeps_the_program_from_ending(tmp_path: Path) -> None:
+    code = """
+        def callback():
+            threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(1000)
+
+        options.experimental_write_callbacks = [callback]
+        checkpoint.save(prefix, options)
+        """
+    done = run(code, tmp_path)
+    assert done.returncode == -signal.SIGINT
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "it is saved, but its callbacks have not finished" in done.stderr
+    assert_saved(tmp_path)
 
 
 def test_callbacks_of_the_last_save_run(tmp_path: Path) -> None:

@@ -66,13 +66,19 @@ def test_a_program_that_ends_without_sync_completes_its_save(mode: str, code: in
     assert jaxckpt.verify(tmp_path / "ckpt-2").ok
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "ckpt-1", "ckpt-2"]
     assert ("called" in done.stdout) == (mode == "callback")
-    assert "jaxckpt" not in done.stderr
+    assert "jaxckpt" not in done.stderr.replace("jaxckpt: the program has ended but for", "")
 
 
-def test_a_save_in_an_exit_handler_says_that_it_is_too_late(tmp_path: Path) -> None:
+def test_a_save_in_an_exit_handler(tmp_path: Path) -> None:
     done = run("atexit", tmp_path)
-    assert "the program is ending (an atexit handler?)" in done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "ckpt-1", "ckpt-2"]
+    if "at exit" in done.stdout:
+        assert sorted(os.listdir(tmp_path)) == ["checkpoint", "ckpt-1", "ckpt-2", "ckpt-3"]
+        assert jaxckpt.verify(tmp_path / "ckpt-3").ok
+    else:
+        # Newer versions of Python start no threads by then.
+        assert sys.version_info >= (3, 12)
+        assert "the program is ending (an exit handler?)" in done.stderr
+        assert sorted(os.listdir(tmp_path)) == ["checkpoint", "ckpt-1", "ckpt-2"]
     assert jaxckpt.verify(tmp_path / "ckpt-2").ok
 
 

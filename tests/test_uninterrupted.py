@@ -1,6 +1,7 @@
 """Ctrl-C at any moment: the work is done, once, and then the interrupt is raised."""
 
 import _thread
+import contextlib
 import random
 import signal
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxckpt.uninterrupted import uninterrupted
+from jaxckpt.uninterrupted import start, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,8 @@ def test_an_interrupt_is_raised_when_the_work_is_done() -> None:
     interrupts: list[BaseException] = []
 
     def work() -> None:
-        for _ in range(3):
-            _thread.interrupt_main(signal.SIGUSR1)
-            time.sleep(0.05)
+        _thread.interrupt_main(signal.SIGUSR1)
+        time.sleep(0.05)
         assert len(interrupts) == 1  # It was heard of at once.
         done.append(1)
 
@@ -51,6 +51,64 @@ def test_an_interrupt_is_raised_when_the_work_is_done() -> None:
         uninterrupted(work, interrupts.append)
     assert done == [1]
     assert interrupts == [caught.value]
+
+
+def test_a_second_interrupt_is_raised_at_once_and_the_work_goes_on() -> None:
+    go_on, done = threading.Event(), threading.Event()
+    interrupts: list[BaseException] = []
+
+    def work() -> None:
+        for _ in range(2):
+            _thread.interrupt_main(signal.SIGUSR1)
+            time.sleep(0.05)
+        assert go_on.wait(30)
+        done.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted(work, interrupts.append)
+    assert len(interrupts) == 1
+    assert not done.is_set()
+    go_on.set()
+    assert done.wait(30)
+
+
+def test_two_interrupts_at_random_moments() -> None:
+    """However soon they come, the work is done, once, if it was begun at all."""
+    chance = random.Random(2)
+    done: list[int] = []
+    entered = 0
+
+    def interrupt_twice(first: float, second: float) -> None:
+        for seconds in (first, second):
+            time.sleep(seconds)
+            _thread.interrupt_main(signal.SIGUSR1)
+
+    for turn in range(200):
+        thread = threading.Thread(target=interrupt_twice, args=(chance.uniform(0, 0.001), chance.uniform(0, 0.0003)))
+        inside = False
+
+        def work(turn: int = turn) -> None:
+            time.sleep(0.0005)
+            done.append(turn)
+
+        try:
+            try:
+                thread.start()
+                inside = True
+                uninterrupted(work)
+            finally:
+                thread.join()
+        except KeyboardInterrupt:
+            pass
+        while thread.is_alive():
+            with contextlib.suppress(KeyboardInterrupt):
+                thread.join()
+        entered += inside
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(0.2)
+    assert len(done) == len(set(done))
+    # An interrupt may come before the first instruction of `uninterrupted`.
+    assert len(done) >= entered - 20
 
 
 def test_interrupts_at_random_moments() -> None:
@@ -78,6 +136,31 @@ def test_interrupts_at_random_moments() -> None:
         assert begun or len(done) < turn + 1
     assert interrupted > 200
     assert unfinished < 100  # Where the interrupt came before.
+
+
+def test_two_interrupts_while_a_thread_is_started() -> None:
+    """They are not taken for a thread that cannot be had: it runs."""
+    ran = threading.Event()
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            try:
+                raise KeyboardInterrupt
+            finally:
+                # As in `Condition.wait`, whose lock the second one left released.
+                threading.Lock().release()
+
+    with pytest.raises(KeyboardInterrupt):
+        start(Interrupted(target=ran.set))
+    assert ran.wait(30)
+
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with pytest.raises(RuntimeError, match="can't start"):
+        start(Refused())
 
 
 def test_another_thread_does_it_itself() -> None:

@@ -238,7 +238,12 @@ class Center(Session):
             if first is None:
                 self._tell({"t": "decided", "result": None})
                 return
-            self._tell({"t": "failed", "failure": failures.describe(first, self.process)})
+            failed_header = {"t": "failed", "failure": failures.describe(first, self.process)}
+            if all(event.is_set() for event in served.values()):
+                self._tell(failed_header)
+            else:
+                # A second interrupt ended the wait: the process that was waited for must not keep this one now.
+                self._tell_soon(failed_header)
             raise first
 
         started = False
@@ -279,6 +284,11 @@ class Center(Session):
     def _tell(self, header: Header) -> None:
         """Tells every peer. One that has gone by now has its own reasons, and changes nothing for the others."""
         uninterrupted(lambda: self._tell_all(header))
+
+    def _tell_soon(self, header: Header) -> None:
+        """Tells every peer, and waits only for those who listen."""
+        telling = _start(lambda process: self._tell_all(header), [self.process])
+        telling[0].join(LINGER_SECS)
 
     def _tell_all(self, header: Header) -> None:
         waiting = {}

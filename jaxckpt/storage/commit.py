@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,12 @@ _FILES = {
 
 
 def write_item(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    """Writes a snapshot as the new directory `new`, through Orbax's checkpointer."""
+    """Writes a snapshot as the new directory `new`, through Orbax's checkpointer; without it where Python has shut down what it needs."""
+    if not threading.main_thread().is_alive():
+        # An exit handler, or a thread that outlives the main thread: concurrent.futures, which Orbax uses, takes no more work.
+        write_item_in_bucket(new, snapshot, settings)
+        description.mark(new, new)
+        return
     import orbax.checkpoint as ocp
 
     checkpointer = orbax_api.checkpointer(settings)
@@ -122,15 +128,24 @@ def save(
         # From there on the directory belongs to the commit, which a second interrupt leaves running.
         if not committing:
             _discard(folder, spare)
-        if isinstance(error, RuntimeError) and "after interpreter shutdown" in str(error):
-            raise CheckpointError(
-                f"{path} cannot be saved any more: the program is ending (an atexit handler?), and Python has shut down what Orbax "
-                "needs. Save earlier, for example in a finally block around the training loop."
-            ) from error
+        if isinstance(error, RuntimeError) and "shutdown" in str(error):
+            raise CheckpointError(_too_late(path)) from error
         found = None if isinstance(error, (OSError, TimeoutError)) else faults.os_error(error, str(path))
         if found is not None:
             raise found from error
         raise
+
+
+def _too_late(path: CheckpointPath) -> str:
+    if threading.current_thread() is threading.main_thread():
+        return (
+            f"{path} cannot be saved any more: the program is ending (an exit handler?), and Python has shut down what a save needs. "
+            "Save earlier, for example in a finally block around the training loop."
+        )
+    return (
+        f"{path} cannot be saved any more: the main thread has ended while this thread goes on, and Python has shut down what a save "
+        "needs. Let the main thread wait for this one: thread.join()."
+    )
 
 
 def _commit(

@@ -14,7 +14,7 @@ NAME_BYTES = 16
 
 
 class DataFile:
-    """A new data file of the database in `directory`; whoever made it closes its descriptor.
+    """A new data file of the database in `directory`. The caller closes it, or gives its descriptor away.
 
     It begins with its own name, which nothing refers to: a file that was exchanged for another one, whose checksums are all right, is
     told by that.
@@ -29,8 +29,20 @@ class DataFile:
         try:
             self._write(name)
         except BaseException:
-            os.close(self.descriptor)
+            self.close()
             raise
+
+    def release(self) -> int:
+        """Gives the descriptor away: `close` has nothing to close from now on."""
+        # An interrupt between two steps may lose the descriptor, but never closes it twice: it could be another file's by then.
+        descriptor, self.descriptor = self.descriptor, -1
+        return descriptor
+
+    def close(self) -> None:
+        """Closes the file, unless its descriptor was given away. Idempotent."""
+        descriptor = self.release()
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def append(self, data: Iterable[np.ndarray]) -> Place:
         """Writes the bytes of contiguous arrays, and the crc32c of all of them."""

@@ -148,7 +148,7 @@ class Database:
                 file = None
         finally:
             if file is not None:
-                os.close(file.descriptor)
+                file.close()
 
     def _enter(self, chunk: Chunk) -> bool:
         """Waits until a chunk may be held; returns False if the write has failed."""
@@ -176,10 +176,11 @@ class Database:
         self._syncers.at_least(_SYNCERS, self._sync_files)
         with self._syncers.changed:
             if self._syncers.wait_until(lambda: len(self._closing) < _UNSYNCED_FILES):
-                self._closing.append((file.descriptor, file.path))
+                self._closing.append((file.release(), file.path))
                 self._syncers.changed.notify_all()
                 return
-        os.close(file.descriptor)  # The write has failed.
+        # The write has failed.
+        file.close()
 
     def _sync_files(self) -> None:
         while True:
@@ -266,7 +267,7 @@ class _TreeFile:
 
     def abandon(self) -> None:
         if self._file is not None:
-            os.close(self._file.descriptor)
+            self._file.close()
             self._file = None
 
 

@@ -18,6 +18,7 @@ from ocdbt_databases import by_tensorstore, by_us, chunk, nothing_left_behind, s
 
 from jaxckpt.storage import ocdbt_files, ocdbt_writer
 from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.ocdbt_files import DataFile
 from jaxckpt.storage.ocdbt_format import Entry
 from jaxckpt.storage.ocdbt_writer import Chunk, Database
 
@@ -225,3 +226,20 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     Database(str(tmp_path), 20_000, None, 10_000, Deadline(60, "the test")).write(iter(chunks))
     assert len(by_us(tmp_path)) == 40
     assert most <= 2
+
+
+def test_a_descriptor_that_was_given_away_is_not_closed_again(tmp_path: Path) -> None:
+    """By then it may be another file's."""
+    (tmp_path / "d").mkdir()
+    file = DataFile(str(tmp_path))
+    os.close(file.release())
+    other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+    file.close()
+    os.write(other, b"still open")
+    os.close(other)
+    file = DataFile(str(tmp_path))
+    descriptor = file.descriptor
+    file.close()
+    file.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

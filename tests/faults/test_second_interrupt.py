@@ -1,0 +1,37 @@
+"""Ctrl-C, and again, on the IO process of a job in which another process hangs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import interrupt_programs
+import pytest
+
+from jaxckpt import testing
+
+
+@pytest.fixture(scope="module")
+def job() -> Iterator[testing.Job]:
+    with testing.Job(processes=2, devices=1, heartbeat_timeout=100) as job:
+        yield job
+
+
+@pytest.mark.parametrize(("action", "place"), [("restore", "vote"), ("restore", "request"), ("write", "decide")])
+def test_the_second_one_ends_the_wait_at_once(job: testing.Job, tmp_path: Path, action: str, place: str) -> None:
+    prefix = str(tmp_path / "ckpt")
+    job.run(interrupt_programs.prepare, prefix)
+    job.start(interrupt_programs.hang, prefix, 0, action, place)
+    job.wait_for(0, "ended", timeout=30)
+    job.resume(1)
+    found = job.results(timeout=60)
+    interrupted, hung = found[0].value, found[1].value
+    assert interrupted["error"][0] == "KeyboardInterrupt"
+    if place == "vote":
+        assert interrupted["after second"] is not None, "a first Ctrl-C waits until the peer has been told"
+    if interrupted["after second"] is not None:
+        assert interrupted["after second"] < 2
+    # It was told, or finds the connection closed: never a torn message.
+    assert "ProcessError" in hung["error"], hung
+    assert hung["processes"] == (0,)
+    assert "no message" not in hung["text"]
+    # The job can be used again.
+    assert job.run(interrupt_programs.check, prefix) == [1.0, 1.0]
