@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from jaxckpt import paths, storage
+from jaxckpt.storage import tree_metadata
+from jaxckpt.storage.documents import DamagedError, damage
 from jaxckpt.storage.tree_metadata import StoredLeaf
+
+# Longer numbers are no indices of lists.
+_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -113,22 +118,23 @@ class Reader:
         self._stored.infos(arrays)
         values = dict(
             zip(
-                (leaf.name for leaf in arrays),
+                (leaf.param_name for leaf in arrays),
                 self._stored.read([(leaf.param_name, None) for leaf in arrays]),
                 strict=True,
             )
         )
         root = _Node()
-        for leaf in stored:
-            value = (
-                _empty(leaf)
-                if leaf.is_empty
-                else self._stored.string(leaf)
-                if leaf.is_string
-                else _value(leaf, values[leaf.name])
-            )
-            root.put(leaf.path, value)
-        return root.build()
+        with damage(os.path.join(self._stored.directory, tree_metadata.FILE)):
+            for leaf in stored:
+                value = (
+                    _empty(leaf)
+                    if leaf.is_empty
+                    else self._stored.string(leaf)
+                    if leaf.is_string
+                    else _value(leaf, values[leaf.param_name])
+                )
+                root.put(leaf.path, value)
+            return root.build()
 
     def _leaf(self, name: str) -> StoredLeaf:
         try:
@@ -152,19 +158,38 @@ class _Node:
         self.is_list = True
 
     def put(self, path: tuple[tuple[str, bool], ...], value: Any) -> None:
+        """Puts a leaf below this container. Raises DamagedError if another leaf is in the way."""
         node = self
-        for depth, (text, is_index) in enumerate(path):
+        for text, is_index in path[:-1]:
             node.is_list = node.is_list and is_index
-            if depth == len(path) - 1:
-                node.children[text] = value
-            else:
-                node = node.children.setdefault(text, _Node())
+            node = node.children.setdefault(text, _Node())
+            if not isinstance(node, _Node):
+                raise DamagedError("a leaf lies below another leaf")
+        if not path or path[-1][0] in node.children:
+            raise DamagedError("a leaf lies where another one is")
+        text, is_index = path[-1]
+        node.is_list = node.is_list and is_index
+        node.children[text] = value
 
     def build(self) -> Any:
-        built = {text: child.build() if isinstance(child, _Node) else child for text, child in self.children.items()}
-        if self.is_list and built:
-            return [built[text] for text in sorted(built, key=int)]
-        return built
+        """Returns the container. Not recursive: a stranger's tree may have more levels than Python has room for."""
+        order = [self]
+        for node in order:
+            order.extend(child for child in node.children.values() if isinstance(child, _Node))
+        built: dict[int, Any] = {}
+        for node in reversed(order):
+            items = {
+                text: built.pop(id(child)) if isinstance(child, _Node) else child
+                for text, child in node.children.items()
+            }
+            built[id(node)] = _in_order(items) if node.is_list and items else items
+        return built[id(self)]
+
+
+def _in_order(items: dict[str, Any]) -> list[Any]:
+    if not all(text.isascii() and text.isdecimal() and len(text) < _DIGITS for text in items):
+        raise DamagedError("an index of a list is not a number")
+    return [items[text] for text in sorted(items, key=int)]
 
 
 def _empty(leaf: StoredLeaf) -> Any:

@@ -7,7 +7,6 @@ checkpoint.
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import re
@@ -18,13 +17,14 @@ from typing import Any
 
 from jaxckpt import devices, paths
 from jaxckpt.directory_lock import update
+from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.multihost.ask import ask
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.state_store import FILE as FILE
 from jaxckpt.state_store import read_state as read_state
 from jaxckpt.state_store import write_state as write_state
 from jaxckpt.state_text import Records, UnreadableStateError
-from jaxckpt.storage import files
+from jaxckpt.storage import description, files
 
 _POLL_SECS = 1.0
 _logger = logging.getLogger("jaxckpt")
@@ -261,9 +261,8 @@ def rebuilt(directory: str, reason: Exception) -> Records:
 
 def commit_time(path: str) -> float:
     """Returns when a checkpoint was committed, in seconds: as Orbax recorded it, else when its directory changed."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        metadata = json.loads(files.read(os.path.join(path, "_CHECKPOINT_METADATA")))
-        return int(metadata["commit_timestamp_nsecs"]) / 1e9
+    with contextlib.suppress(OSError, CorruptCheckpointError):
+        return description.commit_seconds(path)
     try:
         return 0.0 if files.is_bucket(path) else os.stat(path).st_mtime
     except OSError:

@@ -3,7 +3,7 @@
 import os
 
 from jaxckpt.state_text import Records, UnreadableStateError, from_text, to_text
-from jaxckpt.storage import files
+from jaxckpt.storage import bounds, files
 
 FILE = "checkpoint"
 
@@ -37,7 +37,7 @@ def _read_versioned(path: str) -> tuple[bytes | None, bytes | None]:
     if files.is_bucket(path):
         return files.bucket.read_versioned(path)
     try:
-        return files.read(path), None
+        return files.read(path, bounds.STATE_FILE_BYTES), None
     except FileNotFoundError:
         return None, None
 

@@ -4,7 +4,8 @@ import json
 import os
 import time
 
-from jaxckpt.storage import files
+from jaxckpt.storage import bounds, files
+from jaxckpt.storage.documents import as_dict, as_int, damage, parse
 
 FILE = "_CHECKPOINT_METADATA"
 MARKER = "commit_success.txt"
@@ -44,3 +45,17 @@ def mark(directory: str, final: str) -> None:
       OSError: with errno.
     """
     files.write(os.path.join(directory, MARKER), f"Checkpoint commit was successful to {final}".encode())
+
+
+def commit_seconds(path: str) -> float:
+    """Returns when a checkpoint was committed, in seconds since the epoch, as Orbax recorded it.
+
+    Raises:
+      CorruptCheckpointError: its description does not say so.
+      OSError: it cannot be read.
+    """
+    where = os.path.join(path, FILE)
+    with damage(where):
+        document = as_dict(parse(files.read(where, bounds.NOTE_FILE_BYTES)), "it")
+        # Until the year 2262, as the times of files.
+        return as_int(document.get("commit_timestamp_nsecs"), "commit_timestamp_nsecs", 1) / 1e9

@@ -5,7 +5,6 @@ against its checksum.
 """
 
 import errno
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
+from jaxckpt.storage import bounds, claims, committed, digests, faults, files, kvstore, temporary, tree_metadata
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
+from jaxckpt.storage.documents import damage
+from jaxckpt.storage.inside import Inside
 from jaxckpt.storage.ocdbt_chunks import Box
 
 
@@ -27,7 +28,9 @@ class StoredCheckpoint:
       digests: of its files, or None if plain Orbax wrote it.
     """
 
-    def __init__(self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True) -> None:
+    def __init__(
+        self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True, has_targets: bool = False
+    ) -> None:
         """Opens the checkpoint at `path`.
 
         Args:
@@ -35,6 +38,8 @@ class StoredCheckpoint:
           timeout_secs: bound for every call.
           check_data: make sure, once data has been read, that no data file was exchanged for another. Whoever reads in several threads
             does better to call `check_data_files` once, in the end.
+          has_targets: an array is read only where there is one of its shape to put it into. Without, an array of which little is
+            stored (chunks that are absent count as the fill value) may not be large: see `bounds.ABSENT_BYTES`.
 
         Raises:
           FileNotFoundError: nothing is there.
@@ -46,15 +51,17 @@ class StoredCheckpoint:
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
         self._directory = self._item_directory()
-        self.digests: dict[str, list[Any]] | None = None
-        text = self._read_file(tree_metadata.FILE)
-        self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
+        # In a bucket, what a replacement has staged lies beside the path, and holds no links.
+        self._inside = Inside(self._directory, None if files.is_bucket(path) else path)
+        self.digests: dict[str, digests.Noted] | None = None
+        text = self.read_file(tree_metadata.FILE)
+        self.tree = self._read_tree(text)
         if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
-            self.digests = digests.read(self._directory)
+            self.digests = digests.read(self._inside)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
         self._strings = self._read_strings()
-        self._arrays = StoredArrays(path, self._directory, self.tree, timeout_secs)
+        self._arrays = StoredArrays(path, self._inside, self.tree, timeout_secs, has_targets=has_targets)
 
     def _item_directory(self) -> str:
         path = self.path
@@ -84,12 +91,21 @@ class StoredCheckpoint:
             return files.exists(path) or temporary.recover_missing(path)
         return committed.is_checkpoint(path) or (files.exists(path) and claims.read(path) is None)
 
-    def _read_file(self, name: str) -> bytes:
+    def read_file(self, name: str) -> bytes:
+        """Returns the content of a metadata file. Raises CorruptCheckpointError, which names it, or OSError."""
         path = os.path.join(self._directory, name)
+        with damage(path):
+            try:
+                return self._inside.read(name, bounds.METADATA_FILE_BYTES)
+            except OSError as error:
+                fault = faults.reading(error, path, self.path)
+                raise fault from (None if fault is error else error)
+
+    def _read_tree(self, content: bytes) -> tree_metadata.StoredTree:
         try:
-            return files.read(path)
+            return tree_metadata.read(self._inside, content)
         except OSError as error:
-            fault = faults.reading(error, path, self.path)
+            fault = faults.reading(error, os.path.join(self._directory, tree_metadata.ARRAY_METADATAS), self.path)
             raise fault from (None if fault is error else error)
 
     def _check_small_files(self) -> None:
@@ -102,7 +118,7 @@ class StoredCheckpoint:
                 or name.startswith(tree_metadata.ARRAY_METADATAS)
                 or (not ocdbt and name.endswith("/zarr.json"))
             ):
-                digests.check(self._directory, name, self._read_file(name), self.digests)
+                digests.check(self._directory, name, self.read_file(name), self.digests)
         if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
             raise CorruptCheckpointError(
                 f"{os.path.join(self._directory, tree_metadata.STRINGS)}: this file of the checkpoint is missing."
@@ -113,20 +129,19 @@ class StoredCheckpoint:
         if self.digests is None:
             return
         for name, expected in self.digests.items():
-            if digests.is_of_data(expected):
-                digests.check_data(self._directory, name, self.digests)
+            if expected.is_of_data:
+                digests.check_data(self._inside, name, self.digests)
 
     def _read_strings(self) -> dict[str, Any]:
         if not any(leaf.is_string for leaf in self.tree.leaves):
             return {}
-        content = self._read_file(tree_metadata.STRINGS)
-        try:
-            strings: dict[str, Any] = json.loads(content)
-        except ValueError as error:
-            raise CorruptCheckpointError(
-                f"{os.path.join(self._directory, tree_metadata.STRINGS)}: this file is damaged: {error}."
-            ) from error
-        return strings
+        where = os.path.join(self._directory, tree_metadata.STRINGS)
+        return tree_metadata.read_strings(self.read_file(tree_metadata.STRINGS), where)
+
+    @property
+    def inside(self) -> Inside:
+        """The files of the checkpoint."""
+        return self._inside
 
     @property
     def directory(self) -> str:
@@ -144,18 +159,13 @@ class StoredCheckpoint:
 
     def shardings(self) -> dict[str, str]:
         """Returns Orbax's text for the sharding each array was saved with, by Orbax's name of the leaf."""
-        import base64
-
         path = os.path.join(self._directory, tree_metadata.SHARDINGS)
         if not files.is_file(path):
             return {}
-        content = self._read_file(tree_metadata.SHARDINGS)
+        content = self.read_file(tree_metadata.SHARDINGS)
         if self.digests is not None:
             digests.check(self._directory, tree_metadata.SHARDINGS, content, self.digests)
-        return {
-            base64.urlsafe_b64decode(key).decode("utf-8", "surrogatepass"): text
-            for key, text in json.loads(content).items()
-        }
+        return tree_metadata.read_shardings(content, path)
 
     def infos(self, leaves: Iterable[tree_metadata.StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name.

@@ -155,11 +155,10 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
         path = os.path.join(stored.directory, name)
         if path in damaged:
             continue
-        if digests.is_of_data(expected):
+        if expected.is_of_data:
             continue
-        content = files.read(path)
         try:
-            digests.check(stored.directory, name, content, stored.digests)
+            digests.check(stored.directory, name, stored.read_file(name), stored.digests)
         except CheckpointError as error:
             problems.append(_problem(error))
     return len(stored.digests) + 1
@@ -168,8 +167,8 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
 def _check_data_files(stored: StoredCheckpoint, problems: list[Problem]) -> None:
     """Looks for data files that were exchanged for others. Where a leaf is damaged, it has been named already, which says more."""
     for name, expected in (stored.digests or {}).items():
-        if digests.is_of_data(expected):
+        if expected.is_of_data:
             try:
-                digests.check_data(stored.directory, name, stored.digests or {})
+                digests.check_data(stored.inside, name, stored.digests or {})
             except CheckpointError as error:
                 problems.append(_problem(error))
