@@ -1,6 +1,6 @@
 """What an array claims to be, compared with the bytes that the checkpoint has for it. Pure.
 
-TensorStore believes what it reads: it makes room for a chunk before it looks whether the chunk is there, and ends the process where it cannot.
+TensorStore believes what it reads: it makes room for a chunk before it looks for it, and ends the process if there is not enough.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The files of one checkpoint, which is whatever a stranger made of it: regular files inside of its directory, and nothing else.
 
-The checkpoint itself may be reached by a link. A link inside of it must stay inside: the one exception is the cache of the Hugging Face Hub,
-where every file of ``models--<name>/snapshots/<revision>/`` is a link into ``models--<name>/blobs/``.
+The checkpoint itself may be reached by a link. A link inside of it must stay inside, with one exception: the cache of the Hugging Face
+Hub, where every file of ``models--<name>/snapshots/<revision>/`` is a link into ``models--<name>/blobs/``.
 """
 
 import errno

@@ -1,0 +1,101 @@
+"""The process that reads hostile checkpoints: one case after the other, until one of them kills it.
+
+Run as a program. Reads lines ``SEED NUMBER``, and answers each with a line of JSON.
+"""
+
+import gc
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+ROOM = 8 << 30  # of addresses, besides what a fresh worker has: an allocation that is too large must not take the machine with it
+
+
+def main() -> None:
+    # Answers go to where standard output was: whatever is printed must not get between them.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from hostile import readers
+
+    readers.quiet()
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ROOM, resource.RLIM_INFINITY))
+    root = Path(tempfile.mkdtemp(prefix="hostile-", dir=os.environ.get("HOSTILE_ROOT")))
+    answers.write(json.dumps({"root": str(root)}) + "\n")
+    answers.flush()
+    for line in sys.stdin:
+        seed, number = map(int, line.split())
+        answers.write(json.dumps(_run(seed, number, root / f"{seed}-{number}", answers)) + "\n")
+        answers.flush()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _run(seed: int, number: int, directory: Path, answers: Any) -> dict[str, Any]:
+    from hostile import cases, readers
+
+    try:
+        case = cases.make_case(seed, number, directory)
+    except Exception as error:
+        # A mistake in the fuzzer itself, which counts.
+        ending = {"kind": "exception", "call": "making the case", "traceback": "".join(traceback.format_exception(error))}
+        return {"what": [], "findings": [ending]}
+    answers.write(json.dumps({"what": case.what}) + "\n")
+    rng = random.Random(f"{seed}:{number}:readers")
+    on_disk = sum(file.lstat().st_blocks * 512 for file in directory.rglob("*"))
+    found: dict[str, Any] = {"what": case.what, "errors": {}, "findings": [], "seconds": 0.0, "bytes": 0}
+    for name, call in readers.read_all(case, rng):
+        answers.write(json.dumps({"call": name}) + "\n")
+        answers.flush()
+        before = _reset_peak()
+        start = time.monotonic()
+        ending = _ending(call, readers.EXPECTED)
+        seconds = time.monotonic() - start
+        grown = _status("VmHWM") - before - on_disk
+        found["errors"][ending["error"]] = found["errors"].get(ending["error"], 0) + 1
+        found["seconds"], found["bytes"] = max(found["seconds"], seconds), max(found["bytes"], grown)
+        if "traceback" in ending:
+            found["findings"].append({"kind": "exception", "call": name, **ending})
+        if seconds > 5:
+            found["findings"].append({"kind": "hang", "call": name, "seconds": seconds})
+        if grown > 200 << 20:
+            found["findings"].append({"kind": "memory", "call": name, "bytes": grown})
+            gc.collect()
+    shutil.rmtree(directory, ignore_errors=True)
+    return found
+
+
+def _ending(call: Any, expected: tuple[type[BaseException], ...]) -> dict[str, str]:
+    try:
+        call()
+    except expected as error:
+        return {"error": type(error).__name__}
+    except BaseException as error:
+        return {"error": type(error).__name__, "traceback": "".join(traceback.format_exception(error))[-3000:]}
+    return {"error": "none"}
+
+
+def _reset_peak() -> int:
+    """Returns the memory in use, from which on its peak counts."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":"))
+
+
+if __name__ == "__main__":
+    main()
