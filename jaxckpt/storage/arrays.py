@@ -94,7 +94,7 @@ class StoredArrays:
             info = self._infos[name]
             if 0 in info.shape:
                 out[position] = np.empty(info.shape, info.dtype)[box or ()]
-            elif index is None or info.chunk_shape is None or not self._tree.complete_chunks:
+            elif index is None or not self._is_direct(info):
                 rest.append((position, name, box))
             else:
                 try:
@@ -129,7 +129,7 @@ class StoredArrays:
         self._begin()
         info = self._infos[name]
         index = self._open_index()
-        if index is None or info.chunk_shape is None or 0 in info.shape or not self._tree.complete_chunks:
+        if index is None or 0 in info.shape or not self._is_direct(info):
             return None
         reads: list[Read] = []
         try:
@@ -140,6 +140,10 @@ class StoredArrays:
         except (DamagedError, OSError) as error:
             raise self._fault(error, name) from error
         return None
+
+    def _is_direct(self, info: ArrayInfo) -> bool:
+        """Whether the chunks of an array of the database are read from its data files, and not by TensorStore."""
+        return info.chunk_shape is not None and self._tree.complete_chunks and self._inside.is_local
 
     def _open_index(self) -> Index | None:
         """Returns the index of the database, or None if every chunk is a file of its own."""

@@ -41,12 +41,14 @@ class Case:
       path: the hostile checkpoint.
       values: name of the function in `golden.make` that returns what was saved.
       what: the changes, in words.
+      database: directory and structure of the OCDBT database; None if there is none.
     """
 
     directory: Path
     path: Path
     values: str
     what: list[str] = field(default_factory=list)
+    database: tuple[str, ocdbt.Database] | None = None
 
 
 def make_case(seed: int, number: int, directory: Path) -> Case:
@@ -57,6 +59,7 @@ def make_case(seed: int, number: int, directory: Path) -> Case:
     shutil.copytree(GOLDEN / base, sound)
     case = Case(directory, path, make.values_of(Path(base).name), [base])
     files = {str(file.relative_to(sound)): file.read_bytes() for file in sound.rglob("*") if file.is_file()}
+    case.database = _database(files)
     special: dict[str, Callable[[Path], None]] = {}
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         change = rng.choices([_document, _tree, _places, _file, _state], [40, 25, 15, 14, 6])[0]
@@ -67,16 +70,21 @@ def make_case(seed: int, number: int, directory: Path) -> Case:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-        except OSError:
+        except (OSError, ValueError):
+            # A name that no file can have.
             continue
     for name, put in special.items():
         file = path / name
-        if file.is_dir() and not file.is_symlink():
-            shutil.rmtree(file)
-        else:
-            file.unlink(missing_ok=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        put(file)
+        try:
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            put(file)
+        except OSError:
+            # Another change has put something else in the place of a directory above.
+            continue
     if not (directory / "checkpoint").exists() and not os.path.lexists(directory / "checkpoint"):
         (directory / "checkpoint").write_text(
             'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\nall_model_checkpoint_paths: "ckpt-2"\n'
@@ -113,16 +121,12 @@ def _is_document(name: str) -> bool:
     return "array_metadatas/" in name or (last == "manifest.ocdbt" and "ocdbt.process" not in name)
 
 
-def _database(files: Files, rng: random.Random) -> tuple[str, ocdbt.Database] | None:
+def _database(files: Files) -> tuple[str, ocdbt.Database] | None:
     manifests = [name for name in files if name.endswith("manifest.ocdbt") and "ocdbt.process" not in name]
     if not manifests:
         return None
     folder = manifests[0].removesuffix("manifest.ocdbt")
-    try:
-        return folder, ocdbt.decode(files, folder)
-    except (LookupError, ValueError):
-        # It has been changed already.
-        return None
+    return folder, ocdbt.decode(files, folder)
 
 
 def _put_database(files: Files, folder: str, database: ocdbt.Database, rng: random.Random) -> None:
@@ -135,7 +139,7 @@ def _put_database(files: Files, folder: str, database: ocdbt.Database, rng: rand
 
 
 def _inner_document(files: Files, name: str, case: Case, rng: random.Random, times: int) -> None:
-    found = _database(files, rng)
+    found = case.database
     if found is None:
         return
     folder, database = found
@@ -157,7 +161,7 @@ def _inner_document(files: Files, name: str, case: Case, rng: random.Random, tim
 
 def _tree(files: Files, special: Special, case: Case, rng: random.Random) -> None:
     """Changes the structure of the B-tree."""
-    found = _database(files, rng)
+    found = case.database
     if found is None:
         _document(files, special, case, rng)
         return
@@ -230,7 +234,7 @@ class _SameChild(ocdbt.Tree):
 
 def _places(files: Files, special: Special, case: Case, rng: random.Random) -> None:
     """Changes where values, children and files of the database are."""
-    found = _database(files, rng)
+    found = case.database
     if found is None:
         _file(files, special, case, rng)
         return

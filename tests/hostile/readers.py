@@ -32,7 +32,7 @@ def read_all(case: Case, rng: random.Random) -> Iterator[tuple[str, Callable[[],
     yield "load_checkpoint", lambda: reader.append(jaxckpt.load_checkpoint(path))
     if reader:
         names = reader[0].keys()
-        for name in rng.sample(names, min(len(names), 4)):
+        for name in rng.sample(names, min(len(names), 2)):
             yield f"metadata({name[:20]!r})", lambda name=name: reader[0].metadata(name)
             yield f"shape({name[:20]!r})", lambda name=name: (reader[0].shape(name), reader[0].dtype(name))
             yield f"get_tensor({name[:20]!r})", lambda name=name: reader[0].get_tensor(name)
@@ -50,7 +50,7 @@ def read_all(case: Case, rng: random.Random) -> Iterator[tuple[str, Callable[[],
         ("list", lambda: _cli("list", str(case.directory))),
         ("diff", lambda: _cli("diff", str(case.directory / "ckpt-1"), str(path))),
     ]
-    yield from rng.sample(turns, 3)
+    yield from rng.sample(turns, 2)
 
 
 def _values(case: Case) -> dict[str, Any]:
