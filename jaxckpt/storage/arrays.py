@@ -243,13 +243,11 @@ class StoredArrays:
         try:
             if name not in self._stored and (index is not None or self._inside.is_local):
                 folder = layout.array_path(name)
-                self._stored[name] = (
-                    self._inside.stored(folder) if index is None else claimed.Stored(*index.stored(folder))
-                )
+                self._stored[name] = self._inside.stored(folder) if index is None else index.stored(folder)
             is_bounded = not self._has_targets or name in self._special
             is_complete = self._tree.complete_chunks
             claimed.check(info, box, self._stored.get(name), absent if is_bounded else None, is_complete=is_complete)
-        except (DamagedError, OSError) as error:
+        except (DamagedError, OSError, MemoryError) as error:
             raise self._fault(error, name) from error
 
     def _decoded(self, name: str, result: Any) -> np.ndarray:

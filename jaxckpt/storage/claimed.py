@@ -1,9 +1,11 @@
-"""What an array claims to be, compared with the bytes that the checkpoint has for it. Pure.
+"""What an array claims to be, compared with the bytes that the checkpoint has for it.
 
 TensorStore believes what it reads: it makes room for a chunk before it looks for it, and ends the process if there is not enough.
 """
 
+import functools
 import math
+import os
 
 from jaxckpt.storage import bounds
 from jaxckpt.storage.inside import Stored as Stored
@@ -43,6 +45,7 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
 
     Raises:
       DamagedError: it claims more than there is.
+      MemoryError: the machine has less memory than it takes.
     """
     grid = info.grid
     assert grid is not None
@@ -53,6 +56,9 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
     nbytes = math.prod(max(0, stop - start) for start, stop in spans) * itemsize
     chunks = math.prod(max(0, -(-stop // cut) - start // cut) for (start, stop), cut in zip(spans, grid, strict=True))
     chunk_bytes = math.prod(grid) * itemsize
+    # A file may have holes, and any size.
+    if nbytes > _memory() or chunk_bytes > _memory():
+        raise MemoryError(f"it takes {max(nbytes, chunk_bytes)} bytes")
     if stored is None:
         if chunk_bytes > max(bounds.UNKNOWN_CHUNK_BYTES, itemsize) or chunks > bounds.ABSENT_CHUNKS:
             raise DamagedError(f"it claims {chunks} chunks of {chunk_bytes} bytes, and sizes of objects are not known")
@@ -62,6 +68,11 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
     most = stored.bytes
     if info.is_compressed:
         most = bounds.EXPANDED_CHUNK_BYTES + bounds.EXPANDED_CHUNK_RATIO * stored.bytes
+    if (
+        stored.largest
+        > chunk_bytes + chunk_bytes // 64 + info.inner_chunks * _INDEX_BYTES + bounds.ARRAY_METADATA_BYTES
+    ):
+        raise DamagedError(f"what is stored of a chunk has {stored.largest} bytes, but a chunk only {chunk_bytes}")
     allowed = stored.files if is_complete else stored.files + bounds.ABSENT_CHUNKS
     if chunks > allowed:
         raise DamagedError(f"it claims {chunks} chunks, but the checkpoint holds {stored.files}")
@@ -75,6 +86,12 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
             raise DamagedError(f"it claims {nbytes} bytes, but the checkpoint holds {stored.bytes}")
         if absent is not None:
             absent.take(nbytes - most)
+
+
+@functools.cache
+def _memory() -> int:
+    """Returns the bytes of memory that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_kind(leaf: StoredLeaf, info: ArrayInfo) -> None:

@@ -23,10 +23,12 @@ class Stored(NamedTuple):
     Attributes:
       files: how many files.
       bytes: of all of them.
+      largest: bytes of the largest one.
     """
 
     files: int
     bytes: int
+    largest: int
 
 
 def checked_name(name: str) -> str:
@@ -130,7 +132,7 @@ class Inside:
           DamagedError: a link leads out of the checkpoint.
           OSError: EINVAL if something is neither a regular file nor a directory.
         """
-        number = nbytes = 0
+        number = nbytes = largest = 0
         waiting = [self.path(folder)]
         self._check_folder(waiting[0])
         while waiting:
@@ -145,7 +147,8 @@ class Inside:
                 found = self._checked(entry.path)
                 number += 1
                 nbytes += found.st_size
-        return Stored(number, nbytes)
+                largest = max(largest, found.st_size)
+        return Stored(number, nbytes, largest)
 
     def _checked(self, path: str) -> os.stat_result:
         found = os.lstat(path)

@@ -1,6 +1,6 @@
 """Decodes OCDBT's manifest and B-tree nodes, as TensorStore's documentation of the `ocdbt` driver defines them. Pure.
 
-Known here is what jaxckpt and Orbax write: a single manifest file, with compression or without. `UnknownFormatError` says that this is another,
+Known here is what jaxckpt and Orbax write: one manifest file, with compression or without. `UnknownFormatError` says that it is another,
 `DamagedError` that the bytes are not what was written.
 """
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jaxckpt.storage import bounds, ocdbt_format
 from jaxckpt.storage.deadline import Deadline
-from jaxckpt.storage.inside import Inside
+from jaxckpt.storage.inside import Inside, Stored
 from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 from jaxckpt.storage.ocdbt_format import DamagedError, Entry, Memory, Node, Place, UnknownFormatError
 
@@ -89,20 +89,22 @@ class Index:
             raise self._gaps[0].error
         yield from map(Entry._make, self._values.items())
 
-    def stored(self, prefix: str) -> tuple[int, int]:
-        """Returns the number of the values whose keys begin with `prefix`, and the bytes of all of them."""
+    def stored(self, prefix: str) -> Stored:
+        """Returns what there is of the values whose keys begin with `prefix`."""
         if self._sorted is None:
             self._sorted = sorted(self._values)
         low = prefix.encode("utf-8", "surrogatepass")
-        number = nbytes = 0
+        number = nbytes = largest = 0
         for position in range(bisect.bisect_left(self._sorted, low), len(self._sorted)):
             key = self._sorted[position]
             if not key.startswith(low):
                 break
             value = self._values[key]
+            length = value.length if isinstance(value, Place) else len(value)
             number += 1
-            nbytes += value.length if isinstance(value, Place) else len(value)
-        return number, nbytes
+            nbytes += length
+            largest = max(largest, length)
+        return Stored(number, nbytes, largest)
 
     def _read(self, node: Node, height: int, prefix: bytes, low: bytes, high: bytes | None) -> None:
         """Reads a node and what is below it, which are keys of that prefix, in that range."""

@@ -4,6 +4,8 @@ A case is made by its seed and number alone. Its directory holds a sound checkpo
 hostile one the latest.
 """
 
+import copy
+import functools
 import json
 import os
 import random
@@ -16,7 +18,6 @@ from pathlib import Path
 
 import google_crc32c
 from golden import make
-
 from hostile import documents, ocdbt
 
 GOLDEN = Path(make.__file__).parent
@@ -27,9 +28,50 @@ BASES = [
     *("orbax-0.12.8/v0_zarr3_ocdbt", "orbax-0.12.8/v1_zarr3_ocdbt_zstd", "orbax-0.12.8/v1_zarr2_files"),
 ]
 # Where links of hostile checkpoints lead.
-OUTSIDE = ["/dev/zero", "/dev/stdin", "/etc/passwd", "/proc/self/environ", "/", "..", "../ckpt-1/_METADATA", "/dev/tty", "loop"]
-NAMES = [b"../ckpt-1/_METADATA", b"/etc/passwd", b"a\0b", b"", b".", b"d", b"d/../../ckpt-1/_METADATA", b"x" * 5000, b"/dev/zero", b"pipe"]
-INTS = [0, 1, 2, 3, 127, 128, 255, 1000, 65535, 65536, 10**6, 2**31, 2**32, 10**13, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**69]
+OUTSIDE = [
+    "/dev/zero",
+    "/dev/stdin",
+    "/etc/passwd",
+    "/proc/self/environ",
+    "/",
+    "..",
+    "../ckpt-1/_METADATA",
+    "/dev/tty",
+    "loop",
+]
+NAMES = [
+    b"../ckpt-1/_METADATA",
+    b"/etc/passwd",
+    b"a\0b",
+    b"",
+    b".",
+    b"d",
+    b"d/../../ckpt-1/_METADATA",
+    b"x" * 5000,
+    b"/dev/zero",
+    b"pipe",
+]
+INTS = [
+    0,
+    1,
+    2,
+    3,
+    127,
+    128,
+    255,
+    1000,
+    65535,
+    65536,
+    10**6,
+    2**31,
+    2**32,
+    10**13,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    2**69,
+]
 
 
 @dataclass
@@ -55,11 +97,11 @@ def make_case(seed: int, number: int, directory: Path) -> Case:
     """Writes a case into a directory that does not exist."""
     rng = random.Random(f"{seed}:{number}")
     base = BASES[number % len(BASES)]
-    sound, path = directory / "ckpt-1", directory / "ckpt-2"
-    shutil.copytree(GOLDEN / base, sound)
+    path = directory / "ckpt-2"
+    shutil.copytree(GOLDEN / base, directory / "ckpt-1")
     case = Case(directory, path, make.values_of(Path(base).name), [base])
-    files = {str(file.relative_to(sound)): file.read_bytes() for file in sound.rglob("*") if file.is_file()}
-    case.database = _database(files)
+    found, database = _base(base)
+    files, case.database = dict(found), copy.deepcopy(database)
     special: dict[str, Callable[[Path], None]] = {}
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         change = rng.choices([_document, _tree, _places, _file, _state], [40, 25, 15, 14, 6])[0]
@@ -90,6 +132,13 @@ def make_case(seed: int, number: int, directory: Path) -> Case:
             'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\nall_model_checkpoint_paths: "ckpt-2"\n'
         )
     return case
+
+
+@functools.cache
+def _base(base: str) -> tuple[dict[str, bytes], tuple[str, ocdbt.Database] | None]:
+    sound = GOLDEN / base
+    files = {str(file.relative_to(sound)): file.read_bytes() for file in sound.rglob("*") if file.is_file()}
+    return files, _database(files)
 
 
 Files = dict[str, bytes]
@@ -169,7 +218,9 @@ def _tree(files: Files, special: Special, case: Case, rng: random.Random) -> Non
     root = database.root
     if root is None:
         return
-    kind = rng.choice(["claims", "manifest", "tower", "cycle", "keys", "prefixes", "table", "order", "twice", "bomb", "cut"])
+    kind = rng.choice(
+        ["claims", "manifest", "tower", "cycle", "keys", "prefixes", "table", "order", "twice", "bomb", "cut"]
+    )
     case.what.append(f"tree {kind}")
     node = rng.choice(ocdbt.nodes(root))
     if kind == "claims":
@@ -195,7 +246,9 @@ def _tree(files: Files, special: Special, case: Case, rng: random.Random) -> Non
         node.children = []
     elif kind == "table":
         count = rng.choice([10, 5000])
-        node.files += [(b"d/" + b"f" * rng.choice([10, 4000]) + number.to_bytes(4, "big"), 0) for number in range(count)]
+        node.files += [
+            (b"d/" + b"f" * rng.choice([10, 4000]) + number.to_bytes(4, "big"), 0) for number in range(count)
+        ]
     elif kind == "order":
         rng.shuffle(node.keys)
     elif kind == "twice":
@@ -335,7 +388,9 @@ def _state(files: Files, special: Special, case: Case, rng: random.Random) -> No
     elif kind == "long":
         file.write_text('all_model_checkpoint_paths: "' + "ckpt-2" * 10_000 + '"\n' + "[" * 10_000)
     else:
-        name = rng.choice(["ckpt-2", "../../x", "/etc/passwd", "ckpt-2/../ckpt-1", "", "a" * 5000, r"\377\000", r"\U99999999"])
+        name = rng.choice(
+            ["ckpt-2", "../../x", "/etc/passwd", "ckpt-2/../ckpt-1", "", "a" * 5000, r"\377\000", r"\U99999999"]
+        )
         number = rng.choice(["1e400", "nan", "-1", "9" * 5000, "x", "1e300"])
         file.write_text(
             f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "ckpt-1"\nall_model_checkpoint_timestamps: {number}\n'
@@ -361,7 +416,9 @@ def _renew_digests(files: Files) -> None:
                         noted[inner] = [len(content), "named"]
                 elif inner in noted and "/c/" not in f"/{inner}/":
                     noted[inner] = [len(content), f"{google_crc32c.value(content):08x}"]
-            for file in [file for file in noted if isinstance(file, str) and folder + file not in files and len(file) < 60]:
+            for file in [
+                file for file in noted if isinstance(file, str) and folder + file not in files and len(file) < 60
+            ]:
                 if file not in ("..", ".", "") and not file.startswith(("/", "..")) and "\0" not in file:
                     del noted[file]
             body = json.dumps(document, sort_keys=True).encode()

@@ -4,18 +4,78 @@ import json
 import random
 from typing import Any
 
-NUMBERS: list[Any] = [0, -1, 1, 2, 3, 7, 1.5, True, False, None, 10**6, 10**8, 2**31, 10**10, 10**13, 10**15, 2**62, 2**63, 2**64, 10**30]
+NUMBERS: list[Any] = [
+    0,
+    -1,
+    1,
+    2,
+    3,
+    7,
+    1.5,
+    True,
+    False,
+    None,
+    10**6,
+    10**8,
+    2**31,
+    10**10,
+    10**13,
+    10**15,
+    2**62,
+    2**63,
+    2**64,
+    10**30,
+]
 # Tokens that Python's own encoder does not write.
-RAW = ["1e400", "-1e400", "NaN", "Infinity", "9" * 400, "9" * 6000, "[" * 50_000 + "]" * 50_000, '{"a":' * 20_000 + "1" + "}" * 20_000]
-TEXTS = ["", ".", "..", "../../../etc/passwd", "/etc/passwd", "a\0b", "\ud800", "x" * 5000, "a/b/../../..", "d/../..", "float32", "string", "json"]
-TEXTS += ["bytes", "numpy", "scalar", "Dict", "None", "jax.Array", "zstd", "default", "sharding_indexed", "transpose", "9" * 30, "-1", "1e5"]
+RAW = [
+    "1e400",
+    "-1e400",
+    "NaN",
+    "Infinity",
+    "9" * 400,
+    "9" * 6000,
+    "[" * 50_000 + "]" * 50_000,
+    '{"a":' * 20_000 + "1" + "}" * 20_000,
+]
+TEXTS = [
+    "",
+    ".",
+    "..",
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "a\0b",
+    "\ud800",
+    "x" * 5000,
+    "a/b/../../..",
+    "d/../..",
+    "float32",
+    "string",
+    "json",
+]
+TEXTS += [
+    "bytes",
+    "numpy",
+    "scalar",
+    "Dict",
+    "None",
+    "jax.Array",
+    "zstd",
+    "default",
+    "sharding_indexed",
+    "transpose",
+    "9" * 30,
+    "-1",
+    "1e5",
+]
 _MARK = "\u0001raw:"
 
 
 def mutate(content: bytes, rng: random.Random, times: int) -> bytes:
     """The document with changes at random places; or not a document any more."""
     if rng.random() < 0.03:
-        return rng.choice([b"", b"null", b"[]", b"3", b'"x"', b"{", b"\xff\xfe", content[: len(content) // 2], content * 2])
+        return rng.choice(
+            [b"", b"null", b"[]", b"3", b'"x"', b"{", b"\xff\xfe", content[: len(content) // 2], content * 2]
+        )
     document = json.loads(content)
     for _ in range(times):
         document = _change(document, rng)
@@ -61,7 +121,9 @@ def _places(document: Any) -> list[tuple[Any, Any]]:
     found: list[tuple[Any, Any]] = []
     order = [document]
     for node in order:
-        items = list(node.items() if isinstance(node, dict) else enumerate(node)) if isinstance(node, (dict, list)) else []
+        items = (
+            list(node.items() if isinstance(node, dict) else enumerate(node)) if isinstance(node, (dict, list)) else []
+        )
         found += [(node, key) for key, _ in items]
         order += [child for _, child in items]
     return found

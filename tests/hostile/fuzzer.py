@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CASE_SECS = 40.0  # for all calls of a case; each of them may take 5
+ANSWER_SECS = 60.0  # for one call, which may take 5, on a machine that is busy
 START_SECS = 120.0
 
 
@@ -104,7 +104,7 @@ class _Worker:
         what, call = [], "making the case"
         while True:
             try:
-                line = self._lines.get(timeout=CASE_SECS)
+                line = self._lines.get(timeout=ANSWER_SECS)
             except queue.Empty:
                 return {"what": what, "findings": [{"kind": "hang", "call": call}]}
             if line is None:

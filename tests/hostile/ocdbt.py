@@ -65,7 +65,7 @@ def zstd_frame(body: bytes) -> bytes:
     parts = [body[start : start + (128 << 10)] for start in range(0, len(body), 128 << 10)] or [b""]
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
-        if len(set(part)) == 1:
+        if part and part.count(part[:1]) == len(part):
             frame += (last | 1 << 1 | len(part) << 3).to_bytes(3, "little") + part[:1]
         else:
             frame += (last | len(part) << 3).to_bytes(3, "little") + part
@@ -110,7 +110,7 @@ class Tree:
       height: above the leaves.
       files: path, and how much of it is the directory of its database.
       keys: without the prefix that the parent adds.
-      columns: what follows the keys: of an interior node common, file, offset, length, keys, tree bytes, value bytes; of a leaf length, kind,
+      columns: behind the keys: of an interior node common, file, offset, length, keys, tree bytes, value bytes; of a leaf length, kind,
         file, offset.
       values: of a leaf: the bytes of values that are in the node.
       children: of an interior node.
@@ -203,7 +203,11 @@ class Database:
         place = (MISSING, MISSING) if self.root is None else self._put(self.root, data, name, at)
         body = b"\x11" * 16 + varint(self.claims.get("kind", 0)) + varints([1024, 8 << 20]) + b"\x04"
         body += self.compression + _table([(name, self.claims.get("cut", 0))], self.claims)
-        body += varint(self.claims.get("versions", 1)) + varint(1) + bytes((self.claims.get("root height", self.height) % 256,))
+        body += (
+            varint(self.claims.get("versions", 1))
+            + varint(1)
+            + bytes((self.claims.get("root height", self.height) % 256,))
+        )
         body += varint(self.claims.get("file", 0))
         body += varint(self.claims.get("offset", place[0])) + varint(self.claims.get("length", place[1]))
         body += varints(self.statistics) + struct.pack("<Q", 1) + varint(0)

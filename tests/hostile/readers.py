@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden import make
+from hostile.cases import Case
 
 import jaxckpt
 import jaxckpt.cli
-from hostile.cases import Case
 
 # A KeyError says only that a leaf is unknown.
 EXPECTED = (jaxckpt.CheckpointError, ValueError, OSError)
@@ -26,7 +26,6 @@ _targets: dict[str, dict[str, Any]] = {}
 
 def read_all(case: Case, rng: random.Random) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yields the name of each call, and what makes it. Some take turns: they share what they read with the others."""
-    _values(case)
     path = case.path / "state" if (case.path / "state").is_dir() and rng.random() < 0.1 else case.path
     reader: list[jaxckpt.Reader] = []
     yield "load_checkpoint", lambda: reader.append(jaxckpt.load_checkpoint(path))
@@ -53,7 +52,8 @@ def read_all(case: Case, rng: random.Random) -> Iterator[tuple[str, Callable[[],
     yield from rng.sample(turns, 2)
 
 
-def _values(case: Case) -> dict[str, Any]:
+def targets(case: Case) -> dict[str, Any]:
+    """Values of the kinds, shapes and dtypes that were saved."""
     if case.values not in _targets:
         values = make.VALUES[case.values]()
         _targets[case.values] = jax.tree.map(_blank, values)
@@ -69,12 +69,12 @@ def _blank(leaf: Any) -> Any:
 
 
 def _restore(case: Case, path: Path, how: str) -> None:
-    checkpoint = jaxckpt.Checkpoint(**_values(case))
+    checkpoint = jaxckpt.Checkpoint(**targets(case))
     getattr(checkpoint, how)(path)
 
 
 def _manager(case: Case, *, skip_corrupt: bool) -> None:
-    checkpoint = jaxckpt.Checkpoint(**_values(case))
+    checkpoint = jaxckpt.Checkpoint(**targets(case))
     manager = jaxckpt.CheckpointManager(checkpoint, case.directory, max_to_keep=5)
     manager.checkpoints  # noqa: B018  A property that reads.
     manager.restore_or_initialize(skip_corrupt=skip_corrupt)

@@ -20,7 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-ROOM = 8 << 30  # of addresses, besides what a fresh worker has: an allocation that is too large must not take the machine with it
+SECONDS, BYTES = 5.0, 200 << 20  # that a call may take
+ROOM = (
+    8 << 30
+)  # of addresses, besides what a fresh worker has: an allocation that is too large must not take the machine with it
 
 
 def main() -> None:
@@ -31,7 +34,8 @@ def main() -> None:
 
     readers.quiet()
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ROOM, resource.RLIM_INFINITY))
-    root = Path(tempfile.mkdtemp(prefix="hostile-", dir=os.environ.get("HOSTILE_ROOT")))
+    # Where there is one, in a file system that is memory: cases are made and removed by the thousand.
+    root = Path(tempfile.mkdtemp(prefix="hostile-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     answers.write(json.dumps({"root": str(root)}) + "\n")
     answers.flush()
     for line in sys.stdin:
@@ -48,7 +52,11 @@ def _run(seed: int, number: int, directory: Path, answers: Any) -> dict[str, Any
         case = cases.make_case(seed, number, directory)
     except Exception as error:
         # A mistake in the fuzzer itself, which counts.
-        ending = {"kind": "exception", "call": "making the case", "traceback": "".join(traceback.format_exception(error))}
+        ending = {
+            "kind": "exception",
+            "call": "making the case",
+            "traceback": "".join(traceback.format_exception(error)),
+        }
         return {"what": [], "findings": [ending]}
     answers.write(json.dumps({"what": case.what}) + "\n")
     rng = random.Random(f"{seed}:{number}:readers")
@@ -59,25 +67,36 @@ def _run(seed: int, number: int, directory: Path, answers: Any) -> dict[str, Any
         for name in names
     )
     found: dict[str, Any] = {"what": case.what, "errors": {}, "findings": [], "seconds": 0.0, "bytes": 0}
+    answers.write(json.dumps({"call": "making the targets"}) + "\n")
+    answers.flush()
+    readers.targets(case)
     for name, call in readers.read_all(case, rng):
         answers.write(json.dumps({"call": name}) + "\n")
         answers.flush()
-        before = _reset_peak()
-        start = time.monotonic()
-        ending = _ending(call, readers.EXPECTED)
-        seconds = time.monotonic() - start
-        grown = _status("VmHWM") - before - on_disk
+        ending, seconds, grown = _measured(call, readers.EXPECTED, on_disk)
+        if seconds > SECONDS or grown > BYTES:
+            # Other programs, and what runs on after an earlier call, count only once.
+            gc.collect()
+            _, again, more = _measured(call, readers.EXPECTED, on_disk)
+            seconds, grown = min(seconds, again), min(grown, more)
         found["errors"][ending["error"]] = found["errors"].get(ending["error"], 0) + 1
         found["seconds"], found["bytes"] = max(found["seconds"], seconds), max(found["bytes"], grown)
         if "traceback" in ending:
             found["findings"].append({"kind": "exception", "call": name, **ending})
-        if seconds > 5:
+        if seconds > SECONDS:
             found["findings"].append({"kind": "hang", "call": name, "seconds": seconds})
-        if grown > 200 << 20:
+        if grown > BYTES:
             found["findings"].append({"kind": "memory", "call": name, "bytes": grown})
-            gc.collect()
     shutil.rmtree(directory, ignore_errors=True)
     return found
+
+
+def _measured(call: Any, expected: tuple[type[BaseException], ...], on_disk: int) -> tuple[dict[str, str], float, int]:
+    """Returns how a call ended, the seconds that it took, and the bytes of memory besides those on disk."""
+    before = _reset_peak()
+    start = time.monotonic()
+    ending = _ending(call, expected)
+    return ending, time.monotonic() - start, _status("VmHWM") - before - on_disk
 
 
 def _ending(call: Any, expected: tuple[type[BaseException], ...]) -> dict[str, str]:

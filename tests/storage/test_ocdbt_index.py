@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
