@@ -56,9 +56,6 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
     nbytes = math.prod(max(0, stop - start) for start, stop in spans) * itemsize
     chunks = math.prod(max(0, -(-stop // cut) - start // cut) for (start, stop), cut in zip(spans, grid, strict=True))
     chunk_bytes = math.prod(grid) * itemsize
-    # A file may have holes, and any size.
-    if nbytes > _memory() or chunk_bytes > _memory():
-        raise MemoryError(f"it takes {max(nbytes, chunk_bytes)} bytes")
     if stored is None:
         if chunk_bytes > max(bounds.UNKNOWN_CHUNK_BYTES, itemsize) or chunks > bounds.ABSENT_CHUNKS:
             raise DamagedError(f"it claims {chunks} chunks of {chunk_bytes} bytes, and sizes of objects are not known")
@@ -86,6 +83,9 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
             raise DamagedError(f"it claims {nbytes} bytes, but the checkpoint holds {stored.bytes}")
         if absent is not None:
             absent.take(nbytes - most)
+    # A file may have holes, and any size.
+    if nbytes > _memory() or chunk_bytes > _memory():
+        raise MemoryError(f"it takes {max(nbytes, chunk_bytes)} bytes")
 
 
 @functools.cache

@@ -123,15 +123,19 @@ def check(directory: str, name: str, content: bytes, noted: Digests) -> None:
     raise CorruptCheckpointError(f"{path}: this file is damaged: {what}. Restore another checkpoint.")
 
 
-def check_sizes(directory: str, noted: Digests) -> list[tuple[str, str]]:
+def check_sizes(inside: Inside, noted: Digests) -> list[tuple[str, str]]:
     """Returns what is wrong with which files: missing ones, and ones of another size (which is not known in a bucket)."""
     problems = []
-    present = set(files.tree(directory))
+    present = set(files.tree(inside.directory))
     for name, expected in noted.items():
         if name not in present:
             problems.append((name, "this file is missing"))
             continue
-        size = files.size(os.path.join(directory, name))
+        try:
+            size = inside.size(name)
+        except (DamagedError, OSError) as error:
+            problems.append((name, f"this is not a file of the checkpoint ({error})"))
+            continue
         if size is not None and expected.size is not None and size != expected.size:
             problems.append((name, f"this file has {size} bytes instead of {expected.size}"))
     return problems

@@ -148,7 +148,7 @@ def _groups(leaves: list[tree_metadata.StoredLeaf], stored: StoredCheckpoint) ->
 def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
     if stored.digests is None:
         return len(files.tree(stored.directory))
-    for name, what in digests.check_sizes(stored.directory, stored.digests):
+    for name, what in digests.check_sizes(stored.inside, stored.digests):
         problems.append(Problem(os.path.join(stored.directory, name), what))
     damaged = {problem.where for problem in problems}
     for name, expected in stored.digests.items():

@@ -240,10 +240,10 @@ def _tree(files: Files, special: Special, case: Case, rng: random.Random) -> Non
     elif kind == "prefixes":
         size = rng.choice([10_000, 60_000])
         count = rng.choice([2000, 20_000])
-        node.keys = [b"k" * size + number.to_bytes(4, "big") for number in range(count)]
-        node.claims.update(prefix=size, suffix=4)
+        node.keys = [b"k" * size, *(number.to_bytes(4, "big") for number in range(1, count))]
+        node.claims.update(prefix=size, raw=1)
         node.columns = [[0] * count for _ in node.columns]
-        node.children = []
+        node.values, node.children = [], []
     elif kind == "table":
         count = rng.choice([10, 5000])
         node.files += [

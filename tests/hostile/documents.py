@@ -79,7 +79,10 @@ def mutate(content: bytes, rng: random.Random, times: int) -> bytes:
     document = json.loads(content)
     for _ in range(times):
         document = _change(document, rng)
-    text = json.dumps(document)
+    try:
+        text = json.dumps(document)
+    except RecursionError:
+        text = json.dumps(f"{_MARK}{len(RAW) - 1}")
     for number, token in enumerate(RAW):
         text = text.replace(json.dumps(f"{_MARK}{number}"), token)
     return text.encode("utf-8", "surrogatepass")

@@ -114,7 +114,8 @@ class Tree:
         file, offset.
       values: of a leaf: the bytes of values that are in the node.
       children: of an interior node.
-      claims: numbers that are written instead of the right ones: "files", "count", "height", and "prefix", "suffix" of all keys.
+      claims: numbers that are written instead of the right ones: "files", "count", "height", and "prefix", "suffix" of all keys. With
+        "raw", keys are what follows that prefix.
       compressed: as the node was.
     """
 
@@ -132,7 +133,7 @@ class Tree:
         body = bytes((self.claims.get("height", self.height) % 256,))
         body += _table(self.files, self.claims)
         body += varint(self.claims.get("count", len(self.keys)))
-        prefixes, suffixes = _shared(self.keys)
+        prefixes, suffixes = ([0] * (len(self.keys) - 1), self.keys) if "raw" in self.claims else _shared(self.keys)
         if "prefix" in self.claims:
             prefixes = [self.claims["prefix"]] * len(prefixes)
         lengths = [self.claims.get("suffix", len(suffix)) for suffix in suffixes]
