@@ -115,7 +115,8 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     if not problems:
         _check_data_files(stored, problems)
     leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves)
-    return VerifyReport(path, tuple(problems), stored.digests is not None, leaves, total, files)
+    # What is wrong with the database as a whole has been said for every leaf.
+    return VerifyReport(path, tuple(dict.fromkeys(problems)), stored.digests is not None, leaves, total, files)
 
 
 def _problem(error: Exception) -> Problem:

@@ -105,7 +105,11 @@ def make_case(seed: int, number: int, directory: Path) -> Case:
     special: dict[str, Callable[[Path], None]] = {}
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         change = rng.choices([_document, _tree, _places, _file, _state], [40, 25, 15, 14, 6])[0]
-        change(files, special, case, rng)
+        try:
+            change(files, special, case, rng)
+        except (LookupError, ValueError, RecursionError):
+            # An earlier change has left nothing to change here.
+            continue
     _renew_digests(files)
     for name, content in files.items():
         file = path / name

@@ -409,6 +409,13 @@ def test_counts_that_are_too_large(what: str, number: int, tmp_path: Path) -> No
         jaxckpt.load_checkpoint(path).tree()
 
 
+def test_a_database_that_is_not_readable_is_looked_at_once(tmp_path: Path) -> None:
+    path = copy(OURS, tmp_path)
+    change_database(path, lambda database: database.claims.update(versions=2**40))
+    report = jaxckpt.verify(path)
+    assert [Path(problem.where).name for problem in report.problems] == ["manifest.ocdbt"]
+
+
 def test_keys_that_share_their_prefixes(tmp_path: Path) -> None:
     count, size = 20_000, 60_000
     key = b"k" * size
