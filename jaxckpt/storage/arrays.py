@@ -47,7 +47,7 @@ class StoredArrays:
         self._context = kvstore.context()
         self._kvstore: Any = None
         self._index: Index | None = None
-        self._index_error: CorruptCheckpointError | None = None
+        self._index_problem: str | None = None
         self._is_ocdbt: bool | None = None
         self._infos: dict[str, ArrayInfo] = {}
 
@@ -148,9 +148,9 @@ class StoredArrays:
 
     def _open_index(self) -> Index | None:
         """Returns the index of the database, or None if every chunk is a file of its own."""
-        if self._index_error is not None:
+        if self._index_problem is not None:
             # Looked at once for all leaves: that may have taken a second.
-            raise CorruptCheckpointError(str(self._index_error)) from self._index_error
+            raise CorruptCheckpointError(self._index_problem)
         if self._is_ocdbt is None:
             is_ocdbt = kvstore.is_ocdbt(self._directory)
             where = os.path.join(self._directory, kvstore.OCDBT_MANIFEST)
@@ -159,13 +159,13 @@ class StoredArrays:
                     self._index = Index(self._inside, self._deadline)
                 except UnknownFormatError as error:
                     # TensorStore might read it, but ends the process on some databases.
-                    self._index_error = CorruptCheckpointError(
+                    self._index_problem = (
                         f"{where}: this database is of a form that neither jaxckpt nor Orbax writes ({error})."
                     )
-                    raise self._index_error from error
+                    raise CorruptCheckpointError(self._index_problem) from error
                 except (DamagedError, OSError) as error:
                     fault = faults.reading(error, where, self._path)
-                    self._index_error = fault if isinstance(fault, CorruptCheckpointError) else None
+                    self._index_problem = str(fault) if isinstance(fault, CorruptCheckpointError) else None
                     raise fault from error
             self._is_ocdbt = is_ocdbt
         return self._index
