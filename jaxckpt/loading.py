@@ -103,13 +103,15 @@ class Restore:
     def _open(self) -> restoring.Source:
         session, seconds = self._session, self._call.timeout
         if self._io_process is None or not session.several:
-            return storage.StoredCheckpoint(self._path, seconds)
+            return storage.StoredCheckpoint(self._path, seconds, has_targets=True)
         if isinstance(session, Peer):
             session.decide(_nothing)  # What the IO process met when it opened the checkpoint is raised here too.
             return RemoteCheckpoint(self._path, session)
         assert isinstance(session, Center)
         opened: list[storage.StoredCheckpoint] = []
-        session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds, check_data=False)))
+        session.decide(
+            lambda: opened.append(storage.StoredCheckpoint(self._path, seconds, check_data=False, has_targets=True))
+        )
         provider = Provider(opened[0], session.local_peers)
         finish = session.collect(provider.handlers(), provider.sent)
 

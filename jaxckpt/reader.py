@@ -12,14 +12,18 @@ import numpy as np
 from jaxckpt import paths, state_file, storage
 from jaxckpt.arguments import also_named
 from jaxckpt.errors import CheckpointError
+from jaxckpt.storage import tree_metadata
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.description import COUNTER
+from jaxckpt.storage.documents import DamagedError, damage
 from jaxckpt.storage.tree_metadata import StoredLeaf
 
 # What TensorFlow puts behind the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # The save counter stands beside the tree, but is listed and read as a leaf.
 _COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
+# Longer numbers are no indices of sequences.
+_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -160,24 +164,25 @@ class Reader:
         self._stored.infos(arrays)
         values = dict(
             zip(
-                (leaf.name for leaf in arrays),
+                (leaf.param_name for leaf in arrays),
                 self._stored.read([(leaf.param_name, None) for leaf in arrays]),
                 strict=True,
             )
         )
         root = _Node(self._stored.tree.sequences)
-        for leaf in stored:
-            value = (
-                _empty(leaf)
-                if leaf.is_empty or leaf.is_foreign
-                else self._stored.string(leaf)
-                if leaf.is_string
-                else _value(leaf, values[leaf.name])
-            )
-            root.put(leaf.path, value)
-        if self._counter is not None:
-            root.put(_COUNTER_LEAF.path, self._counter.item())
-        return root.build()
+        with damage(os.path.join(self._stored.directory, tree_metadata.FILE)):
+            for leaf in stored:
+                value = (
+                    _empty(leaf)
+                    if leaf.is_empty or leaf.is_foreign
+                    else self._stored.string(leaf)
+                    if leaf.is_string
+                    else _value(leaf, values[leaf.param_name])
+                )
+                root.put(leaf.path, value)
+            if self._counter is not None:
+                root.put(_COUNTER_LEAF.path, self._counter.item())
+            return root.build()
 
     def _leaf(self, name: str) -> StoredLeaf:
         try:
@@ -219,19 +224,38 @@ class _Node:
         self._is_indexed = True
 
     def put(self, path: tuple[tuple[str, bool], ...], value: Any) -> None:
+        """Puts a leaf below this container. Raises DamagedError if another leaf is in the way."""
         node = self
-        for depth, (text, is_index) in enumerate(path):
+        for text, is_index in path[:-1]:
             node._is_indexed = node._is_indexed and is_index
-            if depth == len(path) - 1:
-                node._children[text] = value
-            elif text in node._children:
-                node = node._children[text]
-            else:
-                node._children[text] = node = _Node(self._sequences, (*node._path, text))
+            below = node._children.get(text)
+            if below is None:
+                below = node._children[text] = _Node(self._sequences, (*node._path, text))
+            elif not isinstance(below, _Node):
+                raise DamagedError("a leaf lies below another leaf")
+            node = below
+        if not path or path[-1][0] in node._children:
+            raise DamagedError("a leaf lies where another one is")
+        text, is_index = path[-1]
+        node._is_indexed = node._is_indexed and is_index
+        node._children[text] = value
 
     def build(self) -> Any:
-        built = {text: child.build() if isinstance(child, _Node) else child for text, child in self._children.items()}
-        if not (self._is_indexed or self._path in self._sequences) or not all(map(_is_index, built)):
+        """Returns the container. Not recursive: a stranger's tree may have more levels than Python has room for."""
+        order = [self]
+        for node in order:
+            order.extend(child for child in node._children.values() if isinstance(child, _Node))
+        built: dict[int, Any] = {}
+        for node in reversed(order):
+            items = {
+                text: built.pop(id(child)) if isinstance(child, _Node) else child
+                for text, child in node._children.items()
+            }
+            built[id(node)] = node._container(items)
+        return built[id(self)]
+
+    def _container(self, built: dict[str, Any]) -> Any:
+        if not (built and (self._is_indexed or self._path in self._sequences) and all(map(_is_index, built))):
             return built
         items = {index: built[str(index)] for index in sorted(map(int, built))}
         # A sequence with holes keeps its indices.
@@ -239,7 +263,7 @@ class _Node:
 
 
 def _is_index(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 19 and (text == "0" or text[0] != "0")
+    return text.isascii() and text.isdecimal() and len(text) < _DIGITS and (text == "0" or text[0] != "0")
 
 
 def _empty(leaf: StoredLeaf) -> Any:

@@ -7,7 +7,6 @@ checkpoint.
 
 import contextlib
 import functools
-import json
 import logging
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Any, overload
 from jaxckpt import devices, foreign_runs, paths
 from jaxckpt.arguments import also_named
 from jaxckpt.directory_lock import update
+from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.multihost.ask import ask
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.state_store import FILE as FILE
@@ -27,7 +27,7 @@ from jaxckpt.state_store import is_own_state
 from jaxckpt.state_store import read_state as read_state
 from jaxckpt.state_store import write_state as write_state
 from jaxckpt.state_text import Records, UnreadableStateError
-from jaxckpt.storage import CheckpointPath, files
+from jaxckpt.storage import CheckpointPath, description, files
 
 _POLL_SECS = 1.0
 # How often a state file is read again if the checkpoint that it names is deleted each time.
@@ -407,9 +407,8 @@ def rebuilt(directory: str, reason: Exception) -> Records:
 
 def commit_time(path: str) -> float:
     """Returns when a checkpoint was committed, in seconds: as Orbax recorded it, else when its directory changed."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        metadata = json.loads(files.read(os.path.join(path, "_CHECKPOINT_METADATA")))
-        return int(metadata["commit_timestamp_nsecs"]) / 1e9
+    with contextlib.suppress(OSError, CorruptCheckpointError):
+        return description.commit_seconds(path)
     try:
         return 0.0 if files.is_bucket(path) else os.stat(path).st_mtime
     except OSError:

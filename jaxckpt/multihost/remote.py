@@ -16,8 +16,8 @@ from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.aligned import aligned_empty
-from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
+from jaxckpt.storage.zarr_metadata import ArrayInfo
 
 PAGE = 10_000  # leaves that are told of at once
 _REQUEST_BYTES = 16 << 20

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage import files
+from jaxckpt.storage import bounds, files
+from jaxckpt.storage.documents import as_dict, as_int, damage, parse
 
 FILE = "_CHECKPOINT_METADATA"
 # In a record: the number that Checkpoint.save_counter had.
@@ -59,18 +59,11 @@ def read(path: str, content: bytes) -> dict[str, Any]:
     Raises:
       CorruptCheckpointError: it is not what `write`, or Orbax, writes.
     """
-    try:
-        record = (json.loads(content).get("custom_metadata") or {}).get(_OWN, {})
-        if not isinstance(record, dict):
-            raise TypeError(f"custom_metadata.{_OWN} is a {type(record).__name__}")
-        counter = record.get(COUNTER, 0)
-        if type(counter) is not int or not 0 <= counter < 2**63:
-            raise ValueError(f"{COUNTER} is {counter!r}")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptCheckpointError(
-            f"{path}: this file is damaged ({type(error).__name__}: {error}). Restore another checkpoint."
-        ) from error
-    return record
+    with damage(path):
+        found = as_dict(as_dict(parse(content), "it").get("custom_metadata") or {}, "custom_metadata")
+        record = as_dict(found.get(_OWN, {}), f"custom_metadata.{_OWN}")
+        as_int(record.get(COUNTER, 0), COUNTER)
+        return record
 
 
 def mark(directory: str, final: str) -> None:
@@ -84,3 +77,17 @@ def mark(directory: str, final: str) -> None:
       OSError: with errno.
     """
     files.write(os.path.join(directory, MARKER), f"Checkpoint commit was successful to {final}".encode())
+
+
+def commit_seconds(path: str) -> float:
+    """Returns when a checkpoint was committed, in seconds since the epoch, as Orbax recorded it.
+
+    Raises:
+      CorruptCheckpointError: its description does not say so.
+      OSError: it cannot be read.
+    """
+    where = os.path.join(path, FILE)
+    with damage(where):
+        document = as_dict(parse(files.read(where, bounds.NOTE_FILE_BYTES)), "it")
+        # Until the year 2262, as the times of files.
+        return as_int(document.get("commit_timestamp_nsecs"), "commit_timestamp_nsecs", 1) / 1e9

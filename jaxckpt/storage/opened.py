@@ -6,7 +6,6 @@ against its checksum.
 
 import dataclasses
 import errno
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import (
+    bounds,
     claims,
     committed,
     description,
@@ -28,6 +28,8 @@ from jaxckpt.storage import (
     tree_metadata,
 )
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
+from jaxckpt.storage.documents import damage
+from jaxckpt.storage.inside import Inside
 from jaxckpt.storage.ocdbt_chunks import Box
 from jaxckpt.storage.presence import Presence
 
@@ -43,7 +45,9 @@ class StoredCheckpoint:
       record: what jaxckpt remembers of the save besides the tree; see `Snapshot.record`.
     """
 
-    def __init__(self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True) -> None:
+    def __init__(
+        self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True, has_targets: bool = False
+    ) -> None:
         """Opens the checkpoint at `path`.
 
         Args:
@@ -51,6 +55,8 @@ class StoredCheckpoint:
           timeout_secs: bound for every call.
           check_data: make sure, once data has been read, that no data file was exchanged for another. Whoever reads in several threads
             does better to call `check_data_files` once, in the end.
+          has_targets: an array is read only where there is one of its shape to put it into. Without, an array of which little is
+            stored (chunks that are absent count as the fill value) may not be large: see `bounds.ABSENT_BYTES`.
 
         Raises:
           FileNotFoundError: nothing is there, or it was deleted while it was opened.
@@ -61,27 +67,29 @@ class StoredCheckpoint:
         self.path = path = files.spelled(path)
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
-        self.digests: dict[str, list[Any]] | None = None
+        self.digests: dict[str, digests.Noted] | None = None
         self.record: dict[str, Any] = {}
         self._refuse_nothing()
         self.presence = Presence(path)
         with self.presence:
-            self._open(timeout_secs)
+            self._open(timeout_secs, has_targets)
 
-    def _open(self, timeout_secs: float) -> None:
+    def _open(self, timeout_secs: float, has_targets: bool) -> None:
         # The working directory may be another one when the data is read.
         self._directory = files.absolute(self._item_directory())
-        text = self._read_file(tree_metadata.FILE)
-        self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
+        # In a bucket, what a replacement has staged lies beside the path, and holds no links.
+        self._inside = Inside(self._directory, None if files.is_bucket(self.path) else files.absolute(self.path))
+        text = self.read_file(tree_metadata.FILE)
+        self.tree = self._read_tree(text)
         if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
-            self.digests = digests.read(self._directory)
+            self.digests = digests.read(self._inside)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
             self.record = self._read_record(self.digests)
             if files.is_bucket(self.path):
-                self.presence.identify_by(self.digests, lambda: digests.read(self._directory))
+                self.presence.identify_by(self.digests, lambda: digests.read(self._inside))
         self._strings = self._read_strings()
-        self._arrays = StoredArrays(self.path, self._directory, self.tree, timeout_secs)
+        self._arrays = StoredArrays(self.path, self._inside, self.tree, timeout_secs, has_targets=has_targets)
         if any(leaf.is_foreign for leaf in self.tree.leaves):
             leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
             self.tree = dataclasses.replace(self.tree, leaves=leaves)
@@ -142,12 +150,21 @@ class StoredCheckpoint:
             return files.exists(path) or temporary.recover_missing(path)
         return committed.is_checkpoint(path) or (files.exists(path) and claims.read(path) is None)
 
-    def _read_file(self, name: str) -> bytes:
+    def read_file(self, name: str) -> bytes:
+        """Returns the content of a metadata file. Raises CorruptCheckpointError, which names it, or OSError."""
         path = os.path.join(self._directory, name)
+        with damage(path):
+            try:
+                return self._inside.read(name, bounds.METADATA_FILE_BYTES)
+            except OSError as error:
+                fault = faults.reading(error, path, self.path)
+                raise fault from (None if fault is error else error)
+
+    def _read_tree(self, content: bytes) -> tree_metadata.StoredTree:
         try:
-            return files.read(path)
+            return tree_metadata.read(self._inside, content)
         except OSError as error:
-            fault = faults.reading(error, path, self.path)
+            fault = faults.reading(error, os.path.join(self._directory, tree_metadata.ARRAY_METADATAS), self.path)
             raise fault from (None if fault is error else error)
 
     def _check_small_files(self) -> None:
@@ -160,17 +177,17 @@ class StoredCheckpoint:
                 or name.startswith(tree_metadata.ARRAY_METADATAS)
                 or (not ocdbt and name.endswith("/zarr.json"))
             ):
-                digests.check(self._directory, name, self._read_file(name), self.digests)
+                digests.check(self._directory, name, self.read_file(name), self.digests)
         if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
             raise CorruptCheckpointError.at(
                 os.path.join(self._directory, tree_metadata.STRINGS), "this file of the checkpoint is missing."
             )
 
-    def _read_record(self, noted: dict[str, list[Any]]) -> dict[str, Any]:
+    def _read_record(self, noted: digests.Digests) -> dict[str, Any]:
         """Returns the record. Where Orbax drove the save with our engine, its metadata is not the engine's, nor noted."""
         if description.FILE not in noted:
             return {}
-        content = self._read_file(description.FILE)
+        content = self.read_file(description.FILE)
         digests.check(self._directory, description.FILE, content, noted)
         return description.read(os.path.join(self._directory, description.FILE), content)
 
@@ -180,20 +197,19 @@ class StoredCheckpoint:
             return
         with self.presence:
             for name, expected in self.digests.items():
-                if digests.is_of_data(expected):
-                    digests.check_data(self._directory, name, self.digests)
+                if expected.is_of_data:
+                    digests.check_data(self._inside, name, self.digests)
 
     def _read_strings(self) -> dict[str, Any]:
         if not any(leaf.is_string for leaf in self.tree.leaves):
             return {}
-        content = self._read_file(tree_metadata.STRINGS)
-        try:
-            strings: dict[str, Any] = json.loads(content)
-        except ValueError as error:
-            raise CorruptCheckpointError.at(
-                os.path.join(self._directory, tree_metadata.STRINGS), f"this file is damaged: {error}."
-            ) from error
-        return strings
+        where = os.path.join(self._directory, tree_metadata.STRINGS)
+        return tree_metadata.read_strings(self.read_file(tree_metadata.STRINGS), where)
+
+    @property
+    def inside(self) -> Inside:
+        """The files of the checkpoint."""
+        return self._inside
 
     @property
     def directory(self) -> str:
@@ -212,19 +228,14 @@ class StoredCheckpoint:
 
     def shardings(self) -> dict[str, str]:
         """Returns Orbax's text for the sharding each array was saved with, by Orbax's name of the leaf."""
-        import base64
-
         path = os.path.join(self._directory, tree_metadata.SHARDINGS)
         with self.presence:
             if not files.is_file(path):
                 return {}
-            content = self._read_file(tree_metadata.SHARDINGS)
+            content = self.read_file(tree_metadata.SHARDINGS)
             if self.digests is not None:
                 digests.check(self._directory, tree_metadata.SHARDINGS, content, self.digests)
-        return {
-            base64.urlsafe_b64decode(key).decode("utf-8", "surrogatepass"): text
-            for key, text in json.loads(content).items()
-        }
+            return tree_metadata.read_shardings(content, path)
 
     def infos(self, leaves: Iterable[tree_metadata.StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name.

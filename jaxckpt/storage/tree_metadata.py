@@ -15,8 +15,20 @@ from typing import Any
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.names import Key, Path, leaf_name
 from jaxckpt.quiet_gc import quiet_gc
-from jaxckpt.storage import files, layout
+from jaxckpt.storage import bounds, files, layout
 from jaxckpt.storage.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
+from jaxckpt.storage.documents import (
+    DamagedError,
+    as_bool,
+    as_dict,
+    as_int,
+    as_list,
+    as_text,
+    damage,
+    parse,
+    parse_strictly,
+)
+from jaxckpt.storage.inside import Inside
 from jaxckpt.storage.settings import WriteSettings
 
 FILE = "_METADATA"
@@ -26,6 +38,8 @@ ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
 # What a tree without any leaf is described as: its root, an empty dict.
 _NOTHING = (Entry((), EmptyContent("Dict")),)
+# What jaxckpt notes of leaves that Orbax has no word for: see `ArrayContent.kind`.
+KINDS = frozenset(("bytes", "numpy", "jax"))
 
 
 def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, process: int = 0) -> None:
@@ -188,10 +202,27 @@ def find_string(strings: dict[str, Any], param_name: str) -> str:
         return text
     node: Any = strings
     for key in string_keys(param_name):
+        if not isinstance(node, dict):
+            raise KeyError(param_name)
         node = node[key]
     if not isinstance(node, str):
         raise KeyError(param_name)
     return node
+
+
+def read_strings(content: bytes, where: str) -> dict[str, Any]:
+    """Parses the content of ``_strings.json``. Raises CorruptCheckpointError, which names the file `where`."""
+    with damage(where):
+        return as_dict(parse_strictly(content), "it")
+
+
+def read_shardings(content: bytes, where: str) -> dict[str, str]:
+    """Parses the content of ``_sharding``: text by Orbax's name of the leaf. Raises CorruptCheckpointError."""
+    with damage(where):
+        return {
+            base64.urlsafe_b64decode(key).decode("utf-8", "surrogatepass"): as_text(text, "a sharding")
+            for key, text in as_dict(parse(content), "it").items()
+        }
 
 
 def sharding_text(sharding: Any) -> str | None:
@@ -275,65 +306,86 @@ class StoredTree:
 
 
 @quiet_gc()
-def read(directory: str, text: str) -> StoredTree:
+def read(inside: Inside, content: bytes) -> StoredTree:
     """Parses the content of ``_METADATA``.
 
     Args:
-      directory: for messages, and where the array metadata files are.
-      text: the content of the file.
+      inside: the directory that it is from, where the array metadata files are.
+      content: of the file.
 
     Raises:
       CorruptCheckpointError: it is not what Orbax writes, or from a later jaxckpt.
+      OSError: an array metadata file cannot be read.
     """
-    where = os.path.join(directory, FILE)
-    impls = _key_impls(directory)
-    try:
-        document = json.loads(text)
-        custom = (document.get("custom_metadata") or {}).get("jaxckpt")
-        by_jaxckpt = None if custom is None else int(custom["format"])
-        kinds: dict[str, str] = {} if custom is None else custom["kinds"]
-        sequences = frozenset(tuple(map(str, path)) for path in (custom or {}).get("sequences", ()))
+    where = os.path.join(inside.directory, FILE)
+    impls = _key_impls(inside)
+    with damage(where):
+        document = as_dict(parse(content), "it")
+        by_jaxckpt, kinds, sequences = _custom(document)
         leaves = []
-        for described in document["tree_metadata"].values():
-            path = tuple((str(key["key"]), key["key_type"] == 1) for key in described["key_metadata"])
-            name = ".".join(text for text, _ in path)
+        for described in as_dict(document["tree_metadata"], "tree_metadata").values():
+            path = tuple([(key["key"], key["key_type"] == 1) for key in described["key_metadata"]])
+            # Raises TypeError if a key is no text.
+            name = ".".join([text for text, _ in path])
             value_type = described["value_metadata"]["value_type"]
             leaves.append(StoredLeaf(path, name, value_type, kinds.get(name), impls.get(name)))
-        use_zarr3 = bool(document.get("use_zarr3", False))
-        complete = bool(document.get("store_array_data_equal_to_fill_value", False))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(where, error) from error
-    if by_jaxckpt is not None and by_jaxckpt > FORMAT:
-        raise CorruptCheckpointError.at(
-            where,
-            f"written by a later jaxckpt (format {by_jaxckpt}; this one knows {FORMAT}). Upgrade jaxckpt to read it.",
+        _check_leaves(leaves)
+        use_zarr3 = as_bool(document.get("use_zarr3", False) or False, "use_zarr3")
+        complete = as_bool(
+            document.get("store_array_data_equal_to_fill_value", False) or False, "store_array_data_equal_to_fill_value"
         )
     return StoredTree(tuple(leaves), use_zarr3, complete, by_jaxckpt, sequences)
 
 
-def _key_impls(directory: str) -> dict[str, str]:
+def _custom(document: dict[str, Any]) -> tuple[int | None, dict[str, str], frozenset[tuple[str, ...]]]:
+    """Returns the format of the jaxckpt that wrote a tree, None for plain Orbax, and what it noted of leaves and of sequences."""
+    custom = as_dict(document.get("custom_metadata") or {}, "custom_metadata").get("jaxckpt")
+    if custom is None:
+        return None, {}, frozenset()
+    number = as_int(as_dict(custom, "custom_metadata.jaxckpt").get("format"), "format")
+    if number > FORMAT:
+        raise DamagedError(
+            f"it was written by a later jaxckpt (format {number}; this one knows {FORMAT}); upgrade jaxckpt to read it"
+        )
+    kinds = as_dict(custom.get("kinds"), "kinds")
+    if not all(type(kind) is str and kind in KINDS for kind in kinds.values()):
+        raise DamagedError("it notes a kind of leaf that is unknown")
+    sequences = as_list(custom.get("sequences", []), "sequences")
+    return (
+        number,
+        kinds,
+        frozenset(tuple(as_text(key, "a key") for key in as_list(path, "a path")) for path in sequences),
+    )
+
+
+def _check_leaves(leaves: Sequence[StoredLeaf]) -> None:
+    if not all(type(leaf.value_type) is str for leaf in leaves):
+        raise DamagedError("a leaf has a value_type that is not a string")
+    if max([len(leaf.path) for leaf in leaves], default=0) > bounds.TREE_LEVELS:
+        raise DamagedError(f"a leaf lies more than {bounds.TREE_LEVELS} levels deep")
+    # Orbax knows no difference between a key that holds a dot and two keys.
+    names = [leaf.param_name for leaf in leaves if not leaf.is_empty]
+    if len(set(names)) != len(names):
+        raise DamagedError("it names a leaf twice")
+
+
+def _key_impls(inside: Inside) -> dict[str, str]:
     """Returns the PRNG implementations of typed keys, from the array metadata files of all processes."""
-    folder = os.path.join(directory, ARRAY_METADATAS)
     found: dict[str, str] = {}
     try:
-        names = sorted(files.names(folder))
+        names = sorted(files.names(os.path.join(inside.directory, ARRAY_METADATAS)))
     except FileNotFoundError:
         return found
+    except NotADirectoryError as error:
+        where = os.path.join(inside.directory, ARRAY_METADATAS)
+        raise CorruptCheckpointError.at(where, "this is damaged: it is not a directory.") from error
     for name in names:
-        where = os.path.join(folder, name)
-        content = files.read(where)
-        try:
-            for item in json.loads(content)["array_metadatas"]:
+        with damage(os.path.join(inside.directory, ARRAY_METADATAS, name)):
+            content = inside.read(f"{ARRAY_METADATAS}/{name}", bounds.METADATA_FILE_BYTES)
+            for item in as_list(as_dict(parse(content), "it")["array_metadatas"], "array_metadatas"):
                 described = item["array_metadata"]
-                extra = described.get("ext_metadata") or {}
-                if "random_key_impl" in extra:
-                    found[described["param_name"]] = extra["random_key_impl"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(where, error) from error
+                extra = described.get("ext_metadata")
+                if extra and "random_key_impl" in extra:
+                    name = as_text(described["param_name"], "param_name")
+                    found[name] = as_text(extra["random_key_impl"], "random_key_impl")
     return found
-
-
-def _damaged(where: str, error: Exception) -> CorruptCheckpointError:
-    return CorruptCheckpointError.at(
-        where, f"this file is damaged ({type(error).__name__}: {error}). Restore another checkpoint."
-    )

@@ -129,6 +129,8 @@ def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | N
     # The save counter is listed as a leaf wherever it stands.
     leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves) + (description.COUNTER in stored.record)
     unread = tuple(leaf.name for leaf in stored.tree.leaves if leaf.is_foreign)
+    # What is wrong with the database as a whole has been said for every leaf.
+    problems = list(dict.fromkeys(problems))
     return VerifyReport(stored.path, tuple(problems), stored.digests is not None, leaves, total, files, unread)
 
 
@@ -164,18 +166,17 @@ def _groups(leaves: list[tree_metadata.StoredLeaf], stored: StoredCheckpoint) ->
 def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
     if stored.digests is None:
         return len(files.tree(stored.directory))
-    for name, what in digests.check_sizes(stored.directory, stored.digests):
+    for name, what in digests.check_sizes(stored.inside, stored.digests):
         problems.append(Problem(os.path.join(stored.directory, name), what))
     damaged = {problem.where for problem in problems}
     for name, expected in stored.digests.items():
         path = os.path.join(stored.directory, name)
         if path in damaged:
             continue
-        if digests.is_of_data(expected):
+        if expected.is_of_data:
             continue
-        content = files.read(path)
         try:
-            digests.check(stored.directory, name, content, stored.digests)
+            digests.check(stored.directory, name, stored.read_file(name), stored.digests)
         except CheckpointError as error:
             problems.append(_problem(error, path))
     return len(stored.digests) + 1
@@ -184,8 +185,8 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
 def _check_data_files(stored: StoredCheckpoint, problems: list[Problem]) -> None:
     """Looks for data files that were exchanged for others. Where a leaf is damaged, it has been named already, which says more."""
     for name, expected in (stored.digests or {}).items():
-        if digests.is_of_data(expected):
+        if expected.is_of_data:
             try:
-                digests.check_data(stored.directory, name, stored.digests or {})
+                digests.check_data(stored.inside, name, stored.digests or {})
             except CheckpointError as error:
                 problems.append(_problem(error, os.path.join(stored.directory, name)))
