@@ -37,13 +37,18 @@ class StoredArrays:
         self._inside = inside
         self._directory = inside.directory
         self._tree = tree
+        self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
         # Leaves with a say in what their arrays can be. A target of bytes has no shape.
         self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.kind == "bytes" or leaf.key_impl}
+        # Names that are the beginning of others: a key of plain Orbax may hold a slash.
+        self._parents: set[str] = set()
+        for name in self._names:
+            while "/" in name and (name := name.rpartition("/")[0]) not in self._parents:
+                self._parents.add(name)
         self._has_targets = has_targets
         self._stored: dict[str, claimed.Stored] = {}
         self._timeout_secs = timeout_secs
         self._begin()
-        self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
         self._context = kvstore.context()
         self._kvstore: Any = None
         self._index: Index | None = None
@@ -213,10 +218,10 @@ class StoredArrays:
                 )
             info = parsed.get(content)
             if info is None:
-                with damage(f"{self._names[name]} of {self._path}", "the metadata of this array"):
+                with damage(self._names[name], f"the metadata of this array in {self._path}"):
                     info = parsed[content] = parse(content)
             if name in self._special:
-                with damage(f"{self._names[name]} of {self._path}", "the metadata of this array"):
+                with damage(self._names[name], f"the metadata of this array in {self._path}"):
                     claimed.check_kind(self._special[name], info)
             self._infos[name] = info
 
@@ -250,7 +255,9 @@ class StoredArrays:
         try:
             if name not in self._stored and (index is not None or self._inside.is_local):
                 folder = layout.array_path(name)
-                self._stored[name] = self._inside.stored(folder) if index is None else index.stored(folder)
+                stored = self._inside.stored(folder) if index is None else index.stored(folder)
+                # What lies below it may be another array, with larger chunks.
+                self._stored[name] = stored._replace(largest=0) if name in self._parents else stored
             is_bounded = not self._has_targets or name in self._special
             is_complete = self._tree.complete_chunks
             claimed.check(info, box, self._stored.get(name), absent if is_bounded else None, is_complete=is_complete)
