@@ -1,7 +1,7 @@
 """The arrays of an existing checkpoint. What jaxckpt wrote is read from its data files directly; the rest by TensorStore."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,14 @@ class StoredArrays:
     """Reads the arrays of one checkpoint."""
 
     def __init__(
-        self, path: str, inside: Inside, tree: tree_metadata.StoredTree, timeout_secs: float, *, has_targets: bool
+        self,
+        path: str,
+        inside: Inside,
+        tree: tree_metadata.StoredTree,
+        timeout_secs: float,
+        *,
+        has_targets: bool,
+        known: Mapping[str, bytes],
     ) -> None:
         """Reads nothing yet.
 
@@ -32,9 +39,11 @@ class StoredArrays:
           tree: its tree metadata.
           timeout_secs: bound for every call.
           has_targets: nothing is read but what goes into an array of its shape, which is there already.
+          known: content of files that have been read, and checked, already.
         """
         self._path = path
         self._inside = inside
+        self._known = known
         self._directory = inside.directory
         self._tree = tree
         self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
@@ -202,7 +211,7 @@ class StoredArrays:
 
     def _read_file(self, name: str) -> bytes | None:
         try:
-            return self._inside.read(name, bounds.ARRAY_METADATA_BYTES)
+            return self._known.get(name) or self._inside.read(name, bounds.ARRAY_METADATA_BYTES)
         except FileNotFoundError:
             return None
 

@@ -54,6 +54,7 @@ class StoredCheckpoint:
         # In a bucket, what a replacement has staged lies beside the path, and holds no links.
         self._inside = Inside(self._directory, None if files.is_bucket(path) else path)
         self.digests: dict[str, digests.Noted] | None = None
+        self._known: dict[str, bytes] = {}
         text = self.read_file(tree_metadata.FILE)
         self.tree = self._read_tree(text)
         if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
@@ -61,7 +62,9 @@ class StoredCheckpoint:
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
         self._strings = self._read_strings()
-        self._arrays = StoredArrays(path, self._inside, self.tree, timeout_secs, has_targets=has_targets)
+        self._arrays = StoredArrays(
+            path, self._inside, self.tree, timeout_secs, has_targets=has_targets, known=self._known
+        )
 
     def _item_directory(self) -> str:
         path = self.path
@@ -113,12 +116,16 @@ class StoredCheckpoint:
         assert self.digests is not None
         ocdbt = kvstore.OCDBT_MANIFEST in self.digests
         for name in self.digests:
+            is_of_array = not ocdbt and name.endswith("/zarr.json")
             if (
                 name in (tree_metadata.STRINGS, kvstore.OCDBT_MANIFEST)
                 or name.startswith(tree_metadata.ARRAY_METADATAS)
-                or (not ocdbt and name.endswith("/zarr.json"))
+                or is_of_array
             ):
-                digests.check(self._directory, name, self.read_file(name), self.digests)
+                content = self.read_file(name)
+                digests.check(self._directory, name, content, self.digests)
+                if is_of_array:
+                    self._known[name] = content
         if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
             raise CorruptCheckpointError(
                 f"{os.path.join(self._directory, tree_metadata.STRINGS)}: this file of the checkpoint is missing."
