@@ -1,7 +1,7 @@
 """The arrays of an existing checkpoint. What jaxckpt wrote is read from its data files directly; the rest by TensorStore."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,14 @@ class StoredArrays:
     """Reads the arrays of one checkpoint."""
 
     def __init__(
-        self, path: str, inside: Inside, tree: tree_metadata.StoredTree, timeout_secs: float, *, has_targets: bool
+        self,
+        path: str,
+        inside: Inside,
+        tree: tree_metadata.StoredTree,
+        timeout_secs: float,
+        *,
+        has_targets: bool,
+        known: Mapping[str, bytes],
     ) -> None:
         """Reads nothing yet.
 
@@ -32,18 +39,25 @@ class StoredArrays:
           tree: its tree metadata.
           timeout_secs: bound for every call.
           has_targets: nothing is read but what goes into an array of its shape, which is there already.
+          known: content of files that have been read, and checked, already.
         """
         self._path = path
         self._inside = inside
+        self._known = known
         self._directory = inside.directory
         self._tree = tree
+        self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
         # Leaves with a say in what their arrays can be. A target of bytes has no shape.
         self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.kind == "bytes" or leaf.key_impl}
+        # Names that are the beginning of others: a key of plain Orbax may hold a slash.
+        self._parents: set[str] = set()
+        for name in self._names:
+            while "/" in name and (name := name.rpartition("/")[0]) not in self._parents:
+                self._parents.add(name)
         self._has_targets = has_targets
         self._stored: dict[str, claimed.Stored] = {}
         self._timeout_secs = timeout_secs
         self._begin()
-        self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
         self._context = kvstore.context()
         self._kvstore: Any = None
         self._index: Index | None = None
@@ -197,7 +211,7 @@ class StoredArrays:
 
     def _read_file(self, name: str) -> bytes | None:
         try:
-            return self._inside.read(name, bounds.ARRAY_METADATA_BYTES)
+            return self._known.get(name) or self._inside.read(name, bounds.ARRAY_METADATA_BYTES)
         except FileNotFoundError:
             return None
 
@@ -251,7 +265,9 @@ class StoredArrays:
         try:
             if name not in self._stored and (index is not None or self._inside.is_local):
                 folder = layout.array_path(name)
-                self._stored[name] = self._inside.stored(folder) if index is None else index.stored(folder)
+                stored = self._inside.stored(folder) if index is None else index.stored(folder)
+                # What lies below it may be another array, with larger chunks.
+                self._stored[name] = stored._replace(largest=0) if name in self._parents else stored
             is_bounded = not self._has_targets or name in self._special
             is_complete = self._tree.complete_chunks
             claimed.check(info, box, self._stored.get(name), absent if is_bounded else None, is_complete=is_complete)

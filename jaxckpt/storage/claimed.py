@@ -84,8 +84,8 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
         if absent is not None:
             absent.take(nbytes - most)
     # A file may have holes, and any size.
-    if nbytes > _memory() or chunk_bytes > _memory():
-        raise MemoryError(f"it takes {max(nbytes, chunk_bytes)} bytes")
+    if max(nbytes, chunk_bytes, stored.largest) > _memory():
+        raise MemoryError(f"it takes {max(nbytes, chunk_bytes, stored.largest)} bytes")
 
 
 @functools.cache

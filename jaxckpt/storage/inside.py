@@ -133,14 +133,12 @@ class Inside:
           OSError: EINVAL if something is neither a regular file nor a directory.
         """
         number = nbytes = largest = 0
-        waiting = [self.path(folder)]
+        waiting = [self.path(folder.rstrip("/"))]
         self._check_folder(waiting[0])
         while waiting:
-            try:
-                entries = list(os.scandir(waiting.pop()))
-            except FileNotFoundError:
-                continue
-            for entry in entries:
+            with os.scandir(waiting.pop()) as entries:
+                listed = list(entries)
+            for entry in listed:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                     continue
@@ -160,9 +158,17 @@ class Inside:
 
     def _check_folder(self, folder: str) -> None:
         """Makes sure that a directory is inside of the checkpoint; looked at once."""
-        if folder not in self._folders:
+        if folder in self._folders:
+            return
+        parent = os.path.dirname(folder)
+        if len(parent) >= len(self.directory):
+            self._check_folder(parent)
+            # What is not a link is where its parent is.
+            if stat.S_ISLNK(os.lstat(folder).st_mode):
+                self._inside(folder)
+        else:
             self._inside(folder)
-            self._folders.add(folder)
+        self._folders.add(folder)
 
     def _inside(self, path: str) -> str:
         """Returns where a path leads. Raises DamagedError if that is outside."""

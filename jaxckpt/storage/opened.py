@@ -69,6 +69,7 @@ class StoredCheckpoint:
         self._check_data = check_data
         self.digests: dict[str, digests.Noted] | None = None
         self.record: dict[str, Any] = {}
+        self._known: dict[str, bytes] = {}
         self._refuse_nothing()
         self.presence = Presence(path)
         with self.presence:
@@ -89,7 +90,9 @@ class StoredCheckpoint:
             if files.is_bucket(self.path):
                 self.presence.identify_by(self.digests, lambda: digests.read(self._inside))
         self._strings = self._read_strings()
-        self._arrays = StoredArrays(self.path, self._inside, self.tree, timeout_secs, has_targets=has_targets)
+        self._arrays = StoredArrays(
+            self.path, self._inside, self.tree, timeout_secs, has_targets=has_targets, known=self._known
+        )
         if any(leaf.is_foreign for leaf in self.tree.leaves):
             leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
             self.tree = dataclasses.replace(self.tree, leaves=leaves)
@@ -172,12 +175,16 @@ class StoredCheckpoint:
         assert self.digests is not None
         ocdbt = kvstore.OCDBT_MANIFEST in self.digests
         for name in self.digests:
+            is_of_array = not ocdbt and name.endswith("/zarr.json")
             if (
                 name in (tree_metadata.STRINGS, kvstore.OCDBT_MANIFEST)
                 or name.startswith(tree_metadata.ARRAY_METADATAS)
-                or (not ocdbt and name.endswith("/zarr.json"))
+                or is_of_array
             ):
-                digests.check(self._directory, name, self.read_file(name), self.digests)
+                content = self.read_file(name)
+                digests.check(self._directory, name, content, self.digests)
+                if is_of_array:
+                    self._known[name] = content
         if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
             raise CorruptCheckpointError.at(
                 os.path.join(self._directory, tree_metadata.STRINGS), "this file of the checkpoint is missing."

@@ -19,7 +19,7 @@ from hostile import cases, ocdbt
 from hostile.ocdbt import Database, Tree, nodes
 
 import jaxckpt
-from jaxckpt.storage import bounds, claimed, documents, inside, ocdbt_format, zarr_metadata, zstd
+from jaxckpt.storage import bounds, claimed, claims, documents, inside, ocdbt_format, zarr_metadata, zstd
 
 GOLDEN = Path(make.__file__).parent
 ORBAX = "orbax-0.12.8/v0_zarr3_ocdbt"
@@ -362,6 +362,17 @@ def test_zeros_that_shrink_enormously_are_read(tmp_path: Path) -> None:
     assert jaxckpt.verify(tmp_path / "ckpt-1").ok
 
 
+@pytest.mark.parametrize("use_ocdbt", [True, False])
+def test_an_array_below_another_one(use_ocdbt: bool, tmp_path: Path) -> None:
+    """Keys of plain Orbax may hold slashes: what lies below an array need not be its own."""
+    values = {"a": np.arange(5), "a/b": np.arange(10**6, dtype=np.int32) * 77}
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt)
+    ocp.Checkpointer(handler).save(tmp_path / "ckpt-1", args=ocp.args.PyTreeSave(values))
+    reader = jaxckpt.load_checkpoint(tmp_path / "ckpt-1")
+    assert np.array_equal(reader.get_tensor("a"), values["a"])
+    assert np.array_equal(reader.get_tensor("a~1b"), values["a/b"])
+
+
 def same_child(database: Database, height: int, width: int = 200) -> None:
     assert database.root is not None
     root: Tree = database.root
@@ -659,6 +670,47 @@ def test_bytes_and_keys_are_what_they_are_said_to_be(tmp_path: Path) -> None:
     change(path, "array_metadatas/process_0", key)
     with pytest.raises(jaxckpt.CorruptCheckpointError, match="large.*cannot be a PRNG key"):
         jaxckpt.load_checkpoint(path).metadata("large")
+
+
+NOTE = {
+    "action": "replace",
+    "staged": "gs://bucket/run/ckpt-1.jaxckpt-tmp-01234567-1-2-89abcdef",
+    "host": "01234567",
+    "pid": 1,
+    "start": 2,
+    "token": "t",
+    "time": 3.5,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"staged": "gs://bucket/other"},
+        {"staged": "gs://other/run/ckpt-1.jaxckpt-tmp-01234567-1-2-89abcdef"},
+        {"staged": "/etc"},
+        {"staged": "gs://bucket/run/ckpt-2.jaxckpt-tmp-01234567-1-2-89abcdef"},
+        {"staged": 3},
+        {"action": "destroy"},
+        {"action": ["save"]},
+        {"pid": "1"},
+        {"pid": -1},
+        {"pid": 10**400},
+        {"start": None},
+        {"time": "now"},
+        {"time": 10**400},
+        {"host": None},
+        {"token": 1},
+    ],
+    ids=str,
+)
+def test_notes_in_a_bucket(fields: dict[str, Any]) -> None:
+    """What a note calls staged is copied to the checkpoint, and removed: it must have been made for that."""
+    directory = "gs://bucket/run/ckpt-1"
+    assert claims._parsed(json.dumps(NOTE).encode(), directory) == claims.Note(**NOTE)  # type: ignore[arg-type]
+    assert claims._parsed(json.dumps({**NOTE, **fields}).encode(), directory) is None
+    for content in (b"", b"[]", b"null", b"[" * 100_000, b'{"time": 1e400}', b"\xff"):
+        assert claims._parsed(content, directory) is None
 
 
 def test_names_of_files() -> None:
