@@ -89,7 +89,7 @@ def finish_left(seconds: float) -> None:
 def start(thread: threading.Thread) -> None:
     """Starts a thread. An interrupt is raised as such: it says nothing of whether the thread runs.
 
-    Two interrupts in `Thread.start`, which waits for the thread, become a RuntimeError ("release unlocked lock") of that wait.
+    In `Thread.start`, which waits for the thread, one can become a RuntimeError ("release unlocked lock") of that wait.
 
     Raises:
       RuntimeError: there is no thread to be had.

@@ -13,7 +13,7 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.multihost import failures
 from jaxckpt.multihost.session import CONFIRM, LINGER_SECS, Answer, Handler, Result, Session
 from jaxckpt.multihost.wire import Header, Link, Message, close_gently
-from jaxckpt.uninterrupted import uninterrupted
+from jaxckpt.uninterrupted import start, uninterrupted
 
 _LOST_BEATS = 2
 
@@ -42,7 +42,7 @@ class Center(Session):
         self._closed = threading.Event()
         self._kept = False
         self._beating = threading.Thread(target=self._beat, name="jaxckpt beat", daemon=True)
-        self._beating.start()
+        start(self._beating)
 
     def keep(self) -> None:
         self._kept = True
@@ -318,7 +318,7 @@ def _start(one: Callable[[int], None], processes: Iterable[int]) -> list[threadi
         for process in processes
     ]
     for thread in threads:
-        thread.start()
+        start(thread)
     return threads
 
 

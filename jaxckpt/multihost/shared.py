@@ -19,6 +19,7 @@ from jaxckpt.storage import files, temporary
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.uninterrupted import start
 
 _LOOK_SECS = 5.0  # Network file systems may show a new directory a little later.
 _POLL_SECS = 0.05
@@ -113,7 +114,7 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
     asking = threading.Thread(target=ask, name="jaxckpt parts", daemon=True)
 
     def others() -> list[int]:
-        asking.start()
+        start(asking)
         return session.peers
 
     def finish() -> None:

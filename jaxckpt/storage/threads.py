@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 
 from jaxckpt.storage.deadline import Deadline
+from jaxckpt.uninterrupted import start
 
 _GRACE_SECS = 10.0
 
@@ -25,7 +26,7 @@ class Threads:
         with self._lock:
             while len(self._threads) < count:
                 thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
-                thread.start()
+                start(thread)
                 self._threads.append(thread)
 
     def _run(self, work: Callable[[], None]) -> None:

@@ -134,15 +134,19 @@ class Tries:
                 if secs > LIMIT_SECS
             ]
             found += check(outcome)
+        how = (
+            f"{moment}; {outcome.fired} signals; raised {outcome.error!r}; then sync raised {self._settled!r}; "
+            f"returned {self._path}; directory {self._ground.entries()}"
+        )
+        # Its traceback holds what the call held, and with it what is not swept while it is in use.
+        del outcome
+        self._settled = None
         if not found and version % _WIPE_EVERY == 0:
             found = self._wipe()
         if not found and version % _RESOURCES_EVERY == 0:
             found = self._look_at_resources()
         found += self._stray
-        return found, (
-            f"{moment}; {outcome.fired} signals; raised {outcome.error!r}; then sync raised {self._settled!r}; "
-            f"returned {self._path}; directory {self._ground.entries()}"
-        )
+        return found, how
 
     def _sync_twice(self) -> BaseException | None:
         """Waits for the background, and returns its error, which is raised once."""
