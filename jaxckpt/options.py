@@ -251,7 +251,8 @@ class CheckpointOptions:
     def experimental_sharding_callback(self, value: ShardingPolicy | None) -> None:
         own = isinstance(value, (ShardByTaskPolicy, MaxShardSizePolicy))
         if value is not None and not own and not sharding.is_callback(value):
-            hint = f"; that is the class, write {value.__name__}(...)" if isinstance(value, type) else ""
+            arguments = "()" if value is ShardByTaskPolicy else "(...)"
+            hint = f"; that is the class, write {value.__name__}{arguments}" if isinstance(value, type) else ""
             raise ValueError(
                 "experimental_sharding_callback: expected ShardByTaskPolicy(), MaxShardSizePolicy(bytes), None, or a callable object "
                 f"with a `description` (a str), got {value!r}{hint}."
