@@ -251,8 +251,10 @@ class CheckpointOptions:
     def experimental_sharding_callback(self, value: ShardingPolicy | None) -> None:
         own = isinstance(value, (ShardByTaskPolicy, MaxShardSizePolicy))
         if value is not None and not own and not sharding.is_callback(value):
-            arguments = "()" if value is ShardByTaskPolicy else "(...)"
-            hint = f"; that is the class, write {value.__name__}{arguments}" if isinstance(value, type) else ""
+            hint = ""
+            if isinstance(value, type):
+                arguments = "()" if issubclass(value, ShardByTaskPolicy) else "(...)"
+                hint = f"; that is the class, write {value.__name__}{arguments}"
             raise ValueError(
                 "experimental_sharding_callback: expected ShardByTaskPolicy(), MaxShardSizePolicy(bytes), None, or a callable object "
                 f"with a `description` (a str), got {value!r}{hint}."
