@@ -291,7 +291,9 @@ def test_the_engine_alone_forms_the_groups_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["test_sharding:by_top", {"call": "test_sharding:make", "with": {"policy": 3}}, by_top], ids=str
+    "value",
+    ["test_sharding:by_top", {"call": "test_sharding:make", "with": {"policy": 3}}, by_top],
+    ids=["name", "call", "object"],
 )
 def test_a_config_names_one(value: Any, tmp_path: Path) -> None:
     config = jaxckpt.load_config(
