@@ -208,3 +208,19 @@ def test_values_of_a_write_over_are_of_one_save(trap: Trap, tmp_path: Path) -> N
         if not sprung:
             break
     assert 1 in seen
+
+
+@pytest.mark.parametrize("stored", race.STORED)
+def test_what_another_checkpoint_holds_is_never_taken_for_this_one(stored: str, tmp_path: Path) -> None:
+    """Also below the methods of a Reader: a restore reads in several steps, and TensorStore opens files whenever it likes."""
+    path = tmp_path / "ckpt"
+    options = jaxckpt.CheckpointOptions(**race.STORED[stored])
+    jaxckpt.Checkpoint(**race.values(1)).write(path, options)
+    opened = storage.StoredCheckpoint(str(path))
+    leaves = {leaf.name: leaf for leaf in opened.tree.leaves}
+    opened.infos([leaves["step"]])
+    jaxckpt.Checkpoint(**race.values(2)).write(path, options)
+    with pytest.raises(FileNotFoundError, match="another one was saved under its name"):
+        opened.infos([leaves["large"]])
+    with pytest.raises(FileNotFoundError, match="another one was saved under its name"):
+        opened.read([("step", None)])

@@ -251,7 +251,10 @@ class StoredCheckpoint:
           CorruptCheckpointError: naming the leaf.
         """
         with self.presence:
-            return self._arrays.infos([leaf.param_name for leaf in leaves])
+            infos = self._arrays.infos([leaf.param_name for leaf in leaves])
+        if not files.is_bucket(self.path):
+            self.presence.refuse_another()
+        return infos
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
@@ -287,6 +290,7 @@ class StoredCheckpoint:
         if self._check_data:
             self.check_data_files()
             self._check_data = False
+        self.presence.refuse_another()
         return arrays
 
 

@@ -66,6 +66,20 @@ class Presence:
         if not files.is_bucket(self._path) and (error := self._fault()) is not None:
             raise error
 
+    def refuse_another(self) -> None:
+        """Raises DeletedError if another checkpoint is there now. After a read: some of what was read may be the other one's.
+
+        That the checkpoint is gone doesn't matter any more, once everything has been read.
+        """
+        if files.is_bucket(self._path):
+            another = self._read_digests is not None and self._was_rewritten()
+        else:
+            now, then = self._identity(), self._opened
+            half_deleted = now is not None and then is not None and now.mark is None and now.directory == then.directory
+            another = now is not None and now != then and not half_deleted
+        if another:
+            raise self._replaced()
+
     def __enter__(self) -> Self:
         return self
 
@@ -112,10 +126,13 @@ class Presence:
                 "This checkpoint was deleted while it was read (by a trainer that keeps only the newest, perhaps)"
             )
         if now != then or (self._read_digests is not None and self._was_rewritten()):
-            return self._error(
-                "This checkpoint was deleted while it was read, and another one was saved under its name; read it again"
-            )
+            return self._replaced()
         return None
+
+    def _replaced(self) -> DeletedError:
+        return self._error(
+            "This checkpoint was deleted while it was read, and another one was saved under its name; read it again"
+        )
 
     def _was_rewritten(self) -> bool:
         assert self._read_digests is not None
