@@ -69,7 +69,7 @@ class TestScalars:
         for number, value in enumerate((int(limits.min), int(limits.max), 0)):
             for kind, stored in (("python", value), ("numpy", np.int64(value))):
                 path = saved(tmp_path / f"{kind}{number}", x=stored)
-                for target in (*jax_targets(dtype), dtype(0)):
+                for target in (*jax_targets(dtype), *([dtype(0)] if kind == "python" else [])):
                     found = restored(path, target)
                     assert (int(found), found.dtype) == (value, dtype)
         for number, value in enumerate((int(limits.min) - 1, int(limits.max) + 1)):

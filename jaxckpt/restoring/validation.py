@@ -96,9 +96,9 @@ class Validator:
     ) -> Conversion:
         numbers = number_kind(dtype)
         same = numbers != "" and numbers == number_kind(info.dtype)
-        # A Python or numpy scalar on one side, a JAX scalar on the other: the former is no array of a dtype that somebody computed with.
+        # A Python scalar is of no dtype. A numpy scalar and a JAX scalar stand for each other; two numpy scalars do not.
         is_scalar = info.shape == () and (
-            (leaf.value_type == "scalar" and kind in (Kind.JAX, Kind.ABSTRACT))
+            (leaf.value_type == "scalar" and (leaf.kind is None or kind in (Kind.JAX, Kind.ABSTRACT)))
             or (leaf.value_type == "jax.Array" and kind is Kind.NUMPY_SCALAR)
         )
         if same and is_scalar:
