@@ -344,15 +344,19 @@ class Checkpoint:
             yield from found
 
         loading.carry_out(changes(), restore.agree)
-        for name, value in replacements.items():
-            if value is values[name]:
-                continue
-            if name in self._values:
-                self._values[name] = value
-            elif objects.is_nnx_object(self._root):
+        changed = {name: value for name, value in replacements.items() if value is not values[name]}
+        named = {name: value for name, value in changed.items() if name in self._values}
+        fields = {name: value for name, value in changed.items() if name not in named}
+        restored = {}
+        if fields and not objects.is_nnx_object(self._root):
+            roots = tree.expand_root(self._root)
+            restored = {name: (roots[name], value) for name, value in fields.items()}
+        # Each in one step: an interrupt in a loop would leave some values old and some new.
+        self._values.update(named)
+        self._restored.update(restored)
+        if not restored:
+            for name, value in fields.items():
                 setattr(self._root, name, value)
-            else:
-                self._restored[name] = (tree.expand_root(self._root)[name], value)
 
     # -- waiting ------------------------------------------------------------------------------------------------------------------
 
