@@ -161,8 +161,7 @@ def _restored(state: states.State, directory: str, rounds: int, what: str) -> Ch
     path = jaxckpt.Checkpoint(**state).write(os.path.join(directory, "restored"))
     targets = states.targets(state)
     plain = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
-    whole = {**targets, "save_counter": 0}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(whole)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
 
     def ours() -> float:
         checkpoint = jaxckpt.Checkpoint(**targets)
@@ -174,7 +173,7 @@ def _restored(state: states.State, directory: str, rounds: int, what: str) -> Ch
         return _timed(restore)
 
     def theirs() -> float:
-        args = ocp.args.PyTreeRestore(item=whole, restore_args=restore_args)
+        args = ocp.args.PyTreeRestore(item=targets, restore_args=restore_args)
         return _timed(lambda: jax.block_until_ready(plain.restore(path, args=args)["leaves"]))
 
     mine, other = _interleaved(rounds, ours, theirs)

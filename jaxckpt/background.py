@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from jaxckpt.uninterrupted import start
+from jaxckpt.uninterrupted import finish_left, start
 
 # An interrupt of one that waits can keep it from passing the turn on, so that others look once in a while.
 _SLICE_SECS = 0.5
+# How long a call waits for what two interrupts of an earlier one have left running: a commit, which takes milliseconds.
+_LEFT_SECS = 10.0
 _in_flight: set["Flight"] = set()
 _registry_lock = threading.Lock()
 
@@ -190,6 +192,7 @@ class Background:
         Raises:
           TimeoutError: it is still running after its timeout.
         """
+        finish_left(_LEFT_SECS)
         for flight in self._flights[-1:]:
             if flight.is_on_this_thread:
                 return

@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt import loading, objects, optimizers, paths, state_file, tree
+from jaxckpt import loading, nnx_objects, objects, optimizers, paths, rebinding, roots, state_file, tracing, tree
 from jaxckpt.background import Background, Flight, raise_errors
+from jaxckpt.builders import Builder, Rebuild, Walk
 from jaxckpt.loading import Restore
+from jaxckpt.names import KnownPath
 from jaxckpt.options import CheckpointOptions, checked_options
-from jaxckpt.saving import COUNTER, Save, SaveHooks, Unregistered, call_of
+from jaxckpt.rebinding import RebindingWatch
+from jaxckpt.saving import Save, SaveHooks, Unregistered, call_of
 from jaxckpt.status import CheckpointLoadStatus
+from jaxckpt.storage.description import COUNTER
 from jaxckpt.translate import to_orbax
 
-_INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given"})
+_INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given", "_watch"})
 
 
 class Checkpoint:
@@ -30,9 +34,9 @@ class Checkpoint:
         params = checkpoint.model
 
     A value is a pytree of jax.Array, numpy array, Python or numpy scalar, str, bytes or None (for restore also jax.ShapeDtypeStruct);
-    a Flax NNX object; an optax state; a typed PRNG key; or an object with ``serialize()`` and ``deserialize(value)``, or ``get_state()``
-    and ``set_state(state)``. NNX objects and state objects are updated in place by restore, everything else is replaced on the
-    Checkpoint.
+    a Flax NNX object; an optax state; a typed PRNG key; an object with ``serialize()`` and ``deserialize(value)``, or ``get_state()``
+    and ``set_state(state)``; or another Checkpoint, whose values then have names below its own. NNX objects, state objects and nested
+    Checkpoints are updated in place by restore. Everything else, `nnx.State` too, is replaced on the Checkpoint.
 
     A Checkpoint may be used from several threads; its saves happen one after the other.
     """
@@ -41,9 +45,10 @@ class Checkpoint:
         """Makes a Checkpoint of the given values.
 
         Args:
-          root: an object whose first level becomes names: a mapping, a dataclass, an NNX object, or an object with attributes. Its
-            fields are read when they are saved. A root that is not an NNX object is not written into: what restore brings stands
-            on the Checkpoint, until the root's field is given another value.
+          root: an object whose first level becomes names: a mapping, a dataclass, an NNX object, another Checkpoint, or an object
+            with attributes. Its fields are read when they are saved. An NNX object and a Checkpoint are updated in place by restore.
+            Another root is not written into: what restore brings stands on the Checkpoint, until the root's field is given
+            another value.
           **named: values by name.
 
         Raises:
@@ -58,7 +63,8 @@ class Checkpoint:
         set_internal("_given", {})
         set_internal("_background", Background())
         set_internal("_lock", threading.RLock())
-        fields = {} if root is None else tree.expand_root(root)
+        set_internal("_watch", RebindingWatch())
+        fields = {} if root is None else roots.expand_root(root)
         for name in (*fields, *named):
             _check_name(type(self), name)
         for name, value in named.items():
@@ -99,11 +105,11 @@ class Checkpoint:
 
     def _current(self) -> dict[str, Any]:
         """The named values as they are now."""
-        fields = {} if self._root is None else tree.expand_root(self._root)
+        fields = {} if self._root is None else roots.expand_root(self._root)
         for name in fields:  # A root may have got new ones.
             _check_name(type(self), name)
         for name, (replaced, restored) in self._restored.items():
-            if name not in fields or fields[name] is replaced:
+            if name not in fields or nnx_objects.is_same(fields[name], replaced):
                 fields[name] = restored
         return {**fields, **self._values}
 
@@ -111,8 +117,10 @@ class Checkpoint:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         # Without the lock: a callback of the save that a locked call waits for may copy its Checkpoint.
-        state = {name: copy.deepcopy(getattr(self, name), memo) for name in _INTERNALS - {"_lock", "_background"}}
-        state |= {"_lock": threading.RLock(), "_background": Background()}
+        state = {
+            name: copy.deepcopy(getattr(self, name), memo) for name in _INTERNALS - {"_lock", "_background", "_watch"}
+        }
+        state |= {"_lock": threading.RLock(), "_background": Background(), "_watch": RebindingWatch()}
         for name, value in state.items():
             object.__setattr__(other, name, value)
         return other
@@ -123,6 +131,7 @@ class Checkpoint:
         state |= {
             "_lock": threading.RLock(),
             "_background": Background(),
+            "_watch": RebindingWatch(),
             "_values": dict(self._values),
             "_given": dict(self._given),
             "_restored": dict(self._restored),
@@ -169,7 +178,8 @@ class Checkpoint:
           exist is left out, since nothing could follow it.
 
         Raises:
-          TypeError: a value that cannot be stored (names the leaf), or an argument of a wrong type.
+          TypeError: a value that cannot be stored (names the leaf), an argument of a wrong type, or a call inside of a function
+            that JAX traces, as jax.jit does.
           ValueError: a device that does not exist, colliding names, a prefix without a name.
           CheckpointError: the directory holds TensorFlow's checkpoints, whose state file and numbers are TensorFlow's.
           OSError: with errno; nothing was left behind, no number used up. An asynchronous save that fails later, and raises
@@ -199,9 +209,15 @@ class Checkpoint:
         return save.path
 
     def _save(
-        self, prefix: str, options: CheckpointOptions | None, *, number: int | None = None, hooks: SaveHooks
+        self,
+        prefix: str,
+        options: CheckpointOptions | None,
+        *,
+        number: int | None = None,
+        hooks: SaveHooks,
+        step: int | None = None,
     ) -> str:
-        """`save`, for the manager: with a number of its choice (which replaces), and its own hooks."""
+        """`save`, for the manager: with a number of its choice (which replaces), its own hooks, and the step that it knows."""
         given = paths.absolute(prefix)
 
         def reserve(save: Save) -> tuple[int, str]:
@@ -234,7 +250,7 @@ class Checkpoint:
                 registered=registered,
             )
             try:
-                self._start(save, turn, reserve)
+                self._start(save, turn, reserve, step)
             finally:
                 if (
                     number is None and save.number and self._counter == save.number
@@ -242,14 +258,37 @@ class Checkpoint:
                     self._given[given] = save.number
         return save.path
 
+    def _refuse_tracing(self, action: str) -> None:
+        tracing.refuse(action, lambda: ((leaf.name, leaf.value) for flat in self._flats() for leaf in flat.leaves))
+
     def _turn(self, options: CheckpointOptions | None, action: str) -> "_Turn":
+        self._refuse_tracing(action)
         return _Turn(self, _checked_options(options), action)
 
-    def _start(self, save: Save, turn: "_Turn", reserve: Callable[[Save], tuple[int, str]]) -> None:
+    def _start(
+        self, save: Save, turn: "_Turn", reserve: Callable[[Save], tuple[int, str]], step: int | None = None
+    ) -> None:
         """Takes the snapshot and writes it, here or in the background."""
+        seen: list[rebinding.Seen] = []
+
+        def values() -> list[tree.Flat]:
+            flats = self._flats()
+            seen.append(rebinding.look(flats, step))
+            return flats
+
+        self._write(save, turn, values, reserve)
+        self._watch.saved(seen[-1])
+
+    def _write(
+        self,
+        save: Save,
+        turn: "_Turn",
+        values: Callable[[], list[tree.Flat]],
+        reserve: Callable[[Save], tuple[int, str]],
+    ) -> None:
         flight: Flight | None = None
         try:
-            save.prepare(turn.wait, self._flats, reserve)
+            save.prepare(turn.wait, values, reserve)
             if not turn.translation.asynchronous:
                 save.run(lambda: self._counter_is(save.number))
                 return
@@ -264,7 +303,11 @@ class Checkpoint:
             raise
 
     def _flats(self) -> list[tree.Flat]:
-        return [tree.flatten(name, value) for name, value in self._current().items()]
+        return [self._flat(name, value) for name, value in self._current().items()]
+
+    def _flat(self, name: str, value: Any) -> tree.Flat:
+        in_state = name not in self._values and nnx_objects.is_state(self._root)
+        return tree.flatten(name, value, (id(self),), in_state=in_state)
 
     def _counter_is(self, number: int) -> None:
         object.__setattr__(self, "_counter", number)
@@ -272,40 +315,59 @@ class Checkpoint:
     # -- restoring ----------------------------------------------------------------------------------------------------------------
 
     def restore(
-        self, save_path: str | os.PathLike[str] | None, options: CheckpointOptions | None = None
+        self,
+        save_path: str | os.PathLike[str] | None,
+        options: CheckpointOptions | None = None,
+        *,
+        cast: bool = False,
     ) -> CheckpointLoadStatus:
         """Restores values and `save_counter` from a checkpoint (TensorFlow: `tf.train.Checkpoint.restore`).
 
         The current values are the targets: leaves are matched by name, and must have the target's kind, shape and dtype; arrays get
-        the target's sharding. Everything is validated, read and verified before the first value is changed.
+        the target's sharding, memory kind and weak type. Everything is validated, read and verified before the first value is changed.
+
+        A scalar may have changed its form: a Python or numpy scalar restores into a JAX scalar and the other way round, if it is a number
+        of the same kind (bool, int, float, complex) that the target's dtype can represent. A Python float, which has no dtype of its own,
+        is rounded as JAX rounds it.
 
         Args:
           save_path: what `save` or `write` returned, or any Orbax checkpoint of a tree; None restores nothing.
           options: as for `save`.
+          cast: convert arrays whose stored dtype is another one of the same kind (float32 to bfloat16, int64 to int32), instead of an
+            error. `CheckpointLoadStatus.cast` names them. A value that does not fit, such as an int that is too large, is an error.
 
         Returns:
           What matched; see `CheckpointLoadStatus`.
 
         Raises:
-          FileNotFoundError: there is nothing at `save_path`.
+          FileNotFoundError: there is nothing at `save_path`, or the checkpoint was deleted while it was read.
           CheckpointError: what is there is no checkpoint.
           CorruptCheckpointError: it is damaged.
-          ValueError: a leaf of another kind, shape or dtype; names the leaf and both sides.
+          ValueError: a leaf of another kind, shape or dtype, or a sharding that does not fit (names the leaf and both sides), or two
+            different values for one object that stands under two names (names both).
+          TypeError: a target that could not be saved either (names the leaf), or a call inside of a function that JAX traces.
           OSError: it cannot be read.
           BaseException: what the previous asynchronous save raised.
         """
-        return self._load(save_path, options, "restore")
+        return self._load(save_path, options, "restore", cast)
 
     def read(
-        self, save_path: str | os.PathLike[str] | None, options: CheckpointOptions | None = None
+        self,
+        save_path: str | os.PathLike[str] | None,
+        options: CheckpointOptions | None = None,
+        *,
+        cast: bool = False,
     ) -> CheckpointLoadStatus:
         """Like `restore`, but leaves `save_counter` alone; the counterpart of `write` (TensorFlow: `tf.train.Checkpoint.read`)."""
-        return self._load(save_path, options, "read")
+        return self._load(save_path, options, "read", cast)
 
-    def _load(self, save_path: Any, options: CheckpointOptions | None, action: str) -> CheckpointLoadStatus:
+    def _load(self, save_path: Any, options: CheckpointOptions | None, action: str, cast: bool) -> CheckpointLoadStatus:
         options = _checked_options(options)
+        if not isinstance(cast, bool):
+            raise TypeError(f"cast must be True or False, got {type(cast).__name__}.")
         path = None if save_path is None else paths.checked_path(save_path, "save_path")
         self._refuse_background(action)
+        self._refuse_tracing(action)
         with self._lock:
             translation = to_orbax(options)
             if path is None:
@@ -317,20 +379,21 @@ class Checkpoint:
             def targets() -> list[tree.Leaf]:
                 self.sync()
                 values.update(self._current())
-                flats.update((name, tree.flatten(name, value)) for name, value in values.items())
+                flats.update((name, self._flat(name, value)) for name, value in values.items())
                 return [leaf for flat in flats.values() for leaf in flat.leaves]
 
-            call = call_of(action, path, options, translation)
+            call = call_of(action, path, options, translation, {"cast": cast})
             with Restore(call, path, translation.io_process) as restore:
                 leaves = restore.meet(targets)
                 skip = (
                     optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
                 )
-                loaded = restore.load(leaves, skip, with_counter=action == "restore")
+                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast)
                 self._apply(values, flats, loaded.new, restore)
+            self._watch.forget()
             if loaded.counter is not None:
                 self._counter_is(loaded.counter)
-            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected)
+            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast)
 
     def _apply(
         self, values: Mapping[str, Any], flats: Mapping[str, tree.Flat], new: Mapping[str, Any], restore: Restore
@@ -339,24 +402,39 @@ class Checkpoint:
         replacements: dict[str, Any] = {}
 
         def changes() -> Iterator[Callable[[], tree.Undo]]:
-            rebuilt, found = loading.rebuild(flats, new)
+            rebuilt, found = tree.rebuild(flats, new)
             replacements.update(rebuilt)
             yield from found
 
         loading.carry_out(changes(), restore.agree)
-        changed = {name: value for name, value in replacements.items() if value is not values[name]}
-        named = {name: value for name, value in changed.items() if name in self._values}
-        fields = {name: value for name, value in changed.items() if name not in named}
+        self._replace({name: value for name, value in replacements.items() if value is not values[name]})
+
+    def _replace(self, new: Mapping[str, Any]) -> tree.Undo:
+        """Puts restored values in the place of the current ones. Returns what puts those back."""
+        undos: list[tree.Undo] = []
+        old_values, old_restored = dict(self._values), dict(self._restored)
+
+        def put_back() -> None:
+            for undo in reversed(undos):
+                undo()
+            self._values.update(old_values)
+            self._restored.clear()
+            self._restored.update(old_restored)
+
+        named = {name: value for name, value in new.items() if name in self._values}
+        fields = {name: value for name, value in new.items() if name not in named}
+        adapter = objects.root_adapter(self._root)
         restored = {}
-        if fields and not objects.is_nnx_object(self._root):
-            roots = tree.expand_root(self._root)
-            restored = {name: (roots[name], value) for name, value in fields.items()}
+        if fields and adapter is None:
+            expanded = roots.expand_root(self._root)
+            restored = {name: (expanded[name], value) for name, value in fields.items()}
         # Each in one step: an interrupt in a loop would leave some values old and some new.
         self._values.update(named)
         self._restored.update(restored)
-        if not restored:
+        if adapter is not None:
             for name, value in fields.items():
-                setattr(self._root, name, value)
+                undos.append(adapter.set_child(self._root, name, value))
+        return put_back
 
     # -- waiting ------------------------------------------------------------------------------------------------------------------
 
@@ -395,6 +473,54 @@ class Checkpoint:
                 f"{action} was called from a write callback of an asynchronous save of the same Checkpoint, which would wait for itself. "
                 "Use another Checkpoint object in the callback, or call it after sync()."
             )
+
+
+class _NestedAdapter:
+    """Takes a Checkpoint apart that is a value of another one: its values have names below its own, and it is updated in place.
+
+    Its `save_counter` counts its own saves and is not part of it.
+    """
+
+    def take(self, node: Checkpoint, path: KnownPath, walk: Walk) -> Builder:
+        """Takes the values apart."""
+        values = node._current()
+        parts: dict[str, Builder] = {}
+        outside = walk.in_state
+        try:
+            for name, value in values.items():
+                start = walk.position
+                walk.in_state = name not in node._values and nnx_objects.is_state(node._root)
+                parts[name] = walk.take(value, path.below(name))
+                walk.own(node, start, key=name)
+        finally:
+            walk.in_state = outside
+        if not values:
+            walk.empty({}, path)
+        return _NestedBuilder(node, values, parts)
+
+    def children(self, root: Checkpoint) -> dict[str, Any]:
+        """Returns the values by name."""
+        return root._current()
+
+    def set_child(self, root: Checkpoint, name: str, value: Any) -> tree.Undo:
+        """Replaces a value."""
+        return root._replace({name: value})
+
+
+class _NestedBuilder:
+    def __init__(self, node: Checkpoint, values: Mapping[str, Any], parts: Mapping[str, Builder]) -> None:
+        self._node, self._values, self._parts = node, values, parts
+
+    def build(self, rebuild: Rebuild) -> Any:
+        """Returns the Checkpoint, which a change gives its restored values."""
+        built = {name: part.build(rebuild) for name, part in self._parts.items()}
+        new = {name: value for name, value in built.items() if value is not self._values[name]}
+        if new:
+            rebuild.changes.append(lambda: self._node._replace(new))
+        return self._node
+
+
+objects.register(Checkpoint, _NestedAdapter())
 
 
 class _Turn:

@@ -1,6 +1,6 @@
 """One restore: what is stored, matched with the current values, read, and put in their place on every process or on none."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from jaxckpt.multihost.provider import Provider
 from jaxckpt.multihost.remote import RemoteCheckpoint
 from jaxckpt.multihost.session import Session
 from jaxckpt.multihost.shared import ADVICE
-from jaxckpt.saving import COUNTER
+from jaxckpt.storage.description import COUNTER
+from jaxckpt.storage.presence import DeletedError
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Loaded:
     Attributes:
       new: values by name of the leaf.
       counter: the stored save counter, or None.
-      matched, missing, unexpected: names, for the status.
+      matched, missing, unexpected, cast: names, for the status.
     """
 
     new: dict[str, Any]
@@ -34,6 +35,7 @@ class Loaded:
     matched: list[str]
     missing: list[str]
     unexpected: list[str]
+    cast: list[str]
 
 
 class Restore:
@@ -62,7 +64,7 @@ class Restore:
         targets: list[tree.Leaf] = []
 
         def contribution() -> Contribution:
-            targets.extend(prepare())
+            targets.extend(restoring.resolved(prepare()))
             if not meeting.several():
                 return Contribution()
             described = leaves.descriptions(targets, Plan(jax.process_index(), self._io_process))
@@ -72,13 +74,14 @@ class Restore:
         self._session.keep()
         return targets
 
-    def load(self, targets: Iterable[tree.Leaf], skip: set[str], *, with_counter: bool) -> Loaded:
+    def load(self, targets: Iterable[tree.Leaf], skip: set[str], *, with_counter: bool, cast: bool = False) -> Loaded:
         """Matches, validates and reads. Changes nothing; succeeds on every process or on none.
 
         Args:
           targets: leaves of the current values.
           skip: names of targets that keep their values.
           with_counter: read the save counter too.
+          cast: convert arrays of another dtype of the same kind.
 
         Raises:
           As `Checkpoint.restore`.
@@ -86,7 +89,7 @@ class Restore:
         loaded: Loaded | None = None
         error: BaseException | None = None
         try:
-            loaded = _read(self._open(), list(targets), skip, with_counter)
+            loaded = _read(self._open(), list(targets), skip, with_counter, cast)
         except BaseException as raised:
             error = self._advised(raised)
         finish, self._finish = self._finish or self._session.vote, None
@@ -100,13 +103,15 @@ class Restore:
     def _open(self) -> restoring.Source:
         session, seconds = self._session, self._call.timeout
         if self._io_process is None or not session.several:
-            return storage.StoredCheckpoint(self._path, seconds)
+            return storage.StoredCheckpoint(self._path, seconds, has_targets=True)
         if isinstance(session, Peer):
             session.decide(_nothing)  # What the IO process met when it opened the checkpoint is raised here too.
             return RemoteCheckpoint(self._path, session)
         assert isinstance(session, Center)
         opened: list[storage.StoredCheckpoint] = []
-        session.decide(lambda: opened.append(storage.StoredCheckpoint(self._path, seconds, check_data=False)))
+        session.decide(
+            lambda: opened.append(storage.StoredCheckpoint(self._path, seconds, check_data=False, has_targets=True))
+        )
         provider = Provider(opened[0], session.local_peers)
         finish = session.collect(provider.handlers(), provider.sent)
 
@@ -130,7 +135,10 @@ class Restore:
 
     def _advised(self, error: BaseException) -> BaseException:
         """Says what may be wrong where a process without the files was to read them."""
-        if self._session.several and self._io_process is None and isinstance(error, FileNotFoundError):
+        # A checkpoint that was deleted while it was read was seen by this process.
+        missing = isinstance(error, FileNotFoundError) and not isinstance(error, DeletedError)
+        if self._session.several and self._io_process is None and missing:
+            assert isinstance(error, FileNotFoundError)
             advised = FileNotFoundError(
                 error.errno, f"{error.strerror}. {ADVICE} It was process {self._session.process}", error.filename
             )
@@ -153,32 +161,20 @@ def _nothing() -> None:
     """The work of a process that does no file access."""
 
 
-def _read(stored: restoring.Source, targets: list[tree.Leaf], skip: set[str], with_counter: bool) -> Loaded:
+def _read(stored: restoring.Source, targets: list[tree.Leaf], skip: set[str], with_counter: bool, cast: bool) -> Loaded:
     found = restoring.match(targets, stored, skip, COUNTER)
     pairs = found.pairs
-    if with_counter:
+    counter = stored.record.get(COUNTER)
+    if with_counter and counter is None:  # jaxckpt 0.1 had it as a leaf.
         pairs = pairs + restoring.match([tree.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
-    new = restoring.load(pairs, stored)
-    counter = new.pop(COUNTER, None)
+    new = restoring.load(pairs, stored, cast=cast)
+    counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(
             f"{COUNTER}: {stored.path} holds {counter}, which is no number of a save. Use read() instead of restore()."
         )
     matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
-    return Loaded(new, counter, matched, found.missing, found.unexpected)
-
-
-def rebuild(
-    flats: Mapping[str, tree.Flat], new: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[Callable[[], tree.Undo]]]:
-    """Puts values together from new leaves. Returns them by name, and the changes that reference objects still need."""
-    replacements: dict[str, Any] = {}
-    changes: list[Callable[[], tree.Undo]] = []
-    for name, flat in flats.items():
-        if any(leaf.name in new for leaf in flat.leaves):
-            replacements[name], more = flat.rebuild([new.get(leaf.name, leaf.value) for leaf in flat.leaves])
-            changes += more
-    return replacements, changes
+    return Loaded(new.values, counter if with_counter else None, matched, found.missing, found.unexpected, new.cast)
 
 
 def carry_out(changes: Iterable[Callable[[], tree.Undo]], agree: Callable[[BaseException | None], None]) -> None:

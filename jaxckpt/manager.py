@@ -14,7 +14,7 @@ from jaxckpt.managed import ManagedDirectory, ManagedSave
 from jaxckpt.multihost.ask import ask, does_file_access
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.resuming import Candidates, restore_newest
-from jaxckpt.steps import SavedSteps, step_reader
+from jaxckpt.steps import SavedStep, SavedSteps, step_reader
 from jaxckpt.storage import files
 
 _logger = logging.getLogger("jaxckpt")
@@ -83,6 +83,7 @@ class CheckpointManager:
         if checkpoint_interval is not None and step_counter is None:
             raise ValueError("checkpoint_interval needs a step_counter that tells the current step.")
         self._current_step = step_reader(step_counter)
+        self._has_step_counter = step_counter is not None
         if init_fn is not None and not callable(init_fn):
             raise TypeError(f"init_fn must be callable, got {type(init_fn).__name__}.")
         self._init_fn = init_fn
@@ -217,6 +218,8 @@ class CheckpointManager:
           As `Checkpoint.save`. A step whose save failed does not count as saved. An asynchronous save that fails later has used
             up its number.
         """
+        # Before a step is asked for: where none is due, tracing would go on in silence.
+        self._checkpoint._refuse_tracing("save")
         options = self._options if options is None else options
         state_file.resolve(options)
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
@@ -231,7 +234,11 @@ class CheckpointManager:
         hooks = ManagedSave(self._managed, self._steps, step)
         try:
             path = self._checkpoint._save(
-                os.path.join(self._directory, self._name), options, number=number, hooks=hooks
+                os.path.join(self._directory, self._name),
+                options,
+                number=number,
+                hooks=hooks,
+                step=self._step_number(step),
             )
         except BaseException:
             if step is not None:
@@ -241,6 +248,12 @@ class CheckpointManager:
             raise
         self._last_device = device
         return path
+
+    def _step_number(self, step: SavedStep | None) -> int | None:
+        """The current step, also where there is no interval for which it was read; None without a counter."""
+        if step is not None:
+            return step.step
+        return self._current_step() if self._has_step_counter else None
 
     def restore_or_initialize(
         self, options: CheckpointOptions | None = None, *, skip_corrupt: bool = False
@@ -267,6 +280,7 @@ class CheckpointManager:
           OSError: the directory cannot be read.
           As `Checkpoint.restore`, and what a save in flight raised.
         """
+        self._checkpoint._refuse_tracing("restore_or_initialize")
         options = self._options_for_reading() if options is None else options
         state_file.resolve(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxckpt import objects, tree
-from jaxckpt.names import Key, Path
+from jaxckpt.names import Key, Path, as_key
 
 _COUNTERS = {"count", "step", "mini_step", "gradient_step", "notfinite_count", "total_notfinite"}
 
@@ -49,9 +49,12 @@ def slot_names(values: Mapping[str, Any], flats: Iterable[tree.Flat]) -> set[str
 def _optimizer_prefixes(prefix: Path, value: Any) -> list[Path]:
     found = []
     for entries, node in jax.tree_util.tree_flatten_with_path(value, is_leaf=_stops)[0]:
-        path = (*prefix, *map(tree.as_key, entries))
+        path = (*prefix, *map(as_key, entries))
         if _is_nnx_optimizer(node):
             found.append((*path, Key("opt_state")))
+        elif (nested := objects.nested_values(node)) is not None:
+            for name, child in nested.items():
+                found += _optimizer_prefixes((*path, Key(name)), child)
         elif _is_optimizer_state(node):
             found.append(path)
     return found

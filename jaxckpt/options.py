@@ -12,10 +12,11 @@ from typing import Any, Literal, Self, TypeAlias, cast
 import jax
 import numpy as np
 
-from jaxckpt import callbacks, devices
+from jaxckpt import callbacks, devices, sharding
 from jaxckpt.arguments import type_name
 from jaxckpt.callbacks import WriteCallback
 from jaxckpt.devices import IoDevice
+from jaxckpt.sharding import ShardingCallback
 from jaxckpt.storage.settings import WriteSettings
 
 _NOT_GIVEN: Any = object()
@@ -46,7 +47,21 @@ class MaxShardSizePolicy:
         object.__setattr__(self, "max_shard_size", _bytes("max_shard_size", self.max_shard_size, 1))
 
 
-ShardingPolicy: TypeAlias = ShardByTaskPolicy | MaxShardSizePolicy
+ShardingPolicy: TypeAlias = ShardByTaskPolicy | MaxShardSizePolicy | ShardingCallback
+
+
+def policy_of(given: Any) -> ShardingPolicy | None:
+    """Returns what stands for an `experimental_sharding_callback`: for TensorFlow's own policies jaxckpt's of the same name.
+
+    Raises:
+      TypeError, ValueError: the size of such a policy is not a positive int.
+    """
+    match sharding.tensorflows(given):
+        case "ShardByTaskPolicy":
+            return ShardByTaskPolicy()
+        case "MaxShardSizePolicy":
+            return MaxShardSizePolicy(given.max_shard_size)
+    return cast(ShardingPolicy | None, given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +168,21 @@ class CheckpointOptions:
             the files in the background.
           experimental_skip_slot_variables: whether restoring leaves the parameter-shaped leaves of optimizer states
             (moments, traces) as they are. No effect on saving.
-          experimental_sharding_callback: how data is divided into files: `ShardByTaskPolicy()` (the same as None) or
-            `MaxShardSizePolicy(bytes)`.
+          experimental_sharding_callback: how data is divided into files: `ShardByTaskPolicy()` (the same as None),
+            `MaxShardSizePolicy(bytes)`, TensorFlow's policies of these names, or a callback in TensorFlow's form: an object with a
+            `description` that is called with a sequence of shardable tensors and returns a list of groups, each
+            ``{checkpoint_key: {slice_spec: tensor}}``. Each group gets data files of its own. Of a shardable tensor a callback can
+            rely on `checkpoint_key` (name of the leaf), `slice_spec` ("" for a whole tensor), `tensor` (to be put into a group as
+            it is), `dtype` (numpy's), `shape`, `device` (of the process that writes) and `name`. Each process calls it with what it
+            writes; with an IO device, that process alone does. A str has no tensor. Every tensor has to be in one of the groups, once
+            and unchanged; otherwise the save raises RuntimeError, names it, and leaves nothing.
           orbax: what Orbax can do beyond TensorFlow's options; None for the defaults of `OrbaxSettings`.
 
         Raises:
           TypeError: a flag that is not a bool (numpy's is not one), callbacks that are no iterable of callables, or an
             `orbax` of another class.
-          ValueError: a device that cannot be parsed, a callback that accepts neither 0 nor 1 argument, or another
-            sharding policy.
+          ValueError: a device that cannot be parsed, a callback that accepts neither 0 nor 1 argument, or something that is neither
+            a sharding policy nor a sharding callback.
         """
         if experimental_enable_async_checkpoint is _NOT_GIVEN:
             experimental_enable_async_checkpoint = False
@@ -228,12 +249,17 @@ class CheckpointOptions:
 
     @experimental_sharding_callback.setter
     def experimental_sharding_callback(self, value: ShardingPolicy | None) -> None:
-        if value is not None and not isinstance(value, (ShardByTaskPolicy, MaxShardSizePolicy)):
-            hint = "" if value is not ShardByTaskPolicy else "; that is the class, write ShardByTaskPolicy()"
+        own = isinstance(value, (ShardByTaskPolicy, MaxShardSizePolicy))
+        if value is not None and not own and not sharding.is_callback(value):
+            hint = ""
+            if isinstance(value, type):
+                arguments = "()" if issubclass(value, ShardByTaskPolicy) else "(...)"
+                hint = f"; that is the class, write {value.__name__}{arguments}"
             raise ValueError(
-                "experimental_sharding_callback: expected jaxckpt's ShardByTaskPolicy(), MaxShardSizePolicy(bytes) or "
-                f"None, got {value!r}{hint}."
+                "experimental_sharding_callback: expected ShardByTaskPolicy(), MaxShardSizePolicy(bytes), None, or a callable object "
+                f"with a `description` (a str), got {value!r}{hint}."
             )
+        policy_of(value)
         self._policy = value
 
     @property

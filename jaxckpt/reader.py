@@ -2,6 +2,8 @@
 
 import math
 import os
+import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -9,10 +11,19 @@ import numpy as np
 
 from jaxckpt import paths, state_file, storage
 from jaxckpt.arguments import also_named
+from jaxckpt.errors import CheckpointError
+from jaxckpt.storage import tree_metadata
+from jaxckpt.storage.arrays import ArrayInfo
+from jaxckpt.storage.description import COUNTER
+from jaxckpt.storage.documents import DamagedError, damage
 from jaxckpt.storage.tree_metadata import StoredLeaf
 
 # What TensorFlow puts behind the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+# The save counter stands beside the tree, but is listed and read as a leaf.
+_COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
+# Longer numbers are no indices of sequences.
+_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -21,9 +32,10 @@ class LeafMetadata:
 
     Attributes:
       name: the path joined by ``/``.
-      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key".
-      shape: of the stored array; () for scalars and str.
-      dtype: of the stored array; None for str.
+      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key"; what Orbax calls the type of a
+        leaf that only a program's own type handler can read.
+      shape: of the stored array; () for scalars, str and what cannot be read.
+      dtype: of the stored array; None for str and what cannot be read.
       nbytes: bytes of the value.
       sharding: the sharding the array was saved with, as Orbax notes it (JSON text), or None.
       key_impl: implementation of a PRNG key, or None.
@@ -48,6 +60,10 @@ class Reader:
         """Opens the checkpoint at `path`; use `load_checkpoint`."""
         self._stored = storage.StoredCheckpoint(path)
         self._leaves = {leaf.name: leaf for leaf in self._stored.tree.leaves if not leaf.is_empty}
+        counter = self._stored.record.get(COUNTER)
+        self._counter = None if counter is None else np.asarray(counter, np.int64)
+        if self._counter is not None:
+            self._leaves[COUNTER] = _COUNTER_LEAF
         self._shardings: dict[str, str] | None = None
 
     @property
@@ -68,11 +84,11 @@ class Reader:
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a leaf, () for a str or a scalar. Raises KeyError if there is no such leaf."""
         leaf = self._leaf(name)
-        return () if leaf.is_string else self._info(leaf).shape
+        return () if leaf.is_string or leaf.is_foreign else self._info(leaf).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Returns the dtype of a leaf, that of its `get_tensor`. Raises KeyError if there is no such leaf."""
-        leaf = self._leaf(name)
+        """Returns the dtype of a leaf, that of its `get_tensor`. Raises what `get_tensor` raises."""
+        leaf = self._readable(name)
         return _text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
 
     def get_tensor(self, name: str) -> np.ndarray:
@@ -80,11 +96,16 @@ class Reader:
 
         Raises:
           KeyError: there is no such leaf.
+          CheckpointError: it was stored by a type handler that only its own program has.
           CorruptCheckpointError: its data is damaged.
+          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
         """
-        leaf = self._leaf(name)
+        leaf = self._readable(name)
+        self._stored.presence.check()
         if leaf.is_string:
             return _text_array(self._stored.string(leaf))
+        if leaf is _COUNTER_LEAF:
+            return np.array(self._counter)
         self._info(leaf)
         (array,) = self._stored.read([(leaf.param_name, None)])
         return array if array.flags.writeable else array.copy()
@@ -101,7 +122,7 @@ class Reader:
     def get_variable_to_dtype_map(self) -> dict[str, np.dtype[Any]]:
         """Returns the dtype of every leaf by name (numpy's, where TensorFlow's reader returns its own)."""
         self._read_infos()
-        return {name: self.dtype(name) for name in self.keys()}
+        return {name: self.dtype(name) for name in self.keys() if not self._leaves[name].is_foreign}
 
     def metadata(self, name: str) -> LeafMetadata:
         """Returns what the checkpoint says of a leaf. Raises KeyError if there is no such leaf."""
@@ -110,6 +131,8 @@ class Reader:
             return LeafMetadata(
                 name, "str", (), None, len(self._stored.string(leaf).encode("utf-8", "surrogatepass")), None, None
             )
+        if leaf.is_foreign:
+            return LeafMetadata(name, leaf.value_type, (), None, 0, None, None)
         if self._shardings is None:
             self._shardings = self._stored.shardings()
         info = self._info(leaf)
@@ -121,32 +144,45 @@ class Reader:
     def tree(self) -> Any:
         """Returns all leaves as nested dicts of numpy arrays; lists stay lists, scalars, str and bytes are themselves.
 
-        PRNG keys are their key data (`metadata` tells the implementation). Named tuples are dicts, as for Orbax.
+        PRNG keys are their key data (`metadata` tells the implementation). Named tuples are dicts, as for Orbax. None stands for a leaf
+        that only a program's own type handler can read, with a UserWarning.
 
         Raises:
           CorruptCheckpointError: stored data is damaged.
+          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
         """
+        self._stored.presence.check()
         stored = self._stored.tree.leaves
-        arrays = [leaf for leaf in stored if not leaf.is_empty and not leaf.is_string]
+        foreign = [leaf.name for leaf in stored if leaf.is_foreign]
+        if foreign:
+            warnings.warn(
+                f"{self.path}: None stands for what only a type handler of the program that saved it can read: {', '.join(foreign)}",
+                UserWarning,
+                stacklevel=2,
+            )
+        arrays = [leaf for leaf in stored if not (leaf.is_empty or leaf.is_string or leaf.is_foreign)]
         self._stored.infos(arrays)
         values = dict(
             zip(
-                (leaf.name for leaf in arrays),
+                (leaf.param_name for leaf in arrays),
                 self._stored.read([(leaf.param_name, None) for leaf in arrays]),
                 strict=True,
             )
         )
-        root = _Node()
-        for leaf in stored:
-            value = (
-                _empty(leaf)
-                if leaf.is_empty
-                else self._stored.string(leaf)
-                if leaf.is_string
-                else _value(leaf, values[leaf.name])
-            )
-            root.put(leaf.path, value)
-        return root.build()
+        root = _Node(self._stored.tree.sequences)
+        with damage(os.path.join(self._stored.directory, tree_metadata.FILE)):
+            for leaf in stored:
+                value = (
+                    _empty(leaf)
+                    if leaf.is_empty or leaf.is_foreign
+                    else self._stored.string(leaf)
+                    if leaf.is_string
+                    else _value(leaf, values[leaf.param_name])
+                )
+                root.put(leaf.path, value)
+            if self._counter is not None:
+                root.put(_COUNTER_LEAF.path, self._counter.item())
+            return root.build()
 
     def _leaf(self, name: str) -> StoredLeaf:
         try:
@@ -159,35 +195,75 @@ class Reader:
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise KeyError(f"{self.path} has no leaf {name!r}.{hint}") from None
 
+    def _readable(self, name: str) -> StoredLeaf:
+        leaf = self._leaf(name)
+        if leaf.is_foreign:
+            raise CheckpointError(leaf.foreign(self.path))
+        return leaf
+
     def _read_infos(self) -> None:
         """Reads the shapes of all arrays in one step; asking for each of them takes longer."""
-        self._stored.infos([leaf for leaf in self._leaves.values() if not leaf.is_string])
+        self._stored.infos(
+            [leaf for leaf in self._leaves.values() if not (leaf.is_string or leaf.is_foreign or leaf is _COUNTER_LEAF)]
+        )
 
-    def _info(self, leaf: StoredLeaf) -> Any:
+    def _info(self, leaf: StoredLeaf) -> ArrayInfo:
+        if leaf is _COUNTER_LEAF:
+            return ArrayInfo((), np.dtype(np.int64), None)
         return self._stored.infos([leaf])[leaf.param_name]
 
 
 class _Node:
     """A container in the making."""
 
-    def __init__(self) -> None:
-        self.children: dict[str, Any] = {}
-        self.is_list = True
+    def __init__(self, sequences: Collection[tuple[str, ...]], path: tuple[str, ...] = ()) -> None:
+        """Args: paths of containers whose keys are indices, whatever the keys say; the path of this one."""
+        self._sequences = sequences
+        self._path = path
+        self._children: dict[str, Any] = {}
+        self._is_indexed = True
 
     def put(self, path: tuple[tuple[str, bool], ...], value: Any) -> None:
+        """Puts a leaf below this container. Raises DamagedError if another leaf is in the way."""
         node = self
-        for depth, (text, is_index) in enumerate(path):
-            node.is_list = node.is_list and is_index
-            if depth == len(path) - 1:
-                node.children[text] = value
-            else:
-                node = node.children.setdefault(text, _Node())
+        for text, is_index in path[:-1]:
+            node._is_indexed = node._is_indexed and is_index
+            below = node._children.get(text)
+            if below is None:
+                below = node._children[text] = _Node(self._sequences, (*node._path, text))
+            elif not isinstance(below, _Node):
+                raise DamagedError("a leaf lies below another leaf")
+            node = below
+        if not path or path[-1][0] in node._children:
+            raise DamagedError("a leaf lies where another one is")
+        text, is_index = path[-1]
+        node._is_indexed = node._is_indexed and is_index
+        node._children[text] = value
 
     def build(self) -> Any:
-        built = {text: child.build() if isinstance(child, _Node) else child for text, child in self.children.items()}
-        if self.is_list and built:
-            return [built[text] for text in sorted(built, key=int)]
-        return built
+        """Returns the container. Not recursive: a stranger's tree may have more levels than Python has room for."""
+        order = [self]
+        for node in order:
+            order.extend(child for child in node._children.values() if isinstance(child, _Node))
+        built: dict[int, Any] = {}
+        for node in reversed(order):
+            items = {
+                text: built.pop(id(child)) if isinstance(child, _Node) else child
+                for text, child in node._children.items()
+            }
+            built[id(node)] = node._container(items)
+        return built[id(self)]
+
+    def _container(self, built: dict[str, Any]) -> Any:
+        if not (built and (self._is_indexed or self._path in self._sequences) and all(map(_is_index, built))):
+            return built
+        items = {index: built[str(index)] for index in sorted(map(int, built))}
+        # A sequence with holes keeps its indices.
+        return list(items.values()) if len(items) == max(items) + 1 else items
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < _DIGITS and (text == "0" or text[0] != "0")
 
 
 def _empty(leaf: StoredLeaf) -> Any:

@@ -113,9 +113,10 @@ def require_sound(path: str, verify: bool) -> None:
     if not storage.is_checkpoint(path):
         if not files.exists(path):
             raise FileNotFoundError(errno.ENOENT, "The checkpoint was deleted meanwhile", path)
-        raise CorruptCheckpointError(
-            f"{path} is listed as a checkpoint, but what marks it as one is missing. "
-            "Remove it to go back to an older one, or pass skip_corrupt=True."
+        raise CorruptCheckpointError.at(
+            path,
+            "it is listed as a checkpoint, but what marks it as one is missing. "
+            "Remove it to go back to an older one, or pass skip_corrupt=True.",
         )
     if verify:
         report = storage.verify(path)

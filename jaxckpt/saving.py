@@ -11,19 +11,18 @@ from typing import Any
 
 import jax
 
-from jaxckpt import callbacks, paths, snapshot, state_file, state_store, storage, tree
+from jaxckpt import callbacks, paths, sharding, snapshot, state_file, state_store, storage, tree
 from jaxckpt.multihost import gather, leaves, meeting, shared
 from jaxckpt.multihost.call import Call, Contribution
 from jaxckpt.multihost.center import Center
 from jaxckpt.multihost.plan import Plan, digest_of
 from jaxckpt.multihost.session import Session, patience
-from jaxckpt.options import CheckpointOptions
+from jaxckpt.options import CheckpointOptions, policy_of
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage import CheckpointPath
 from jaxckpt.storage.content import Snapshot
+from jaxckpt.storage.description import COUNTER
 from jaxckpt.translate import OrbaxTranslation
-
-COUNTER = "save_counter"
 
 
 class SaveHooks:
@@ -124,7 +123,7 @@ class Save:
         def contribution() -> Contribution:
             if not meeting.several():
                 self._choose(reserve)
-                self._take([*values(), tree.flatten(COUNTER, self.number)])
+                self._take(list(values()))
                 return Contribution()
             flats = list(values())
             found = self._take_part(flats)
@@ -153,7 +152,7 @@ class Save:
         self._place = place
 
     def _take(self, flats: list[tree.Flat]) -> None:
-        taken = snapshot.take(flats, copy=self._translation.asynchronous)
+        taken = self._arranged(snapshot.take(flats, copy=self._translation.asynchronous))
         storage.check(str(self._place), taken, self._settings)
         self._taken = taken
 
@@ -164,6 +163,7 @@ class Save:
         storage.check(subject, taken, self._settings)
         if self._translation.io_process is None:
             storage.check_part(subject, self._settings)
+            taken = self._arranged(taken)
         self._taken = taken
         named = [leaf for flat in flats for leaf in flat.leaves]
         described = leaves.descriptions(named, plan)
@@ -175,6 +175,10 @@ class Save:
             "host_digest": digest_of(hosts),
             "host_contents": lambda: hosts,
         }
+
+    def _arranged(self, taken: Snapshot) -> Snapshot:
+        callback = self._translation.sharding_callback
+        return sharding.arranged(taken, callback, jax.process_index(), meeting.several())
 
     def _release(self) -> None:
         if self._place is not None:
@@ -215,10 +219,10 @@ class Save:
     def _write(self, session: Session) -> None:
         taken, self._taken = self._taken, None
         assert taken is not None
+        taken = dataclasses.replace(taken, record={COUNTER: self.number})
         settings, process = self._settings, session.process
         write: Any = None
         if isinstance(session, Center):
-            taken = snapshot.with_value(taken, tree.flatten(COUNTER, self.number))
             # Where a peer does not answer, that is what has to be said, and not that the write took long.
             settings = dataclasses.replace(
                 settings, timeout_secs=settings.timeout_secs + patience(settings.timeout_secs)
@@ -230,7 +234,7 @@ class Save:
             else:
 
                 def write(new: str, everything: Snapshot, settings: Any) -> None:
-                    storage.write_jointly(new, gather.complete(everything, session), settings, process)
+                    storage.write_jointly(new, self._arranged(gather.complete(everything, session)), settings, process)
         elif session.several:
             with contextlib.ExitStack() as closing:
                 if self._translation.io_process is None:
@@ -291,7 +295,9 @@ def call_of(
             "experimental_io_device": "None" if process is None else f"process {process}",
             "enable_async": options.enable_async,
             "experimental_skip_slot_variables": options.experimental_skip_slot_variables,
-            "experimental_sharding_callback": options.experimental_sharding_callback,
+            "experimental_sharding_callback": policy_of(options.experimental_sharding_callback)
+            if translation.sharding_callback is None
+            else sharding.describe(translation.sharding_callback),
             "the number of experimental_write_callbacks": len(list(options.experimental_write_callbacks or ())),
             "orbax": options.orbax,
             **dict(details),

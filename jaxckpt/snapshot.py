@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
-from jaxckpt.kinds import Kind, is_key_dtype, kind_of
+from jaxckpt import leaf_errors
+from jaxckpt.kinds import STORABLE, Kind, is_key_dtype, kind_of, refusal
 from jaxckpt.multihost.plan import HOST_OWNER, Plan
 from jaxckpt.names import Path
 from jaxckpt.quiet_gc import quiet_gc
@@ -24,29 +24,6 @@ from jaxckpt.storage.content import ArrayContent, EmptyContent, EmptyType, Entry
 from jaxckpt.tree import EmptyNode, Flat, Leaf
 
 _JAX, _SINGLE = Kind.JAX, jax.sharding.SingleDeviceSharding
-_STORABLE = {
-    np.dtype(kind)
-    for kind in (
-        *(np.bool_, np.float16, np.float32, np.float64, np.complex64, np.complex128),
-        *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
-    )
-} | {
-    np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16",
-        "int2",
-        "int4",
-        "float4_e2m1fn",
-        "float8_e3m4",
-        "float8_e4m3b11fnuz",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-    )
-    if hasattr(ml_dtypes, name)
-}
 
 
 def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
@@ -59,11 +36,15 @@ def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
     Raises:
       TypeError: a leaf of a kind or dtype that cannot be stored, or a traced value (inside jax.jit); names the leaf.
       ValueError: two leaves whose names Orbax cannot tell apart, or a deleted (donated) array; names the leaves.
+      Exception: what JAX raised about a leaf, such as a computation that failed, with the name of the leaf.
     """
     flats = list(flats)
     leaves = [leaf for flat in flats for leaf in flat.leaves]
-    _start_transfers(leaves)
-    return _snapshot([Entry(leaf.path, _content(leaf, copy)) for leaf in leaves], flats)
+    # The copies are what the caller has asked for; a transfer guard is about those that nobody has.
+    with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
+        _start_transfers(leaves)
+        entries = [Entry(leaf.path, _content(leaf, copy)) for leaf in walk]
+    return _snapshot(entries, flats)
 
 
 @quiet_gc()
@@ -83,29 +64,24 @@ def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
     flats = list(flats)
     leaves = [leaf for flat in flats for leaf in flat.leaves]
     shared: dict[int, GlobalArray] = {}
-    for position, leaf in enumerate(leaves):
-        if kind_of(leaf.value) is Kind.JAX:
-            _require_data(leaf, leaf.value)
-            if not leaf.value.is_fully_addressable:
-                shared[position] = GlobalArray(
-                    leaf.value, plan
-                )  # Starts its transfers: all before the first is waited for.
     entries = []
-    for position, leaf in enumerate(leaves):
-        if (array := shared.get(position)) is not None:
-            content: ArrayContent | StringContent = array.content()
-            _check_dtype(leaf, array.dtype)
-        else:
-            content = _content(leaf, copy and plan.process == HOST_OWNER)
-            if isinstance(content, ArrayContent):
-                content = host_content(content, plan)
-        entries.append(Entry(leaf.path, content))
+    with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
+        for position, leaf in enumerate(walk):
+            if kind_of(leaf.value) is Kind.JAX:
+                _require_data(leaf, leaf.value)
+                if not leaf.value.is_fully_addressable:
+                    # Starts its transfers: all before the first is waited for.
+                    shared[position] = GlobalArray(leaf.value, plan)
+        for position, leaf in enumerate(walk):
+            if (array := shared.get(position)) is not None:
+                content: ArrayContent | StringContent = array.content()
+                _check_dtype(leaf, array.dtype)
+            else:
+                content = _content(leaf, copy and plan.process == HOST_OWNER)
+                if isinstance(content, ArrayContent):
+                    content = host_content(content, plan)
+            entries.append(Entry(leaf.path, content))
     return _snapshot(entries, flats)
-
-
-def with_value(snapshot: Snapshot, flat: Flat) -> Snapshot:
-    """Returns a snapshot with the leaves of one more value, of which this process has everything."""
-    return Snapshot((*snapshot.entries, *(Entry(leaf.path, _content(leaf, False)) for leaf in flat.leaves)))
 
 
 def _snapshot(entries: list[Entry], flats: Iterable[Flat]) -> Snapshot:
@@ -143,22 +119,16 @@ def _content(leaf: Leaf, copy: bool) -> ArrayContent | StringContent:
         case Kind.NUMPY_SCALAR:
             _check_dtype(leaf, value.dtype)
             return _whole("scalar", np.asarray(value), kind="numpy")
-        case Kind.TRACER:
-            raise TypeError(
-                f"{leaf.name}: this value is traced (save was called inside jax.jit, jax.grad or jax.vmap), so it has no data. "
-                "Call save outside of the transformed function."
-            )
         case Kind.ABSTRACT:
             raise TypeError(
                 f"{leaf.name}: this is an abstract array ({value}), which has no data to save; it can only be a target of restore."
             )
         case _:
-            cls = type(value)
-            raise TypeError(
-                f"{leaf.name}: cannot store a {cls.__module__}.{cls.__qualname__}. A leaf can be a jax.Array, a numpy array, a Python or "
-                "numpy scalar, str, bytes or None (not a subclass of these), or an object with serialize() and deserialize(), or "
-                "get_state() and set_state(). Convert it, or leave it out of the Checkpoint."
-            )
+            raise _refused(leaf)
+
+
+def _refused(leaf: Leaf) -> TypeError:
+    return TypeError(f"{leaf.name}: {refusal(leaf.value, 'save')}")
 
 
 def _int_array(leaf: Leaf, value: int) -> np.ndarray:
@@ -166,9 +136,7 @@ def _int_array(leaf: Leaf, value: int) -> np.ndarray:
         return np.asarray(value, np.int64)
     if 0 < value < 2**64:
         return np.asarray(value, np.uint64)
-    raise TypeError(
-        f"{leaf.name}: Python int {value} does not fit into 64 bits and cannot be stored. Store it as a str, or as several ints."
-    )
+    raise _refused(leaf)
 
 
 def _whole(value_type: Any, array: np.ndarray, kind: Any = None) -> ArrayContent:
@@ -177,18 +145,13 @@ def _whole(value_type: Any, array: np.ndarray, kind: Any = None) -> ArrayContent
 
 
 def _check_dtype(leaf: Leaf, dtype: np.dtype[Any]) -> None:
-    if dtype not in _STORABLE and dtype.newbyteorder("=") not in _STORABLE:
-        raise TypeError(
-            f"{leaf.name}: cannot store dtype {dtype}; neither Orbax nor zarr has such arrays. "
-            "Convert it first, for example to a wider number, or to strings in a list."
-        )
+    if dtype not in STORABLE and dtype.newbyteorder("=") not in STORABLE:
+        raise _refused(leaf)
 
 
 def _numpy_array(leaf: Leaf, value: np.ndarray, copy: bool) -> ArrayContent:
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{leaf.name}: cannot store a numpy.ma.MaskedArray, whose mask would be lost. Store its .data and its .mask."
-        )
+        raise _refused(leaf)
     _check_dtype(leaf, value.dtype)
     array = np.asarray(value)
     if not array.dtype.isnative:
@@ -210,7 +173,7 @@ def _jax_array(leaf: Leaf, value: jax.Array) -> ArrayContent:
     key_impl = None
     if value.is_deleted():
         _require_data(leaf, value)
-    if value.dtype not in _STORABLE:
+    if value.dtype not in STORABLE:
         if is_key_dtype(value.dtype):
             key_impl = str(jax.random.key_impl(value))
             value = jax.random.key_data(value)

@@ -7,7 +7,6 @@ checkpoint.
 
 import contextlib
 import functools
-import json
 import logging
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Any, overload
 from jaxckpt import devices, foreign_runs, paths
 from jaxckpt.arguments import also_named
 from jaxckpt.directory_lock import update
+from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.multihost.ask import ask
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.state_store import FILE as FILE
@@ -27,7 +27,7 @@ from jaxckpt.state_store import is_own_state
 from jaxckpt.state_store import read_state as read_state
 from jaxckpt.state_store import write_state as write_state
 from jaxckpt.state_text import Records, UnreadableStateError
-from jaxckpt.storage import CheckpointPath, files
+from jaxckpt.storage import CheckpointPath, description, files
 
 _POLL_SECS = 1.0
 # How often a state file is read again if the checkpoint that it names is deleted each time.
@@ -190,18 +190,25 @@ def latest_checkpoint(
 def _latest_here(directory: str, name: str = FILE) -> str | None:
     from jaxckpt import storage
 
-    path: str | None = None
+    state = _read_here(directory, name)
     for _ in range(_LOOKS):
-        state = _read_here(directory, name)
-        if state is None:
-            return None
-        if storage.is_checkpoint(state.model_checkpoint_path):
-            return state.model_checkpoint_path
-        if path == state.model_checkpoint_path:
+        if state is None or storage.is_checkpoint(state.model_checkpoint_path):
             break
-        # Retention may have deleted it meanwhile; the file names a newer one then.
-        path = state.model_checkpoint_path
-    if path is not None and files.is_file(foreign_runs.index_of(path)):
+        # Retention may have deleted it since the file was read; the file names a newer one then.
+        before, state = state.model_checkpoint_path, _read_here(directory, name)
+        if state is not None and state.model_checkpoint_path == before:
+            break
+    return None if state is None else latest_of(state)
+
+
+def latest_of(state: CheckpointState) -> str | None:
+    """Returns the path of the latest checkpoint that a state file names; None if it is gone, with a warning."""
+    from jaxckpt import storage
+
+    path = state.model_checkpoint_path
+    if storage.is_checkpoint(path):
+        return path
+    if files.is_file(foreign_runs.index_of(path)):
         _logger.warning("%s is a TensorFlow checkpoint, which this version of jaxckpt does not read.", path)
     else:
         _logger.warning("%s, which the state file names as the latest, is not there.", path)
@@ -400,9 +407,8 @@ def rebuilt(directory: str, reason: Exception) -> Records:
 
 def commit_time(path: str) -> float:
     """Returns when a checkpoint was committed, in seconds: as Orbax recorded it, else when its directory changed."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        metadata = json.loads(files.read(os.path.join(path, "_CHECKPOINT_METADATA")))
-        return int(metadata["commit_timestamp_nsecs"]) / 1e9
+    with contextlib.suppress(OSError, CorruptCheckpointError):
+        return description.commit_seconds(path)
     try:
         return 0.0 if files.is_bucket(path) else os.stat(path).st_mtime
     except OSError:

@@ -6,7 +6,7 @@ import os
 
 from jaxckpt import foreign_runs
 from jaxckpt.state_text import Records, UnreadableStateError, from_text, is_sealed, sealed, to_text
-from jaxckpt.storage import CheckpointPath, commit, files, temporary
+from jaxckpt.storage import CheckpointPath, bounds, commit, files, temporary
 
 FILE = "checkpoint"
 
@@ -48,7 +48,7 @@ def _read_versioned(path: str) -> tuple[bytes | None, bytes | None]:
     if files.is_bucket(path):
         return files.bucket.read_versioned(path)
     try:
-        return files.read(path), None
+        return files.read(path, bounds.STATE_FILE_BYTES), None
     except FileNotFoundError:
         return None, None
 

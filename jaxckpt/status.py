@@ -15,16 +15,23 @@ class CheckpointLoadStatus:
     Attributes:
       missing: names of targets that the checkpoint does not have; they kept their values.
       unexpected: names of stored leaves that nothing asked for.
+      cast: names of leaves that were stored in another dtype of the same kind and converted, as ``cast=True`` allowed.
     """
 
     def __init__(
-        self, path: str | None, matched: Sequence[str], missing: Sequence[str], unexpected: Sequence[str]
+        self,
+        path: str | None,
+        matched: Sequence[str],
+        missing: Sequence[str],
+        unexpected: Sequence[str],
+        cast: Sequence[str] = (),
     ) -> None:
         """Made by restore; `path` is None when there was nothing to restore."""
         self._path = path
         self._matched = len(matched)
         self.missing: tuple[str, ...] = tuple(missing)
         self.unexpected: tuple[str, ...] = tuple(unexpected)
+        self.cast: tuple[str, ...] = tuple(cast)
         self._warning: Any = None
         if path is not None and (missing or unexpected):
             self._warning = weakref.finalize(self, _warn, self._describe())
@@ -98,6 +105,8 @@ class CheckpointLoadStatus:
 
     def __repr__(self) -> str:
         counts = f"{self._matched} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        if self.cast:
+            counts += f", {len(self.cast)} cast"
         return f"<CheckpointLoadStatus {self._path}: {counts}>"
 
 

@@ -7,8 +7,15 @@ from typing import Any, TypeAlias
 
 import jax
 
-from jaxckpt import callbacks, devices
-from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, checked_options
+from jaxckpt import callbacks, devices, sharding
+from jaxckpt.options import (
+    CheckpointOptions,
+    MaxShardSizePolicy,
+    OrbaxSettings,
+    ShardByTaskPolicy,
+    checked_options,
+    policy_of,
+)
 from jaxckpt.storage import layout
 from jaxckpt.storage.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
@@ -40,6 +47,12 @@ class OrbaxTranslation:
         """Index of the process that does all file access; None if each process accesses its own shards."""
         return self.array_settings.io_process
 
+    @property
+    def sharding_callback(self) -> Any:
+        """The sharding callback that is called with the tensors of a save, or None: policies are settings."""
+        policy = policy_of(self.options.experimental_sharding_callback)
+        return None if isinstance(policy, (MaxShardSizePolicy, ShardByTaskPolicy)) else policy
+
     # Orbax's objects are made when they are asked for: importing Orbax can take longer than a restore.
 
     @functools.cached_property
@@ -69,7 +82,8 @@ class OrbaxTranslation:
         from jaxckpt.storage import orbax_api
 
         def snapshot_of(item: Any) -> Snapshot:
-            return snapshot.take([tree.flatten_item(item)], copy=self.asynchronous)
+            taken = snapshot.take([tree.flatten_item(item)], copy=self.asynchronous)
+            return sharding.arranged(taken, self.sharding_callback, jax.process_index(), jax.process_count() > 1)
 
         return orbax_api.checkpointer(self.array_settings, snapshot_of)
 
@@ -95,7 +109,7 @@ def to_orbax(options: CheckpointOptions) -> OrbaxTranslation:
         raise TypeError("options must be a jaxckpt.CheckpointOptions, got None.")
     callbacks.check_callbacks(options.experimental_write_callbacks)  # The list may have been changed in place.
     orbax = options.orbax or OrbaxSettings()
-    policy = options.experimental_sharding_callback
+    policy = policy_of(options.experimental_sharding_callback)
     limit = policy.max_shard_size if isinstance(policy, MaxShardSizePolicy) else None
     settings = WriteSettings(
         asynchronous=options.enable_async,
@@ -134,8 +148,10 @@ def _tensorflow_rows(translation: OrbaxTranslation) -> _Rows:
             "Only for restoring: if True, moments of optimizers keep their fresh values. They are saved in any case.",
         ),
         "experimental_sharding_callback": (
-            repr(options.experimental_sharding_callback),
-            *_sharding(translation.array_settings),
+            repr(policy_of(options.experimental_sharding_callback))
+            if translation.sharding_callback is None
+            else sharding.describe(translation.sharding_callback),
+            *_sharding(translation),
         ),
     }
 
@@ -158,7 +174,13 @@ def _async(translation: OrbaxTranslation) -> tuple[str, str]:
     return "ocp.Checkpointer", "save returns when the checkpoint is committed."
 
 
-def _sharding(settings: WriteSettings) -> tuple[str, str]:
+def _sharding(translation: OrbaxTranslation) -> tuple[str, str]:
+    settings = translation.array_settings
+    if translation.sharding_callback is not None:
+        return (
+            "one set of data files per group",
+            "The callback puts the tensors that a process writes into groups.",
+        )
     if settings.max_file_size is None:
         return "one set of data files per process", "The default, as in Orbax."
     why = "Orbax has no such limit; chunks and data files are laid out to stay below it. Restoring needs no policy."

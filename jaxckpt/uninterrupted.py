@@ -6,9 +6,13 @@ process that it was for would wait for the rest.
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 
 _SLICE_SECS = 1.0
+_PAUSE_SECS = 0.005
+# One for each work that a second interrupt left running; not empty any more when that work has ended.
+_left: list[list[bool]] = []
 
 
 def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException], None] = lambda error: None) -> None:
@@ -64,11 +68,22 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
                 interrupt = error
             elif begun.locked():
                 # The user does not want to wait. The work goes on; had it not begun, it would never be done.
+                _left.append(ended)
                 raise
     if errors:
         raise errors[0]
     if interrupt is not None:
         raise interrupt
+
+
+def finish_left(seconds: float) -> None:
+    """Waits for what second interrupts have left running, so that the next call meets nothing half done; at most so long."""
+    end = time.monotonic() + seconds
+    while _left and time.monotonic() < end:
+        if _left[0]:
+            del _left[0]
+        else:
+            time.sleep(_PAUSE_SECS)
 
 
 def start(thread: threading.Thread) -> None:

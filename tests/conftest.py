@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,7 +16,25 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 hypothesis.settings.register_profile("jaxckpt", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("jaxckpt")
 
+import plain_orbax  # noqa: E402  With JAX, whose environment is set now.
+
 Completed = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def orbax_recorder(tmp_path_factory: pytest.TempPathFactory) -> "plain_orbax.Recorder":
+    """Keeps what the tests save, as far as it is new."""
+    recorder = plain_orbax.Recorder(tmp_path_factory.mktemp("plain-orbax"))
+    recorder.watch()
+    return recorder
+
+
+@pytest.fixture(autouse=True)
+def _plain_orbax_opens_it(orbax_recorder: "plain_orbax.Recorder") -> Iterator[None]:
+    """Whatever a test saves, plain Orbax opens, with and without targets."""
+    yield
+    for recorded in orbax_recorder.take():
+        plain_orbax.check(*recorded)
 
 
 @pytest.fixture(scope="session")

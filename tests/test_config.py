@@ -606,7 +606,10 @@ def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
 NAME = "checkpoint_name: expected a file name without /, as text, got "
 COUNT = "checkpoint_interval: expected a positive whole number, or null, got "
 HOURS = "keep_checkpoint_every_n_hours: expected a positive number, or null, got "
-POLICY = "options.experimental_sharding_callback: expected {max_shard_size: bytes}, shard_by_task, or null, got "
+POLICY = (
+    "options.experimental_sharding_callback: expected {max_shard_size: bytes}, shard_by_task, "
+    '"package.module:function", or {call: "package.module:factory", with: {...}}, or null, got '
+)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import plain_orbax
 import pytest
 import yaml
 from hypothesis import given
@@ -78,6 +80,33 @@ def test_a_run(undisturbed):
     assert [Path(path).name for path in state.all_model_checkpoint_paths] == [f"ckpt-{_STEPS - 4}", f"ckpt-{_STEPS}"]
     assert jaxckpt.verify(jaxckpt.latest_checkpoint(directory)).ok
     assert Path(directory, "steps.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_plain_orbax_opens_its_checkpoints(undisturbed):
+    """Its optimizer is a sequence with a hole: weight decay has no state."""
+    path = jaxckpt.latest_checkpoint(undisturbed[0])
+    reader = jaxckpt.load_checkpoint(path)
+    expected = {name: reader.get_tensor(name) for name in reader.keys() if name != "save_counter"}
+    assert reader.tree()["optimizer"]["opt_state"].keys() == {0, 2}
+    opened = list(plain_orbax.restored(path, standard=False))
+    target = jax.tree.map(blank, opened[0][1])
+    opened += plain_orbax.restored(path, target, standard=False)
+    for api, found in opened:
+        leaves = {
+            "/".join(str(getattr(key, "key", getattr(key, "idx", None))) for key in where): leaf
+            for where, leaf in jax.tree_util.tree_leaves_with_path(found)
+        }
+        assert leaves.keys() == expected.keys(), api
+        for name, leaf in leaves.items() if "metadata" not in api else ():
+            if plain_orbax.is_key(leaf):
+                leaf = jax.random.key_data(leaf)
+            np.testing.assert_array_equal(np.asarray(leaf), expected[name], err_msg=f"{api}: {name}")
+
+
+def blank(leaf):
+    if plain_orbax.is_key(leaf):
+        return jax.random.wrap_key_data(jax.random.key_data(leaf) * 0, impl=jax.random.key_impl(leaf))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else type(leaf)()
 
 
 def test_run_again_it_goes_on_where_it_stopped(config, undisturbed, cli, tmp_path, capsys):

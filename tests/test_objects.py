@@ -47,6 +47,12 @@ class Stateful:
         self.state = state
 
 
+class Subclass(str):
+    """Would come back as a str."""
+
+    __slots__ = ()
+
+
 class Model(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.first = nnx.Linear(3, 4, rngs=rngs)
@@ -250,8 +256,119 @@ def test_nan_in_a_state_survives(state: Any, tmp_path: Path) -> None:
     assert repr(iterator.state) == repr(state)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are the same: types, dtypes and bits."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return (
+            list(one) == list(other)
+            and same(list(one.keys()), list(other))
+            and all(same(one[k], other[k]) for k in one)
+        )
+    if isinstance(one, jax.Array) and jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+        return one.dtype == other.dtype and same(jax.random.key_data(one), jax.random.key_data(other))
+    if isinstance(one, (jax.Array, np.ndarray, np.generic)):
+        if isinstance(one, jax.Array) and one.weak_type != other.weak_type:
+            return False
+        left, right = np.asarray(one), np.asarray(other)
+        return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
+    return repr(one) == repr(other)
+
+
+# As the iterators of Grain have them, and what else there may be.
+RICH_STATES: list[Any] = [
+    {"dataset": {"position": 3, "shards": (0, [1, (2, None)]), "names": ("a", b"\x00\xff")}, "epoch": None},
+    (),
+    ((1, 2.5, True, "text", None, float("nan"), -0.0, 1 + 2j, 2**70),),
+    {1: "int", "1": "str", (2, "x"): "tuple", None: 0, b"k": 1, 1.5: 2, False: 3},
+    {"jaxckpt.state": [1]},
+    {"tuple": [1], "more": (2,)},
+    {"buffer": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 3), np.int8), "scalar": np.array(7)},
+    [np.float32(1.5), np.int64(-3), np.bool_(True), np.str_("text"), np.datetime64("2026-01-01", "ns")],
+    [
+        np.array(["a", "bcd"]),
+        np.array([b"x\x00y"]),
+        np.array([1, 2], ">i4"),
+        np.array([1 + 2j], np.complex64),
+        np.array([""]),
+    ],
+    {
+        "bf16": np.array([1, np.nan], jnp.bfloat16),
+        "fp8": np.array([1.5], jnp.float8_e4m3fn),
+        "int4": np.array([-3], jnp.int4),
+    },
+    {"jax": jnp.arange(3), "bf16": jnp.ones(2, jnp.bfloat16), "weak": jnp.asarray(2.0), "strong": jnp.float32(2)},
+    {"key": jax.random.key(3), "rbg": jax.random.split(jax.random.key(3, impl="rbg"), 2), "raw": jax.random.PRNGKey(1)},
+]
+
+
+@pytest.mark.parametrize("position", range(len(RICH_STATES)))
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_states_that_json_cannot_say(position: int, asynchronous: bool, tmp_path: Path) -> None:
+    state = RICH_STATES[position]
+    saving = jaxckpt.Checkpoint(it=[Stateful(state)])
+    path = saving.save(tmp_path / "c", jaxckpt.CheckpointOptions(enable_async=asynchronous))
+    saving.sync()
+    for old in (None, {"position": 0}, (np.zeros(2),)):
+        iterator = Stateful(old)
+        jaxckpt.Checkpoint(it=[iterator]).restore(path).assert_consumed()
+        assert same(iterator.state, state), iterator.state
+    if isinstance(state, dict) and "buffer" in state:
+        assert all(array.flags.writeable for array in iterator.state.values())
+
+
+def test_json_states_are_stored_as_their_text(tmp_path: Path) -> None:
+    """As ever: what older versions wrote is restored, and other programs read it."""
+    state = {"b": [1, 2.5, None, "x"], "a": {"c": True}}
+    path = jaxckpt.Checkpoint(it=Stateful(state), text='{"position": 3}', raw=Stateful(b"\x00")).save(tmp_path / "c")
+    assert jaxckpt.load_variable(path, "it") == json.dumps(state)
+    assert jaxckpt.load_variable(path, "raw").tobytes() == b"\x00"
+    iterator = Stateful(None)
+    jaxckpt.Checkpoint(text=iterator).restore(path).expect_partial()
+    assert iterator.state == {"position": 3}
+
+
 @pytest.mark.parametrize(
-    "state", [(1, 2), {1: 2}, {"a": (1,)}, object(), np.ones(2), {"a": np.float32(1)}, {1, 2}, bytearray(b"x")]
+    "text",
+    ['{"jaxckpt.state": {"set": [1]}}', '{"jaxckpt.state": {"numpy": ["<f4", [3], "AAAA"]}}', '{"jaxckpt.state": {}}'],
+)
+def test_an_encoding_that_is_not_known(text: str, tmp_path: Path) -> None:
+    path = jaxckpt.Checkpoint(it=text).save(tmp_path / "c")
+    iterator = Stateful([1])
+    with pytest.raises(ValueError, match=r"^it: what is stored is not a state of a Stateful"):
+        jaxckpt.Checkpoint(it=iterator).restore(path)
+    assert iterator.state == [1]
+
+
+def test_a_state_that_contains_itself(tmp_path: Path) -> None:
+    state: list[Any] = []
+    state.append(state)
+    with pytest.raises(TypeError, match=r"it: Stateful.get_state\(\).*contain itself"):
+        jaxckpt.Checkpoint(it=Stateful(state)).save(tmp_path / "c")
+
+
+def test_the_error_says_where_in_the_state(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"data/0: Stateful.get_state\(\).*state\['a'\]\[1\] is a builtins.set"):
+        jaxckpt.Checkpoint(data=[Stateful({"a": [0, {1}]})]).save(tmp_path / "c")
+
+
+def test_one_state_object_under_two_names(tmp_path: Path) -> None:
+    differ = jaxckpt.Checkpoint(a=Stateful([1]), b=[Stateful([2])], c=1).save(tmp_path / "differ")
+    iterator = Stateful([0])
+    checkpoint = jaxckpt.Checkpoint(a=iterator, b=[iterator], c=0)
+    with pytest.raises(ValueError, match="a and b/0 are one object"):
+        checkpoint.restore(differ)
+    assert (iterator.state, checkpoint.c) == ([0], 0)
+    path = jaxckpt.Checkpoint(a=Stateful([1]), b=[Stateful([1])], c=1).save(tmp_path / "same")
+    checkpoint.restore(path).assert_consumed()
+    assert iterator.state == [1]
+
+
+@pytest.mark.parametrize(
+    "state", [object(), {1, 2}, bytearray(b"x"), {"a": [Subclass("x")]}, np.ma.masked_array([1]), np.array([None])]
 )
 def test_states_that_would_come_back_changed_are_refused(state: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="Stateful"):

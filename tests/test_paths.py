@@ -170,17 +170,15 @@ class Owner:
 def test_two_spellings_of_one_path_are_one(place: Path) -> None:
     """A number that is given to a save in flight, and its temporary directory, are known under every name."""
     real = f"{place}/far/away/target/c"
-    one, other = Owner(), Owner()
-    assert paths.reserve_unused(one, "link/c", 1) == (1, "link/c-1")
-    assert paths.reserve_unused(other, real, 1) == (2, f"{real}-2")
-    # Nobody else's.
-    paths.release("link/c-1", other)
-    assert paths.reserve_unused(other, real, 1) == (3, f"{real}-3")
-    paths.release(f"{real}-2", other)
-    paths.release("link/c-1", one)
-    assert paths.reserve_unused(one, real, 1) == (1, f"{real}-1")
-    # What an interrupt dropped.
-    del one, other
+    first, second = checkpoint(1.0), checkpoint(2.0)
+    assert paths.reserve_unused(first, "link/c", 1) == (1, "link/c-1")
+    try:
+        assert paths.reserve_unused(second, real, 1) == (2, f"{real}-2")
+        paths.release(f"{real}-2", second)
+    finally:
+        paths.release(paths.absolute("link/c-1"), first)
+    assert paths.reserve_unused(first, real, 1) == (1, f"{real}-1")
+    paths.release(f"{real}-1", first)
     live = temporary.TemporaryDirectory(storage.CheckpointPath.of(f"{real}-1"))
     for directory in ("link", os.path.dirname(real), "link/../target"):
         assert storage.sweep(directory) == []

@@ -104,7 +104,7 @@ class TestValidation:
     def test_nothing_there(self, tmp_path: Path) -> None:
         checkpoint = jaxckpt.Checkpoint(x=1)
         checkpoint.save(tmp_path / "ckpt")
-        with pytest.raises(FileNotFoundError, match="'-1'") as caught:
+        with pytest.raises(FileNotFoundError, match=r"save\(\) appends a number \('ckpt-1'\)") as caught:
             checkpoint.restore(tmp_path / "ckpt")
         assert caught.value.filename == str(tmp_path / "ckpt")
         (tmp_path / "file").write_text("x")
@@ -281,7 +281,7 @@ class TestObjects:
         assert position.position == 4
         assert tree["list"][0] is thing
 
-    @pytest.mark.parametrize("state", [(1, 2), {1: 2}, {"a": object()}, {"a": np.ones(2)}], ids=range(4))
+    @pytest.mark.parametrize("state", [{1, 2}, {"a": object()}, [bytearray(b"x")]], ids=range(3))
     def test_states_that_json_does_not_keep(self, state: Any, tmp_path: Path) -> None:
         position = Position()
         position.get_state = lambda: state  # type: ignore[method-assign]

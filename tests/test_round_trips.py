@@ -255,7 +255,7 @@ plain_trees = st.dictionaries(
 @hypothesis.settings(max_examples=40, suppress_health_check=slow)
 def test_plain_orbax_reads_it(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = jaxckpt.Checkpoint(value=value).write(tmp_path_factory.mktemp("plain") / "c")
-    expected = {"value": orbax_view(value), "save_counter": 0}
+    expected = {"value": orbax_view(value)}
     with ocp.PyTreeCheckpointer() as checkpointer:
         assert_orbax_same(checkpointer.restore(path), expected)
     assert_orbax_same(v1.load(path), expected)
@@ -272,7 +272,7 @@ def test_orbax_v1_restores_into_targets(dtype: np.dtype[Any], layout: str, tmp_p
     value = {"a": jnp.asarray(any_bits(dtype, (7, 64), 1)), "b": [any_bits(dtype, (), 2), any_bits(dtype, (300,), 3)]}
     path = jaxckpt.Checkpoint(value=value).write(tmp_path / "c", options)
     target = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf, value)
-    found = v1.load(path, {"value": target, "save_counter": 0})["value"]
+    found = v1.load(path, {"value": target})["value"]
     for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(value), strict=True):
         assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
     assert isinstance(found["a"], jax.Array)
@@ -288,7 +288,7 @@ def test_odd_keys_between_jaxckpt_and_plain_orbax(leaf: str, key: str, tmp_path:
     """Orbax names a str by a JSON pointer, in which / and ~ mean something."""
     if leaf == "text" and key == "~":
         pytest.skip("Orbax itself can neither save nor restore this")
-    value = {"m": {key: np.arange(3.0) if leaf == "array" else "some text", "z": "zz"}, "save_counter": 0}
+    value = {"m": {key: np.arange(3.0) if leaf == "array" else "some text", "z": "zz"}}
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "v0", value)
     v1.save(tmp_path / "v1", value)
@@ -433,7 +433,7 @@ def test_another_number_of_devices(tmp_path: Path) -> None:
             assert (np.asarray(checkpoint.value).view(np.uint32) == expected).all()
             assert type(checkpoint.value) is type(target) and getattr(checkpoint.value, "sharding", 0) == getattr(target, "sharding", 0)
         assert (jaxckpt.load_variable(path, "value").view(np.uint32) == expected).all()
-        loaded = v1.load(path, {"value": jax.ShapeDtypeStruct((48, 1000), np.float32, sharding=sharding), "n": 0, "save_counter": 0})
+        loaded = v1.load(path, {"value": jax.ShapeDtypeStruct((48, 1000), np.float32, sharding=sharding), "n": 0})
         assert (np.asarray(loaded["value"]).view(np.uint32) == expected).all()
         print(len(jax.devices()))
         """

@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import os
 import random
 import signal
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxckpt.uninterrupted import start, uninterrupted
+from jaxckpt.uninterrupted import finish_left, start, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +171,22 @@ def test_another_thread_does_it_itself() -> None:
     thread.start()
     thread.join(10)
     assert found == [thread]
+
+
+def test_the_next_call_waits_for_what_two_interrupts_left() -> None:
+    gate, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        assert gate.wait(60)
+        done.set()
+
+    for delay in (0.2, 0.5):
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted(work)
+    assert not done.is_set()
+    finish_left(0.05)
+    assert not done.is_set()
+    threading.Timer(0.2, gate.set).start()
+    finish_left(60)
+    assert done.is_set()

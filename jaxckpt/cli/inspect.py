@@ -1,12 +1,12 @@
 """``jaxckpt inspect PATH``: the tree of leaves, from the metadata alone."""
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxckpt.cli.output import Progress, count, human_bytes, print_json, print_line, table
 from jaxckpt.cli.resolve import checkpoint_at, size_of
+from jaxckpt.storage.documents import parse
 
 if TYPE_CHECKING:
     from jaxckpt.reader import LeafMetadata
@@ -96,7 +96,7 @@ def _saved_as(leaf: "LeafMetadata") -> str:
 def _short_sharding(text: str) -> str:
     """Returns Orbax's note of a sharding in the words of JAX: ``NamedSharding(x=4, y=2; PartitionSpec('x', None))``."""
     try:
-        note = json.loads(text)
+        note = parse(text)
         kind = note["sharding_type"]
         if kind == "NamedSharding":
             axes = ", ".join(f"{name}={size}" for name, size in zip(note["axis_names"], note["shape"], strict=True))
@@ -104,7 +104,7 @@ def _short_sharding(text: str) -> str:
         if kind == "SingleDeviceSharding":
             return f"on {note['device_str']}"
         return str(kind)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return text  # The note of another version: better as it is than not at all.
 
 
@@ -117,7 +117,7 @@ def _as_json(leaf: "LeafMetadata") -> dict[str, Any]:
     sharding: Any = leaf.sharding
     if leaf.sharding is not None:
         try:
-            sharding = json.loads(leaf.sharding)
+            sharding = parse(leaf.sharding)
         except ValueError:
             sharding = leaf.sharding
     return {

@@ -64,12 +64,18 @@ def _lines(report: "VerifyReport") -> list[str]:
     if not report.ok:
         lines = [f"{report.path}: DAMAGED: {count(len(report.problems), 'problem')}"]
         return lines + [f"  {problem.where}: {problem.what}" for problem in report.problems]
+    unread = (
+        [f"  Not read, because only the program's own type handler can: {', '.join(report.unread)}"]
+        if report.unread
+        else []
+    )
     if not report.checksummed:
         return [
             f"{report.path}: readable: {amount}",
             "  It has no checksums (it was not written by jaxckpt), so a changed bit would go unnoticed.",
+            *unread,
         ]
-    return [f"{report.path}: ok: {amount}, checksums match"]
+    return [f"{report.path}: ok: {amount}, checksums match", *unread]
 
 
 def _as_json(report: "VerifyReport") -> dict[str, Any]:
@@ -80,5 +86,6 @@ def _as_json(report: "VerifyReport") -> dict[str, Any]:
         "leaves": report.leaves,
         "bytes": report.bytes,
         "files": report.files,
+        "unread": list(report.unread),
         "problems": [{"where": problem.where, "what": problem.what} for problem in report.problems],
     }

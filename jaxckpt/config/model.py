@@ -11,7 +11,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex, SupportsInt, get_type_hints
 
 from jaxckpt.config.kinds import Only, PositiveFloat, PositiveInt, fits, words
-from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy
+from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy, policy_of
 from jaxckpt.paths import checked_path
 from jaxckpt.steps import step_reader
 
@@ -23,7 +23,7 @@ SHARD_BY_TASK = "shard_by_task"
 
 
 def _is_name(text: str) -> bool:
-    return bool(text) and "\0" not in text and os.path.basename(text) == text
+    return text not in ("", ".", "..") and "\0" not in text and os.path.basename(text) == text
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def annotations() -> dict[str, Any]:
 def _plain_options(options: CheckpointOptions) -> dict[str, Any]:
     device, policy, callbacks = (
         options.experimental_io_device,
-        options.experimental_sharding_callback,
+        policy_of(options.experimental_sharding_callback),
         options.experimental_write_callbacks,
     )
     plain_policy: object = None
@@ -127,6 +127,8 @@ def _plain_options(options: CheckpointOptions) -> dict[str, Any]:
         plain_policy = {"max_shard_size": policy.max_shard_size}
     elif isinstance(policy, ShardByTaskPolicy):
         plain_policy = SHARD_BY_TASK
+    elif policy is not None:
+        plain_policy = _import_path(policy)
     return {
         "experimental_io_device": device
         if device is None or isinstance(device, (str, int))

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxckpt import sharding
 from jaxckpt.config import schema
 from jaxckpt.config.imports import imported
 from jaxckpt.config.kinds import fits
@@ -144,13 +145,18 @@ def _callbacks(reading: Source, path: KeyPath, value: object) -> object:
 def _policy(reading: Source, path: KeyPath, value: object) -> object:
     if value == SHARD_BY_TASK:
         return ShardByTaskPolicy()
+    if (isinstance(value, str) and ":" in value) or (isinstance(value, dict) and "call" in value):
+        callback = imported(reading, path, value)
+        if callback is not UNUSABLE:
+            _try(reading, path, CheckpointOptions, {POLICY: callback}, value, "a sharding callback")
+        return callback
     if isinstance(value, dict):
         size = "max_shard_size"
         reading.refuse_unknown(path, value, (size,))
         if size in value:
             inside = (*path, size)
             return _try(reading, inside, MaxShardSizePolicy, {size: value[size]}, value[size], "a number of bytes")
-    elif value is None or isinstance(value, (ShardByTaskPolicy, MaxShardSizePolicy)):
+    elif value is None or isinstance(value, (ShardByTaskPolicy, MaxShardSizePolicy)) or sharding.is_callback(value):
         return value
     reading.add(path, f"expected {schema.expected(path)}, got {reading.got(path, value)}")
     return UNUSABLE

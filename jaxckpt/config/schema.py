@@ -31,7 +31,7 @@ _WORDS: dict[KeyPath, str] = {
     ORBAX: "a mapping of Orbax settings",
     (*OPTIONS, "experimental_io_device"): 'a device such as "/job:worker/task:0", a process index, or null',
     (*OPTIONS, CALLBACKS): f"a list of {IMPORTED}",
-    (*OPTIONS, POLICY): f"{{max_shard_size: bytes}}, {SHARD_BY_TASK}, or null",
+    (*OPTIONS, POLICY): f"{{max_shard_size: bytes}}, {SHARD_BY_TASK}, {IMPORTED}, or null",
 }
 
 

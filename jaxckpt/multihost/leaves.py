@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxckpt.kinds import Kind, is_key_dtype, kind_of
+from jaxckpt import leaf_errors
+from jaxckpt.kinds import Kind, is_key_dtype, is_weak, kind_of
 from jaxckpt.multihost.plan import Plan
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.tree import Leaf
@@ -20,7 +21,8 @@ _Texts = dict[Any, tuple[Any, str]]  # the sharding and the text, by what the te
 def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
     """Returns name and description of every leaf, the same text on every process that has the same leaf."""
     texts: _Texts = {}
-    return [(leaf.name, _describe(leaf.value, plan, texts)) for leaf in leaves]
+    with leaf_errors.Walk(leaves) as walk:
+        return [(leaf.name, _describe(leaf.value, plan, texts)) for leaf in walk]
 
 
 def _describe(value: Any, plan: Plan, texts: _Texts) -> str:
@@ -29,7 +31,7 @@ def _describe(value: Any, plan: Plan, texts: _Texts) -> str:
         # Thousands of leaves share a few texts, which take longer to make than to look up. Shardings are slow to hash; that of a PRNG
         # key is made anew each time it is asked for, and has to be kept: another object must not get its id.
         sharding = getattr(value, "sharding", None)
-        key = kind, value.shape, value.dtype, id(sharding)
+        key = kind, value.shape, value.dtype, is_weak(value), id(sharding)
         found = texts.get(key)
         if found is None:
             found = texts[key] = sharding, _describe_array(kind, value, plan)
@@ -44,13 +46,16 @@ def _describe_array(kind: Kind, value: Any, plan: Plan) -> str:
     where = ""  # A host leaf: each process has its own.
     if sharding is not None and not sharding.is_fully_addressable:
         where = f", on {plan.text(sharding, tuple(value.shape))}"
-    return f"{kind.value} of shape {tuple(value.shape)}, dtype {value.dtype}{where}"
+    # Programs that differ in weak types compute with different dtypes.
+    weak = " (weak)" if is_weak(value) else ""
+    return f"{kind.value} of shape {tuple(value.shape)}, dtype {value.dtype}{weak}{where}"
 
 
 @quiet_gc()
 def host_contents(leaves: Sequence[Leaf]) -> Lines:
     """Returns name and digest of the content of every leaf that lives in the memory of one host."""
-    return [(leaf.name, digest) for leaf in leaves if (digest := _digest(leaf.value)) is not None]
+    with jax.transfer_guard_device_to_host("allow"):
+        return [(leaf.name, digest) for leaf in leaves if (digest := _digest(leaf.value)) is not None]
 
 
 def _digest(value: Any) -> str | None:

@@ -18,8 +18,8 @@ from jaxckpt.multihost.remote import UNDER_WAY, ReadKey, slices_of
 from jaxckpt.multihost.session import Answer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.storage import files
-from jaxckpt.storage.arrays import ArrayInfo, ArrayStream
-from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.arrays import ArrayInfo
+from jaxckpt.storage.opened import StoredCheckpoint, WatchedStream
 
 Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
 Arrays = Callable[[Sequence[ReadKey]], list[np.ndarray]]
@@ -125,7 +125,7 @@ class _ReadBefore:
         self._at += target.size
 
 
-_Stream = ArrayStream | _ReadBefore
+_Stream = WatchedStream | _ReadBefore
 
 
 def _key(box: Sequence[Any]) -> ReadKey:

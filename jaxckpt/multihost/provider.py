@@ -59,7 +59,12 @@ class Provider:
             [[list(key) for key in leaf.path], leaf.param_name, leaf.value_type, leaf.kind, leaf.key_impl]
             for leaf in leaves[start : start + PAGE]
         ]
-        return {"t": "leaves", "leaves": page, "next": start + PAGE if start + PAGE < len(leaves) else None}, None
+        return {
+            "t": "leaves",
+            "leaves": page,
+            "next": start + PAGE if start + PAGE < len(leaves) else None,
+            "record": {} if start else self._stored.record,
+        }, None
 
     def _infos(self, process: int, header: Header) -> Answer:
         wanted = set(header["names"])

@@ -16,8 +16,8 @@ from jaxckpt.multihost.peer import Peer
 from jaxckpt.multihost.wire import Header
 from jaxckpt.quiet_gc import quiet_gc
 from jaxckpt.storage.aligned import aligned_empty
-from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
+from jaxckpt.storage.zarr_metadata import ArrayInfo
 
 PAGE = 10_000  # leaves that are told of at once
 _REQUEST_BYTES = 16 << 20
@@ -37,6 +37,7 @@ class RemoteCheckpoint:
     Attributes:
       path: of the checkpoint, on the IO process.
       tree: its tree metadata.
+      record: what it remembers of its save.
     """
 
     def __init__(self, path: str, session: Peer) -> None:
@@ -48,6 +49,7 @@ class RemoteCheckpoint:
         self._slot_at = self._slot_bytes = 0
         self._infos: dict[str, ArrayInfo] = {}
         self._texts: dict[str, str] = {}
+        self.record: dict[str, Any] = {}
         leaves: list[StoredLeaf] = []
         position: int | None = 0
         while position is not None:
@@ -55,6 +57,7 @@ class RemoteCheckpoint:
             for keys, name, value_type, kind, key_impl in header["leaves"]:
                 keyed = tuple((str(text), bool(is_index)) for text, is_index in keys)
                 leaves.append(StoredLeaf(keyed, name, value_type, kind, key_impl))
+            self.record |= header["record"]
             position = header["next"]
         self.tree = StoredTree(tuple(leaves), use_zarr3=True, complete_chunks=True, by_jaxckpt=None)
 

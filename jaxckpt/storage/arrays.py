@@ -1,64 +1,68 @@
 """The arrays of an existing checkpoint. What jaxckpt wrote is read from its data files directly; the rest by TensorStore."""
 
-import json
-import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage import faults, files, kvstore, layout, ocdbt_chunks, tree_metadata
+from jaxckpt.storage import bounds, claimed, faults, kvstore, layout, ocdbt_chunks, tree_metadata, zarr_metadata
 from jaxckpt.storage.aligned import aligned_empty
 from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.documents import damage
+from jaxckpt.storage.inside import Inside
 from jaxckpt.storage.ocdbt_chunks import Box, Read, ReadError
 from jaxckpt.storage.ocdbt_format import DamagedError, Place, UnknownFormatError
 from jaxckpt.storage.ocdbt_index import Index, read_place
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayInfo:
-    """What the store says of an array.
-
-    Attributes:
-      shape, dtype: of the array.
-      chunk_shape: extents of its chunks, or None for formats that only TensorStore decodes.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunk_shape: tuple[int, ...] | None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array."""
-        return math.prod(self.shape) * self.dtype.itemsize
+from jaxckpt.storage.zarr_metadata import ArrayInfo as ArrayInfo
 
 
 class StoredArrays:
     """Reads the arrays of one checkpoint."""
 
-    def __init__(self, path: str, directory: str, tree: tree_metadata.StoredTree, timeout_secs: float) -> None:
+    def __init__(
+        self,
+        path: str,
+        inside: Inside,
+        tree: tree_metadata.StoredTree,
+        timeout_secs: float,
+        *,
+        has_targets: bool,
+        known: Mapping[str, bytes],
+    ) -> None:
         """Reads nothing yet.
 
         Args:
           path: of the checkpoint, for messages.
-          directory: of its tree.
+          inside: the directory of its tree.
           tree: its tree metadata.
           timeout_secs: bound for every call.
+          has_targets: nothing is read but what goes into an array of its shape, which is there already.
+          known: content of files that have been read, and checked, already.
         """
         self._path = path
-        self._directory = directory
+        self._inside = inside
+        self._known = known
+        self._directory = inside.directory
         self._tree = tree
+        self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
+        # Leaves with a say in what their arrays can be. A target of bytes has no shape.
+        self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.kind == "bytes" or leaf.key_impl}
+        # Names that are the beginning of others: a key of plain Orbax may hold a slash.
+        self._parents: set[str] = set()
+        for name in self._names:
+            while "/" in name and (name := name.rpartition("/")[0]) not in self._parents:
+                self._parents.add(name)
+        self._has_targets = has_targets
+        self._stored: dict[str, claimed.Stored] = {}
         self._timeout_secs = timeout_secs
         self._begin()
-        self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
         self._context = kvstore.context()
         self._kvstore: Any = None
         self._index: Index | None = None
-        self._index_read = False
+        self._index_problem: str | None = None
+        self._is_ocdbt: bool | None = None
         self._infos: dict[str, ArrayInfo] = {}
 
     def _begin(self) -> None:
@@ -75,13 +79,8 @@ class StoredArrays:
         """
         self._begin()
         wanted = [name for name in names if name not in self._infos]
-        if wanted and self._tree.use_zarr3:
+        if wanted:
             self._parse_all(wanted, self._metadata(wanted))
-        elif wanted:
-            opened = [(name, self._open(name)) for name in wanted]
-            for name, opening in opened:
-                array = self._wait(opening, name)
-                self._infos[name] = ArrayInfo(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), None)
         return {name: self._infos[name] for name in names}
 
     def read(
@@ -110,15 +109,15 @@ class StoredArrays:
             info = self._infos[name]
             if 0 in info.shape:
                 out[position] = np.empty(info.shape, info.dtype)[box or ()]
-            elif index is None or info.chunk_shape is None or not self._tree.complete_chunks:
+            elif index is None or not self._is_direct(info):
                 rest.append((position, name, box))
             else:
                 try:
                     out[position] = _plan(index, name, info, box, reads, None if into is None else into[position])
-                except (DamagedError, OSError) as error:
+                except (DamagedError, OSError, MemoryError) as error:
                     raise self._fault(error, name) from error
         try:
-            ocdbt_chunks.run(self._directory, reads, self._deadline)
+            ocdbt_chunks.run(self._inside, reads, self._deadline)
         except ReadError as error:
             cause = error.__cause__
             assert cause is not None
@@ -145,51 +144,81 @@ class StoredArrays:
         self._begin()
         info = self._infos[name]
         index = self._open_index()
-        if index is None or info.chunk_shape is None or 0 in info.shape or not self._tree.complete_chunks:
+        if index is None or 0 in info.shape or not self._is_direct(info):
             return None
         reads: list[Read] = []
         try:
             array = _plan(index, name, info, box, reads, None)
             # Nothing is read into the array: it costs no memory.
             if len(reads) == 1 and reads[0].target.shape == array.shape and ocdbt_chunks.is_streamable(reads[0]):
-                return ArrayStream(self, name, ocdbt_chunks.ChunkStream(self._directory, reads[0]))
+                return ArrayStream(self, name, ocdbt_chunks.ChunkStream(self._inside, reads[0]))
         except (DamagedError, OSError) as error:
             raise self._fault(error, name) from error
         return None
 
+    def _is_direct(self, info: ArrayInfo) -> bool:
+        """Whether the chunks of an array of the database are read from its data files, and not by TensorStore."""
+        return info.chunk_shape is not None and self._tree.complete_chunks and self._inside.is_local
+
     def _open_index(self) -> Index | None:
-        """Returns the index of the database, or None if the checkpoint has none that is read here."""
-        if self._index_read:
-            return self._index
-        if self._tree.use_zarr3 and not files.is_bucket(self._directory) and kvstore.is_ocdbt(self._directory):
-            try:
-                self._index = Index(self._directory, self._deadline)
-            except UnknownFormatError:
-                pass
-            except (DamagedError, OSError) as error:
-                where = os.path.join(self._directory, kvstore.OCDBT_MANIFEST)
-                raise faults.reading(error, where, self._path) from error
-        self._index_read = True
+        """Returns the index of the database, or None if every chunk is a file of its own."""
+        if self._index_problem is not None:
+            # Looked at once for all leaves: that may have taken a second.
+            raise CorruptCheckpointError(self._index_problem)
+        if self._is_ocdbt is None:
+            is_ocdbt = kvstore.is_ocdbt(self._directory)
+            where = os.path.join(self._directory, kvstore.OCDBT_MANIFEST)
+            if is_ocdbt:
+                try:
+                    self._index = Index(self._inside, self._deadline)
+                except UnknownFormatError as error:
+                    # TensorStore might read it, but ends the process on some databases.
+                    self._index_problem = (
+                        f"{where}: this database is of a form that neither jaxckpt nor Orbax writes ({error})."
+                    )
+                    raise CorruptCheckpointError(self._index_problem) from error
+                except (DamagedError, OSError) as error:
+                    fault = faults.reading(error, where, self._path)
+                    self._index_problem = str(fault) if isinstance(fault, CorruptCheckpointError) else None
+                    raise fault from error
+            self._is_ocdbt = is_ocdbt
         return self._index
 
     def _metadata(self, names: Sequence[str]) -> Iterable[bytes | None]:
-        """Yields the zarr.json of arrays, None for one that is missing."""
+        """Yields the zarr.json (or .zarray) of arrays, None for one that is missing."""
         index = self._open_index()
-        if index is None:
+        file = "zarr.json" if self._tree.use_zarr3 else ".zarray"
+        if index is None and not self._inside.is_local:
             store = self._store()
-            reads = [(name, store.read(f"{layout.array_path(name)}zarr.json")) for name in names]
-            for name, read in reads:
+            pending = [(name, store.read(f"{layout.array_path(name)}{file}")) for name in names]
+            for name, read in pending:
                 result = self._wait(read, name)
                 yield result.value if result.state == "value" else None
             return
         for name in names:
             try:
-                found = index.get(f"{layout.array_path(name)}zarr.json")
-                yield read_place(self._directory, found) if isinstance(found, Place) else found
+                if index is None:
+                    yield self._read_file(f"{layout.array_path(name)}{file}")
+                    continue
+                found = index.get(f"{layout.array_path(name)}{file}")
+                if isinstance(found, Place):
+                    if found.length > bounds.ARRAY_METADATA_BYTES:
+                        raise DamagedError(f"its {file} has {found.length} bytes")
+                    found = read_place(self._inside, found)
+                yield found
             except (DamagedError, OSError) as error:
                 raise self._fault(error, name) from error
 
+    def _read_file(self, name: str) -> bytes | None:
+        try:
+            return self._known.get(name) or self._inside.read(name, bounds.ARRAY_METADATA_BYTES)
+        except FileNotFoundError:
+            return None
+
     def _parse_all(self, names: Sequence[str], metadata: Iterable[bytes | None]) -> None:
+        parse: Callable[[bytes], ArrayInfo] = (
+            zarr_metadata.parse_zarr3 if self._tree.use_zarr3 else zarr_metadata.parse_zarr2
+        )
         parsed: dict[bytes, ArrayInfo] = {}
         for name, content in zip(names, metadata, strict=True):
             if content is None:
@@ -199,20 +228,20 @@ class StoredArrays:
                 )
             info = parsed.get(content)
             if info is None:
-                try:
-                    info = parsed[content] = _parse(content)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise CorruptCheckpointError.at(
-                        self._names[name],
-                        f"the checkpoint {self._path} is damaged: its zarr.json is unreadable ({error}).",
-                    ) from error
+                with damage(self._names[name], f"the metadata of this array in {self._path}"):
+                    info = parsed[content] = parse(content)
+            if name in self._special:
+                with damage(self._names[name], f"the metadata of this array in {self._path}"):
+                    claimed.check_kind(self._special[name], info)
             self._infos[name] = info
 
     def _read_with_tensorstore(self, requests: Sequence[tuple[int, str, Box | None]], out: list[Any]) -> None:
         small = []
         large = []
+        absent = claimed.Absent()
         for position, name, box in requests:
             info = self._infos[name]
+            self._check_claim(name, box, absent)
             if info.chunk_shape == info.shape and info.nbytes <= layout.SMALL_BYTES and self._tree.complete_chunks:
                 key = layout.array_path(name) + layout.chunk_key((0,) * len(info.shape))
                 small.append((position, name, box, self._store().read(key)))
@@ -222,11 +251,28 @@ class StoredArrays:
         reading = []
         for position, name, box in large:
             array = self._wait(opening[name], name)
+            if tuple(array.shape) != self._infos[name].shape:
+                raise self._fault(DamagedError("its metadata has changed"), name)
             reading.append((position, name, (array if box is None else array[box]).read()))
         for position, name, box, future in small:
             out[position] = self._decoded(name, self._wait(future, name))[box or ()]
         for position, name, future in reading:
             out[position] = self._wait(future, name)
+
+    def _check_claim(self, name: str, box: Box | None, absent: claimed.Absent) -> None:
+        """Makes sure that TensorStore can read a box: that it is given nothing which the bytes on disk do not justify."""
+        info, index = self._infos[name], self._open_index()
+        try:
+            if name not in self._stored and (index is not None or self._inside.is_local):
+                folder = layout.array_path(name)
+                stored = self._inside.stored(folder) if index is None else index.stored(folder)
+                # What lies below it may be another array, with larger chunks.
+                self._stored[name] = stored._replace(largest=0) if name in self._parents else stored
+            is_bounded = not self._has_targets or name in self._special
+            is_complete = self._tree.complete_chunks
+            claimed.check(info, box, self._stored.get(name), absent if is_bounded else None, is_complete=is_complete)
+        except (DamagedError, OSError, MemoryError) as error:
+            raise self._fault(error, name) from error
 
     def _decoded(self, name: str, result: Any) -> np.ndarray:
         info = self._infos[name]
@@ -252,10 +298,9 @@ class StoredArrays:
     def _open(self, name: str) -> Any:
         import tensorstore as ts
 
-        store = kvstore.existing(self._directory)
         store = (
-            {**store, "path": layout.array_path(name)}
-            if store["driver"] == "ocdbt"
+            {**kvstore.existing(self._directory), "path": layout.array_path(name)}
+            if self._is_ocdbt
             else kvstore.base(os.path.join(self._directory, name))
         )
         spec = {
@@ -263,7 +308,10 @@ class StoredArrays:
             "kvstore": store,
             "fill_missing_data_reads": not self._tree.complete_chunks,
         }
-        return ts.open(spec, open=True, read=True, context=self._context)
+        try:
+            return ts.open(spec, open=True, read=True, context=self._context)
+        except ValueError as error:
+            raise self._fault(error, name) from error
 
     def _wait(self, future: Any, name: str) -> Any:
         try:
@@ -306,24 +354,14 @@ def _plan(
         if isinstance(found, bytes):  # Thousands of small arrays: nothing but this is done for one.
             whole = ocdbt_chunks.decode(found, info.dtype, chunk)
             return whole if box is None else whole[box]
-    bounds = [(0, extent) for extent in info.shape]
+    spans = [(0, extent) for extent in info.shape]
     if box is not None:
-        bounds = [part.indices(extent)[:2] for part, extent in zip(box, info.shape, strict=True)]
-    shape = tuple(max(0, stop - start) for start, stop in bounds)
+        spans = [part.indices(extent)[:2] for part, extent in zip(box, info.shape, strict=True)]
+    shape = tuple(max(0, stop - start) for start, stop in spans)
+    if target is None and info.nbytes > index.value_bytes:
+        raise DamagedError(f"it claims {info.nbytes} bytes, but the checkpoint holds {index.value_bytes}")
     array = aligned_empty(shape, info.dtype) if target is None else target
     if array.size:
-        starts = [start for start, _ in bounds]
+        starts = [start for start, _ in spans]
         reads.extend(ocdbt_chunks.plan(name, index, array, starts, info.shape, chunk))
     return array
-
-
-def _parse(content: bytes) -> ArrayInfo:
-    import tensorstore as ts
-
-    document = json.loads(content)
-    shape = tuple(int(extent) for extent in document["shape"])
-    dtype = np.dtype(ts.dtype(document["data_type"]).numpy_dtype)
-    # Only what jaxckpt itself writes is decoded here; for the rest there is TensorStore.
-    ours = document["codecs"] == layout.codecs(dtype) and document["chunk_key_encoding"] == {"name": "default"}
-    chunks = tuple(document["chunk_grid"]["configuration"]["chunk_shape"]) if ours else None
-    return ArrayInfo(shape, dtype, chunks)

@@ -43,26 +43,13 @@ def home(path: str) -> str | None:
     path = bucket.normal(path)
     if is_committed(path):
         return path
-    staged = _staged(path, claims.read(path))
-    if staged is None:
-        return None
-    if is_committed(staged):
-        return staged
-    # Replaced between the two looks.
-    return path if is_committed(path) else None
-
-
-def _staged(path: str, note: claims.Note | None) -> str | None:
-    """Returns the temporary directory that the note of a replacement names; None for any other place, which is none of its business."""
+    note = claims.read(path)
     if note is None or note.action != "replace" or note.staged is None:
         return None
-    directory, _, name = note.staged.rpartition("/")
-    beside, _, own = path.rpartition("/")
-    return (
-        note.staged
-        if directory == beside and temporary.is_temporary(name) and temporary.final_name(name) == own
-        else None
-    )
+    if is_committed(note.staged):
+        return note.staged
+    # Replaced between the two looks.
+    return path if is_committed(path) else None
 
 
 def save(path: str, write: Callable[[str], None], register: Callable[[], None], *, replace: bool) -> None:
@@ -297,7 +284,7 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
                 bucket.remove(f"{path}/{claims.FILE}")
                 continue
             if _finish_replacement(path):
-                removed.append(_staged(path, note) or path)
+                removed.append(note.staged or path)
                 continue
         elif _is_needed(path, f"{directory}/{temporary.final_name(entry)}"):
             continue
@@ -307,15 +294,17 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
 
 
 def _is_needed(staged: str, final: str) -> bool:
-    return _staged(final, claims.read(final)) == staged and not is_committed(final)
+    note = claims.read(final)
+    return note is not None and note.action == "replace" and note.staged == staged and not is_committed(final)
 
 
 def _finish_replacement(path: str) -> bool:
     """Finishes the replacement of the checkpoint at `path` that a dead process began. Returns whether there was one."""
     note, generation = claims.read_versioned(path)
-    staged = _staged(path, note)
-    if note is None or staged is None or note.live or is_committed(path) or not is_committed(staged):
+    if note is None or note.action != "replace" or note.live or note.staged is None or is_committed(path):
         return False
-    _replace(path, staged, generation)
-    _remove(staged)
+    if not is_committed(note.staged):
+        return False
+    _replace(path, note.staged, generation)
+    _remove(note.staged)
     return True

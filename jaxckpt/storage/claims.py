@@ -14,9 +14,10 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from jaxckpt.storage import processes
+from jaxckpt.storage import bounds, processes, temporary
+from jaxckpt.storage.documents import DamagedError, as_dict, as_int, as_text, parse_strictly
 from jaxckpt.storage.files import bucket
 
 FILE = "_JAXCKPT_OWNER"
@@ -24,6 +25,7 @@ RENEW_SECS = 30.0
 # Clocks of machines differ by less, and a storage server that is away for longer makes the save fail.
 DEAD_AFTER_SECS = 900.0
 Action = Literal["save", "stage", "replace", "delete"]
+_ACTIONS: dict[str, Action] = {"save": "save", "stage": "stage", "replace": "replace", "delete": "delete"}
 # Notes of this process that stand for work, by token. One that an interrupt dropped does not: its directory is a leftover.
 _active: "weakref.WeakValueDictionary[str, Claim]" = weakref.WeakValueDictionary()
 _log = logging.getLogger("jaxckpt")
@@ -73,15 +75,35 @@ def read(directory: str) -> Note | None:
 def read_versioned(directory: str) -> tuple[Note | None, bytes]:
     """Returns the note of a directory, as `read`, and the generation of its object."""
     content, generation = bucket.read_versioned(os.path.join(directory, FILE))
-    return None if content is None else _parsed(content), generation
+    return None if content is None else _parsed(content, directory), generation
 
 
-def _parsed(content: bytes) -> Note | None:
+def _parsed(content: bytes, directory: str) -> Note | None:
     try:
-        found: dict[str, Any] = json.loads(content)
-        return Note(**found)
-    except (ValueError, TypeError):
+        if len(content) > bounds.NOTE_FILE_BYTES:
+            return None
+        found = as_dict(parse_strictly(content), "it")
+        action, staged, written = as_text(found["action"], "action"), found["staged"], found["time"]
+        if action not in _ACTIONS or (staged is not None and not _is_staged(as_text(staged, "staged"), directory)):
+            return None
+        return Note(
+            action=_ACTIONS[action],
+            staged=staged,
+            host=as_text(found["host"], "host"),
+            pid=as_int(found["pid"], "pid"),
+            start=as_int(found["start"], "start"),
+            token=as_text(found["token"], "token"),
+            time=written if type(written) is float else float(as_int(written, "time")),
+        )
+    except (DamagedError, KeyError):
         return None
+
+
+def _is_staged(staged: str, directory: str) -> bool:
+    """Whether a path is that of what was staged for `directory`: what a note names is copied, and removed."""
+    parent, name = os.path.split(bucket.normal(directory))
+    beside, temporary_name = os.path.split(staged)
+    return beside == parent and temporary.is_temporary(temporary_name) and temporary.final_name(temporary_name) == name
 
 
 class Claim:

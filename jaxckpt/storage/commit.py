@@ -59,7 +59,7 @@ def write_item(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
 
     checkpointer = orbax_api.checkpointer(settings)
     try:
-        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot))
+        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot), custom_metadata=description.custom(snapshot.record))
         if settings.asynchronous:
             checkpointer.wait_until_finished()
     finally:
@@ -70,7 +70,7 @@ def write_item_in_bucket(new: str, snapshot: Snapshot, settings: WriteSettings) 
     """Writes the same without Orbax's checkpointer, which reaches buckets only with further packages."""
     began = time.time_ns()
     writer.write(new, snapshot, settings)
-    description.write(new, began)
+    description.write(new, began, snapshot.record)
 
 
 def save(

@@ -5,8 +5,8 @@ from elsewhere (`Piece.source` is a function then).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -152,9 +152,19 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that one save writes, fixed at one moment. A leaf to Orbax; opened by our handler."""
+    """Everything that one save writes, fixed at one moment. A leaf to Orbax; opened by our handler.
+
+    Attributes:
+      entries: the leaves of the tree.
+      record: what the checkpoint remembers of its save besides the tree, such as its number: names and JSON values. It stands in the
+        checkpoint's own metadata (see `jaxckpt.storage.description`), where a program's targets need not know of it.
+      groups: the arrays among the entries once more, each group with the pieces whose chunks share data files with no other group; None
+        if the engine may choose.
+    """
 
     entries: tuple[Entry, ...]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[tuple[Entry, ...], ...] | None = None
 
     @property
     def nbytes(self) -> int:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage import description, files, ocdbt_files
+from jaxckpt.storage import bounds, description, faults, files, ocdbt_files
+from jaxckpt.storage.documents import DamagedError, as_dict, as_int, as_list, as_text, damage, parse_strictly
+from jaxckpt.storage.inside import Inside, checked_name
 from jaxckpt.storage.kvstore import OCDBT_MANIFEST
 
 FILE = "_JAXCKPT"
@@ -23,8 +25,29 @@ _ENDS, _END = "ends ", 4096
 _SAMPLES = {"sample64 ": 64, "sample ": 256}
 _PART = 64
 _OCDBT_DATA = re.compile(r"(ocdbt\.process_[^/]*/)?d/")
+_IDENTITY = re.compile(r"[0-9a-f]{8}|named|(?:sample64|sample|ends) [0-9a-f]{16}")
 # Orbax rewrites this one, with the time of the commit, after the handler has finished.
 _LATE = {description.FILE, description.MARKER}
+
+
+class Noted(NamedTuple):
+    """What is noted of a file.
+
+    Attributes:
+      size: in bytes; None where it was not known (of a data file in a bucket).
+      identity: the checksum of a metadata file, or what tells a data file from others.
+    """
+
+    size: int | None
+    identity: str
+
+    @property
+    def is_of_data(self) -> bool:
+        """Whether this is of a data file: not a checksum of all of it."""
+        return self.identity.startswith((_NAMED, *_SAMPLES, _ENDS))
+
+
+Digests = Mapping[str, Noted]
 
 
 def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) -> None:
@@ -51,64 +74,89 @@ def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) 
     files.write(os.path.join(directory, FILE), f"{body}\n{checksum(body.encode())}\n".encode())
 
 
-def read(directory: str) -> dict[str, list[Any]]:
-    """Returns the digests: file name → [size] or [size, checksum].
+def read(inside: Inside) -> dict[str, Noted]:
+    """Returns what is noted of every file, by its path in the checkpoint.
 
     Raises:
       CorruptCheckpointError: the file is missing or damaged.
     """
-    path = os.path.join(directory, FILE)
-    try:
-        content = files.read(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise CorruptCheckpointError.at(
-            path, "this file of the checkpoint is missing. Restore another checkpoint."
-        ) from error
-    body, _, end = content.partition(b"\n")
-    if end != checksum(body).encode() + b"\n":
-        raise CorruptCheckpointError.at(
-            path, "this file is damaged: its checksum does not match. Restore another checkpoint."
-        )
-    noted: dict[str, list[Any]] = json.loads(body)["files"]
+    path = os.path.join(inside.directory, FILE)
+    with damage(path):
+        try:
+            content = inside.read(FILE, bounds.METADATA_FILE_BYTES)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise CorruptCheckpointError.at(
+                path, "this file of the checkpoint is missing. Restore another checkpoint."
+            ) from error
+        except OSError as error:
+            fault = faults.reading(error, path, inside.directory)
+            raise fault from (None if fault is error else error)
+        body, _, end = content.partition(b"\n")
+        if end != checksum(body).encode() + b"\n":
+            raise DamagedError("its checksum does not match")
+        document = as_dict(parse_strictly(body), "it")
+        if document.get("format") != 1:
+            raise DamagedError("its format is unknown")
+        return {
+            checked_name(name): _noted(as_list(value, "an entry"))
+            for name, value in as_dict(document.get("files"), "files").items()
+        }
+
+
+def _noted(value: list[Any]) -> Noted:
+    size, identity = value
+    noted = Noted(None if size is None else as_int(size, "a size"), as_text(identity, "a digest"))
+    if _IDENTITY.fullmatch(identity) is None:
+        raise DamagedError(f"the digest {identity[:40]!r} is of an unknown kind")
+    if size is None and not identity.startswith(_ENDS):
+        raise DamagedError("it lacks a size")
     return noted
 
 
-def check(directory: str, name: str, content: bytes, noted: dict[str, list[Any]]) -> None:
+def check(directory: str, name: str, content: bytes, noted: Digests) -> None:
     """Raises CorruptCheckpointError unless `content` is what was written as the metadata file `name`."""
     expected = noted.get(name)
-    if expected is not None and expected[0] == len(content) and expected[1:] == [checksum(content)]:
+    if expected is not None and expected.size == len(content) and expected.identity == checksum(content):
         return
     path = os.path.join(directory, name)
     what = "it does not belong to this checkpoint" if expected is None else "its checksum does not match"
     raise CorruptCheckpointError.at(path, f"this file is damaged: {what}. Restore another checkpoint.")
 
 
-def check_sizes(directory: str, noted: dict[str, list[Any]]) -> list[tuple[str, str]]:
+def check_sizes(inside: Inside, noted: Digests) -> list[tuple[str, str]]:
     """Returns what is wrong with which files: missing ones, and ones of another size (which is not known in a bucket)."""
     problems = []
-    present = set(files.tree(directory))
+    present = set(files.tree(inside.directory))
     for name, expected in noted.items():
         if name not in present:
             problems.append((name, "this file is missing"))
             continue
-        size = files.size(os.path.join(directory, name))
-        if size is not None and expected[0] is not None and size != expected[0]:
-            problems.append((name, f"this file has {size} bytes instead of {expected[0]}"))
+        try:
+            size = inside.size(name)
+        except (DamagedError, OSError) as error:
+            problems.append((name, f"this is not a file of the checkpoint ({error})"))
+            continue
+        if size is not None and expected.size is not None and size != expected.size:
+            problems.append((name, f"this file has {size} bytes instead of {expected.size}"))
     return problems
 
 
-def check_data(directory: str, name: str, noted: dict[str, list[Any]]) -> None:
+def check_data(inside: Inside, name: str, noted: Digests) -> None:
     """Raises CorruptCheckpointError unless a data file is the one that was written."""
-    path = os.path.join(directory, name)
+    path = os.path.join(inside.directory, name)
     size, identity = noted[name]
-    try:
-        found = files.size(path)
-        same = (None in (size, found) or found == size) and _is_noted(path, size, identity)
-        what = "it is not the one that was written"
-    except FileNotFoundError:
-        same, what = False, "it is missing"
-    if not same:
-        raise CorruptCheckpointError.at(path, f"this file is damaged: {what}. Restore another checkpoint.")
+    with damage(path):
+        try:
+            found = inside.size(name)
+            same = (None in (size, found) or found == size) and _is_noted(path, size, identity)
+            what = "it is not the one that was written"
+        except FileNotFoundError:
+            same, what = False, "it is missing"
+        except OSError as error:
+            fault = faults.reading(error, path, inside.directory)
+            raise fault from (None if fault is error else error)
+        if not same:
+            raise DamagedError(what)
 
 
 def _identity(path: str, ocdbt: bool) -> list[Any]:
@@ -121,12 +169,14 @@ def _identity(path: str, ocdbt: bool) -> list[Any]:
     return [size, _sample(path, size, next(iter(_SAMPLES)))]
 
 
-def _is_noted(path: str, size: int, noted: str) -> bool:
+def _is_noted(path: str, size: int | None, noted: str) -> bool:
     """Whether a data file of that size is the one of which `noted` was noted."""
     if noted == _NAMED:
         return ocdbt_files.is_named(path)
     if noted.startswith(_ENDS):
         return _ends(path) == noted
+    # Where the size was not known, only the ends were noted.
+    assert size is not None
     return _sample(path, size, f"{noted.partition(' ')[0]} ") == noted
 
 
@@ -152,11 +202,6 @@ def is_data(name: str, ocdbt: bool) -> bool:
     if ocdbt:
         return _OCDBT_DATA.match(name) is not None
     return "/c/" in f"/{name}/" and not name.endswith("/zarr.json")
-
-
-def is_of_data(expected: list[Any]) -> bool:
-    """Whether what was noted is of a data file: no checksum of all of it."""
-    return str(expected[1]).startswith((_NAMED, *_SAMPLES, _ENDS))
 
 
 def checksum(content: bytes) -> str:

@@ -61,6 +61,8 @@ def reading(error: BaseException, where: str, path: str) -> Exception:
     """Returns what to raise when reading `where` (a leaf or a file) of the checkpoint at `path` failed with `error`."""
     if isinstance(error, CorruptCheckpointError):
         return error
+    if isinstance(error, MemoryError):
+        return OSError(errno.ENOMEM, f"There is not enough memory to read {where}", path)
     if isinstance(error, TimeoutError):
         return TimeoutError(f"Reading {where} of {path} took longer than the timeout (OrbaxSettings.timeout_secs).")
     found = os_error(error, path)
@@ -71,6 +73,10 @@ def reading(error: BaseException, where: str, path: str) -> Exception:
         errno.ENOTDIR,
         errno.EINVAL,
         errno.ENODATA,
+        errno.EFBIG,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENXIO,
     ):
         return found
     return CorruptCheckpointError.at(

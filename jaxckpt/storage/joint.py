@@ -55,7 +55,7 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
     """
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
     try:
-        _write_part(new, entries, settings, process)
+        _write_part(new, entries, settings, process, snapshot.groups)
     except Exception as error:
         found = None if isinstance(error, OSError) else faults.os_error(error, new)
         if found is None:
@@ -63,21 +63,27 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
         raise found from error
 
 
-def _write_part(new: str, entries: Sequence[Entry], settings: WriteSettings, process: int) -> None:
+def _write_part(
+    new: str,
+    entries: Sequence[Entry],
+    settings: WriteSettings,
+    process: int,
+    groups: Sequence[Sequence[Entry]] | None,
+) -> None:
     if files.is_bucket(new):
         check_part(new, settings)
         token = _token(new)
         directory = os.path.join(new, part_name(process, token))
         with _not_abandoned(new, token, directory):
-            writer.write_arrays(directory, entries, settings)
+            writer.write_arrays(directory, entries, settings, groups)
     elif not layout.uses_ocdbt(settings):
         os.stat(new)
-        writer.write_arrays(new, entries, settings)
+        writer.write_arrays(new, entries, settings, groups)
         commit.sync_tree(new)
     else:
         directory = os.path.join(new, part_name(process))
         os.mkdir(directory)
-        writer.write_arrays(directory, entries, settings)
+        writer.write_arrays(directory, entries, settings, groups)
         commit.sync_tree(directory)
 
 
@@ -139,7 +145,7 @@ def write_jointly(
         if layout.uses_ocdbt(settings):
             writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
         tree_metadata.write(new, snapshot, settings)
-    description.write(new, began)
+    description.write(new, began, snapshot.record)
     if not files.is_bucket(new):  # There the marker is the commit, and comes last.
         description.mark(new, new)
         digests.write(new)

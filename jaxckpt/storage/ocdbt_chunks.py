@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxckpt.storage import layout
 from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.inside import Inside
 from jaxckpt.storage.ocdbt_format import DamagedError, Place
 from jaxckpt.storage.ocdbt_index import Index
 from jaxckpt.storage.threads import Threads
@@ -72,6 +73,8 @@ def plan(
         for first, extent, cut in zip(start, array.shape, chunk, strict=True)
     ]
     nbytes = math.prod(chunk) * array.dtype.itemsize
+    if math.prod(map(len, ranges)) > len(index):
+        raise DamagedError("it has more chunks than the checkpoint holds")
     for number in itertools.product(*ranges):
         key = path + layout.chunk_key(number)
         found = index.get(key)
@@ -103,8 +106,13 @@ def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.nda
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def run(directory: str, reads: list[Read], deadline: Deadline) -> None:
+def run(inside: Inside, reads: list[Read], deadline: Deadline) -> None:
     """Does all reads, in a few threads, in the order in which they lie on disk.
+
+    Args:
+      inside: the directory of the database.
+      reads: what to read.
+      deadline: bounds all of it.
 
     Raises:
       ReadError: from the first DamagedError or OSError.
@@ -114,7 +122,7 @@ def run(directory: str, reads: list[Read], deadline: Deadline) -> None:
         return
     batches = _batches(sorted(reads, key=lambda read: read.place))
     lock = threading.Lock()
-    threads = Threads(deadline, f"Reading {directory}")
+    threads = Threads(deadline, f"Reading {inside.directory}")
 
     def work() -> None:
         file, descriptor = "", -1
@@ -130,11 +138,11 @@ def run(directory: str, reads: list[Read], deadline: Deadline) -> None:
                             os.close(descriptor)
                             descriptor = -1
                         file = batch[0].place.file
-                        descriptor = os.open(os.path.join(directory, file), os.O_RDONLY)
+                        descriptor = inside.open(file)
                     _read_batch(descriptor, batch)
                 except (DamagedError, OSError) as error:
                     if isinstance(error, OSError):
-                        error.filename = os.path.join(directory, file)
+                        error.filename = inside.path(file)
                     raise ReadError(batch[0].owner) from error
         finally:
             if descriptor >= 0:
@@ -266,13 +274,13 @@ class _Checked:
 class ChunkStream:
     """The bytes of a box that is one chunk, or the beginning of one, block by block."""
 
-    def __init__(self, directory: str, read: Read) -> None:
-        """Args: of the database; what to read, of which the target is not used."""
+    def __init__(self, inside: Inside, read: Read) -> None:
+        """Args: the directory of the database; what to read, of which the target is not used."""
         self.nbytes = read.target.nbytes
         self._left = self.nbytes
         self._chunk_bytes = read.place.length - layout.CHECKSUM_BYTES
-        self._path = os.path.join(directory, read.place.file)
-        descriptor = os.open(self._path, os.O_RDONLY)
+        self._path = inside.path(read.place.file)
+        descriptor = inside.open(read.place.file)
         weakref.finalize(self, os.close, descriptor).atexit = False
         self._checked = _Checked(descriptor, read.place.offset)
 

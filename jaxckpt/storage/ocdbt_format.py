@@ -1,15 +1,20 @@
 """Decodes OCDBT's manifest and B-tree nodes, as TensorStore's documentation of the `ocdbt` driver defines them. Pure.
 
-Only the plain form is known here: a single manifest file, no compression. `UnknownFormatError` says that TensorStore has to be asked,
+Known here is what jaxckpt and Orbax write: one manifest file, with compression or without. `UnknownFormatError` says that it is another,
 `DamagedError` that the bytes are not what was written.
 """
 
+import operator
 import os
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxckpt.storage import bounds, zstd
+from jaxckpt.storage.documents import DamagedError as DamagedError
+from jaxckpt.storage.inside import checked_name
 
 MANIFEST, NODE = 0x0CDB3A2A, 0x0CDB20DE
 HEADER_BYTES, CHECKSUM_BYTES = 14, 4
@@ -19,10 +24,6 @@ _VARINT_BYTES = 10
 
 class UnknownFormatError(ValueError):
     """Not a form that is decoded here; TensorStore knows more."""
-
-
-class DamagedError(ValueError):
-    """Not what was written."""
 
 
 class Place(NamedTuple):
@@ -60,6 +61,19 @@ class Entry(NamedTuple):
     value: bytes | Place
 
 
+class Memory:
+    """How many bytes the keys and paths of a database may take in memory, where they do not share their prefixes any more."""
+
+    def __init__(self) -> None:
+        self.left = bounds.EXPANDED_KEY_BYTES
+
+    def take(self, nbytes: int) -> None:
+        """Raises DamagedError if there are not so many bytes left."""
+        self.left -= nbytes
+        if self.left < 0:
+            raise DamagedError("its keys share so much that they take more memory than their bytes on disk justify")
+
+
 class Root(NamedTuple):
     """What a manifest says of the newest version: its root node (None: no keys) and the levels of interior nodes."""
 
@@ -69,16 +83,19 @@ class Root(NamedTuple):
 
 def decode_manifest(content: bytes) -> Root:
     """Returns the root of the newest version. Raises UnknownFormatError or DamagedError."""
-    cursor = _Cursor(content, MANIFEST)
+    cursor = _Cursor(content, MANIFEST, Memory())
     cursor.take(16)  # identifier of the database
     if cursor.varint() != 0:
         raise UnknownFormatError("the manifest is not a single file")
     cursor.varints(2)
     cursor.take(1)
-    if cursor.varint() != 0:
-        raise UnknownFormatError("nodes are compressed")
+    method = cursor.varint()
+    if method > 1:
+        raise UnknownFormatError("an unknown compression")
+    # The level of zstd.
+    cursor.take(4 * method)
     files = cursor.files("")
-    count = cursor.varint()
+    count = cursor.count()
     if count == 0:
         return Root(None, 0)
     cursor.varints(count)
@@ -86,62 +103,97 @@ def decode_manifest(content: bytes) -> Root:
     numbers, offsets, lengths = cursor.varints(count), cursor.varints(count), cursor.varints(count)
     if offsets[-1] == lengths[-1] == MISSING:
         return Root(None, 0)
-    base, name = cursor.file(files, numbers[-1])
+    if heights[-1] > bounds.TREE_HEIGHT:
+        raise DamagedError("its B-tree is too high")
+    base, name = files.split(numbers[-1])
     return Root(Node(b"", 0, Place(base + name, offsets[-1], lengths[-1]), base), heights[-1])
 
 
-def decode_node(content: bytes, height: int, base: str) -> "list[Node] | list[Entry]":
-    """Returns the children of an interior node, or the entries of a leaf.
+def decode_node(content: bytes, height: int, base: str, memory: Memory | None = None) -> "list[Node] | list[Entry]":
+    """Returns the children of an interior node, or the entries of a leaf, whose keys ascend.
 
     Args:
       content: of the node.
       height: above the leaves.
       base: `Node.base`.
+      memory: bounds what the keys may take.
 
     Raises:
       UnknownFormatError, DamagedError: see the module.
     """
-    cursor = _Cursor(content, NODE)
+    memory = Memory() if memory is None else memory
+    memory.left += bounds.EXPANDED_KEY_RATIO * len(content)
+    cursor = _Cursor(content, NODE, memory)
     if cursor.take(1)[0] != height:
         raise DamagedError("a B-tree node is of another height")
     files = cursor.files(base)
-    count = cursor.varint()
+    count = cursor.count()
     if count == 0:
         raise DamagedError("a B-tree node is empty")
     prefixes, lengths = [0, *cursor.varints(count - 1)], cursor.varints(count)
     if height:
         common = cursor.varints(count)
-        keys = cursor.keys(prefixes, lengths)
+        keys = cursor.keys(prefixes, lengths, bounds.KEY_BYTES)
+        _check_order(keys)
         columns = zip(*(cursor.varints(count) for _ in range(6)), strict=True)
         children = []
         for key, cut, (number, offset, length, *statistics) in zip(keys, common, columns, strict=True):
-            folder, name = cursor.file(files, number)
+            folder, name = files.split(number)
+            if cut > len(key):
+                raise DamagedError("a B-tree node says that its keys share more than they have")
             children.append(Node(key, cut, Place(folder + name, offset, length), folder, *statistics))
         cursor.end()
         return children
-    keys = cursor.keys(prefixes, lengths)
+    keys = cursor.keys(prefixes, lengths, bounds.KEY_BYTES)
+    _check_order(keys)
     sizes, kinds = cursor.varints(count), cursor.varints(count)
     if not set(kinds) <= {0, 1}:
         raise UnknownFormatError("a value of an unknown kind")
-    paths = ["".join(file) for file in files]
-    numbers, offsets = iter(cursor.varints(sum(kinds))), iter(cursor.varints(sum(kinds)))
+    numbers, positions = iter(cursor.varints(sum(kinds))), cursor.varints(sum(kinds))
+    if max(positions, default=0) >= 1 << 62:
+        raise DamagedError("a value lies beyond the end of any file")
+    offsets = iter(positions)
     entries = []
     for key, size, kind in zip(keys, sizes, kinds, strict=True):
         if kind:
-            number = next(numbers)
-            if number >= len(paths):
-                raise DamagedError("a B-tree node names no such file")
-            entries.append(Entry(key, Place(paths[number], next(offsets), size)))
+            entries.append(Entry(key, Place(files.path(next(numbers)), next(offsets), size)))
         else:
             entries.append(Entry(key, cursor.take(size)))
     cursor.end()
     return entries
 
 
+def _check_order(keys: Sequence[bytes]) -> None:
+    if not all(map(operator.lt, keys, keys[1:])):
+        raise DamagedError("the keys of a B-tree node do not ascend")
+
+
+class _Files:
+    """The table of files of a node. A name is looked at when something refers to it."""
+
+    def __init__(self, base: str, paths: Sequence[bytes], cuts: Sequence[int]) -> None:
+        self._base, self._paths, self._cuts = base, paths, cuts
+        self._known: dict[int, str] = {}
+
+    def path(self, number: int) -> str:
+        """Returns the path of a file. Raises DamagedError if there is none of that number, or if it leads out of the database."""
+        found = self._known.get(number)
+        return "".join(self.split(number)) if found is None else found
+
+    def split(self, number: int) -> tuple[str, str]:
+        """Returns a path as the directory of its database, and what is below. Raises as `path`."""
+        if number >= len(self._paths):
+            raise DamagedError("it names a file that its table does not have")
+        path, cut = self._paths[number], self._cuts[number]
+        base, name = self._base + os.fsdecode(path[:cut]), os.fsdecode(path[cut:])
+        self._known[number] = checked_name(base + name)
+        return base, name
+
+
 class _Cursor:
     """Reads the body of a manifest or node from its beginning, after its length and checksum were checked."""
 
-    def __init__(self, content: bytes, magic: int) -> None:
+    def __init__(self, content: bytes, magic: int, memory: Memory) -> None:
         import google_crc32c
 
         if len(content) < HEADER_BYTES + CHECKSUM_BYTES or struct.unpack_from(">I", content)[0] != magic:
@@ -151,9 +203,20 @@ class _Cursor:
         self._data = content[:-CHECKSUM_BYTES]
         if google_crc32c.value(self._data) != int.from_bytes(content[-CHECKSUM_BYTES:], "little"):
             raise DamagedError("its checksum does not match")
-        if content[12] != 0 or content[13] != 0:
-            raise UnknownFormatError("a later version of the format, or compressed")
+        if content[12] != 0 or content[13] > 1:
+            raise UnknownFormatError("a later version of the format, or an unknown compression")
         self._at = HEADER_BYTES
+        # A compressed node may hold as many entries as its own bytes can tell apart.
+        self._most = len(content)
+        if content[13]:
+            self._most = bounds.NODE_ENTRIES + bounds.NODE_ENTRIES_RATIO * len(content)
+            limit = bounds.EXPANDED_NODE_BYTES + bounds.EXPANDED_NODE_RATIO * len(content)
+            try:
+                self._data = zstd.decompress(self._data[HEADER_BYTES:], limit)
+            except zstd.UnknownSizeError as error:
+                raise UnknownFormatError("compressed as only TensorStore knows") from error
+            self._at = 0
+        self._memory = memory
         self._array = np.frombuffer(self._data, np.uint8)
 
     def take(self, count: int) -> bytes:
@@ -168,6 +231,13 @@ class _Cursor:
 
     def varint(self) -> int:
         return self.varints(1)[0]
+
+    def count(self) -> int:
+        """Returns a number of things that follow, each of which takes a byte at least."""
+        number = self.varint()
+        if number > min(self._most, len(self._data) - self._at):
+            raise DamagedError("it is too short for what it says to hold")
+        return number
 
     def varints(self, count: int) -> list[int]:
         head = self._data[self._at : self._at + count]
@@ -191,28 +261,25 @@ class _Cursor:
         self._at += int(ends[-1]) + 1
         return [int(value) for value in values.tolist()]
 
-    def files(self, base: str) -> list[tuple[str, str]]:
+    def files(self, base: str) -> _Files:
         """Returns the table of files, each as the directory of its database and the path below that."""
-        count = self.varint()
+        count = self.count()
         if count == 0:
-            return []
+            return _Files(base, (), ())
         prefixes = [0, *self.varints(count - 1)]
         suffixes, bases = self.varints(count), self.varints(count)
-        paths = self.keys(prefixes, suffixes)
-        return [
-            (base + os.fsdecode(path[:cut]), os.fsdecode(path[cut:])) for path, cut in zip(paths, bases, strict=True)
-        ]
+        return _Files(base, self.keys(prefixes, suffixes, bounds.PATH_BYTES), bases)
 
-    def file(self, files: Sequence[tuple[str, str]], number: int) -> tuple[str, str]:
-        if number >= len(files):
-            raise DamagedError("it names a file that its table does not have")
-        return files[number]
-
-    def keys(self, prefixes: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+    def keys(self, prefixes: Sequence[int], lengths: Sequence[int], limit: int) -> list[bytes]:
+        """Returns keys, of which each shares its beginning with the one before. None is longer than `limit`."""
+        total = sum(prefixes) + sum(lengths)
+        self._memory.take(total)
         keys, key = [], b""
         for cut, length in zip(prefixes, lengths, strict=True):
             if cut > len(key):
                 raise DamagedError("a key shares more with the one before than that has")
+            if cut + length > limit:
+                raise DamagedError("a key is too long")
             key = key[:cut] + self.take(length)
             keys.append(key)
         return keys

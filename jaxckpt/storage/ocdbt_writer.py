@@ -36,12 +36,15 @@ class Chunk(NamedTuple):
       nbytes: of the array.
       is_remote: whether `load` waits for another process.
       load: returns the array, contiguous, or its bytes in blocks; called in one of several threads.
+      group: number of a group whose values share data files with no other (and stand in no node of the tree), or None. Groups come one
+        after the other.
     """
 
     key: str
     nbytes: int
     is_remote: bool
     load: Callable[[], np.ndarray | Iterator[np.ndarray]]
+    group: int | None = None
 
 
 class Database:
@@ -102,6 +105,7 @@ class Database:
     def _write_values(self) -> None:
         """The work of a writing thread: its own data file after the other."""
         file: DataFile | None = None
+        group: int | None = None
         try:
             while not (self._writers.stopped or self._syncers.stopped):
                 with self._pulling:
@@ -118,16 +122,18 @@ class Database:
                 try:
                     data = value.load()
                     stored = value.nbytes + CHECKSUM_BYTES
-                    if stored <= INLINE_BYTES and isinstance(data, np.ndarray):
+                    if value.group is None and stored <= INLINE_BYTES and isinstance(data, np.ndarray):
                         self._entries.append(Entry(value.key.encode(), checksummed(data)))
                         continue
                     if file is not None and (
-                        file.size >= self._target or (self._max is not None and file.size + stored > self._max)
+                        value.group != group
+                        or file.size >= self._target
+                        or (self._max is not None and file.size + stored > self._max)
                     ):
                         self._close_later(file)
                         file = None
                     if file is None:
-                        file = DataFile(self._directory)
+                        file, group = DataFile(self._directory), value.group
                     place = file.append([data] if isinstance(data, np.ndarray) else data)
                     if place.length != stored:
                         raise ValueError(

@@ -4,8 +4,8 @@ Opening reads the tree metadata only. What jaxckpt wrote is verified as it is re
 against its checksum.
 """
 
+import dataclasses
 import errno
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,8 +14,10 @@ import numpy as np
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import (
+    bounds,
     claims,
     committed,
+    description,
     digests,
     faults,
     files,
@@ -26,7 +28,10 @@ from jaxckpt.storage import (
     tree_metadata,
 )
 from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
+from jaxckpt.storage.documents import damage
+from jaxckpt.storage.inside import Inside
 from jaxckpt.storage.ocdbt_chunks import Box
+from jaxckpt.storage.presence import Presence
 
 
 class StoredCheckpoint:
@@ -36,9 +41,13 @@ class StoredCheckpoint:
       path: of the checkpoint.
       tree: its tree metadata.
       digests: of its files, or None if plain Orbax wrote it.
+      presence: tells whether the checkpoint is still there. Every method raises FileNotFoundError where it is not.
+      record: what jaxckpt remembers of the save besides the tree; see `Snapshot.record`.
     """
 
-    def __init__(self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True) -> None:
+    def __init__(
+        self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True, has_targets: bool = False
+    ) -> None:
         """Opens the checkpoint at `path`.
 
         Args:
@@ -46,9 +55,11 @@ class StoredCheckpoint:
           timeout_secs: bound for every call.
           check_data: make sure, once data has been read, that no data file was exchanged for another. Whoever reads in several threads
             does better to call `check_data_files` once, in the end.
+          has_targets: an array is read only where there is one of its shape to put it into. Without, an array of which little is
+            stored (chunks that are absent count as the fill value) may not be large: see `bounds.ABSENT_BYTES`.
 
         Raises:
-          FileNotFoundError: nothing is there.
+          FileNotFoundError: nothing is there, or it was deleted while it was opened.
           CheckpointError: something is there, but not a checkpoint.
           CorruptCheckpointError: its metadata is damaged.
           OSError: it cannot be read.
@@ -56,23 +67,47 @@ class StoredCheckpoint:
         self.path = path = files.spelled(path)
         kvstore.check_path(files.absolute(path))
         self._check_data = check_data
+        self.digests: dict[str, digests.Noted] | None = None
+        self.record: dict[str, Any] = {}
+        self._known: dict[str, bytes] = {}
+        self._refuse_nothing()
+        self.presence = Presence(path)
+        with self.presence:
+            self._open(timeout_secs, has_targets)
+
+    def _open(self, timeout_secs: float, has_targets: bool) -> None:
         # The working directory may be another one when the data is read.
         self._directory = files.absolute(self._item_directory())
-        self.digests: dict[str, list[Any]] | None = None
-        text = self._read_file(tree_metadata.FILE)
-        self.tree = tree_metadata.read(self._directory, text.decode("utf-8", "replace"))
+        # In a bucket, what a replacement has staged lies beside the path, and holds no links.
+        self._inside = Inside(self._directory, None if files.is_bucket(self.path) else files.absolute(self.path))
+        text = self.read_file(tree_metadata.FILE)
+        self.tree = self._read_tree(text)
         if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
-            self.digests = digests.read(self._directory)
+            self.digests = digests.read(self._inside)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
+            self.record = self._read_record(self.digests)
+            if files.is_bucket(self.path):
+                self.presence.identify_by(self.digests, lambda: digests.read(self._inside))
         self._strings = self._read_strings()
-        self._arrays = StoredArrays(path, self._directory, self.tree, timeout_secs)
+        self._arrays = StoredArrays(
+            self.path, self._inside, self.tree, timeout_secs, has_targets=has_targets, known=self._known
+        )
+        if any(leaf.is_foreign for leaf in self.tree.leaves):
+            leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
+            self.tree = dataclasses.replace(self.tree, leaves=leaves)
 
-    def _item_directory(self) -> str:
+    def _recognised(self, leaf: tree_metadata.StoredLeaf) -> tree_metadata.StoredLeaf:
+        """Returns a leaf of another type handler as an array, if it was stored as one (handlers are often derived from Orbax's)."""
+        try:
+            self._arrays.infos([leaf.param_name])
+        except CorruptCheckpointError:
+            return leaf
+        return dataclasses.replace(leaf, value_type="np.ndarray")
+
+    def _refuse_nothing(self) -> None:
         path = self.path
         if not self._is_there():
-            if foreign.is_tensorflow_prefix(path):
-                raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
             if (process := in_flight.saving(path)) is not None:
                 raise FileNotFoundError(
                     errno.ENOENT,
@@ -80,6 +115,8 @@ class StoredCheckpoint:
                     "checkpoints_iterator() in another program",
                     path,
                 )
+            if foreign.is_tensorflow_prefix(path):
+                raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
             raise FileNotFoundError(
                 errno.ENOENT,
                 "No checkpoint at this path. save() appends a number ('ckpt-1') and returns the full path; pass that one",
@@ -90,6 +127,9 @@ class StoredCheckpoint:
                 f"A link to {target}, where nothing is: a checkpoint there was deleted or moved. Pass one that exists"
             )
             raise FileNotFoundError(errno.ENOENT, what, path)
+
+    def _item_directory(self) -> str:
+        path = self.path
         if not files.is_bucket(path) and files.is_directory(path):
             files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
         if not foreign.is_temporary(path):
@@ -113,12 +153,21 @@ class StoredCheckpoint:
             return files.exists(path) or temporary.recover_missing(path)
         return committed.is_checkpoint(path) or (files.exists(path) and claims.read(path) is None)
 
-    def _read_file(self, name: str) -> bytes:
+    def read_file(self, name: str) -> bytes:
+        """Returns the content of a metadata file. Raises CorruptCheckpointError, which names it, or OSError."""
         path = os.path.join(self._directory, name)
+        with damage(path):
+            try:
+                return self._inside.read(name, bounds.METADATA_FILE_BYTES)
+            except OSError as error:
+                fault = faults.reading(error, path, self.path)
+                raise fault from (None if fault is error else error)
+
+    def _read_tree(self, content: bytes) -> tree_metadata.StoredTree:
         try:
-            return files.read(path)
+            return tree_metadata.read(self._inside, content)
         except OSError as error:
-            fault = faults.reading(error, path, self.path)
+            fault = faults.reading(error, os.path.join(self._directory, tree_metadata.ARRAY_METADATAS), self.path)
             raise fault from (None if fault is error else error)
 
     def _check_small_files(self) -> None:
@@ -126,36 +175,48 @@ class StoredCheckpoint:
         assert self.digests is not None
         ocdbt = kvstore.OCDBT_MANIFEST in self.digests
         for name in self.digests:
+            is_of_array = not ocdbt and name.endswith("/zarr.json")
             if (
                 name in (tree_metadata.STRINGS, kvstore.OCDBT_MANIFEST)
                 or name.startswith(tree_metadata.ARRAY_METADATAS)
-                or (not ocdbt and name.endswith("/zarr.json"))
+                or is_of_array
             ):
-                digests.check(self._directory, name, self._read_file(name), self.digests)
+                content = self.read_file(name)
+                digests.check(self._directory, name, content, self.digests)
+                if is_of_array:
+                    self._known[name] = content
         if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
             raise CorruptCheckpointError.at(
                 os.path.join(self._directory, tree_metadata.STRINGS), "this file of the checkpoint is missing."
             )
 
+    def _read_record(self, noted: digests.Digests) -> dict[str, Any]:
+        """Returns the record. Where Orbax drove the save with our engine, its metadata is not the engine's, nor noted."""
+        if description.FILE not in noted:
+            return {}
+        content = self.read_file(description.FILE)
+        digests.check(self._directory, description.FILE, content, noted)
+        return description.read(os.path.join(self._directory, description.FILE), content)
+
     def check_data_files(self) -> None:
         """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""
         if self.digests is None:
             return
-        for name, expected in self.digests.items():
-            if digests.is_of_data(expected):
-                digests.check_data(self._directory, name, self.digests)
+        with self.presence:
+            for name, expected in self.digests.items():
+                if expected.is_of_data:
+                    digests.check_data(self._inside, name, self.digests)
 
     def _read_strings(self) -> dict[str, Any]:
         if not any(leaf.is_string for leaf in self.tree.leaves):
             return {}
-        content = self._read_file(tree_metadata.STRINGS)
-        try:
-            strings: dict[str, Any] = json.loads(content)
-        except ValueError as error:
-            raise CorruptCheckpointError.at(
-                os.path.join(self._directory, tree_metadata.STRINGS), f"this file is damaged: {error}."
-            ) from error
-        return strings
+        where = os.path.join(self._directory, tree_metadata.STRINGS)
+        return tree_metadata.read_strings(self.read_file(tree_metadata.STRINGS), where)
+
+    @property
+    def inside(self) -> Inside:
+        """The files of the checkpoint."""
+        return self._inside
 
     @property
     def directory(self) -> str:
@@ -174,18 +235,14 @@ class StoredCheckpoint:
 
     def shardings(self) -> dict[str, str]:
         """Returns Orbax's text for the sharding each array was saved with, by Orbax's name of the leaf."""
-        import base64
-
         path = os.path.join(self._directory, tree_metadata.SHARDINGS)
-        if not files.is_file(path):
-            return {}
-        content = self._read_file(tree_metadata.SHARDINGS)
-        if self.digests is not None:
-            digests.check(self._directory, tree_metadata.SHARDINGS, content, self.digests)
-        return {
-            base64.urlsafe_b64decode(key).decode("utf-8", "surrogatepass"): text
-            for key, text in json.loads(content).items()
-        }
+        with self.presence:
+            if not files.is_file(path):
+                return {}
+            content = self.read_file(tree_metadata.SHARDINGS)
+            if self.digests is not None:
+                digests.check(self._directory, tree_metadata.SHARDINGS, content, self.digests)
+            return tree_metadata.read_shardings(content, path)
 
     def infos(self, leaves: Iterable[tree_metadata.StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name.
@@ -193,18 +250,24 @@ class StoredCheckpoint:
         Raises:
           CorruptCheckpointError: naming the leaf.
         """
-        return self._arrays.infos([leaf.param_name for leaf in leaves])
+        with self.presence:
+            infos = self._arrays.infos([leaf.param_name for leaf in leaves])
+        if not files.is_bucket(self.path):
+            self.presence.refuse_another()
+        return infos
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
         return self._arrays.infos([leaf.param_name])[leaf.param_name].nbytes
 
-    def stream(self, name: str, box: Box) -> ArrayStream | None:
+    def stream(self, name: str, box: Box) -> "WatchedStream | None":
         """Returns what reads a box of an array block by block; None if it has to be read as a whole. See `StoredArrays.stream`.
 
         When all has been read, `check_data_files` has the last word.
         """
-        return self._arrays.stream(name, box)
+        with self.presence:
+            stream = self._arrays.stream(name, box)
+        return None if stream is None else WatchedStream(stream, self.presence)
 
     def read(
         self, requests: Sequence[tuple[str, Box | None]], into: Sequence[np.ndarray] | None = None
@@ -220,9 +283,25 @@ class StoredCheckpoint:
 
         Raises:
           CorruptCheckpointError: naming the leaf.
+          FileNotFoundError: the checkpoint was deleted, or replaced, since it was opened.
         """
-        arrays = self._arrays.read(requests, into)
+        with self.presence:
+            arrays = self._arrays.read(requests, into)
         if self._check_data:
             self.check_data_files()
             self._check_data = False
+        self.presence.refuse_another()
         return arrays
+
+
+class WatchedStream:
+    """A box of an array, block by block, of a checkpoint that may be deleted meanwhile."""
+
+    def __init__(self, stream: ArrayStream, presence: Presence) -> None:
+        self.nbytes = stream.nbytes
+        self._stream, self._presence = stream, presence
+
+    def fill(self, target: np.ndarray) -> None:
+        """As `ArrayStream.fill`. Raises FileNotFoundError where the checkpoint was deleted."""
+        with self._presence:
+            self._stream.fill(target)

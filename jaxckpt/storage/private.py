@@ -49,6 +49,12 @@ def base_handler() -> type[Any]:
     return found
 
 
+def is_no_trace_active() -> bool:
+    """Whether JAX certainly neither traces nor transforms the caller. A short cut: False where this version of JAX does not say."""
+    probe = getattr(importlib.import_module("jax._src.core"), "trace_state_clean", None)
+    return callable(probe) and bool(probe())
+
+
 class Coordination(NamedTuple):
     """JAX's coordination service.
 
@@ -80,3 +86,27 @@ def coordination() -> Coordination | None:
                 "JAX that jaxckpt supports, or a newer jaxckpt."
             )
     return None if client is None else Coordination(client, address)
+
+
+def as_weak(array: Any) -> Any:
+    """Makes a jax.Array that nothing else refers to weakly typed, and returns it.
+
+    JAX has no public way to do so that is not a computation, which would change memory kinds and would have to be run by every process of
+    a job. Its own unpickling does it like this.
+    """
+    import jax
+
+    try:
+        array.aval = array.aval.update(weak_type=True)
+    except (AttributeError, TypeError) as error:
+        raise _no_weak_types(jax.__version__) from error
+    if not array.weak_type:
+        raise _no_weak_types(jax.__version__)
+    return array
+
+
+def _no_weak_types(version: str) -> ImportError:
+    return ImportError(
+        f"jaxckpt uses the attribute aval of a jax.Array, which JAX {version} does not have like this. Install a version of JAX that "
+        "jaxckpt supports, or a newer jaxckpt."
+    )

@@ -5,42 +5,32 @@ A path has one entry however it is spelled. It lasts no longer than the save tha
 
 import os
 import weakref
-from typing import NamedTuple
 
 from jaxckpt.storage import files
 
-
-class _Reservation(NamedTuple):
-    identity: str
-    owner: "weakref.ref[object]"
-
-
-# By the absolute path that was reserved. A link on the way may change while the save runs.
-_reserved: dict[str, _Reservation] = {}
+# The absolute path that was reserved and what identifies it (a link on the way may change while the save runs), and whose it is. A
+# save that an interrupt dropped holds none.
+_reserved: "weakref.WeakValueDictionary[tuple[str, str], object]" = weakref.WeakValueDictionary()
 
 
 def reserve(path: str, owner: object) -> None:
-    """Notes that the save `owner` of this process works on `path`."""
-    _reserved[files.absolute(path)] = _Reservation(files.identity(path), weakref.ref(owner))
+    """Notes that a save of this process works on `path`, for as long as its `owner` lasts."""
+    _reserved[files.absolute(path), files.identity(path)] = owner
 
 
 def release(path: str, owner: object) -> None:
-    """Notes that the save is over. Another save's reservation of the path stays."""
-    key = files.absolute(path)
-    if key in _reserved and _reserved[key].owner() in (owner, None):
-        del _reserved[key]
+    """Notes that the save is over, if the absolute path is the owner's. Idempotent."""
+    for key, found in list(_reserved.items()):
+        if key[0] == path and found is owner:
+            _reserved.pop(key, None)
 
 
 def holds(path: str) -> bool:
     """Whether a save of this process works on `path`."""
-    return bool(_reserved) and files.identity(path) in _identities()
+    return bool(_reserved) and files.identity(path) in [identity for _, identity in list(_reserved)]
 
 
 def names(directory: str) -> list[str]:
     """Returns the names of what saves of this process work on in `directory`."""
     here = os.path.dirname(files.identity(os.path.join(directory, "name")))
-    return [os.path.basename(path) for path in _identities() if os.path.dirname(path) == here]
-
-
-def _identities() -> list[str]:
-    return [identity for identity, owner in list(_reserved.values()) if owner() is not None]
+    return [os.path.basename(path) for _, path in list(_reserved) if os.path.dirname(path) == here]

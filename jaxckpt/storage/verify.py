@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import digests, files, layout, tree_metadata
+from jaxckpt.storage import description, digests, files, layout, tree_metadata
 from jaxckpt.storage.opened import StoredCheckpoint
 
 _GROUP_BYTES = 256 << 20
@@ -35,6 +35,7 @@ class VerifyReport:
       leaves: number of leaves.
       bytes: bytes of all arrays that were read.
       files: number of files that were checked.
+      unread: names of leaves that only a type handler of the program that saved them can read; nothing is known of them.
     """
 
     path: str
@@ -43,6 +44,7 @@ class VerifyReport:
     leaves: int
     bytes: int
     files: int
+    unread: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -59,6 +61,8 @@ class VerifyReport:
             lines.append(
                 "  carries no checksums (not written by jaxckpt): everything can be read, but a flipped bit would go unnoticed"
             )
+        if self.unread:
+            lines.append(f"  not read, because only the program's own type handler can: {', '.join(self.unread)}")
         lines += [f"  {problem.where}: {problem.what}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -74,20 +78,28 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
       The report; damage is in it, not raised.
 
     Raises:
-      FileNotFoundError: nothing is there.
+      FileNotFoundError: nothing is there, or it was deleted while it was read.
       CheckpointError: what is there is no checkpoint.
       OSError: it cannot be read.
     """
     path = os.fspath(path)
-    problems: list[Problem] = []
     try:
         stored = StoredCheckpoint(path, check_data=False)  # Data files are checked below, one by one.
     except CheckpointError as error:
         if type(error) is CheckpointError:
             raise
         return VerifyReport(path, (_problem(error, path),), True, 0, 0, 0)
+    with stored.presence:
+        report = _verified(stored, progress)
+        if not report.ok and (deleted := stored.presence.explain()) is not None:
+            raise deleted
+    return report
+
+
+def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | None) -> VerifyReport:
+    problems: list[Problem] = []
     files = _check_files(stored, problems)
-    arrays = [leaf for leaf in stored.tree.leaves if not leaf.is_empty and not leaf.is_string]
+    arrays = [leaf for leaf in stored.tree.leaves if not (leaf.is_empty or leaf.is_string or leaf.is_foreign)]
     readable = []
     for leaf in arrays:
         try:
@@ -114,8 +126,12 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
                 problems.append(_problem(error, leaf.name))
     if not problems:
         _check_data_files(stored, problems)
-    leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves)
-    return VerifyReport(path, tuple(problems), stored.digests is not None, leaves, total, files)
+    # The save counter is listed as a leaf wherever it stands.
+    leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves) + (description.COUNTER in stored.record)
+    unread = tuple(leaf.name for leaf in stored.tree.leaves if leaf.is_foreign)
+    # What is wrong with the database as a whole has been said for every leaf.
+    problems = list(dict.fromkeys(problems))
+    return VerifyReport(stored.path, tuple(problems), stored.digests is not None, leaves, total, files, unread)
 
 
 def _problem(error: CheckpointError, where: str) -> Problem:
@@ -150,18 +166,17 @@ def _groups(leaves: list[tree_metadata.StoredLeaf], stored: StoredCheckpoint) ->
 def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
     if stored.digests is None:
         return len(files.tree(stored.directory))
-    for name, what in digests.check_sizes(stored.directory, stored.digests):
+    for name, what in digests.check_sizes(stored.inside, stored.digests):
         problems.append(Problem(os.path.join(stored.directory, name), what))
     damaged = {problem.where for problem in problems}
     for name, expected in stored.digests.items():
         path = os.path.join(stored.directory, name)
         if path in damaged:
             continue
-        if digests.is_of_data(expected):
+        if expected.is_of_data:
             continue
-        content = files.read(path)
         try:
-            digests.check(stored.directory, name, content, stored.digests)
+            digests.check(stored.directory, name, stored.read_file(name), stored.digests)
         except CheckpointError as error:
             problems.append(_problem(error, path))
     return len(stored.digests) + 1
@@ -170,8 +185,8 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
 def _check_data_files(stored: StoredCheckpoint, problems: list[Problem]) -> None:
     """Looks for data files that were exchanged for others. Where a leaf is damaged, it has been named already, which says more."""
     for name, expected in (stored.digests or {}).items():
-        if digests.is_of_data(expected):
+        if expected.is_of_data:
             try:
-                digests.check_data(stored.directory, name, stored.digests or {})
+                digests.check_data(stored.inside, name, stored.digests or {})
             except CheckpointError as error:
                 problems.append(_problem(error, os.path.join(stored.directory, name)))

@@ -36,12 +36,17 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
       TimeoutError: after `settings.timeout_secs`.
       BaseException: whatever the source of a piece raised.
     """
-    write_arrays(directory, snapshot.entries, settings)
+    write_arrays(directory, snapshot.entries, settings, snapshot.groups)
     with quiet_gc():
         tree_metadata.write(directory, snapshot, settings)
 
 
-def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettings) -> None:
+def write_arrays(
+    directory: str,
+    entries: Sequence[Entry],
+    settings: WriteSettings,
+    groups: Sequence[Sequence[Entry]] | None = None,
+) -> None:
     """Writes the arrays among `entries`, and nothing else: a database, or a file a chunk if `max_file_size` is small.
 
     Several processes may write different chunks of the same arrays: databases into directories of their own, which `merge` then puts
@@ -49,8 +54,9 @@ def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettin
 
     Args:
       directory: where to; made if it is not there.
-      entries: what; taken one after the other.
+      entries: what.
       settings: how.
+      groups: the same in groups that share no data files; see `Snapshot.groups`.
 
     Raises:
       OSError: with errno.
@@ -59,14 +65,15 @@ def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettin
     """
     files.make_directory(directory)
     deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
-    if files.is_bucket(directory):
-        tensorstore_writer.write(directory, entries, settings, deadline)
-        return
-    if not layout.uses_ocdbt(settings) or settings.compression is not None:
-        tensorstore_writer.write(directory, entries, settings, deadline)
+    if files.is_bucket(directory) or not layout.uses_ocdbt(settings) or settings.compression is not None:
+        # TensorStore begins a new data file with every transaction. An array without elements is in no group.
+        for group in (entries,) if groups is None else (*groups, _without_pieces(entries)):
+            tensorstore_writer.write(directory, group, settings, deadline)
+        if files.is_bucket(directory):
+            return
         if not layout.uses_ocdbt(settings) or os.path.exists(os.path.join(directory, kvstore.OCDBT_MANIFEST)):
             return
-        entries = ()  # TensorStore makes no database of nothing.
+        entries, groups = (), None  # TensorStore makes no database of nothing.
     database = Database(
         directory,
         layout.target_data_file_size(settings),
@@ -74,7 +81,7 @@ def write_arrays(directory: str, entries: Iterable[Entry], settings: WriteSettin
         settings.memory_limit_bytes,
         deadline,
     )
-    database.write(_values(entries, settings))
+    database.write(_values(entries, settings) if groups is None else _grouped_values(entries, groups, settings))
 
 
 def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) -> None:
@@ -109,15 +116,35 @@ def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) ->
     Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(iter(merged.values()))
 
 
-def _values(entries: Iterable[Entry], settings: WriteSettings) -> Iterator[Chunk | Value]:
-    """Yields what the database holds: of every array its zarr.json, and its chunks."""
+def _without_pieces(entries: Iterable[Entry]) -> list[Entry]:
+    return [entry for entry in entries if isinstance(entry.content, ArrayContent) and 0 in entry.content.shape]
+
+
+def _grouped_values(
+    entries: Iterable[Entry], groups: Sequence[Sequence[Entry]], settings: WriteSettings
+) -> Iterator[Chunk | Value]:
+    """Yields what the database holds, the chunks group by group."""
+    yield from (value for value in _values(_without_pieces(entries), settings))
+    described: set[str] = set()
+    for number, group in enumerate(groups):
+        for entry in group:
+            if 0 not in entry.content.shape:  # type: ignore[union-attr]
+                yield from _values((entry,), settings, group=number, is_described=entry.param_name in described)
+                described.add(entry.param_name)
+
+
+def _values(
+    entries: Iterable[Entry], settings: WriteSettings, *, group: int | None = None, is_described: bool = False
+) -> Iterator[Chunk | Value]:
+    """Yields what the database holds: of every array its zarr.json (unless `is_described`), and its chunks."""
     for entry in entries:
         content = entry.content
         if not isinstance(content, ArrayContent):
             continue
         path = layout.array_path(entry.param_name)
         chunks = layout.chunks_of(content, settings)
-        yield Value((path + "zarr.json").encode(), layout.metadata_json(content.shape, content.dtype, chunks))
+        if not is_described:
+            yield Value((path + "zarr.json").encode(), layout.metadata_json(content.shape, content.dtype, chunks))
         if 0 in content.shape:
             continue
         for piece in content.pieces:
@@ -125,10 +152,10 @@ def _values(entries: Iterable[Entry], settings: WriteSettings) -> Iterator[Chunk
                 load = functools.partial(_load, entry, piece, start, shape, chunks, content.dtype)
                 nbytes = math.prod(chunks) * content.dtype.itemsize
                 key = path + layout.chunk_key(index)
-                if not piece.is_remote and nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES:
+                if group is None and not piece.is_remote and nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES:
                     yield Value(key.encode(), checksummed(padded(piece.fetch(start, shape), chunks)))
                 else:
-                    yield Chunk(key, nbytes, piece.is_remote, load)
+                    yield Chunk(key, nbytes, piece.is_remote, load, group)
 
 
 def _load(

@@ -189,3 +189,35 @@ def test_blocks_cover_large_arrays(monkeypatch):
     found = diff._compare_arrays("x", a.reshape(10, 10), np.asfortranarray(b.reshape(10, 10)))
     assert (found.differing, found.largest) == (4, 1.0)
     assert diff._compare_arrays("x", jnp.zeros((0, 3)), jnp.zeros((0, 3))) is None
+
+
+def test_what_is_ignored_is_counted_and_not_called_identical(tmp_path, capsys):
+    state = {"kernel": np.ones(3), "bias": np.zeros(2)}
+    first = jaxckpt.Checkpoint(model=state, step=1).write(tmp_path / "first")
+    second = jaxckpt.Checkpoint(model={**state, "bias": np.ones(2)}, step=2).write(tmp_path / "second")
+
+    def report(*patterns):
+        ignored = [word for pattern in patterns for word in ("--ignore", pattern)]
+        code = main(["diff", "--json", first, second, *ignored])
+        document = json.loads(capsys.readouterr().out)
+        assert main(["diff", first, second, *ignored]) == code
+        captured = capsys.readouterr()
+        last = captured.out.splitlines()[-1]
+        return code, document["identical"], document["leaves"], document["ignored"], last, captured.err
+
+    everything = len(jaxckpt.load_checkpoint(first).keys())
+    left = everything - 2
+    assert report() == (1, False, everything, 0, f"different: 2 of {everything} leaves", "")
+    code, identical, leaves, ignored, last, error = report("step", "*/bias", "st*")
+    assert (code, identical, leaves, ignored, error) == (0, True, left, 2, "")
+    assert last.startswith(f"identical: {left} lea")
+    assert last.endswith("bit for bit; 2 leaves left out by --ignore, not compared")
+    code, identical, leaves, ignored, last, error = report("step", "bais")
+    assert (code, identical, leaves, ignored) == (1, False, everything - 1, 1)
+    assert last == f"different: 1 of {everything - 1} leaves; 1 leaf left out by --ignore, not compared"
+    assert error == "jaxckpt diff: warning: --ignore 'bais' matches no leaf of either checkpoint\n"
+    assert report("*") == (
+        *(0, None, 0, everything),
+        f"nothing compared; {everything} leaves left out by --ignore, not compared",
+        "",
+    )

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
+from flax import nnx
 
 HERE = Path(__file__).parent
 NUMPY_DTYPES = [
@@ -190,12 +192,36 @@ def chunks() -> dict[str, Any]:
     }
 
 
+class Net(nnx.Module):
+    """A sequence without holes, one with a hole (a function has no state), and a random stream."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(1)
+        self.blocks = nnx.List([nnx.Linear(3, 3, rngs=rngs) for _ in range(2)])
+        self.layers = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.relu, nnx.Linear(4, 2, use_bias=False, rngs=rngs))
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+
+def nnx_program() -> dict[str, Any]:
+    """What an NNX program saves: its model, and an optimizer whose state begins with a hole (clipping has none)."""
+    net = Net()
+    optimizer = nnx.Optimizer(net, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), wrt=nnx.Param)
+    for seed, (_, variable) in enumerate(
+        [*nnx.to_flat_state(nnx.state(net)), *nnx.to_flat_state(nnx.state(optimizer))], 60
+    ):
+        value = variable.get_value()
+        if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            variable.set_value(on_device(value.dtype.name, value.shape, seed))
+    return {"model": net, "optimizer": optimizer}
+
+
 VALUES: dict[str, Callable[[], dict[str, Any]]] = {
     "leaf_kinds": leaf_kinds,
     "model": model,
     "small_model": small_model,
     "compressible": compressible,
     "chunks": chunks,
+    "nnx": nnx_program,
 }
 SAVE_COUNTER = 7
 # What plain Orbax writes: the format of arrays, whether they share files (OCDBT), and compression. Orbax's defaults are the first
@@ -215,6 +241,7 @@ def _options(name: str) -> Any:
         "leaf_kinds": {},
         "model": {},
         "model_named_files": {},  # Data files begin with their names; those of the ones above were sampled.
+        "model_counter_beside": {},  # The save counter is not in the tree any more.
         "model_async_small_files": {"enable_async": True, "orbax": jaxckpt.OrbaxSettings(target_data_file_size=1000)},
         "chunks": {"orbax": jaxckpt.OrbaxSettings(chunk_byte_size=500)},
         "chunks_zstd": {"orbax": jaxckpt.OrbaxSettings(chunk_byte_size=500, compression="zstd")},
@@ -224,6 +251,8 @@ def _options(name: str) -> Any:
             "experimental_sharding_callback": jaxckpt.MaxShardSizePolicy(5000),
             "orbax": jaxckpt.OrbaxSettings(compression="zstd"),
         },
+        "nnx_as_sequences": {},  # Containers of NNX objects were described as sequences, also those with holes,
+        "nnx": {},  # and are described as dicts now.
     }
     return kinds if not name else jaxckpt.CheckpointOptions(**kinds[name])
 

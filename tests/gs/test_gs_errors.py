@@ -193,7 +193,7 @@ def test_a_save_that_is_running(bucket: Bucket) -> None:
     with pytest.raises(FileNotFoundError, match=f"Not committed yet: process {os.getpid()} is saving"):
         checkpoint().restore(path)
     claim.release()
-    with pytest.raises(FileNotFoundError, match="No checkpoint there"):
+    with pytest.raises(FileNotFoundError, match="No checkpoint at this path"):
         checkpoint().restore(path)
 
 
@@ -297,3 +297,38 @@ class TestAddresses:
     def test_spelling(self) -> None:
         assert paths.absolute("gs://bucket//a/b/") == "gs://bucket/a/b"
         assert paths.checked_path("gs://bucket/a/ckpt", "file_prefix") == "gs://bucket/a/ckpt"
+
+
+class TestDeletedWhileItIsRead:
+    def test_a_reader_says_so(self, bucket: Bucket) -> None:
+        for number, away in enumerate((storage.delete, lambda path: checkpoint().write(path))):
+            path = checkpoint().write(bucket.path(f"run/ckpt{number}"))
+            reader = jaxckpt.load_checkpoint(path)
+            away(path)
+            with pytest.raises(FileNotFoundError, match="deleted while it was read") as caught:
+                reader.get_tensor("value")
+            assert caught.value.filename == path
+
+    def test_a_restore_says_so(self, bucket: Bucket) -> None:
+        path = checkpoint().write(bucket.path("run/ckpt"))
+        requests = []
+
+        def rule(request: Request) -> int | None:
+            requests.append(request)
+            # Afterwards nothing of it is there.
+            return 404 if len(requests) > 4 else None
+
+        bucket.rule(rule)
+        target = jaxckpt.Checkpoint(value=np.zeros(1000))
+        with pytest.raises(FileNotFoundError, match="deleted while it was read"):
+            target.restore(path)
+        assert not target.value.any()
+        assert len(requests) > 4
+
+    def test_damage_is_still_damage(self, bucket: Bucket) -> None:
+        path = checkpoint().write(bucket.path("run/ckpt"))
+        data = [name for name in objects.tree(path) if name.startswith("d/")]
+        for name in data:
+            objects.remove(f"{path}/{name}")
+        with pytest.raises(jaxckpt.CorruptCheckpointError):
+            checkpoint().restore(path)

@@ -13,6 +13,7 @@ SETTINGS = {
     "plain": {},
     "zstd": {"compression": "zstd"},
     "limited": {"experimental_sharding_callback": jaxckpt.MaxShardSizePolicy(20_000)},
+    "grouped": {"experimental_sharding_callback": mp_programs.ByTopName()},
     "chunked": {"chunk_byte_size": 4096, "target_data_file_size": 50_000, "compression": "zstd"},
 }
 
@@ -39,6 +40,8 @@ def test_orbax_reads_what_the_io_process_wrote(jobs, readers, processes: int, io
     inside = job.disks[io].path / Path(path).relative_to(job.private)
     if name == "limited":
         assert mp_programs.largest_file(str(inside)) <= 20_000
+    if name == "grouped":
+        mp_programs.assert_grouped(str(inside))
     read(readers, inside)
 
 
@@ -48,6 +51,8 @@ def test_orbax_reads_what_all_processes_wrote(jobs, readers, name: str) -> None:
     (path, *_) = job.run(mp_programs.save_for_orbax, jobs.directory(job), None, **SETTINGS[name])
     if name == "limited":
         assert mp_programs.largest_file(path) <= 20_000
+    if name == "grouped":
+        mp_programs.assert_grouped(path)
     read(readers, path)
 
 

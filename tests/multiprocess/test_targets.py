@@ -97,3 +97,12 @@ def test_host_leaves_that_differ_are_named_and_those_of_process_0_stored(jobs) -
             assert all("process" in text for text in warned)
             assert values == ([0, 1, 2, 3, 4], "text 0", b"xxx", 0, 0, [0, 0, 0], 0)
             assert more == ([0, 1, 2], [0, 0], 5)
+
+
+def test_nnx_variables(jobs) -> None:
+    """Raw values, nested; and a Variable under two names, for which only the last process has two values."""
+    for found in run_both(jobs, mp_programs.nnx_values):
+        assert [outcome[0] for outcome in found] == ["", "", ""]
+        assert all("a/w and b/w are one object" in outcome[1] for outcome in found), found
+        assert found[2][1].startswith("ValueError")
+        assert "Process 2 failed" in found[0][1]

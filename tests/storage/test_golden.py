@@ -16,13 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from golden import make
 from orbax.checkpoint import v1
 
 import jaxckpt
 
 GOLDEN = Path(make.__file__).parent
-ALL = sorted(path for writer in GOLDEN.iterdir() for path in writer.glob("*/") if writer.is_dir())
+EVERY = sorted(path for writer in GOLDEN.iterdir() for path in writer.glob("*/") if writer.is_dir())
+# NNX objects are restored in place, and compared otherwise than values.
+NNX = [path for path in EVERY if make.values_of(path.name) == "nnx"]
+ALL = [path for path in EVERY if path not in NNX]
 FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "16"))
 OWN = [path for path in ALL if path.parent.name.startswith("jaxckpt-")]
 quiet_orbax = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")
@@ -106,7 +110,8 @@ def as_read(value: Any) -> Any:
 def test_all_of_them_are_there() -> None:
     """Also those that a version before this one wrote; whoever removes one has to say so here."""
     assert {path.parent.name for path in OWN} >= {"jaxckpt-0.1.0"}
-    assert {path.name for path in ALL} >= {path.name for path in make.goldens()}
+    assert {path.name for path in EVERY} >= {path.name for path in make.goldens()}
+    assert len(NNX) >= 2
     assert sum(file.stat().st_size for file in GOLDEN.rglob("*") if file.is_file()) < 1_000_000
 
 
@@ -206,7 +211,9 @@ def test_plain_orbax_restores_what_jaxckpt_wrote(original: Path, api: str, tmp_p
             found = checkpointer.restore(path)
     else:
         found = v1.load(path)
-    assert found["save_counter"] == make.SAVE_COUNTER
+    # It was a leaf of the tree once.
+    assert found.pop("save_counter", None) == (None if path.name == "model_counter_beside" else make.SAVE_COUNTER)
+    assert found.keys() == expected.keys()
     for name in ("params", "large", "line", "plane", "cube", "one", "ramp", "zeros", "few", "numpy", "jax"):
         if name not in expected:
             continue
@@ -288,3 +295,36 @@ def test_the_comparison_can_fail(original: Path, tmp_path: Path) -> None:
 
 def _size(file: Path) -> int:
     return file.stat().st_size
+
+
+def nnx_states(values: dict[str, Any]) -> dict[str, Any]:
+    """What is in NNX objects, as nested dicts."""
+    return {name: nnx.to_pure_dict(nnx.state(value)) for name, value in values.items()}
+
+
+def listed(tree: Any) -> Any:
+    """The same as a reader has it: numpy arrays, and lists for sequences without holes."""
+    if not isinstance(tree, dict):
+        return as_read(tree)
+    built = {key: listed(child) for key, child in tree.items()}
+    return list(built.values()) if built and list(built) == list(range(len(built))) else built
+
+
+@pytest.mark.parametrize("original", NNX, ids=identifier)
+def test_nnx_objects(original: Path, tmp_path: Path) -> None:
+    """However their containers are described, the same objects and the same tree come back."""
+    path = Path(shutil.copytree(original, tmp_path / original.name))
+    expected = nnx_states(make.nnx_program())
+    values = make.nnx_program()
+    for value in values.values():
+        nnx.update(value, jax.tree.map(blank, nnx.state(value)))
+    checkpoint = jaxckpt.Checkpoint(**values)
+    checkpoint.restore(path).assert_consumed()
+    assert_same(nnx_states(values), expected)
+    assert checkpoint.save_counter == make.SAVE_COUNTER
+    tree = jaxckpt.load_checkpoint(path).tree()
+    assert tree["model"]["layers"]["layers"].keys() == {0, 2}
+    assert isinstance(tree["model"]["blocks"], list)
+    assert tree["optimizer"]["opt_state"].keys() == {1}
+    assert_same(tree, {**listed(expected), "save_counter": make.SAVE_COUNTER})
+    assert jaxckpt.verify(path).ok

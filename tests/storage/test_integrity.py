@@ -290,7 +290,7 @@ def test_plain_orbax_detects_flips_of_array_bytes(api: str, layout: str, tmp_pat
         for file in path.rglob("*")
         if file.is_file() and file.stat().st_size > 2000 and not file.name.startswith("_")
     ]
-    target = {"array": np.zeros_like(array), "save_counter": 0}
+    target = {"array": np.zeros_like(array)}
     detected = 0
     for _ in range(FLIPS // 3):
         file = rng.choice(data)

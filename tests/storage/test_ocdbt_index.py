@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -61,13 +60,22 @@ def test_all_keys_deleted(tmp_path: Path) -> None:
     assert by_us(tmp_path) == {}
 
 
-@pytest.mark.parametrize(
-    "config", [{"compression": {"id": "zstd"}}, {"compression": None, "manifest_kind": "numbered"}]
-)
-def test_forms_that_are_left_to_tensorstore(config: Any, tmp_path: Path) -> None:
-    store(tmp_path, config=config).write("a", b"1").result()
+def test_forms_that_are_left_to_tensorstore(tmp_path: Path) -> None:
+    store(tmp_path, config={"compression": None, "manifest_kind": "numbered"}).write("a", b"1").result()
     with pytest.raises(UnknownFormatError):
         by_us(tmp_path)
+
+
+@pytest.mark.parametrize("level", [-5, 0, 3, 19])
+@pytest.mark.parametrize("node", [500, 100_000_000])
+def test_compressed_nodes(node: int, level: int, tmp_path: Path) -> None:
+    """As Orbax writes them. The size of their content is not written anywhere."""
+    config = {"compression": {"id": "zstd", "level": level}, "max_decoded_node_bytes": node}
+    opened = store(tmp_path, config=config)
+    with ts.Transaction() as transaction:
+        for number in range(4000):
+            opened.with_transaction(transaction).write(f"layer_with_a_name/{number}", b"v" * (number % 400)).result()
+    assert by_us(tmp_path) == by_tensorstore(tmp_path)
 
 
 def merged_by_tensorstore(directory: Path, node: int) -> None:

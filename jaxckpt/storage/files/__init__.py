@@ -70,9 +70,17 @@ def tree(directory: str) -> list[str]:
     return bucket.tree(directory) if is_bucket(directory) else local.tree(directory)
 
 
-def read(path: str) -> bytes:
-    """Returns the content of a file. Raises OSError."""
-    return bucket.read(path) if is_bucket(path) else local.read(path)
+def read(path: str, limit: int | None = None) -> bytes:
+    """Returns the content of a file.
+
+    Args:
+      path: of the file.
+      limit: how many bytes it may have; not known of an object in a bucket before it has been read.
+
+    Raises:
+      OSError: it cannot be read. On a local path: EINVAL if it is not a regular file, EFBIG if it is larger than `limit`.
+    """
+    return bucket.read(path) if is_bucket(path) else local.read(path, limit)
 
 
 def write(path: str, content: bytes) -> None:

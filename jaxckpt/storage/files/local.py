@@ -1,7 +1,56 @@
 """Files of the operating system."""
 
+import errno
+import fcntl
 import os
+import stat
 from collections.abc import Sequence
+
+# Without waiting for the other end of a pipe, and without becoming the terminal's session.
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a link",
+}
+
+
+def irregular(mode: int, path: str) -> OSError:
+    """Returns the error for what is not a regular file."""
+    if stat.S_ISDIR(mode):
+        return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    return OSError(errno.EINVAL, f"This is {kind}, not a regular file", path)
+
+
+def open_regular(path: str, flags: int = 0) -> int:
+    """Opens a regular file for reading, and returns its descriptor. Never waits: a pipe or a device is refused.
+
+    Args:
+      path: of the file.
+      flags: besides those for reading.
+
+    Raises:
+      OSError: it cannot be opened; EINVAL if it is not a regular file.
+    """
+    try:
+        descriptor = os.open(path, _OPEN | flags)
+    except OSError as error:
+        # A socket cannot be opened at all.
+        if error.errno == errno.ENXIO:
+            raise irregular(os.stat(path).st_mode, path) from error
+        raise
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise irregular(mode, path)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def absolute(path: str) -> str:
@@ -56,10 +105,22 @@ def tree(directory: str) -> list[str]:
     return sorted(found)
 
 
-def read(path: str) -> bytes:
-    """Returns the content of a file."""
-    with open(path, "rb") as file:
-        return file.read()
+def read(path: str, limit: int | None = None) -> bytes:
+    """Returns the content of a regular file. Raises OSError; EFBIG if it is larger than `limit`."""
+    return read_descriptor(open_regular(path), path, limit)
+
+
+def read_descriptor(descriptor: int, path: str, limit: int | None = None) -> bytes:
+    """Returns the content of an open file and closes it. As `read`."""
+    with open(descriptor, "rb", buffering=0) as file:
+        size = os.fstat(descriptor).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"This file has {size} bytes, more than such a file may have ({limit})", path)
+        # Not to its end, which a file that grows does not have.
+        content = file.read(size)
+        while len(content) < size and (more := file.read(size - len(content))):
+            content += more
+        return content
 
 
 def write(path: str, content: bytes) -> None:
@@ -70,7 +131,7 @@ def write(path: str, content: bytes) -> None:
 
 def ranges(path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
     """Returns parts of a file."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_regular(path)
     try:
         size = os.fstat(descriptor).st_size
         return [os.pread(descriptor, length, start if start >= 0 else max(0, size + start)) for start, length in parts]

@@ -1,0 +1,127 @@
+"""Stored numbers → numbers of another dtype of the same kind, where that is allowed: checked by value, so that nothing wrong is loaded."""
+
+import enum
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from jaxckpt.storage.aligned import aligned_empty
+
+# Converted at a time: the temporary arrays of a large one stay small.
+_BLOCK = 1 << 18
+# Also for the dtypes that numpy does not know.
+_finfo: Any = jnp.finfo
+_iinfo: Any = jnp.iinfo
+
+
+class Rule(enum.Enum):
+    """What a conversion may do to a value."""
+
+    EXACT = "the value must be representable"
+    ROUND = "a Python float is rounded to the nearest, as JAX does when a program makes an array of it"
+    CAST = "the caller has asked for it"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How the numbers of one leaf get the dtype of its target.
+
+    Attributes:
+      name: of the leaf, for errors.
+      path: of the checkpoint, for errors.
+      dtype: the target's.
+      rule: what may happen to values.
+    """
+
+    name: str
+    path: str
+    dtype: np.dtype[Any]
+    rule: Rule
+
+    def __call__(self, stored: np.ndarray) -> np.ndarray:
+        """Returns a new array of the target's dtype.
+
+        Raises:
+          ValueError: a value that the dtype cannot hold; names the leaf, the value and the dtype.
+        """
+        new = aligned_empty(stored.shape, self.dtype)
+        source, target = np.ascontiguousarray(stored).reshape(-1), new.reshape(-1)
+        if number_kind(self.dtype) == "c":  # Two numbers, each of which has to fit.
+            source, target = source.view(source.real.dtype), target.view(target.real.dtype)
+        convert = self._integers if number_kind(self.dtype) == "i" else self._floats
+        for start in range(0, source.size, _BLOCK):
+            convert(source[start : start + _BLOCK], target[start : start + _BLOCK])
+        return new
+
+    def _integers(self, source: np.ndarray, target: np.ndarray) -> None:
+        limits = _iinfo(self.dtype)
+        # As Python's own ints: of an int64 and a uint64 numpy would make floats.
+        for value in (int(source.min()), int(source.max())):
+            if not int(limits.min) <= value <= int(limits.max):
+                raise self._refusal(value, f"holds {limits.min} to {limits.max}")
+        target[...] = source.astype(target.dtype)
+
+    def _floats(self, source: np.ndarray, target: np.ndarray) -> None:
+        with np.errstate(all="ignore"):
+            target[...] = source.astype(target.dtype)
+            if _holds_all(target.dtype, source.dtype):
+                return
+            largest = float(_finfo(target.dtype).max)
+            bad = (np.isnan(source) != np.isnan(target)) | (np.isinf(source) != np.isinf(target))
+            bad |= np.isfinite(source) & (np.abs(source.astype(np.float64)) > largest)
+            if bad.any():
+                raise self._refusal(source[bad][0], f"holds finite numbers up to {largest:.6g}")
+            if self.rule is Rule.EXACT:
+                bad = (target.astype(source.dtype) != source) & ~np.isnan(source)
+                if bad.any():
+                    nearest = target[bad][0]
+                    raise self._refusal(source[bad][0], f"has {nearest} as the nearest number")
+
+    def _refusal(self, value: Any, reason: str) -> ValueError:
+        advice = "Restore into a target of the stored dtype, or of a wider one."
+        if self.rule is Rule.EXACT and number_kind(self.dtype) != "i":
+            advice = "Restore into a target of the stored dtype, or call restore(path, cast=True), which rounds."
+        return ValueError(
+            f"{self.name}: {self.path} holds {value}, which the target's dtype {self.dtype} cannot hold: it {reason}. {advice}"
+        )
+
+
+@functools.cache
+def number_kind(dtype: Any) -> str:
+    """Returns "b", "i", "f" or "c" for bools, integers, floating and complex numbers of any width, "" for anything else."""
+    kinds: tuple[tuple[Any, str], ...] = (
+        (np.bool_, "b"),
+        (np.integer, "i"),
+        (np.floating, "f"),
+        (np.complexfloating, "c"),
+    )
+    return next((letter for kind, letter in kinds if jnp.issubdtype(dtype, kind)), "")
+
+
+@functools.cache
+def _holds_all(wide: Any, narrow: Any) -> bool:
+    """Whether one floating dtype holds every number of another one."""
+    if {wide, narrow} - {np.dtype(each) for each in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)}:
+        return False
+    a, b = _finfo(wide), _finfo(narrow)
+    return bool(a.nmant >= b.nmant and a.maxexp >= b.maxexp)
+
+
+def scalar_rule(stored: np.dtype[Any], kind: str | None) -> Rule:
+    """Returns the rule for a scalar.
+
+    A Python float is stored in 64 bits because it has no dtype of its own: a program that makes an array of 1e-4 has it rounded. A numpy
+    scalar has a dtype that somebody chose, and an int has no nearest one.
+
+    Args:
+      stored: its dtype.
+      kind: what jaxckpt noted of the leaf ("numpy" for a numpy scalar).
+    """
+    return Rule.ROUND if kind is None and stored in _PYTHON else Rule.EXACT
+
+
+_PYTHON = (np.dtype(np.float64), np.dtype(np.complex128))
