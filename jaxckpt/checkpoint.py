@@ -421,14 +421,19 @@ class Checkpoint:
             self._restored.clear()
             self._restored.update(old_restored)
 
+        named = {name: value for name, value in new.items() if name in self._values}
+        fields = {name: value for name, value in new.items() if name not in named}
         adapter = objects.root_adapter(self._root)
-        for name, value in new.items():
-            if name in self._values:
-                self._values[name] = value
-            elif adapter is not None:
+        restored = {}
+        if fields and adapter is None:
+            expanded = roots.expand_root(self._root)
+            restored = {name: (expanded[name], value) for name, value in fields.items()}
+        # Each in one step: an interrupt in a loop would leave some values old and some new.
+        self._values.update(named)
+        self._restored.update(restored)
+        if adapter is not None:
+            for name, value in fields.items():
                 undos.append(adapter.set_child(self._root, name, value))
-            else:
-                self._restored[name] = (roots.expand_root(self._root)[name], value)
         return put_back
 
     # -- waiting ------------------------------------------------------------------------------------------------------------------
