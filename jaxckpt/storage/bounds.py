@@ -33,7 +33,7 @@ KEY_BYTES = 65535
 TREE_HEIGHT = 32
 # Keys and paths share prefixes on disk. In memory they may take this, and so many times the bytes of their nodes on disk.
 EXPANDED_KEY_BYTES = 64 << 20
-EXPANDED_KEY_RATIO = 128
+EXPANDED_KEY_RATIO = 64
 # A compressed B-tree node may expand to this, and to so many times its bytes (names that are alike shrink to a hundredth).
 EXPANDED_NODE_BYTES = 4 << 20
 EXPANDED_NODE_RATIO = 1000

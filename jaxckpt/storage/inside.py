@@ -42,6 +42,11 @@ def checked_name(name: str) -> str:
         raise DamagedError(f"the file name {name[:80]!r} is impossible")
     if ".." in name and ".." in name.split("/"):
         raise DamagedError(f"the file name {name[:80]!r} leads out of the checkpoint")
+    if not name.isascii():
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError as error:
+            raise DamagedError(f"the file name {name[:80]!a} is not text") from error
     return name
 
 

@@ -110,7 +110,8 @@ class _Worker:
             if line is None:
                 code = self._process.wait()
                 name = signal.Signals(-code).name if code < 0 else str(code)
-                return {"what": what, "findings": [{"kind": "died", "call": call, "signal": name}]}
+                stacks = Path(self._root, "stacks").read_text(errors="replace")[:3000]
+                return {"what": what, "findings": [{"kind": "died", "call": call, "signal": name, "stacks": stacks}]}
             found: dict[str, Any] = json.loads(line)
             if "findings" in found:
                 return found

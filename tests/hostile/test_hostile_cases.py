@@ -492,7 +492,7 @@ def test_file_names_that_leave_the_checkpoint(base: str, name: bytes, tmp_path: 
         jaxckpt.load_checkpoint(path).tree()
 
 
-@pytest.mark.parametrize("key", ["..", "../outside", "/etc", "a\0b"])
+@pytest.mark.parametrize("key", ["..", "../outside", "/etc", "a\0b", "\ud800"])
 def test_names_of_leaves_that_leave_the_checkpoint(key: str, tmp_path: Path) -> None:
     """Where every array is a directory, its name is a path."""
     path = copy(FILES, tmp_path)
@@ -714,9 +714,9 @@ def test_notes_in_a_bucket(fields: dict[str, Any]) -> None:
 
 
 def test_names_of_files() -> None:
-    for name in ("a", "d/0123", "ocdbt.process_0/d/01", "a..b", "...", "x/..y"):
+    for name in ("a", "d/0123", "ocdbt.process_0/d/01", "a..b", "...", "x/..y", "ünï ✓"):
         assert inside.checked_name(name) == name
-    for name in ("", "/a", "..", "../a", "a/..", "a/../b", "a\0", "x" * 5000):
+    for name in ("", "/a", "..", "../a", "a/..", "a/../b", "a\0", "x" * 5000, "\ud800"):
         with pytest.raises(documents.DamagedError):
             inside.checked_name(name)
 

@@ -3,6 +3,7 @@
 Run as a program. Reads lines ``SEED NUMBER``, and answers each with a line of JSON.
 """
 
+import faulthandler
 import gc
 import json
 import os
@@ -36,6 +37,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ROOM, resource.RLIM_INFINITY))
     # Where there is one, in a file system that is memory: cases are made and removed by the thousand.
     root = Path(tempfile.mkdtemp(prefix="hostile-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    # Kept open: what kills this process is written there.
+    stacks = open(root / "stacks", "w")  # noqa: SIM115
+    faulthandler.enable(stacks)
     answers.write(json.dumps({"root": str(root)}) + "\n")
     answers.flush()
     for line in sys.stdin:
@@ -102,6 +106,9 @@ def _measured(call: Any, expected: tuple[type[BaseException], ...], on_disk: int
 def _ending(call: Any, expected: tuple[type[BaseException], ...]) -> dict[str, str]:
     try:
         call()
+    except UnicodeError as error:
+        # A ValueError as well, but nobody meant to raise it.
+        return {"error": type(error).__name__, "traceback": "".join(traceback.format_exception(error))[-3000:]}
     except expected as error:
         return {"error": type(error).__name__}
     except BaseException as error:
