@@ -107,7 +107,7 @@ class Flight:
         if (error := self.take_error()) is not None:
             consequence = "was saved, but a callback failed" if self.wrote else "was NOT saved"
             _say(
-                f"jaxckpt: the program ends with an error that nobody asked for: {self.what} {consequence}:\n"
+                f"jaxckpt: unreported error of a background save: {self.what} {consequence}:\n"
                 + "".join(traceback.format_exception(error))
             )
 
