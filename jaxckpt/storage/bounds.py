@@ -31,9 +31,11 @@ PATH_BYTES = 4096
 KEY_BYTES = 65535
 # Levels of a B-tree: with two children a node, 2**32 leaves.
 TREE_HEIGHT = 32
-# Keys and paths share prefixes on disk. In memory they may take this, and so many times the bytes of their nodes on disk.
+# Keys and paths share prefixes on disk. In memory they may take this, and so many times the bytes of their nodes: as they are, and on disk
+# where they are compressed (names that are alike shrink to a fiftieth).
 EXPANDED_KEY_BYTES = 64 << 20
-EXPANDED_KEY_RATIO = 64
+EXPANDED_KEY_RATIO = 16
+EXPANDED_KEY_COMPRESSED_RATIO = 64
 # A compressed B-tree node may expand to this, and to so many times its bytes (names that are alike shrink to a hundredth).
 EXPANDED_NODE_BYTES = 4 << 20
 EXPANDED_NODE_RATIO = 1000

@@ -122,7 +122,6 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
       UnknownFormatError, DamagedError: see the module.
     """
     memory = Memory() if memory is None else memory
-    memory.left += bounds.EXPANDED_KEY_RATIO * len(content)
     cursor = _Cursor(content, NODE, memory)
     if cursor.take(1)[0] != height:
         raise DamagedError("a B-tree node is of another height")
@@ -217,6 +216,9 @@ class _Cursor:
                 raise UnknownFormatError("compressed as only TensorStore knows") from error
             self._at = 0
         self._memory = memory
+        memory.left += min(
+            bounds.EXPANDED_KEY_RATIO * len(self._data), bounds.EXPANDED_KEY_COMPRESSED_RATIO * len(content)
+        )
         self._array = np.frombuffer(self._data, np.uint8)
 
     def take(self, count: int) -> bytes:

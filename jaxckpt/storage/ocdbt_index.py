@@ -80,13 +80,13 @@ class Index:
             position = bisect.bisect_right(self._gaps, encoded, key=lambda gap: gap.low) - 1
             gap = self._gaps[max(0, position)]
             if gap.low <= encoded and (gap.high is None or encoded < gap.high):
-                raise gap.error
+                raise gap.error.with_traceback(None)
         return found
 
     def entries(self) -> Iterator[Entry]:
         """Yields everything. Raises what `get` raises if anything cannot be read."""
         if self._gaps:
-            raise self._gaps[0].error
+            raise self._gaps[0].error.with_traceback(None)
         yield from map(Entry._make, self._values.items())
 
     def stored(self, prefix: str) -> Stored:
@@ -124,7 +124,8 @@ class Index:
         except UnknownFormatError:
             raise
         except (DamagedError, FileNotFoundError) as error:
-            self._gaps.append(_Gap(low, high, error))
+            # Its traceback would keep what the node was decoded to.
+            self._gaps.append(_Gap(low, high, error.with_traceback(None)))
             return
         if not height:
             return
