@@ -41,6 +41,7 @@ from jaxckpt.uninterrupted import uninterrupted
 _log = logging.getLogger("jaxckpt")
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
+_LOCK = ".__lock"
 # Files of a checkpoint, which an array's directory cannot be called.
 _FILES = {
     *(tree_metadata.FILE, tree_metadata.STRINGS, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
@@ -295,7 +296,12 @@ def sync_tree(directory: str) -> None:
     """Syncs every file and directory below `directory`, and itself."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in names:
-            _sync(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                _sync(os.path.join(folder, name), os.O_RDONLY)
+            except FileNotFoundError:
+                # TensorStore of another process, which writes into the same directory, has given up its lock meanwhile.
+                if not name.endswith(_LOCK):
+                    raise
         sync_directory(folder)
 
 
