@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from jaxckpt.storage import files
+from jaxckpt.uninterrupted import uninterrupted
 
 if sys.platform != "win32":
     import fcntl
@@ -32,15 +33,23 @@ def update(directory: str, change: Callable[[], _T]) -> _T:
     Raises:
       OSError: with errno; as of `locked`, or others have changed the file all the time.
     """
-    end = time.monotonic() + _WAIT_SECS
-    with locked(directory):
-        while True:
-            try:
-                return change()
-            except files.bucket.ChangedError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(random.uniform(0.05, 0.5))
+    result: list[_T] = []
+
+    def work() -> None:
+        end = time.monotonic() + _WAIT_SECS
+        with locked(directory):
+            while True:
+                try:
+                    result.append(change())
+                    return
+                except files.bucket.ChangedError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(random.uniform(0.05, 0.5))
+
+    # An interrupt that kept the lock from being given back would let all others wait.
+    uninterrupted(work)
+    return result[0]
 
 
 @contextlib.contextmanager

@@ -174,7 +174,9 @@ def _leaf(content: Any) -> tuple[Any, Any]:
     if content.value_type == "np.ndarray":
         return array, np.zeros_like(array)
     sharding = content.sharding if content.sharding.memory_kind in (None, "device") else None
-    return array, jax.ShapeDtypeStruct(content.shape, content.dtype, sharding=sharding or jax.devices()[0].sharding)
+    return array, jax.ShapeDtypeStruct(
+        content.shape, content.dtype, sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    )
 
 
 class Recorded(NamedTuple):

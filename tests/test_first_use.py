@@ -166,14 +166,14 @@ def test_a_private_module_waits_for_its_package(tmp_path: Path) -> None:
 
         def package():
             try:
-                print(importlib.import_module("slow").value)
+                sys.stdout.write(f"{importlib.import_module('slow').value}\\n")
             except BaseException:
                 traceback.print_exc(file=sys.stdout)
 
         thread = threading.Thread(target=package)
         thread.start()
         assert events.begun.wait(60)
-        print(private._import("slow.child", "value"))
+        sys.stdout.write(f"{private._import('slow.child', 'value')}\\n")
         thread.join()
     """
     assert run(code, tmp_path) == "3\n3\n"

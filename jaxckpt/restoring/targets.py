@@ -31,7 +31,7 @@ def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
       ValueError: an abstract mesh that is not the current one, or a sharding that does not fit the shape; names the leaf.
     """
     fitting: _Fits = {}
-    mesh = jax.sharding.get_mesh()
+    mesh = _current_mesh()
     return [_resolved(leaf, mesh, fitting) if kind_of(leaf.value) is _ABSTRACT else leaf for leaf in leaves]
 
 
@@ -57,23 +57,23 @@ def sharding_of(value: Any) -> Any:
 
 
 def _resolve(leaf: Leaf, current: Any) -> Any:
-    """Args: a target; the current mesh, which may be empty."""
+    """Args: a target; the current mesh, None if there is none."""
     value = leaf.value
     sharding = sharding_of(value)
     mesh: Any = getattr(sharding, "mesh", None)
     if sharding is not None and not isinstance(mesh, jax.sharding.AbstractMesh):
         return value
     if sharding is None:
-        if current.empty:
+        if current is None:
             return value
         found: Any = jax.sharding.NamedSharding(current, jax.sharding.PartitionSpec())
-    elif not current.empty and current.axis_names == mesh.axis_names and current.axis_sizes == mesh.axis_sizes:
+    elif current is not None and current.axis_names == mesh.axis_names and current.axis_sizes == mesh.axis_sizes:
         found = jax.sharding.NamedSharding(current, sharding.spec, memory_kind=sharding.memory_kind)
-    elif sharding.is_fully_replicated and current.empty:
+    elif sharding.is_fully_replicated and current is None:
         # Says no more than that the value is not divided.
         found = None
     else:
-        now = f"the current mesh has {_axes(current)}" if not current.empty else "no mesh is set"
+        now = f"the current mesh has {_axes(current)}" if current is not None else "no mesh is set"
         raise ValueError(
             f"{leaf.name}: the target's sharding {sharding.spec} is over an abstract mesh of {_axes(mesh)}, which has no devices, and "
             f"{now}. Call restore under jax.set_mesh(mesh), with the mesh that the target was made for, or give the target a sharding "
@@ -83,6 +83,16 @@ def _resolve(leaf: Leaf, current: Any) -> Any:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=found, weak_type=value.weak_type)
     except Exception as error:
         raise leaf_errors.named(error, leaf.name) from error
+
+
+def _current_mesh() -> Any:
+    """Returns the mesh that the program has set, None if there is none."""
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError:
+        # JAX does not tell inside of jax.grad and jax.vmap.
+        return None
+    return None if mesh.empty else mesh
 
 
 def _axes(mesh: Any) -> str:

@@ -61,7 +61,7 @@ class StoredArrays:
         self._context = kvstore.context()
         self._kvstore: Any = None
         self._index: Index | None = None
-        self._index_problem: str | None = None
+        self._index_problem: tuple[str, str] | None = None
         self._is_ocdbt: bool | None = None
         self._infos: dict[str, ArrayInfo] = {}
 
@@ -164,7 +164,7 @@ class StoredArrays:
         """Returns the index of the database, or None if every chunk is a file of its own."""
         if self._index_problem is not None:
             # Looked at once for all leaves: that may have taken a second.
-            raise CorruptCheckpointError(self._index_problem)
+            raise CorruptCheckpointError.at(*self._index_problem)
         if self._is_ocdbt is None:
             is_ocdbt = kvstore.is_ocdbt(self._directory)
             where = os.path.join(self._directory, kvstore.OCDBT_MANIFEST)
@@ -173,13 +173,13 @@ class StoredArrays:
                     self._index = Index(self._inside, self._deadline)
                 except UnknownFormatError as error:
                     # TensorStore might read it, but ends the process on some databases.
-                    self._index_problem = (
-                        f"{where}: this database is of a form that neither jaxckpt nor Orbax writes ({error})."
-                    )
-                    raise CorruptCheckpointError(self._index_problem) from error
+                    what = f"this database is of a form that neither jaxckpt nor Orbax writes ({error})."
+                    self._index_problem = (where, what)
+                    raise CorruptCheckpointError.at(where, what) from error
                 except (DamagedError, OSError) as error:
                     fault = faults.reading(error, where, self._path)
-                    self._index_problem = str(fault) if isinstance(fault, CorruptCheckpointError) else None
+                    if isinstance(fault, CorruptCheckpointError) and fault.where is not None and fault.what is not None:
+                        self._index_problem = (fault.where, fault.what)
                     raise fault from error
             self._is_ocdbt = is_ocdbt
         return self._index

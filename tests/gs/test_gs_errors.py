@@ -299,9 +299,13 @@ class TestAddresses:
         assert paths.checked_path("gs://bucket/a/ckpt", "file_prefix") == "gs://bucket/a/ckpt"
 
 
+def delete(path: str) -> None:
+    storage.delete(storage.CheckpointPath.of(path))
+
+
 class TestDeletedWhileItIsRead:
     def test_a_reader_says_so(self, bucket: Bucket) -> None:
-        for number, away in enumerate((storage.delete, lambda path: checkpoint().write(path))):
+        for number, away in enumerate((delete, lambda path: checkpoint().write(path))):
             path = checkpoint().write(bucket.path(f"run/ckpt{number}"))
             reader = jaxckpt.load_checkpoint(path)
             away(path)

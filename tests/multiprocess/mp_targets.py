@@ -111,7 +111,7 @@ def deleted_meanwhile(directory: str, io: int | None) -> list[tuple[list[str], s
         if event == "open" and countdown[0] >= 0 and str(arguments[0]).startswith(str(countdown[1])):
             countdown[0] -= 1
             if countdown[0] < 0:
-                storage.delete(countdown[1])
+                storage.delete(storage.CheckpointPath.of(str(countdown[1])))
 
     sys.addaudithook(hook)
     for moment in (0, 2, 4, 6):

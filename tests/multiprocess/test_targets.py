@@ -29,7 +29,7 @@ def test_a_failed_restore_fails_everywhere_and_changes_nothing(jobs) -> None:
         "kind": ("ValueError", r"step: "),
         "object": ("ValueError", ""),
         "missing": ("FileNotFoundError", "none"),
-        "no suffix": ("FileNotFoundError", "'-1'"),
+        "no suffix": ("FileNotFoundError", "-1'"),
     }
     for found in run_both(jobs, mp_programs.failing_restores):
         for outcomes in found:

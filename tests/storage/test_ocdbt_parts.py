@@ -17,6 +17,7 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 from jaxckpt.errors import CorruptCheckpointError
+from jaxckpt.names import Key
 from jaxckpt.storage import StoredCheckpoint, digests, layout, tree_metadata, writer
 from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
@@ -60,7 +61,7 @@ def entry(name: str, array: np.ndarray, rows: range, source: Callable[..., Any] 
                 yield Piece(start, shape, array[row : row + step] if source is None else source)
 
     write_shape = (step, *array.shape[1:])
-    return Entry(((name, False),), ArrayContent("np.ndarray", array.shape, array.dtype, write_shape, Lazy(pieces)))
+    return Entry((Key(name),), ArrayContent("np.ndarray", array.shape, array.dtype, write_shape, Lazy(pieces)))
 
 
 def entries(process: int | None, *, remote: bool) -> list[Entry]:
