@@ -115,9 +115,7 @@ def _values(version: int) -> dict[str, Any]:
 def _version_of(checkpoint: jaxckpt.Checkpoint) -> set[float]:
     """The versions that this process's parts of the leaves tell: one, if they are whole."""
     array = checkpoint.a
-    parts = (
-        [np.asarray(shard.data) for shard in array.addressable_shards] if isinstance(array, jax.Array) else [array]
-    )
+    parts = [np.asarray(shard.data) for shard in array.addressable_shards] if isinstance(array, jax.Array) else [array]
     parts += [np.asarray(checkpoint.b[0]), np.asarray(checkpoint.b[1]["c"]), np.asarray(checkpoint.step)]
     return {float(edge) for part in parts for edge in (part.min(), part.max())}
 
@@ -346,9 +344,7 @@ class _Calls:
                 self._other.restore(path, self._options).assert_consumed()
                 versions = _version_of(self._other)
         except BaseException as error:
-            found.append(
-                f"process {self._me}: the next call raised:\n" + "".join(traceback.format_exception(error))
-            )
+            found.append(f"process {self._me}: the next call raised:\n" + "".join(traceback.format_exception(error)))
         if path is not None and not found and self._looks:
             known = self._model.versions.get(os.path.basename(path))
             if versions != {known}:

@@ -88,9 +88,7 @@ def _batch(job: testing.Job, name: str, io: int | None, folder: Path, seed: int,
         return Batch(name, times, 0, f"FOUND {name} device {io} seed {seed}: {error}")
     lines = [line for result in results for text in result["found"] for line in text.splitlines()]
     finding = f"FOUND {name} device {io} seed {seed}:\n" + "\n".join(f"    {line}" for line in lines)
-    return Batch(
-        name, results[0]["made"], sum(result["hits"] for result in results), finding if lines else None
-    )
+    return Batch(name, results[0]["made"], sum(result["hits"] for result in results), finding if lines else None)
 
 
 def _over(end: float | None) -> bool:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -34,6 +33,8 @@ from tests.interrupts.scenarios import SCENARIOS, Tries, describe
 NAMES = (*jobs.NAMES, *END_SCENARIOS, *SCENARIOS)
 _BATCH = 60
 _LEAST = 10
+# A program that is ended takes as long as so many interrupted calls.
+_WEIGHT = 4
 _TRY_SECS = 15.0
 _PLACES = ("ckpt", "sub/ckpt", "{elsewhere}/ckpt", "../work/ckpt")
 
@@ -72,7 +73,7 @@ class _Runs:
         # In little time each has its turn.
         batch = min(_BATCH, max(_LEAST, tries // max(1, 2 * len(names))))
         while sum(done.values()) < tries and programs and not self._over():
-            name = min(programs, key=lambda each: done[each])
+            name = min(programs, key=lambda each: done[each] * (_WEIGHT if each in END_SCENARIOS else 1))
             done[name] += max(1, self._batch(name, min(batch, tries - sum(done.values()))))
         for name, count in done.items():
             print(f"{name}: {count} tries", flush=True)
@@ -148,6 +149,7 @@ class _Runs:
     def _ending_programs(self, name: str, tries: int, seed: int, ground: Path, output: int) -> tuple[int, str | None]:
         where = _PLACES[seed % len(_PLACES)]
         programs = Programs(name, ground, where, seed)
+        tries = max(1, tries // _WEIGHT)
         for made in range(1, tries + 1):
             os.ftruncate(output, 0)
             found, how = programs.one(output)
