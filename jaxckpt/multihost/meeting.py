@@ -91,11 +91,16 @@ def meet(call: Call, prepare: Callable[[], Contribution]) -> Session:
 
 def _meet(call: Call, contribution: Contribution, error: BaseException | None) -> Session:
     end = time.monotonic() + call.timeout
-    if not _turns.acquire(timeout=call.timeout):
-        raise TimeoutError(
-            f"{call}: another call of this process still waits for other processes after {call.timeout:g} s (OrbaxSettings.timeout_secs)."
-        )
+    taken: list[bool] = []
     try:
+        # One step of Python's: an interrupt comes before the turn is taken, or when it is known to be. Otherwise no later call would
+        # ever get it.
+        taken.extend(map(_turns.acquire, (True,), (call.timeout,)))
+        if not taken[0]:
+            raise TimeoutError(
+                f"{call}: another call of this process still waits for other processes after {call.timeout:g} s "
+                "(OrbaxSettings.timeout_secs)."
+            )
         meeting = _Meeting(call, contribution, error, end)
         try:
             return meeting.hold()
@@ -108,7 +113,9 @@ def _meet(call: Call, contribution: Contribution, error: BaseException | None) -
                     _Meeting(call, Contribution(), interrupt, time.monotonic() + call.timeout).hold()
             raise
     finally:
-        _turns.release()
+        # Nothing is called before the release: an interrupt could come there.
+        if taken and taken[0]:
+            _turns.release()
 
 
 def _hurried(call: Call) -> Call:

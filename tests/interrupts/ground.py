@@ -18,34 +18,39 @@ class Ground:
       directory: the absolute directory that they are in.
     """
 
-    def __init__(self, base: Path, where: str, *, occupied: bool) -> None:
+    def __init__(self, base: Path, where: str, *, occupied: bool = False, made: bool = False) -> None:
         """Makes the directories.
 
         Args:
           base: an empty directory.
           where: the prefix of the checkpoints; relative ones are in the working directory, "{elsewhere}" stands for a directory outside.
           occupied: a directory called ``checkpoint``, like the state file, is in the working directory.
+          made: another process, or an earlier program, has made them.
         """
         self.base = base
         self.work = base / "parent" / "work"
         self.home = base / "home"
         self.elsewhere = base / "elsewhere"
-        for folder in (
-            self.work / "data" / "below",
-            self.home / "photos",
-            self.elsewhere,
-            base / "parent" / "checkpoint",
-        ):
-            folder.mkdir(parents=True)
-        if occupied:
-            (self.work / "checkpoint").mkdir()
-        for folder in [path for path in base.rglob("*") if path.is_dir()]:
-            if folder != self.elsewhere:
-                (folder / "file").write_text(PRECIOUS + folder.name)
+        if not made:
+            self._make(occupied)
         self.prefix = where.format(elsewhere=self.elsewhere)
         self.directory = Path(os.path.normpath(os.path.dirname(os.path.join(self.work, self.prefix))))
         self._identity = _identity(self.work)
         self._before = self._look()
+
+    def _make(self, occupied: bool) -> None:
+        for folder in (
+            self.work / "data" / "below",
+            self.home / "photos",
+            self.elsewhere,
+            self.base / "parent" / "checkpoint",
+        ):
+            folder.mkdir(parents=True)
+        if occupied:
+            (self.work / "checkpoint").mkdir()
+        for folder in [path for path in self.base.rglob("*") if path.is_dir()]:
+            if folder != self.elsewhere:
+                (folder / "file").write_text(PRECIOUS + folder.name)
 
     def enter(self) -> None:
         """Makes it the working directory and home of this process."""

@@ -1,6 +1,7 @@
 """What must be true of a directory of checkpoints after a call, whatever interrupted it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,18 @@ class Model:
       directory: where they are.
       versions: by name, every checkpoint that was ever there.
       newest: the version of the last save that had returned.
+      forgotten: the names of those that were removed on purpose.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, stored: Callable[[str], int] = stored_version) -> None:
+        """Knows of nothing yet.
+
+        Args:
+          directory: where the checkpoints are.
+          stored: restores a checkpoint and returns its version.
+        """
         self.directory = directory
+        self._stored = stored
         self.versions: dict[str, int] = {}
         self.newest = -1
         self.forgotten: set[str] = set()
@@ -115,7 +124,7 @@ class Model:
             report = jaxckpt.verify(path)
             if not report.ok:
                 raise AssertionError(str(report))
-        return stored_version(path)
+        return self._stored(path)
 
     def _registered(self, committed: dict[str, int]) -> list[str]:
         found = []

@@ -1,14 +1,10 @@
-"""Starts the programs, and collects what they find.
-
-Each program is a fork of this process, which has imported everything and used nothing yet: a program starts in milliseconds.
-"""
+"""Starts the programs and the jobs, and collects what they find."""
 
 import faulthandler
 import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -27,17 +23,20 @@ import jaxckpt.state_file
 import jaxckpt.storage  # noqa: F401
 from jaxckpt.testing import namespaces
 from jaxckpt.testing.disks import Disk, private_disks_problem
+from tests.interrupts import jobs
+from tests.interrupts.children import ChildProgram, fork
+from tests.interrupts.ends import END_SCENARIOS, Programs
 from tests.interrupts.ground import Ground
 from tests.interrupts.scenarios import SCENARIOS, Tries, describe
 
-NAMES = {*SCENARIOS}
+# The first ones come first where there is little time.
+NAMES = (*jobs.NAMES, *END_SCENARIOS, *SCENARIOS)
 _BATCH = 60
+_LEAST = 10
+# A program that is ended takes as long as so many interrupted calls.
+_WEIGHT = 4
 _TRY_SECS = 15.0
 _PLACES = ("ckpt", "sub/ckpt", "{elsewhere}/ckpt", "../work/ckpt")
-
-
-class _ChildProgram(BaseException):
-    """Carries the program of a child process out of the loop that started it."""
 
 
 def run(
@@ -47,7 +46,7 @@ def run(
     runs = _Runs(seed, most_findings, None if secs is None else time.monotonic() + secs)
     try:
         found = runs.all(list(names or NAMES), tries)
-    except _ChildProgram as become:
+    except ChildProgram as become:
         program = become.args[0]
         assert callable(program)
         return program
@@ -69,13 +68,33 @@ class _Runs:
             print(f"skipped: {', '.join(full)}: {self._disk_problem}", flush=True)
             names = [name for name in names if name not in full]
         done = dict.fromkeys(names, 0)
-        while sum(done.values()) < tries and names and not self._over():
-            name = min(names, key=lambda each: done[each])
-            done[name] += max(1, self._batch(name, min(_BATCH, tries - sum(done.values()))))
+        self._all_of_jobs([name for name in names if name in jobs.NAMES], tries, done)
+        programs = [name for name in names if name not in jobs.NAMES]
+        # In little time each has its turn.
+        batch = min(_BATCH, max(_LEAST, tries // max(1, 2 * len(names))))
+        while sum(done.values()) < tries and programs and not self._over():
+            name = min(programs, key=lambda each: done[each] * (_WEIGHT if each in END_SCENARIOS else 1))
+            done[name] += max(1, self._batch(name, min(batch, tries - sum(done.values()))))
         for name, count in done.items():
             print(f"{name}: {count} tries", flush=True)
         print(f"{sum(done.values())} tries, {self._hits} hit, {self._findings} findings", flush=True)
         return 1 if self._findings else 0
+
+    def _all_of_jobs(self, names: list[str], tries: int, done: dict[str, int]) -> None:
+        """Makes the tries with jobs, all before the first fork: a fork must not have what belongs to a job."""
+        if not names:
+            return
+        share = len(names) / len(done)
+        now = time.monotonic()
+        end = None if self._end is None else now + share * (self._end - now)
+        for batch in jobs.batches(names, max(1, round(tries * share)), self._seed, end):
+            done[batch.name] += batch.made
+            self._hits += batch.hits
+            if batch.finding is not None:
+                self._findings += 1
+                print(batch.finding, flush=True)
+            if self._over():
+                break
 
     def _over(self) -> bool:
         return self._findings >= self._most or (self._end is not None and time.monotonic() > self._end)
@@ -88,7 +107,7 @@ class _Runs:
         base = Path(tempfile.mkdtemp(prefix="jaxckpt-interrupts-", dir=shared))
         try:
             made = self._program(name, tries, seed, base)
-        except _ChildProgram:
+        except ChildProgram:
             # The child: the directory is where it works.
             raise
         except BaseException:
@@ -100,33 +119,44 @@ class _Runs:
     def _program(self, name: str, tries: int, seed: int, base: Path) -> int:
         ground = base / "ground"
         ground.mkdir()
-        disk = Disk(size="4M") if SCENARIOS[name].full else None
-        output = os.open(base / "output", os.O_RDWR | os.O_CREAT)
-        report_read, report_write = os.pipe()
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            os.close(report_read)
-            os.dup2(output, 2)
-            report = os.fdopen(report_write, "w")
-            raise _ChildProgram(lambda: _loop(name, tries, seed, ground, disk, report))
-        os.close(report_write)
-        with os.fdopen(report_read) as lines:
-            made, finding = self._listen(lines, pid, tries)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
+        output = os.open(base / "output", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        if name in END_SCENARIOS:
+            made, finding = self._ending_programs(name, tries, seed, ground, output)
+        else:
+            made, finding = self._one_program(name, tries, seed, ground, output)
         os.close(output)
         printed = (base / "output").read_text(errors="replace")
-        if disk is not None:
-            disk.close()
-        if finding is None and code != 0:
-            finding = f"FOUND {name} seed {seed} try {made}: the program ended with {code}"
         if finding is not None:
             self._findings += 1
             print(finding, flush=True)
             if printed.strip():
                 print("    it printed:\n" + "\n".join("    " + line for line in printed.splitlines()[-60:]), flush=True)
         return made
+
+    def _one_program(self, name: str, tries: int, seed: int, ground: Path, output: int) -> tuple[int, str | None]:
+        disk = Disk(size="4M") if SCENARIOS[name].full else None
+        pid, read = fork(lambda write: _loop(name, tries, seed, ground, disk, os.fdopen(write, "w")), output)
+        with os.fdopen(read) as lines:
+            made, finding = self._listen(lines, pid, tries)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if disk is not None:
+            disk.close()
+        if finding is None and code != 0:
+            finding = f"FOUND {name} seed {seed} try {made}: the program ended with {code}"
+        return made, finding
+
+    def _ending_programs(self, name: str, tries: int, seed: int, ground: Path, output: int) -> tuple[int, str | None]:
+        where = _PLACES[seed % len(_PLACES)]
+        programs = Programs(name, ground, where, seed)
+        tries = max(1, tries // _WEIGHT)
+        for made in range(1, tries + 1):
+            os.ftruncate(output, 0)
+            found, how = programs.one(output)
+            self._hits += programs.hit
+            if found:
+                return made, describe(name, where, seed, made, found, how)
+        return tries, None
 
     def _listen(self, lines: IO[str], pid: int, tries: int) -> tuple[int, str | None]:
         made, hits, finding = 0, 0, None
