@@ -100,6 +100,7 @@ class Save:
         self._call = call_of(action, subject, options, translation, details)
         self._taken: Snapshot | None = None
         self._place: CheckpointPath | None = None
+        self._reserved = ""
         self._session = Session()
 
     def prepare(
@@ -147,9 +148,9 @@ class Save:
 
     def _choose(self, reserve: Callable[["Save"], tuple[int, str]]) -> None:
         self.number, self.path = reserve(self)
-        place = CheckpointPath.of(paths.absolute(self.path))
+        self._reserved = paths.absolute(self.path)
+        self._place = place = CheckpointPath.of(self._reserved)
         self._hooks.check(place)
-        self._place = place
 
     def _take(self, flats: list[tree.Flat]) -> None:
         taken = self._arranged(snapshot.take(flats, copy=self._translation.asynchronous))
@@ -181,8 +182,8 @@ class Save:
         return sharding.arranged(taken, callback, jax.process_index(), meeting.several())
 
     def _release(self) -> None:
-        if self._place is not None:
-            paths.release(str(self._place), self)
+        if self._reserved:
+            paths.release(self._reserved, self)
 
     @property
     def wait_secs(self) -> float:

@@ -24,6 +24,8 @@ from jaxckpt.storage.content import ArrayContent, EmptyContent, EmptyType, Entry
 from jaxckpt.tree import EmptyNode, Flat, Leaf
 
 _JAX, _SINGLE = Kind.JAX, jax.sharding.SingleDeviceSharding
+# TensorStore, with which Orbax reads, knows no more.
+_AXES = 32
 
 
 def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
@@ -131,6 +133,12 @@ def _refused(leaf: Leaf) -> TypeError:
     return TypeError(f"{leaf.name}: {refusal(leaf.value, 'save')}")
 
 
+def _too_many_axes(leaf: Leaf) -> ValueError:
+    return ValueError(
+        f"{leaf.name}: this array has {leaf.value.ndim} axes; Orbax and TensorStore know {_AXES} at most. Reshape it first."
+    )
+
+
 def _int_array(leaf: Leaf, value: int) -> np.ndarray:
     if -(2**63) <= value < 2**63:
         return np.asarray(value, np.int64)
@@ -153,6 +161,8 @@ def _numpy_array(leaf: Leaf, value: np.ndarray, copy: bool) -> ArrayContent:
     if isinstance(value, np.ma.MaskedArray):
         raise _refused(leaf)
     _check_dtype(leaf, value.dtype)
+    if value.ndim > _AXES:
+        raise _too_many_axes(leaf)
     array = np.asarray(value)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -180,6 +190,8 @@ def _jax_array(leaf: Leaf, value: jax.Array) -> ArrayContent:
         else:
             _check_dtype(leaf, value.dtype)
     shape, dtype, sharding = value.shape, value.dtype, value.sharding
+    if len(shape) > _AXES:
+        raise _too_many_axes(leaf)
     if type(sharding) is _SINGLE or len(sharding.device_set) == 1:
         pieces: tuple[Piece, ...] = (Piece((0,) * len(shape), shape, np.asarray(value)),)
         return ArrayContent("jax.Array", shape, dtype, shape, pieces, None, key_impl, sharding)

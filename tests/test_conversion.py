@@ -267,3 +267,11 @@ class TestCast:
         )
         for found, expected in zip(jax.tree.leaves(checkpoint.state), jax.tree.leaves(state), strict=True):
             assert np.asarray(found).tobytes() == np.asarray(expected).astype(found.dtype).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(3.4028235e38, np.float32), (65519.9, np.float16), (3.3895e38, jnp.bfloat16)]
+)
+def test_a_float_that_rounds_to_the_largest_number(value: float, dtype: Any, tmp_path: Path) -> None:
+    found = restored(saved(tmp_path, x=value), jnp.zeros((), dtype))
+    assert float(found) == float(np.asarray(value).astype(dtype)) == float(jnp.finfo(dtype).max)

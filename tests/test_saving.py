@@ -4,6 +4,10 @@ import copy
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -491,3 +495,70 @@ def _no_threads_left() -> Iterator[None]:
     while any("jaxckpt" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_refused_save_uses_no_number_while_its_error_is_alive(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    checkpoint = jaxckpt.Checkpoint(value=np.zeros(3))
+    with pytest.raises(IsADirectoryError) as caught:
+        checkpoint.save(tmp_path / "ckpt")
+    (tmp_path / "checkpoint").rmdir()
+    assert checkpoint.save(tmp_path / "ckpt") == str(tmp_path / "ckpt-1")
+    assert caught.value.errno is not None
+
+
+class AlarmError(Exception):
+    """An ordinary exception, raised by a signal handler."""
+
+
+# Python itself ignores what is raised while it collects garbage, for example.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_handler_that_raises_an_exception_hangs_nothing(tmp_path: Path) -> None:
+    """Orbax waits in an event loop, which would only log it, and wait on."""
+
+    def ring(*_: object) -> None:
+        raise AlarmError
+
+    checkpoint = jaxckpt.Checkpoint(value=np.zeros(100_000))
+    checkpoint.write(tmp_path / "warm")
+    before = signal.signal(signal.SIGALRM, ring)
+    raised = 0
+    try:
+        for number in range(40):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0005 * (number % 20))
+            try:
+                checkpoint.save(tmp_path / "ckpt")
+                time.sleep(0.05)
+            except AlarmError:
+                raised += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert raised > 30
+    on_disk = {name for name in os.listdir(tmp_path) if name.startswith("ckpt-") and "tmp" not in name}
+    state = jaxckpt.get_checkpoint_state(tmp_path)
+    assert on_disk == {os.path.basename(path) for path in (state.all_model_checkpoint_paths if state else [])}
+    assert all(jaxckpt.verify(tmp_path / name).ok for name in on_disk)
+    checkpoint.save(tmp_path / "ckpt")
+
+
+def test_more_axes_than_orbax_knows_are_refused_and_read(tmp_path: Path) -> None:
+    checkpoint = jaxckpt.Checkpoint(model={"x": np.full((1,) * 33, 3)})
+    with pytest.raises(ValueError, match="^model/x: .*33 axes.*32"):
+        checkpoint.save(tmp_path / "ckpt")
+    assert os.listdir(tmp_path) == []
+    # jaxckpt 0.1 saved them.
+    code = """
+        import sys
+        import numpy as np
+        import jaxckpt
+        from jaxckpt import snapshot
+        snapshot._AXES = 64
+        jaxckpt.Checkpoint(model={"x": np.full((1,) * 64, 3)}).write(sys.argv[1])
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "c")], check=True, timeout=120)
+    checkpoint.model = {"x": np.zeros((1,) * 64, int)}
+    checkpoint.read(tmp_path / "c").assert_consumed()
+    assert checkpoint.model["x"].shape == (1,) * 64
+    assert checkpoint.model["x"].item() == 3
+    assert jaxckpt.verify(tmp_path / "c").ok

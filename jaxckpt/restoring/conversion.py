@@ -72,7 +72,9 @@ class Conversion:
                 return
             largest = float(_finfo(target.dtype).max)
             bad = (np.isnan(source) != np.isnan(target)) | (np.isinf(source) != np.isinf(target))
-            bad |= np.isfinite(source) & (np.abs(source.astype(np.float64)) > largest)
+            if not np.isinf(np.asarray(np.inf).astype(target.dtype)):
+                # A dtype without infinity may give its largest number for all that are larger.
+                bad |= np.isfinite(source) & (np.abs(source.astype(np.float64)) > largest)
             if bad.any():
                 raise self._refusal(source[bad][0], f"holds finite numbers up to {largest:.6g}")
             if self.rule is Rule.EXACT:

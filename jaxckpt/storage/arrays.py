@@ -246,6 +246,9 @@ class StoredArrays:
                 key = layout.array_path(name) + layout.chunk_key((0,) * len(info.shape))
                 small.append((position, name, box, self._store().read(key)))
             else:
+                if len(info.shape) > bounds.TENSORSTORE_AXES:
+                    what = f"it has {len(info.shape)} axes, and what has more than {bounds.TENSORSTORE_AXES} is not stored like this"
+                    raise self._fault(DamagedError(what), name)
                 large.append((position, name, box))
         opening = {name: self._open(name) for name in dict.fromkeys(name for _, name, _ in large)}
         reading = []

@@ -17,8 +17,9 @@ ARRAY_METADATA_BYTES = 1 << 20
 
 # Levels between the top of the tree and a leaf. JAX itself flattens no deeper tree.
 TREE_LEVELS = 1000
-# Axes of an array, as for TensorStore.
-AXES = 32
+# Axes of an array, as for numpy. TensorStore, which reads what jaxckpt's own engine does not, knows 32.
+AXES = 64
+TENSORSTORE_AXES = 32
 # Bytes of an array, and of a chunk: sums of sizes stay in 63 bits.
 ARRAY_BYTES = 1 << 62
 # Codecs in one list of codecs, and lists inside each other (`sharding_indexed` holds lists).

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from jaxckpt.storage import (
 from jaxckpt.storage.checkpoint_path import CheckpointPath
 from jaxckpt.storage.committed import is_checkpoint
 from jaxckpt.storage.content import ArrayContent, Snapshot
-from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.deadline import CancelledError, Deadline, cancelled_by
 from jaxckpt.storage.removal import SpareDescriptors
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.temporary import TemporaryDirectory
@@ -113,28 +114,101 @@ def save(
     except OSError as error:
         # Files that a dead process left are no reason to lose this save.
         _log.warning("Could not remove leftovers in %s: %s", path.directory, error)
-    folder = temporary.TemporaryDirectory(path)
-    spare = None
-    committing = False
+    new = _New(path, temporary.TemporaryDirectory(path), replace, register)
     try:
-        spare = SpareDescriptors()
-        _require_space(folder.path, snapshot, settings)
-        (write or write_item)(folder.new, snapshot, settings)
-        digests.write(folder.new, late=True)
-        sync_tree(folder.new)
-        ready()
-        committing = True
-        uninterrupted(functools.partial(_commit, folder, spare, path, replace, register))
+        if write is None:
+            # Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
+            _whole(new, snapshot, settings, ready)
+        else:
+            new.write(lambda: write(new.folder.new, snapshot, settings), snapshot, settings, ready)
+            uninterrupted(new.commit)
     except BaseException as error:
-        # From there on the directory belongs to the commit, which a second interrupt leaves running.
-        if not committing:
-            _discard(folder, spare)
         if isinstance(error, RuntimeError) and "shutdown" in str(error):
             raise CheckpointError(_too_late(path)) from error
         found = None if isinstance(error, (OSError, TimeoutError)) else faults.os_error(error, str(path))
         if found is not None:
             raise found from error
         raise
+
+
+def _whole(new: "_New", snapshot: Snapshot, settings: WriteSettings, ready: Callable[[], None]) -> None:
+    """Writes and commits on a thread that no interrupt reaches. The first interrupt gives the save up, if it is not committed yet."""
+    given_up = threading.Event()
+    interrupts: list[BaseException] = []
+
+    def work() -> None:
+        with cancelled_by(given_up):
+            new.write(lambda: write_item(new.folder.new, snapshot, settings), snapshot, settings, ready)
+            if given_up.is_set():
+                new.discard()
+                raise CancelledError(str(new.path))
+        new.commit()
+
+    def interrupted(error: BaseException) -> None:
+        interrupts.append(error)
+        given_up.set()
+
+    try:
+        uninterrupted(work, interrupted)
+    except Exception:
+        if interrupts and interrupts[0] is not sys.exc_info()[1]:
+            # Whatever failed because of it.
+            raise interrupts[0] from None
+        raise
+
+
+class _New:
+    """A checkpoint in the making. Its temporary directory belongs to the step that runs, which removes it in any case."""
+
+    def __init__(
+        self, path: CheckpointPath, folder: TemporaryDirectory, replace: bool, register: Callable[[], None]
+    ) -> None:
+        self.path = path
+        self.folder = folder
+        self._replace = replace
+        self._register = register
+        self._spare: SpareDescriptors | None = None
+
+    def write(
+        self, work: Callable[[], None], snapshot: Snapshot, settings: WriteSettings, ready: Callable[[], None]
+    ) -> None:
+        """Fills the directory, and syncs it."""
+        try:
+            self._spare = SpareDescriptors()
+            _require_space(self.folder.path, snapshot, settings)
+            work()
+            digests.write(self.folder.new, late=True)
+            sync_tree(self.folder.new)
+            ready()
+        except BaseException:
+            self.discard()
+            raise
+
+    def commit(self) -> None:
+        """Gives the finished directory its name and registers it; takes the name back if something fails."""
+        written = _identity(self.folder.new)
+        try:
+            _publish(self.folder, str(self.path), self._replace)
+            sync_directory(self.path.directory)
+            self._register()
+        except BaseException as error:
+            try:
+                _take_back(self.folder, str(self.path), written)
+            except OSError as second:
+                error.add_note(f"Besides, {self.path} could not be taken back: {second}")
+            else:
+                self.discard()
+            raise
+        self.discard()
+
+    def discard(self) -> None:
+        """Removes the directory. That it cannot be removed fails no save, and adds nothing to an error: a sweep tries again."""
+        if self._spare is not None:
+            self._spare.close()
+        try:
+            self.folder.remove()
+        except OSError as error:
+            _log.warning("Could not remove %s: %s", self.folder.path, error)
 
 
 def _too_late(path: CheckpointPath) -> str:
@@ -147,40 +221,6 @@ def _too_late(path: CheckpointPath) -> str:
         f"{path} cannot be saved any more: the main thread has ended while this thread goes on, and Python has shut down what a save "
         "needs. Let the main thread wait for this one: thread.join()."
     )
-
-
-def _commit(
-    folder: TemporaryDirectory,
-    spare: SpareDescriptors,
-    path: CheckpointPath,
-    replace: bool,
-    register: Callable[[], None],
-) -> None:
-    """Gives the finished directory its name and registers it; takes the name back if something fails. Removes `folder`."""
-    written = _identity(folder.new)
-    try:
-        _publish(folder, str(path), replace)
-        sync_directory(path.directory)
-        register()
-    except BaseException as error:
-        try:
-            _take_back(folder, str(path), written)
-        except OSError as second:
-            error.add_note(f"Besides, {path} could not be taken back: {second}")
-        else:
-            _discard(folder, spare)
-        raise
-    _discard(folder, spare)
-
-
-def _discard(folder: TemporaryDirectory, spare: SpareDescriptors | None) -> None:
-    """Removes what is not needed any more. That it cannot be removed fails no save, and adds nothing to an error: a sweep tries again."""
-    if spare is not None:
-        spare.close()
-    try:
-        folder.remove()
-    except OSError as error:
-        _log.warning("Could not remove %s: %s", folder.path, error)
 
 
 def _take_back(folder: TemporaryDirectory, path: str, written: tuple[int, int] | None) -> None:

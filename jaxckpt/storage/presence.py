@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import bucket_commit, files, tree_metadata
+from jaxckpt.storage import bucket_commit, committed, files, tree_metadata
 
 # A deletion that is under way removes a file every few milliseconds. Where nothing has changed for so long, nobody is deleting.
 _QUIET_SECS = 0.1
@@ -51,6 +51,7 @@ class Presence:
         self._read_digests: Callable[[], object] | None = None
         self._digests: object = None
         self._opened = self._identity()
+        self._was_checkpoint = files.is_bucket(self._path) or committed.is_checkpoint(self._path)
 
     def identify_by(self, digests: object, read: Callable[[], object]) -> None:
         """Tells a checkpoint in a bucket, which has no inode, from one that was saved anew there.
@@ -106,13 +107,16 @@ class Presence:
             return None if self._opened is None else self._fault()
         deadline = time.monotonic() + _AT_MOST_SECS
         found = self._fault()
+        if found is None and not self._was_checkpoint:
+            # Nobody deletes a checkpoint here.
+            return None
         # Where it is there: is somebody removing its files at this moment, the directory last?
-        changed = _last_change(self._path)
+        changed = _last_change(self._path, deadline)
         quiet_since = time.monotonic() - max(0.0, time.time() - changed)
         while found is None and quiet_since + _QUIET_SECS > time.monotonic() and time.monotonic() < deadline:
             time.sleep(_LOOK_SECS)
             found = self._fault()
-            now = _last_change(self._path)
+            now = _last_change(self._path, deadline)
             if now != changed:
                 changed, quiet_since = now, time.monotonic()
         return found
@@ -161,10 +165,12 @@ class Presence:
         return _Identity(directory, (mark.st_ino, mark.st_mtime_ns))
 
 
-def _last_change(path: str) -> float:
+def _last_change(path: str, deadline: float) -> float:
     """Returns when a file was last made or removed in a directory or below it, in seconds of the file system's clock."""
     last = 0.0
     for folder, _, _ in os.walk(path):
+        if time.monotonic() > deadline:
+            break
         try:
             last = max(last, os.stat(folder).st_mtime)
         except FileNotFoundError:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from jaxckpt.storage.deadline import Deadline
+from jaxckpt.storage.deadline import SLICE_SECS, Deadline
 from jaxckpt.uninterrupted import start
 
 _GRACE_SECS = 10.0
@@ -50,7 +50,7 @@ class Threads:
           TimeoutError: after the deadline.
         """
         while not self.stopped and not ready():
-            self.changed.wait(self._deadline.left())
+            self.changed.wait(min(self._deadline.left(), SLICE_SECS))
         return not self.stopped
 
     def join(self) -> None:
@@ -62,7 +62,7 @@ class Threads:
         """
         try:
             while alive := [thread for thread in tuple(self._threads) if thread.is_alive()]:
-                alive[0].join(min(self._deadline.left(), 60.0))
+                alive[0].join(min(self._deadline.left(), SLICE_SECS))
         except BaseException as error:
             self.stop(error)
         found, self._error = self._error, None
