@@ -169,6 +169,7 @@ class ManagedDirectory:
         on_disk = [f"{self._name}-{number}" for number in storage.list_numbered(os.path.join(root, self._name))]
         on_disk = [name for name in on_disk if name != new]
         gone = state_file.missing(root, records)
+        state_file.bound(root, records, gone, new)
         adopted = retention.adopt(
             records,
             on_disk,
@@ -176,7 +177,7 @@ class ManagedDirectory:
             lambda name: 0.0 if name == new else state_file.commit_time(os.path.join(root, name)),
             own=self._own(records.entries),
             gone=gone - set(records.tensorflow),
-            after=state_file.written_by_others(root, records),
+            after=records.border(self._name),
         )
         unregistered = copy.deepcopy(records) if adopted or unreadable else None
         records.forget(gone | {new or ""})
