@@ -13,7 +13,7 @@ from jaxckpt.directory_lock import update
 from jaxckpt.saving import SaveHooks
 from jaxckpt.state_text import Records, UnreadableStateError
 from jaxckpt.steps import SavedStep, SavedSteps
-from jaxckpt.storage import CheckpointPath, files
+from jaxckpt.storage import CheckpointPath, commit, files
 from jaxckpt.uninterrupted import uninterrupted
 
 _logger = logging.getLogger("jaxckpt")
@@ -130,20 +130,21 @@ class ManagedDirectory:
     def _retain(self, root: str) -> None:
         from jaxckpt import storage
 
-        def evict() -> list[str]:
+        def evict() -> dict[str, object | None]:
             view = self._load(root)
             records = view.records
             doomed = retention.evict(records, view.managed, self._max_to_keep, self._every_n_hours)
             if not _says(root, records):
                 state_file.write_state(root, records)
-            return doomed
+            return {name: commit.identity(files.join(root, name)) for name in doomed}
 
         doomed = update(root, evict)
         if not doomed:
             return
-        for name in doomed:  # Not under the lock: removing many files can take long.
+        # Not under the lock: removing many files can take long. Meanwhile another one may be saved under the same name.
+        for name, identity in doomed.items():
             try:
-                storage.delete(CheckpointPath(root, name))
+                storage.delete(CheckpointPath(root, name), identity)
             except (OSError, ValueError) as error:
                 _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
         update(root, lambda: state_file.write_state(root, self._load(root).records))

@@ -513,6 +513,26 @@ class TestStart:
             later.save()
         assert on_disk(tmp_path) == [f"ckpt-{number}" for number in range(10, 15)]
 
+    def test_one_that_is_saved_again_while_it_is_to_be_deleted_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manager = make_manager(tmp_path, 2)
+        manager.save()
+        manager.save()
+        other = make_manager(tmp_path, 2, checkpoint=make_checkpoint(5.0))
+        real = storage.delete
+
+        def meanwhile(path: storage.CheckpointPath, *arguments: object) -> None:
+            monkeypatch.setattr(storage, "delete", real)
+            other.save(checkpoint_number=1)
+            real(path, *arguments)
+
+        monkeypatch.setattr(storage, "delete", meanwhile)
+        manager.save()
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-1") == manager.latest_checkpoint
+        assert restored(manager.latest_checkpoint) == 5.0
+        assert names(manager.checkpoints) == on_disk(tmp_path)[::-1] == ["ckpt-3", "ckpt-1"]
+
     def test_an_older_unregistered_one_is_not_managed(self, tmp_path: Path) -> None:
         make_checkpoint().write(tmp_path / "ckpt-7")
         make_checkpoint().save(tmp_path / "ckpt")
