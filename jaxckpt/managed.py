@@ -13,7 +13,7 @@ from jaxckpt.directory_lock import update
 from jaxckpt.saving import SaveHooks
 from jaxckpt.state_text import Records, UnreadableStateError
 from jaxckpt.steps import SavedStep, SavedSteps
-from jaxckpt.storage import CheckpointPath, files
+from jaxckpt.storage import CheckpointPath, commit, files
 from jaxckpt.uninterrupted import uninterrupted
 
 _logger = logging.getLogger("jaxckpt")
@@ -130,20 +130,21 @@ class ManagedDirectory:
     def _retain(self, root: str) -> None:
         from jaxckpt import storage
 
-        def evict() -> list[str]:
+        def evict() -> dict[str, object | None]:
             view = self._load(root)
             records = view.records
             doomed = retention.evict(records, view.managed, self._max_to_keep, self._every_n_hours)
             if not _says(root, records):
                 state_file.write_state(root, records)
-            return doomed
+            return {name: commit.identity(files.join(root, name)) for name in doomed}
 
         doomed = update(root, evict)
         if not doomed:
             return
-        for name in doomed:  # Not under the lock: removing many files can take long.
+        # Not under the lock: removing many files can take long. Meanwhile another one may be saved under the same name.
+        for name, identity in doomed.items():
             try:
-                storage.delete(CheckpointPath(root, name))
+                storage.delete(CheckpointPath(root, name), identity)
             except (OSError, ValueError) as error:
                 _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
         update(root, lambda: state_file.write_state(root, self._load(root).records))
@@ -169,6 +170,7 @@ class ManagedDirectory:
         on_disk = [f"{self._name}-{number}" for number in storage.list_numbered(os.path.join(root, self._name))]
         on_disk = [name for name in on_disk if name != new]
         gone = state_file.missing(root, records)
+        state_file.bound(root, records, gone, new)
         adopted = retention.adopt(
             records,
             on_disk,
@@ -176,7 +178,7 @@ class ManagedDirectory:
             lambda name: 0.0 if name == new else state_file.commit_time(os.path.join(root, name)),
             own=self._own(records.entries),
             gone=gone - set(records.tensorflow),
-            after=state_file.written_by_others(root, records),
+            after=records.border(self._name),
         )
         unregistered = copy.deepcopy(records) if adopted or unreadable else None
         records.forget(gone | {new or ""})

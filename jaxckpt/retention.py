@@ -13,10 +13,12 @@ A checkpoint on disk is in one of four states:
 
 So retention deletes only what a state file listed, and what was preserved stays preserved although it is not listed.
 A state file that the user (or another program) wrote is obeyed: what was committed before it was written is not adopted.
+Each later writer carries that on (`Records.borders`), whatever it saves.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence, Set
 
 from jaxckpt.state_text import Records
 
@@ -67,6 +69,53 @@ def adopt(
     return unlisted
 
 
+def bound(
+    records: Records,
+    gone: Set[str],
+    written: Callable[[], float],
+    on_disk: Callable[[], dict[str, list[str]]],
+    commit_time: Callable[[str], float],
+) -> None:
+    """Notes in the records what must not be adopted, before something is saved that makes the state file say less.
+
+    Where nothing that is listed exists any more, the disk decides, and nothing is noted.
+
+    Args:
+      records: as they were read; changed in place.
+      gone: listed names of which nothing exists any more.
+      written: returns when the state file was written, in seconds.
+      on_disk: returns name before the number → names of the committed checkpoints in the directory.
+      commit_time: as for `adopt`.
+    """
+    if not records.entries.keys() - gone:
+        return
+    if records.edited:
+        records.raise_border("", written())
+    elif records.unsealed:
+        # jaxckpt 0.1 wrote such files. A crash leaves one checkpoint of a name; where there are more, the user took
+        # them out of the list.
+        for prefix, names in on_disk().items():
+            listed = [name for name in records.entries if numbered(name) == prefix]
+            times = [(name not in gone and commit_time(name)) or records.entries[name] for name in listed]
+            newest_time = times[-1] if times else max(records.entries.values())
+            unknown = [name for name in names if name not in records.entries and name not in records.kept]
+            if sum(commit_time(name) > newest_time for name in unknown) > 1:
+                records.raise_border(prefix, written())
+            elif not listed:
+                records.raise_border(prefix, newest_time)
+    last = {numbered(name): at for name, at in records.entries.items() if name not in gone}
+    for name in gone & records.entries.keys():
+        owner, at = numbered(name), records.entries[name]
+        if owner is not None and at > last.get(owner, -math.inf):
+            records.raise_border(owner, at)
+
+
+def numbered(name: str) -> str | None:
+    """Returns the part before the number of a name ``<prefix>-<number>``; None for another name."""
+    found = re.fullmatch(r"(.+)-(?:0|[1-9][0-9]*)", name, re.DOTALL)
+    return found and found[1]
+
+
 def newest(managed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:
     """Returns the names that a save of nothing new would leave."""
     return managed if max_to_keep is None else managed[-max_to_keep:]
@@ -95,6 +144,7 @@ def set_clock_back(records: Records, managed: Collection[str], now: float) -> fl
         return 0.0
     records.last_preserved = now
     records.kept.update(managed)
+    records.borders = {prefix: min(at, now) for prefix, at in records.borders.items()}
     records.entries = {name: min(timestamp, now) for name, timestamp in records.entries.items()}
     return seconds
 

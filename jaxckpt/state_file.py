@@ -10,13 +10,12 @@ import functools
 import logging
 import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
-from jaxckpt import devices, foreign_runs, paths
+from jaxckpt import devices, foreign_runs, paths, retention
 from jaxckpt.arguments import also_named
 from jaxckpt.directory_lock import update
 from jaxckpt.errors import CorruptCheckpointError
@@ -316,7 +315,9 @@ def register(path: CheckpointPath) -> None:
             records = read_state(directory) or Records()
         except UnreadableStateError as error:
             records = rebuilt(directory, error)
-        records.forget(missing(directory, records))
+        gone = missing(directory, records)
+        bound(directory, records, gone, new=name)
+        records.forget(gone)
         records.add(name, time.time())
         write_state(directory, records)
 
@@ -374,13 +375,29 @@ def refuse_tensorflow(directory: str) -> None:
         raise foreign_runs.tensorflow_error(directory, found)
 
 
-def written_by_others(directory: str, records: Records) -> float:
-    """Returns when somebody else than jaxckpt wrote the state file, in seconds; long ago if nobody did.
+def bound(directory: str, records: Records, gone: Collection[str], new: str | None = None) -> None:
+    """Notes in the records what is not to be adopted, whatever is saved next (see `retention.bound`).
 
-    In a bucket it is not known: late enough for everything.
+    Args:
+      directory: of the state file.
+      records: as they were read, changed in place.
+      gone: what `missing` returned.
+      new: a checkpoint to overlook: it was committed just now, and is about to be registered.
+
+    Raises:
+      OSError: the directory cannot be read.
     """
-    if not records.by_others:
-        return -math.inf
+    retention.bound(
+        records,
+        set(gone) - set(records.tensorflow),
+        lambda: _written(directory),
+        lambda: {prefix: [name for name in names if name != new] for prefix, names in _committed(directory).items()},
+        lambda name: commit_time(os.path.join(directory, name)),
+    )
+
+
+def _written(directory: str) -> float:
+    """Returns when the state file was written, in seconds; for a bucket, where it is not known, late enough for everything."""
     try:
         return math.inf if files.is_bucket(directory) else os.stat(os.path.join(directory, FILE)).st_mtime
     except FileNotFoundError:
@@ -392,17 +409,23 @@ def rebuilt(directory: str, reason: Exception) -> Records:
 
     All of them are kept: which ones a manager had preserved is not known any more.
     """
-    from jaxckpt import storage
-
     _logger.warning("%s. Rebuilding it from the checkpoints in %s.", reason, directory)
-    prefixes = {found[1] for name in files.names(directory) if (found := re.fullmatch(r"(.+)-[0-9]+", name, re.DOTALL))}
-    names = [
-        f"{prefix}-{number}" for prefix in prefixes for number in storage.list_numbered(os.path.join(directory, prefix))
-    ]
+    names = [name for names in _committed(directory).values() for name in names]
     times = {name: commit_time(os.path.join(directory, name)) for name in names}
     names.sort(key=lambda name: (times[name], int(name.rpartition("-")[2])))
     version = reason.version if isinstance(reason, UnreadableStateError) else None
     return Records({name: times[name] for name in names}, set(names), version=version)
+
+
+def _committed(directory: str) -> dict[str, list[str]]:
+    """Returns the part of the name before the number → names of the committed checkpoints in a directory."""
+    from jaxckpt import storage
+
+    prefixes = {prefix for name in files.names(directory) if (prefix := retention.numbered(name)) is not None}
+    return {
+        prefix: [f"{prefix}-{number}" for number in storage.list_numbered(os.path.join(directory, prefix))]
+        for prefix in prefixes
+    }
 
 
 def commit_time(path: str) -> float:

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import math
 import os
+import time
 
 from jaxckpt import foreign_runs
 from jaxckpt.state_text import Records, UnreadableStateError, from_text, is_sealed, sealed, to_text
@@ -30,9 +32,12 @@ def read_state(directory: str, name: str = FILE) -> Records | None:
         unreadable.version = version
         raise unreadable from None
     records.version = version
-    records.by_others = not is_sealed(text)
     here = files.absolute(directory)
-    records.entries = {_relative(name, here): timestamp for name, timestamp in records.entries.items()}
+    listed, records.entries = records.entries, {}
+    for entry, timestamp in listed.items():
+        same = _relative(entry, here)
+        # The last one is the latest, also where it was spelled in two ways.
+        records.entries[same] = max(timestamp, records.entries.pop(same, timestamp))
     records.kept = {_relative(name, here) for name in records.kept}
     return records
 
@@ -54,13 +59,21 @@ def _read_versioned(path: str) -> tuple[bytes | None, bytes | None]:
 
 
 def _relative(name: str, directory: str) -> str:
-    """Spells an absolute path inside `directory` relative to it, so that it stays right when the directory moves."""
-    if files.is_bucket(directory):
-        return name.removeprefix(directory + "/")
-    if not os.path.isabs(name):
+    """Spells a path inside `directory` relative to it and in one way, so that it stays right when the directory moves."""
+    bucket = files.is_bucket(directory)
+    if bucket:
+        name = name.removeprefix(directory + "/")
+    if "/" not in name or (bucket and files.is_bucket(name)):
         return name
-    relative = os.path.relpath(files.identity(name), os.path.realpath(directory))
-    return name if relative.split(os.sep)[0] == os.pardir else relative
+    if not os.path.isabs(name) and os.pardir not in name.split("/"):
+        return os.path.normpath(name)
+    if bucket:
+        root = "/" + directory.partition("://")[2]
+        relative = os.path.relpath(os.path.join(root, name), root)
+    else:
+        path = os.path.join(directory, name).rstrip("/") or "/"
+        relative = os.path.relpath(files.identity(path), os.path.realpath(directory))
+    return name if relative.split("/")[0] == os.pardir else relative
 
 
 def check(directory: str) -> None:
@@ -95,6 +108,8 @@ def write_state(directory: str, records: Records) -> None:
     if records.tensorflow:
         raise foreign_runs.tensorflow_error(directory, records.tensorflow)
     path = CheckpointPath(directory, FILE)
+    # What is there now was committed before now.
+    records.borders = {prefix: time.time() if at == math.inf else at for prefix, at in records.borders.items()}
     content = sealed(to_text(records)).encode("ascii")
     if path.in_bucket:
         files.bucket.write(str(path), content, expected=records.version or files.bucket.ABSENT)

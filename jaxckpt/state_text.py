@@ -37,16 +37,21 @@ class Records:
         being deleted.
       last_preserved: registration time of the last checkpoint that `keep_checkpoint_every_n_hours` preserved; 0.0 for
         not known.
+      borders: name before the number → of these checkpoints only what was committed after that time is adopted; the
+        name "" stands for every name.
       version: generation of the object in a bucket that says so; None if there is none.
-      by_others: jaxckpt did not write the file that says so, or somebody has changed it since: the user, TensorFlow.
+      unsealed: the file that says so does not end with a checksum: jaxckpt 0.1 wrote it, TensorFlow, or the user.
+      edited: the user wrote or changed the file: its checksum is wrong, or it has no checksum and entries without times.
       tensorflow: names in the file that are TensorFlow's checkpoints. A file that names one is never replaced.
     """
 
     entries: dict[str, float] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     last_preserved: float = 0.0
+    borders: dict[str, float] = field(default_factory=dict)
     version: bytes | None = field(default=None, compare=False)
-    by_others: bool = field(default=False, compare=False)
+    unsealed: bool = field(default=False, compare=False)
+    edited: bool = field(default=False, compare=False)
     tensorflow: list[str] = field(default_factory=list, compare=False)
 
     @property
@@ -60,6 +65,15 @@ class Records:
         self.entries[name] = timestamp
         self.kept.discard(name)
 
+    def border(self, prefix: str) -> float:
+        """Returns until when a checkpoint ``<prefix>-<number>`` must have been committed not to be adopted."""
+        return max(self.borders.get("", -math.inf), self.borders.get(prefix, -math.inf))
+
+    def raise_border(self, prefix: str, to: float) -> None:
+        """Makes `border` of `prefix` at least `to`."""
+        if to > self.border(prefix):
+            self.borders[prefix] = to
+
     def forget(self, names: Collection[str]) -> None:
         """Takes names out of all lists."""
         self.entries = {name: at for name, at in self.entries.items() if name not in names}
@@ -67,6 +81,7 @@ class Records:
 
 
 _KEPT = "# kept for ever: "
+_BORDER = "# adopted only if committed after "
 _SEAL = "# written by jaxckpt, checksum of the lines above: "
 _GAP = r"(?:\s|\#[^\n]*+)*+"
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
@@ -77,6 +92,7 @@ _FIELD = re.compile(rf"{_GAP}([A-Za-z_]\w*){_GAP}:{_GAP}({_VALUE}|{_LIST}){_GAP}
 _ITEM = re.compile(rf"[\[,]?{_GAP}({_VALUE}){_GAP}", re.ASCII)
 # A string never spans lines, so a line that starts with the mark is a comment.
 _KEPT_LINE = re.compile(rf"^{re.escape(_KEPT)}({_STRING})", re.MULTILINE)
+_BORDER_LINE = re.compile(rf"^{re.escape(_BORDER)}(\d+(?:\.\d+)?(?:e[-+]\d+)?): ({_STRING})", re.MULTILINE | re.ASCII)
 _ESCAPE = re.compile(r"\\(?:([0-7]{1,3})|[xX]([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))|([^\\]+)")
 _UNESCAPED = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "?": 63, "'": 39, '"': 34, "\\": 92}
 _ESCAPED = {10: r"\n", 13: r"\r", 9: r"\t", 34: r"\"", 39: r"\'", 92: r"\\"}
@@ -96,6 +112,7 @@ def to_text(records: Records) -> str:
     if records.last_preserved:
         lines.append(f"last_preserved_timestamp: {records.last_preserved!r}")
     lines += [_KEPT + _quoted(name) for name in sorted(records.kept)]
+    lines += [f"{_BORDER}{time!r}: {_quoted(prefix)}" for prefix, time in sorted(records.borders.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +125,11 @@ def is_sealed(text: str) -> bool:
     """Whether a text is as `sealed` returned it."""
     body, found, _ = text.rpartition(_SEAL)
     return bool(found) and body.isascii() and text == sealed(body)
+
+
+def is_edited(text: str) -> bool:
+    """Whether somebody changed a text that `sealed` returned, and left a part of its last line."""
+    return _SEAL in text and not is_sealed(text)
 
 
 def from_text(text: str) -> Records:
@@ -131,7 +153,16 @@ def from_text(text: str) -> Records:
         else:
             numbers[key].append(float(value.rstrip("fF")))
     kept = {_unquoted(literal) for literal in _KEPT_LINE.findall(text)}
-    return _records(names, numbers, kept)
+    records = _records(names, numbers, kept)
+    for time, prefix in _BORDER_LINE.findall(text):
+        records.raise_border(_unquoted(prefix), float(time))
+    records.unsealed = not is_sealed(text)
+    listed = names["all_model_checkpoint_paths"]
+    dated = names["model_checkpoint_path"][-1] in listed and len(listed) <= len(
+        numbers["all_model_checkpoint_timestamps"]
+    )
+    records.edited = is_edited(text) or (records.unsealed and not dated)
+    return records
 
 
 def _fields(text: str) -> Iterator[tuple[str, str]]:

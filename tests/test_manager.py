@@ -513,6 +513,26 @@ class TestStart:
             later.save()
         assert on_disk(tmp_path) == [f"ckpt-{number}" for number in range(10, 15)]
 
+    def test_one_that_is_saved_again_while_it_is_to_be_deleted_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manager = make_manager(tmp_path, 2)
+        manager.save()
+        manager.save()
+        other = make_manager(tmp_path, 2, checkpoint=make_checkpoint(5.0))
+        real = storage.delete
+
+        def meanwhile(path: storage.CheckpointPath, *arguments: object) -> None:
+            monkeypatch.setattr(storage, "delete", real)
+            other.save(checkpoint_number=1)
+            real(path, *arguments)
+
+        monkeypatch.setattr(storage, "delete", meanwhile)
+        manager.save()
+        assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-1") == manager.latest_checkpoint
+        assert restored(manager.latest_checkpoint) == 5.0
+        assert names(manager.checkpoints) == on_disk(tmp_path)[::-1] == ["ckpt-3", "ckpt-1"]
+
     def test_an_older_unregistered_one_is_not_managed(self, tmp_path: Path) -> None:
         make_checkpoint().write(tmp_path / "ckpt-7")
         make_checkpoint().save(tmp_path / "ckpt")
@@ -554,6 +574,75 @@ class TestStart:
         listed = {"ckpt-1"} if "ckpt-1" in text else set()
         assert set(on_disk(tmp_path)) == {"ckpt-1", "ckpt-2", "ckpt-3", "ckpt-4", "ckpt-5"} - listed
         assert names(make_manager(tmp_path, 1).checkpoints) == ["ckpt-2"]
+
+    @pytest.mark.parametrize("saved", ["best", "other"])
+    def test_a_list_shortened_by_hand_is_obeyed_after_another_name_is_saved(self, saved: str, tmp_path: Path) -> None:
+        first = make_checkpoint()
+        for _ in range(5):
+            first.save(tmp_path / "ckpt")
+        (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-2" all_model_checkpoint_paths: "ckpt-2"')
+        for _ in range(2):
+            if saved == "best":
+                make_manager(tmp_path, checkpoint_name="best").save(checkpoint_number=len(os.listdir(tmp_path)))
+            else:
+                make_checkpoint().save(tmp_path / "other")
+        manager = make_manager(tmp_path, 3)
+        assert names(manager.checkpoints) == ["ckpt-2"]
+        assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
+        make_checkpoint(7.0).write(tmp_path / "ckpt-6")  # As a crash leaves it.
+        assert names(make_manager(tmp_path, 3).checkpoints) == ["ckpt-2", "ckpt-6"]
+
+    @pytest.mark.parametrize("removed", ["from the list", "from the disk"])
+    def test_what_is_not_listed_is_not_deleted_after_another_name_is_saved(self, removed: str, tmp_path: Path) -> None:
+        first = make_checkpoint()
+        first.write(tmp_path / "ckpt-9")
+        first.save(tmp_path / "ckpt")
+        make_checkpoint().save(tmp_path / "best")
+        if removed == "from the list":
+            (tmp_path / "checkpoint").write_text('model_checkpoint_path: "best-1"')
+        else:
+            shutil.rmtree(tmp_path / "ckpt-1")
+        make_checkpoint().save(tmp_path / "best", options=jaxckpt.CheckpointOptions())
+        manager = make_manager(tmp_path, 1)
+        assert manager.checkpoints == []
+        before = set(on_disk(tmp_path))
+        manager.save()
+        assert before < set(on_disk(tmp_path))
+
+    @pytest.mark.parametrize("sealed_by", [None, "best"])
+    @pytest.mark.parametrize("left", [1, 2])
+    def test_a_copied_directory_of_the_first_version(self, sealed_by: str | None, left: int, tmp_path: Path) -> None:
+        """Its state file has no checksum, and is younger than what a crash left."""
+        first = make_checkpoint()
+        for _ in range(3):
+            first.save(tmp_path / "ckpt")
+        for number in range(left):
+            first.write(tmp_path / f"ckpt-{number + 4}")
+        text = (tmp_path / "checkpoint").read_text()
+        (tmp_path / "checkpoint").write_text("".join(line + "\n" for line in text.splitlines() if line[0] != "#"))
+        if sealed_by is not None:
+            make_checkpoint().save(tmp_path / sealed_by)
+        # A crash leaves one; two were taken out of the list.
+        expected = ["ckpt-1", "ckpt-2", "ckpt-3"] + ["ckpt-4"] * (left == 1)
+        assert names(make_manager(tmp_path, 5).checkpoints) == expected
+        (tmp_path / "checkpoint").write_text(text.replace("\n#", "\n# my note\n#"))
+        assert names(make_manager(tmp_path, 5).checkpoints) == expected[:3]
+
+    @pytest.mark.parametrize("spelled", ["./{}", "{}/", "../run/{}", ".//{}", "{run}/{}/"])
+    def test_entries_spelled_in_other_ways(self, spelled: str, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        first = make_checkpoint()
+        for _ in range(3):
+            first.save(run / "ckpt")
+        one, two = (spelled.format(name, run=run) for name in ("ckpt-1", "ckpt-2"))
+        (run / "checkpoint").write_text(
+            f'model_checkpoint_path: "{one}" all_model_checkpoint_paths: ["ckpt-1", "{two}"]'
+        )
+        manager = make_manager(run, 1)
+        assert names(manager.checkpoints) == ["ckpt-2", "ckpt-1"]
+        assert manager.latest_checkpoint == str(run / "ckpt-1") == jaxckpt.latest_checkpoint(run)
+        manager.save(4)
+        assert on_disk(run) == ["ckpt-3", "ckpt-4"]
 
     def test_a_file_that_names_another_checkpoint_is_obeyed(self, tmp_path: Path) -> None:
         for _ in range(2):

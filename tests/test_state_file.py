@@ -35,7 +35,10 @@ times = st.floats(allow_nan=False, allow_infinity=False)
 @st.composite
 def records(draw: st.DrawFn, names: st.SearchStrategy[str] = names) -> Records:
     entries = draw(st.dictionaries(names, times, min_size=1, max_size=5))
-    return Records(entries, draw(st.sets(names, max_size=3)), draw(times.filter(bool) | st.just(0.0)))
+    borders = draw(st.dictionaries(names | st.just(""), st.floats(0, 1e12), max_size=2))
+    if "" in borders:  # A border for every name says more than a lower one for a single name.
+        borders = {name: at for name, at in borders.items() if not name or at > borders[""]}
+    return Records(entries, draw(st.sets(names, max_size=3)), draw(times.filter(bool) | st.just(0.0)), borders=borders)
 
 
 def make_checkpoint(path: Path) -> str:

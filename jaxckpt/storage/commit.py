@@ -43,6 +43,7 @@ _log = logging.getLogger("jaxckpt")
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _LOCK = ".__lock"
+_REPLACED = "Another checkpoint was saved in its place, which is not deleted"
 # Files of a checkpoint, which an array's directory cannot be called.
 _FILES = {
     *(tree_metadata.FILE, tree_metadata.STRINGS, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
@@ -362,22 +363,39 @@ def _sync(path: str, flags: int) -> None:
         os.close(descriptor)
 
 
-def delete(path: CheckpointPath) -> None:
+def identity(path: str) -> object | None:
+    """Returns what tells the checkpoint at `path` from a later one of that name; None if nothing is there. Raises OSError."""
+    if files.is_bucket(path):
+        content, generation = files.bucket.read_versioned(f"{path}/{description.MARKER}")
+        return None if content is None else generation
+    return _identity(path)
+
+
+def delete(path: CheckpointPath, expected: object | None = None) -> None:
     """Removes a checkpoint. It is renamed away first, so that one that is half removed never has its name.
 
     A path that does not exist is no error. Where a link is at the path, the link is removed, not the checkpoint that it leads to.
 
+    Args:
+      path: of the checkpoint.
+      expected: what `identity` returned for the one to delete; None for whichever is there. In a bucket, one that replaces it after
+        the look is not told from it.
+
     Raises:
-      OSError: with errno; the checkpoint is still there, or only its temporary directory is. EINVAL: what is there is not a checkpoint,
-        and has not been touched.
+      OSError: with errno; EBUSY: it is another one by now. The checkpoint is still there, or only its temporary directory is.
+        EINVAL: what is there is not a checkpoint, and has not been touched.
     """
     text = str(path)
     if path.in_bucket:
+        if expected is not None and identity(text) not in (None, expected):
+            raise OSError(errno.EBUSY, _REPLACED, text)
         return bucket_commit.delete(text)
     try:
         found = _marked_identity(text)
     except FileNotFoundError:
         return None
+    if expected is not None and found != expected:
+        raise OSError(errno.EBUSY, _REPLACED, text)
     folder = temporary.TemporaryDirectory(path)
     try:
         # Somebody else may have deleted it meanwhile.

@@ -117,6 +117,18 @@ class TestDeleting:
         assert os.listdir(tmp_path / "run") == []
         assert value_at(tmp_path / "elsewhere" / "c") == 1.0
 
+    def test_only_the_one_that_is_meant(self, tmp_path: Path) -> None:
+        path = a_checkpoint(tmp_path / "c")
+        old = commit.identity(str(path))
+        jaxckpt.Checkpoint(value=np.full(3, 2.0)).write(tmp_path / "c")
+        with pytest.raises(OSError, match="in its place") as caught:
+            storage.delete(path, old)
+        assert caught.value.errno == errno.EBUSY
+        assert value_at(tmp_path / "c") == 2.0
+        storage.delete(path, commit.identity(str(path)))
+        assert os.listdir(tmp_path) == []
+        assert commit.identity(str(path)) is None
+
     def test_links_in_it_are_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "file").write_text("mine")
