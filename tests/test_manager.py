@@ -344,7 +344,7 @@ class TestRetention:
         manager = make_manager(tmp_path, 1)
         manager.save()
 
-        def fail(path: str) -> None:
+        def fail(path: object, expected: object = None) -> None:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
 
         with monkeypatch.context() as patch:
