@@ -452,7 +452,6 @@ class TestArraysBesideVariables:
             jaxckpt.Checkpoint(x=one, y=other).read(path)
         assert float(held[0]["a"][0]) == 0
 
-
     def test_a_builder_out_of_turn_is_refused(self) -> None:
         """The leaves of another part would be restored into it."""
         first, second = builders.RangeBuilder(builders.LEAF, 0, 1), builders.RangeBuilder(builders.LEAF, 1, 2)
