@@ -4,13 +4,35 @@ A *walk* takes a value apart into leaves. For every pytree and every reference o
 together again from new leaves, in the same order.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from jaxckpt.names import KnownPath
 
 Undo = Callable[[], None]
 Change = Callable[[], Undo]
+
+
+def together(undos: Sequence[Undo]) -> Undo:
+    """Returns one undo for several, which go from the last to the first. One that fails does not keep the others from it."""
+
+    def undo_all() -> None:
+        failure: BaseException | None = None
+        for undo in reversed(undos):
+            try:
+                undo()
+            except BaseException as error:
+                if failure is None:
+                    failure = error
+                else:
+                    failure.add_note(f"Besides, another part could not be given back its old value: {error!r}")
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    return undo_all
 
 
 class Kept:
@@ -29,13 +51,13 @@ class Owned(NamedTuple):
 
     Attributes:
       owner: what holds them, such as a Variable.
-      key: which part of `owner` it is, if there are several.
+      key: which part of `owner` it is, if there are several; else None.
       start, stop: which leaves of the walk.
       in_place: whether a restore changes `owner` itself. If not, it is part of a value that is replaced, such as an `nnx.State`.
     """
 
     owner: Any
-    key: str | None
+    key: Hashable
     start: int
     stop: int
     in_place: bool
@@ -48,6 +70,7 @@ class Rebuild:
       changes: carrying one out returns its undo.
       in_place: ids of the owners that a restore changes in place.
       renewed: what stands for an owner that is part of a value and is replaced, by its id.
+      position: number of the leaves that were handed out.
       kept: whether the last leaf keeps its old value. (Python may have one object for two equal strings: identity does not tell.)
     """
 
@@ -56,17 +79,34 @@ class Rebuild:
         self.in_place = in_place
         self.renewed: dict[int, Any] = {}
         self.kept = False
-        self._pairs: Iterator[tuple[Any, Any]] = iter(())
+        self.position = 0
+        self._old: Sequence[Any] = ()
+        self._new: Sequence[Any] = ()
 
-    def start(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+    def start(self, old: Sequence[Any], new: Sequence[Any]) -> None:
         """Starts with another value. Args: old and new value of each of its leaves."""
-        self._pairs = iter(pairs)
+        self._old, self._new = old, new
+        self.position = 0
 
     def leaf(self) -> Any:
         """Returns the value of the next leaf: the very old one if it is kept."""
-        old, new = next(self._pairs)
+        position = self.position
+        self.position = position + 1
+        new = self._new[position]
         self.kept = new is KEPT
-        return old if self.kept else new
+        return self._old[position] if self.kept else new
+
+    def require(self, position: int) -> None:
+        """Refuses to go on at another leaf than the one that is next: a builder would be given the leaves of another one.
+
+        Raises:
+          RuntimeError: the builders do not stand in the order in which their leaves were taken.
+        """
+        if self.position != position:
+            raise RuntimeError(
+                f"A part of a value was to be put together from leaf {position}, but leaf {self.position} is next. "
+                "Nothing was changed. This is a fault of jaxckpt."
+            )
 
 
 class Builder(Protocol):
@@ -95,6 +135,22 @@ class Constant:
         return self._value
 
 
+class RangeBuilder:
+    """Puts a part together that must be given just the leaves that were taken from it, whatever its builder does."""
+
+    __slots__ = ("_inner", "_start", "_stop")
+
+    def __init__(self, inner: Builder, start: int, stop: int) -> None:
+        self._inner, self._start, self._stop = inner, start, stop
+
+    def build(self, rebuild: Rebuild) -> Any:
+        """Returns the part."""
+        rebuild.require(self._start)
+        built = self._inner.build(rebuild)
+        rebuild.require(self._stop)
+        return built
+
+
 LEAF = LeafBuilder()
 
 
@@ -120,7 +176,7 @@ class Walk(Protocol):
     def empty(self, value: Any, path: KnownPath) -> Builder:
         """Adds an empty container."""
 
-    def own(self, owner: Any, start: int, *, key: str | None = None, in_place: bool = True) -> None:
+    def own(self, owner: Any, start: int, *, key: Hashable = None, in_place: bool = True) -> None:
         """Says that `owner` holds the leaves from `start` on; see `Owned`."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from jaxckpt import loading, nnx_objects, objects, optimizers, paths, rebinding, roots, state_file, tracing, tree
 from jaxckpt.background import Background, Flight, raise_errors
-from jaxckpt.builders import Builder, Rebuild, Walk
+from jaxckpt.builders import Builder, Rebuild, Walk, together
 from jaxckpt.loading import Restore
 from jaxckpt.names import KnownPath
 from jaxckpt.options import CheckpointOptions, checked_options
@@ -306,8 +306,18 @@ class Checkpoint:
         return [self._flat(name, value) for name, value in self._current().items()]
 
     def _flat(self, name: str, value: Any) -> tree.Flat:
-        in_state = name not in self._values and nnx_objects.is_state(self._root)
-        return tree.flatten(name, value, (id(self),), in_state=in_state)
+        return tree.flatten(name, value, (id(self),), in_state=self._holder(name)._is_in_state(name))
+
+    def _holder(self, name: str) -> "Checkpoint":
+        """The Checkpoint that a restored value is put on: this one, or the one under it which is the root that has the name."""
+        holder = self
+        while name not in holder._values and isinstance(holder._root, Checkpoint):
+            holder = holder._root
+        return holder
+
+    def _is_in_state(self, name: str) -> bool:
+        """Whether a value of this Checkpoint's own or of its root is part of an `nnx.State`."""
+        return name not in self._values and nnx_objects.is_state(self._root)
 
     def _counter_is(self, number: int) -> None:
         object.__setattr__(self, "_counter", number)
@@ -399,28 +409,20 @@ class Checkpoint:
         self, values: Mapping[str, Any], flats: Mapping[str, tree.Flat], new: Mapping[str, Any], restore: Restore
     ) -> None:
         """Puts new leaves into the values: all of them, or, if an object of any process refuses its state, none."""
-        replacements: dict[str, Any] = {}
 
         def changes() -> Iterator[Callable[[], tree.Undo]]:
             rebuilt, found = tree.rebuild(flats, new)
-            replacements.update(rebuilt)
             yield from found
+            replaced = {name: value for name, value in rebuilt.items() if value is not values[name]}
+            # A root may refuse a value too.
+            yield lambda: self._replace(replaced)
 
         loading.carry_out(changes(), restore.agree)
-        self._replace({name: value for name, value in replacements.items() if value is not values[name]})
 
     def _replace(self, new: Mapping[str, Any]) -> tree.Undo:
-        """Puts restored values in the place of the current ones. Returns what puts those back."""
+        """Puts restored values in the place of the current ones: all, or, if one is refused, none. Returns what puts those back."""
         undos: list[tree.Undo] = []
-        old_values, old_restored = dict(self._values), dict(self._restored)
-
-        def put_back() -> None:
-            for undo in reversed(undos):
-                undo()
-            self._values.update(old_values)
-            self._restored.clear()
-            self._restored.update(old_restored)
-
+        put_back = together(undos)
         named = {name: value for name, value in new.items() if name in self._values}
         fields = {name: value for name, value in new.items() if name not in named}
         adapter = objects.root_adapter(self._root)
@@ -428,12 +430,26 @@ class Checkpoint:
         if fields and adapter is None:
             expanded = roots.expand_root(self._root)
             restored = {name: (expanded[name], value) for name, value in fields.items()}
-        # Each in one step: an interrupt in a loop would leave some values old and some new.
-        self._values.update(named)
-        self._restored.update(restored)
-        if adapter is not None:
-            for name, value in fields.items():
-                undos.append(adapter.set_child(self._root, name, value))
+        old_values = {name: self._values[name] for name in named}
+        old_restored = {name: self._restored[name] for name in restored if name in self._restored}
+
+        def put_back_own() -> None:
+            self._values.update(old_values)
+            for name in restored:
+                self._restored.pop(name, None)
+            self._restored.update(old_restored)
+
+        try:
+            undos.append(put_back_own)
+            # Each in one step: an interrupt in a loop would leave some values old and some new.
+            self._values.update(named)
+            self._restored.update(restored)
+            if adapter is not None:
+                for name, value in fields.items():
+                    undos.append(adapter.set_child(self._root, name, value))
+        except BaseException:
+            put_back()
+            raise
         return put_back
 
     # -- waiting ------------------------------------------------------------------------------------------------------------------
@@ -489,9 +505,10 @@ class _NestedAdapter:
         try:
             for name, value in values.items():
                 start = walk.position
-                walk.in_state = name not in node._values and nnx_objects.is_state(node._root)
+                holder = node._holder(name)
+                walk.in_state = holder._is_in_state(name)
                 parts[name] = walk.take(value, path.below(name))
-                walk.own(node, start, key=name)
+                walk.own(holder, start, key=name)
         finally:
             walk.in_state = outside
         if not values:

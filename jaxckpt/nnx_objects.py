@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxckpt.builders import Builder, Constant, Rebuild, Undo, Walk
+from jaxckpt.builders import Builder, Constant, Rebuild, Undo, Walk, together
 from jaxckpt.names import OBJECT_INDEX, KnownPath, as_key
 
 _STATES = ("State", "GraphState", "FlatState")
@@ -157,34 +157,30 @@ class _StateBuilder:
 
 
 class NnxObject:
-    """The adapter for modules, optimizers and rngs: the Variables and arrays of the graph, each shared one once."""
+    """The adapter for modules, optimizers and rngs: the Variables of the graph, each shared one once, and its arrays."""
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
         """Takes the graph apart."""
         nnx = _nnx()
-        variables: list[Builder] = []
-        arrays: list[_Array] = []
-        owners: dict[Any, Any] = {}
+        # In the order of the graph, where Variables and arrays come as they stand: a rebuild hands the leaves out in this order.
+        parts: list[_Part] = []
+        owners = {(): node}
         outside, walk.in_state = walk.in_state, False
         try:
             for keys, leaf in nnx.to_flat_state(nnx.state(node)):
                 below = path
                 for key in keys:
                     below = below.below(str(key), OBJECT_INDEX if isinstance(key, int) else False)
-                if isinstance(leaf, nnx.Variable):
-                    variables.append(walk.take(leaf, below))
-                    continue
-                # Arrays that are not in a Variable are rare: their owners are looked up where there are any.
-                owners = owners or dict(nnx.iter_graph(node))
                 start = walk.position
-                arrays.append(_Array(keys, leaf, walk.take(leaf, below)))
-                walk.own(owners[keys[:-1]], start, key=str(keys[-1]))
+                parts.append(_Part(keys, leaf, walk.take(leaf, below)))
+                if not isinstance(leaf, nnx.Variable):
+                    _own(walk, owners, keys, start)
         finally:
             walk.in_state = outside
-        if not variables and not arrays:
+        if not parts:
             # Plain Orbax stores an object without state as an empty dict.
             walk.empty({}, path)
-        return _ObjectBuilder(node, variables, arrays, owners)
+        return _ObjectBuilder(node, parts, owners)
 
     def children(self, root: Any) -> dict[str, Any]:
         """Returns the attributes (or items) that hold state, by name."""
@@ -204,8 +200,8 @@ class NnxObject:
         return _set_item(root, name, value)
 
 
-class _Array(NamedTuple):
-    """An array of a graph that is not in a Variable, and the keys that lead to it."""
+class _Part(NamedTuple):
+    """A Variable of a graph, or an array that is not in one, and the keys that lead to it."""
 
     keys: tuple[Any, ...]
     value: Any
@@ -213,29 +209,24 @@ class _Array(NamedTuple):
 
 
 class _ObjectBuilder:
-    def __init__(self, node: Any, variables: list[Builder], arrays: list[_Array], owners: dict[Any, Any]) -> None:
-        self._node, self._variables, self._arrays, self._owners = node, variables, arrays, owners
+    def __init__(self, node: Any, parts: list[_Part], owners: dict[tuple[Any, ...], Any]) -> None:
+        self._node, self._parts, self._owners = node, parts, owners
 
     def build(self, rebuild: Rebuild) -> Any:
         """Returns the object, which changes update."""
-        for variable in self._variables:
-            variable.build(rebuild)
         new = {}
-        for array in self._arrays:
-            value = array.inner.build(rebuild)
-            if value is not array.value:
-                new[array.keys] = value
+        for part in self._parts:
+            value = part.inner.build(rebuild)
+            # A Variable is the old one: it has a change of its own.
+            if value is not part.value:
+                new[part.keys] = value
         if new:
             rebuild.changes.append(lambda: self._set_arrays(new))
         return self._node
 
     def _set_arrays(self, new: Mapping[tuple[Any, ...], Any]) -> Undo:
         owners, undos = dict(self._owners), list[Undo]()
-
-        def put_back() -> None:
-            for undo in reversed(undos):
-                undo()
-
+        put_back = together(undos)
         try:
             for keys, value in new.items():
                 undos.append(_assign(owners, keys, value))
@@ -245,11 +236,36 @@ class _ObjectBuilder:
         return put_back
 
 
+def _own(walk: Walk, owners: dict[tuple[Any, ...], Any], keys: tuple[Any, ...], start: int) -> None:
+    """Says what holds an array. `owners`: what there is at which keys; gets what leads to the array."""
+    # Not with nnx.iter_graph, which passes each tuple once, though it may stand at several places.
+    for length in range(1, len(keys)):
+        if keys[:length] not in owners:
+            owners[keys[:length]] = _child(owners[keys[: length - 1]], keys[length - 1])
+    length = len(keys) - 1
+    # A tuple is replaced by another: what holds it is changed. Others that hold the same tuple keep theirs.
+    while not _is_mutable(owners[keys[:length]]):
+        length -= 1
+    walk.own(owners[keys[:length]], start, key=keys[length:])
+
+
+def _is_mutable(owner: Any) -> bool:
+    """Whether a part of a graph is changed in place."""
+    return isinstance(owner, (list, dict, *_classes(_nnx(), *_GRAPH_NODES)))
+
+
+def _child(owner: Any, key: Any) -> Any:
+    if _is_mutable(owner):
+        return _get_item(owner, key)
+    children = jax.tree_util.tree_flatten_with_path(owner, is_leaf=lambda child: child is not owner)[0]
+    return next(child for entries, child in children if _text(entries[0])[0] == str(key))
+
+
 def _assign(owners: dict[Any, Any], keys: tuple[Any, ...], value: Any) -> Undo:
     """Gives a part of a graph another value. `owners`: what there is at which keys; kept up to date."""
     *above, key = keys
     owner = owners[tuple(above)]
-    if isinstance(owner, (list, dict, *_classes(_nnx(), *_GRAPH_NODES))):
+    if _is_mutable(owner):
         return _set_item(owner, key, value)
     # A tuple, or another pytree that cannot be changed: another one takes its place.
     children, structure = jax.tree_util.tree_flatten_with_path(owner, is_leaf=lambda child: child is not owner)
@@ -258,11 +274,28 @@ def _assign(owners: dict[Any, Any], keys: tuple[Any, ...], value: Any) -> Undo:
     return _assign(owners, tuple(above), owners[tuple(above)])
 
 
+def _has_items(owner: Any, key: Any) -> bool:
+    return isinstance(owner, dict) or isinstance(key, int)
+
+
+def _get_item(owner: Any, key: Any) -> Any:
+    return owner[key] if _has_items(owner, key) else getattr(owner, key)
+
+
 def _set_item(owner: Any, key: Any, value: Any) -> Undo:
-    if isinstance(owner, dict) or isinstance(key, int):
-        old = owner[key]
-        owner[key] = value
-        return lambda: owner.__setitem__(key, old)
-    old = getattr(owner, key)
-    setattr(owner, key, value)
-    return lambda: setattr(owner, key, old)
+    old = _get_item(owner, key)
+
+    def put(value: Any) -> None:
+        if _has_items(owner, key):
+            owner[key] = value
+        else:
+            setattr(owner, key, value)
+
+    try:
+        put(value)
+    except BaseException:
+        # The object's own code may have failed after it set the value.
+        if _get_item(owner, key) is not old:
+            put(old)
+        raise
+    return lambda: put(old)

@@ -6,14 +6,14 @@ puts values together from new leaves. It knows nothing of files.
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxckpt import objects
-from jaxckpt.builders import KEPT, LEAF, Builder, Change, Constant, Owned, Rebuild, Undo
+from jaxckpt.builders import KEPT, LEAF, Builder, Change, Constant, Owned, RangeBuilder, Rebuild, Undo
 from jaxckpt.kinds import ByType, Kind, kind_of
 from jaxckpt.names import Key, KnownPath, Path, as_key, known_paths, leaf_name
 from jaxckpt.quiet_gc import quiet_gc
@@ -183,7 +183,7 @@ class _Walk:
         self.flat.empties.append(EmptyNode(path.path, value))
         return Constant(value)
 
-    def own(self, owner: Any, start: int, *, key: str | None = None, in_place: bool = True) -> None:
+    def own(self, owner: Any, start: int, *, key: Hashable = None, in_place: bool = True) -> None:
         self.flat.owned.append(Owned(owner, key, start, len(self.flat.leaves), in_place))
 
     def _take_reference(self, node: Any, path: KnownPath) -> Builder:
@@ -193,7 +193,8 @@ class _Walk:
             raise ValueError(f"{leaf_name(path.path)}: this value contains itself.")
         self._parents.append(id(node))
         try:
-            return adapter.take(node, path, self)
+            start = self.position
+            return RangeBuilder(adapter.take(node, path, self), start, self.position)
         finally:
             self._parents.pop()
 
@@ -279,14 +280,15 @@ def rebuild(flats: Mapping[str, Flat], new: Mapping[str, Any]) -> tuple[dict[str
     replacements: dict[str, Any] = {}
     for name, flat in flats.items():
         if any(value is not KEPT for value in values[name]):
-            state.start(zip([leaf.value for leaf in flat.leaves], values[name], strict=True))
+            state.start([leaf.value for leaf in flat.leaves], values[name])
             replacements[name] = flat.builder.build(state)
+            state.require(len(flat.leaves))
     return replacements, state.changes
 
 
 def _share(flats: Mapping[str, Flat], values: dict[str, list[Any]]) -> None:
     """Gives what stands under several names the same new value under each."""
-    found: dict[tuple[int, str | None], list[tuple[str, Owned]]] = {}
+    found: dict[tuple[int, Hashable], list[tuple[str, Owned]]] = {}
     for name, flat in flats.items():
         for owned in flat.owned:
             found.setdefault((id(owned.owner), owned.key), []).append((name, owned))

@@ -167,6 +167,43 @@ class TestNested:
         with pytest.raises(ValueError, match="'w' is in root"):
             jaxckpt.Checkpoint(inner, w=jnp.zeros(2))
 
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    @pytest.mark.parametrize("by_name", [False, True])
+    def test_a_state_below_checkpoints_leaves_the_live_model_alone(
+        self, by_name: bool, depth: int, tmp_path: Path
+    ) -> None:
+        def make(number: float) -> tuple[nnx.Dict, jaxckpt.Checkpoint, jaxckpt.Checkpoint]:
+            model = nnx.Dict(kernel=nnx.Param(jnp.full(2, number)), deep=nnx.Dict(v=nnx.Param(jnp.full(1, number))))
+            inner = root = jaxckpt.Checkpoint(nnx.state(model))
+            for _ in range(depth - 1):
+                root = jaxckpt.Checkpoint(root)
+            return model, inner, jaxckpt.Checkpoint(x=root) if by_name else root
+
+        path = make(1)[2].write(tmp_path / "c")
+        model, inner, outer = make(5)
+        outer.read(path).assert_consumed()
+        assert (float(model.kernel[...][0]), float(model.deep.v[...][0])) == (5, 5)
+        assert (float(inner.kernel.get_value()[0]), float(inner.deep["v"].get_value()[0])) == (1, 1)
+        again = jaxckpt.load_checkpoint(outer.write(tmp_path / "again"))
+        stored = set(again.keys()) - {"save_counter"}
+        assert {float(x) for name in stored for x in again.get_tensor(name)} == {1}
+
+    def test_a_name_of_its_own_above_a_state_is_live(self, tmp_path: Path) -> None:
+        path = jaxckpt.Checkpoint(kernel=nnx.Param(jnp.ones(2))).write(tmp_path / "c")
+        below, kernel = nnx.Dict(kernel=nnx.Param(jnp.full(2, 5.0))), nnx.Param(jnp.zeros(2))
+        middle = jaxckpt.Checkpoint(nnx.state(below))
+        middle.kernel = kernel
+        jaxckpt.Checkpoint(middle).read(path).assert_consumed()
+        assert (float(kernel[...][0]), float(below.kernel[...][0])) == (1, 5)
+
+    def test_one_checkpoint_below_another_and_beside_it(self, tmp_path: Path) -> None:
+        differ = jaxckpt.Checkpoint(a={"x": jnp.ones(2)}, b={"x": jnp.full(2, 2.0)}).write(tmp_path / "differ")
+        part = jaxckpt.Checkpoint(x=jnp.zeros(2))
+        outer = jaxckpt.Checkpoint(a=jaxckpt.Checkpoint(jaxckpt.Checkpoint(part)), b=part)
+        with pytest.raises(ValueError, match="a/x and b/x"):
+            outer.read(differ)
+        assert float(part.x[0]) == 0
+
     def test_slot_variables_of_a_nested_checkpoint(self, tmp_path: Path) -> None:
         params = {"w": jnp.ones(3)}
         state = optax.adam(0.1).init(params)

@@ -1,5 +1,7 @@
 """NNX Variables: raw values, Variables under several names, `nnx.State` as a value, names that plain Orbax gives them."""
 
+import itertools
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import optax
 import pytest
 
 import jaxckpt
+from jaxckpt import builders
 
 P = jax.sharding.PartitionSpec
 
@@ -349,6 +352,118 @@ class TestRawValues:
         assert fresh.pair is pair
         assert fresh.pair[1]["deep"] is deep
         assert {float(x) for leaf in jax.tree.leaves((fresh.array, fresh.pair, fresh.items)) for x in leaf} == {5}
+
+
+class Shape(nnx.Module):
+    """Holds what `parts` says, in any order of names."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        for name, part in parts.items():
+            setattr(self, name, nnx.data(part))
+
+
+def random_part(choice: random.Random, value: Callable[[], jax.Array], depth: int) -> Any:
+    """Makes a part of a module: the same one for the same choices, with each value other than the rest."""
+    kinds = ["array", "variable", "array", "variable", "pytree variable"]
+    kind = choice.choice(kinds + ["tuple", "dict", "list", "nnx list", "module", "module"] * (depth < 3))
+    if kind == "array":
+        return value()
+    if kind == "variable":
+        return nnx.Param(value())
+    if kind == "pytree variable":
+        return nnx.Variable({"z": value(), "a": (value(),)})
+    parts = [random_part(choice, value, depth + 1) for _ in range(choice.randint(1, 4))]
+    names = choice.sample("abcdefghijklmnop", len(parts))
+    match kind:
+        case "tuple":
+            return tuple(parts)
+        case "dict":
+            return dict(zip(names, parts, strict=True))
+        case "list":
+            return parts
+        case "nnx list":
+            return nnx.List([nnx.data(part) for part in parts])
+    return Shape(dict(zip(names, parts, strict=True)))
+
+
+def random_module(seed: int, number: int) -> Shape:
+    choice, values = random.Random(seed), itertools.count(number)
+    parts = [random_part(choice, lambda: jnp.full(2, float(next(values))), 0) for _ in range(6)]
+    return Shape(dict(zip(choice.sample("abcdefghijklmnop", len(parts)), parts, strict=True)))
+
+
+class TestArraysBesideVariables:
+    """Each leaf is given the value that is stored under its own name, in whichever order the graph holds them."""
+
+    def test_an_array_before_a_variable(self, tmp_path: Path) -> None:
+        def make(number: float) -> Shape:
+            return Shape({"buffer": jnp.full(2, number + 10), "weight": nnx.Param(jnp.full(2, number))})
+
+        path = jaxckpt.Checkpoint(model=make(1.0), holder={"z": make(2.0), "m": [make(3.0)]}).write(tmp_path / "c")
+        model, others = make(0.0), (make(0.0), make(0.0))
+        jaxckpt.Checkpoint(model=model, holder={"z": others[0], "m": [others[1]]}).read(path).assert_consumed()
+        for number, restored in enumerate((model, *others), 1):
+            assert (float(restored.buffer[0]), float(restored.weight[0])) == (number + 10, number)
+
+    def test_random_modules(self, tmp_path: Path) -> None:
+        saved = {f"m{seed}": random_module(seed, 100) for seed in range(8)}
+        path = jaxckpt.Checkpoint(**saved).write(tmp_path / "c")
+        fresh = {name: random_module(int(name[1:]), 5000) for name in saved}
+        jaxckpt.Checkpoint(**fresh).read(path).assert_consumed()
+        stored = jaxckpt.load_checkpoint(path)
+        mixed = 0
+        for name, module in saved.items():
+            expected, found = (nnx.to_flat_state(nnx.state(node)) for node in (module, fresh[name]))
+            variables = [isinstance(leaf, nnx.Variable) for _, leaf in expected]
+            mixed += variables != sorted(variables, reverse=True)
+            for (keys, one), (other_keys, other) in zip(expected, found, strict=True):
+                assert keys == other_keys
+                jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(one), jax.tree.leaves(other))
+                if not isinstance(one, nnx.Variable):
+                    np.testing.assert_array_equal(stored.get_tensor("/".join(map(str, (name, *keys)))), one)
+        assert mixed > 4
+
+    def test_one_tuple_in_several_modules(self, tmp_path: Path) -> None:
+        """A tuple is replaced, so each module gets its own; a dict in it is one object."""
+
+        def make(number: float, other: float, *, shared: bool) -> tuple[Shape, Shape]:
+            deep = {"x": jnp.full(1, 7.0 if number else 0.0)}
+            one = (jnp.full(1, number), deep)
+            return Shape({"t": one}), Shape({"t": one if shared else (jnp.full(1, other), deep)})
+
+        one, other = make(1, 2, shared=False)
+        path = jaxckpt.Checkpoint(x=one, y=other, whole=Shape({"x": one, "y": other})).write(tmp_path / "c")
+        one, other = make(0, 0, shared=True)
+        deep = one.t[1]
+        jaxckpt.Checkpoint(x=one, y=other).read(path).expect_partial()
+        assert (float(one.t[0][0]), float(other.t[0][0]), float(deep["x"][0])) == (1, 2, 7)
+        assert one.t[1] is other.t[1] is deep
+        # In one module.
+        one, other = make(0, 0, shared=True)
+        whole = Shape({"x": one, "y": other})
+        jaxckpt.Checkpoint(whole=whole).read(path).expect_partial()
+        assert (float(one.t[0][0]), float(other.t[0][0]), float(one.t[1]["x"][0])) == (1, 2, 7)
+        # What is one object still cannot have two values.
+        differ = {"t": ({"a": jnp.ones(1)},)}, {"t": ({"a": jnp.full(1, 2.0)},)}
+        path = jaxckpt.Checkpoint(x=differ[0], y=differ[1]).write(tmp_path / "differ")
+        held = ({"a": jnp.zeros(1)},)
+        one, other = Shape({"t": held}), Shape({"t": held})
+        with pytest.raises(ValueError, match="x/t/0/a and y/t/0/a"):
+            jaxckpt.Checkpoint(x=one, y=other).read(path)
+        assert float(held[0]["a"][0]) == 0
+
+    def test_a_builder_out_of_turn_is_refused(self) -> None:
+        """The leaves of another part would be restored into it."""
+        first, second = builders.RangeBuilder(builders.LEAF, 0, 1), builders.RangeBuilder(builders.LEAF, 1, 2)
+        rebuild = builders.Rebuild(set())
+        rebuild.start(["old 0", "old 1"], ["new 0", builders.KEPT])
+        assert [first.build(rebuild), second.build(rebuild)] == ["new 0", "old 1"]
+        rebuild.start(["old 0", "old 1"], ["new 0", "new 1"])
+        with pytest.raises(RuntimeError, match="leaf 1, but leaf 0 is next"):
+            second.build(rebuild)
+        rebuild.start(["old 0", "old 1"], ["new 0", "new 1"])
+        with pytest.raises(RuntimeError, match="leaf 2, but leaf 1 is next"):
+            builders.RangeBuilder(builders.LEAF, 0, 2).build(rebuild)
 
 
 class TestNamesOfPlainOrbax:

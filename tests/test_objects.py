@@ -212,6 +212,39 @@ class TestFailingObjects:
         assert first.state == "a1"
         assert refuser.state == "c1"
 
+    @pytest.mark.parametrize("sets_it_first", [False, True])
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_a_root_that_refuses_a_value(self, nested: bool, sets_it_first: bool, tmp_path: Path) -> None:
+        class Root(nnx.Module):
+            def __init__(self, number: float) -> None:
+                self.first = nnx.data(jnp.full(2, number))
+                self.kernel = nnx.Param(jnp.full(2, number))
+                self.last = nnx.data(jnp.full(2, number))
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                refused = name == "last" and hasattr(self, "last") and float(value[0]) == 1
+                if sets_it_first or not refused:
+                    super().__setattr__(name, value)
+                if refused:
+                    raise RuntimeError("refused")
+
+        def make(number: float) -> tuple[Root, jaxckpt.Checkpoint]:
+            root = Root(number)
+            checkpoint = jaxckpt.Checkpoint(root, step=jnp.full(1, number), it=Stateful([number]))
+            return root, jaxckpt.Checkpoint(checkpoint, other=jnp.full(1, number)) if nested else checkpoint
+
+        path = make(1)[1].save(tmp_path / "c")
+        root, checkpoint = make(0)
+        before = (root.first, root.kernel.get_raw_value(), root.last, checkpoint.step)
+        with pytest.raises(RuntimeError, match="refused"):
+            checkpoint.restore(path)
+        after = (root.first, root.kernel.get_raw_value(), root.last, checkpoint.step)
+        assert all(one is other for one, other in zip(before, after, strict=True))
+        assert checkpoint.it.state == [0]
+        assert checkpoint.save_counter == 0
+        if nested:
+            assert float(checkpoint.other[0]) == 0
+
     def test_a_state_that_is_no_json_is_an_error_that_names_the_leaf(self, tmp_path: Path) -> None:
         path = jaxckpt.Checkpoint(a=jnp.ones(1), it="no json").save(tmp_path / "ckpt")
         iterator = Stateful([1])
