@@ -407,7 +407,7 @@ class _Meeting:
                 "call": str(call),
                 "experimental_io_device": f"process {call.center}",
                 "timeout_secs": call.timeout,
-                **{name: str(value) for name, value in call.details.items()},
+                **call.detail_texts(),
             },
             "digest": self._mine.digest,
             "hosts": self._mine.host_digest,

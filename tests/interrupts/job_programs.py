@@ -28,7 +28,7 @@ from tests.interrupts.ground import Ground
 from tests.interrupts.signals import Moment, Outcome, Shooter
 
 # A process that is interrupted before it joins a call is waited for so long, as one that never makes the call.
-_TIMEOUT_SECS = 6
+_TIMEOUT_SECS = 4
 # Ten seconds where a process is interrupted between joining and connecting to an IO process that is not process 0.
 LIMIT_SECS = 15.0
 _MEET_MS = 60_000
