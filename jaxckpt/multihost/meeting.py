@@ -149,6 +149,7 @@ class _Meeting:
         try:
             if self._me in (_LEADER, self._call.center):
                 listener = Listener(rendezvous.interface_towards(self._coordinator), self._others)
+                listener.start()
             if self._me == _LEADER:
                 assert listener is not None
                 return self._lead(listener)
