@@ -36,7 +36,7 @@ from jaxckpt.storage.deadline import Deadline
 from jaxckpt.storage.removal import SpareDescriptors
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.temporary import TemporaryDirectory
-from jaxckpt.uninterrupted import uninterrupted
+from jaxckpt.uninterrupted import interrupt_of, uninterrupted
 
 _log = logging.getLogger("jaxckpt")
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -128,6 +128,8 @@ def save(
         # From there on the directory belongs to the commit, which a second interrupt leaves running.
         if not committing:
             _discard(folder, spare)
+        if (interrupt := interrupt_of(error)) is not None:
+            raise interrupt from None
         if isinstance(error, RuntimeError) and "shutdown" in str(error):
             raise CheckpointError(_too_late(path)) from error
         found = None if isinstance(error, (OSError, TimeoutError)) else faults.os_error(error, str(path))
