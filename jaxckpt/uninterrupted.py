@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 _SLICE_SECS = 1.0
 _PAUSE_SECS = 0.005
+# What Python says of a Lock, and of an RLock. Not any RuntimeError: one that a handler of an interrupt meets is what it says it is.
+_TWICE = ("release unlocked lock", "cannot release un-acquired lock")
 # One for each work that a second interrupt left running; not empty any more when that work has ended.
 _left: list[list[bool]] = []
 
@@ -97,9 +99,19 @@ def start(thread: threading.Thread) -> None:
     try:
         thread.start()
     except RuntimeError as error:
-        cause: BaseException | None = error
-        while isinstance(cause, Exception):
-            cause = cause.__context__
-        if cause is not None:
-            raise cause from None
+        if (interrupt := interrupt_of(error)) is not None:
+            raise interrupt from None
         raise
+
+
+def interrupt_of(error: BaseException) -> BaseException | None:
+    """Returns the interrupt that has become a RuntimeError in one of Python's own waits; None if that is not what `error` is.
+
+    Where a `Condition` lets go of its lock to wait, its `with` statement releases the lock once more.
+    """
+    if not isinstance(error, RuntimeError) or str(error) not in _TWICE:
+        return None
+    cause: BaseException | None = error
+    while isinstance(cause, Exception):
+        cause = cause.__context__
+    return cause

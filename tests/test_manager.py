@@ -1347,6 +1347,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.checkpoint = jaxckpt.Checkpoint(value=np.zeros(2), saved=0)
         self.saved = 0
         self.contents: dict[int, int] = {}  # number -> which save wrote it: the order of commits
+        self.committed_at: dict[int, int] = {}  # number -> hour
         self.hour = 0
         self.listed: dict[int, int] = {}  # number -> hour, oldest first
         self.kept: set[int] = set()
@@ -1367,6 +1368,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     def committed(self, number: int, began: float) -> None:
         self.times[f"name-{number}"] = began
+        self.committed_at[number] = self.hour
         self.saved += 1
         self.contents[number] = self.saved
 
@@ -1381,7 +1383,7 @@ class ManagerMachine(RuleBasedStateMachine):
             while place and self.contents[order[place - 1]] > self.contents[number]:
                 place -= 1
             order.insert(place, number)
-        listed = {number: listed.get(number, 0) for number in order}
+        listed = {number: listed.get(number, self.committed_at[number]) for number in order}
         return listed, kept | (unknown - self.newest(listed))
 
     def registered(self, number: int) -> None:

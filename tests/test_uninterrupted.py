@@ -7,10 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from jaxckpt.uninterrupted import finish_left, start, uninterrupted
+import jaxckpt
+from jaxckpt.storage import commit
+from jaxckpt.uninterrupted import finish_left, interrupt_of, start, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -199,3 +202,54 @@ def test_the_next_call_waits_for_what_two_interrupts_left() -> None:
     threading.Timer(0.2, gate.set).start()
     finish_left(60)
     assert done.is_set()
+
+
+class _Interrupting:
+    """A lock behind whose release an interrupt comes, before anybody knows of the release."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.acquire = self._lock.acquire
+
+    def release(self) -> None:
+        self._lock.release()
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> bool:
+        return self._lock.__enter__()
+
+    def __exit__(self, *args: object) -> None:
+        self._lock.__exit__()
+
+
+def _wait() -> None:
+    """As Python's own waits do, which an interrupt turns into a RuntimeError."""
+    changed = threading.Condition(_Interrupting())  # type: ignore[arg-type]
+    with changed:
+        changed.wait(1)
+
+
+def test_an_interrupt_of_one_of_pythons_waits_is_recognized() -> None:
+    with pytest.raises(RuntimeError, match="release unlocked lock") as caught:
+        _wait()
+    assert isinstance(interrupt_of(caught.value), KeyboardInterrupt)
+    assert interrupt_of(KeyboardInterrupt()) is None
+
+
+def test_what_the_handler_of_an_interrupt_meets_is_no_interrupt() -> None:
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    with pytest.raises(RuntimeError, match="only be started once") as caught:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            start(thread)
+    assert interrupt_of(caught.value) is None
+
+
+def test_a_save_raises_an_interrupt_of_a_wait_of_orbax_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "write_item", lambda *args: _wait())
+    with pytest.raises(KeyboardInterrupt):
+        jaxckpt.Checkpoint(a=1).save(tmp_path / "ckpt")
+    assert os.listdir(tmp_path) == []

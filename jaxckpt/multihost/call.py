@@ -1,7 +1,7 @@
 """What a process is about to do, as the others have to know it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 
@@ -25,6 +25,10 @@ class Call:
 
     def __str__(self) -> str:
         return f"{self.action}({self.subject!r})"
+
+    def detail_texts(self) -> dict[str, str]:
+        """Returns the details as they are compared."""
+        return {name: _text(value) for name, value in self.details.items()}
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,14 @@ def named(processes: Any) -> str:
     listed = sorted(processes)
     text = ", ".join(map(str, listed[:20])) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")
     return f"Process {text}" if len(listed) == 1 else f"Processes {text}"
+
+
+def _text(value: Any) -> str:
+    """Returns the text of a value: for a dataclass what its `repr` says, without the `repr`.
+
+    That one keeps a list of what it is in the middle of. An interrupt can leave an object on it, which is "..." from then on.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return str(value)
+    told = (f"{each.name}={getattr(value, each.name)!r}" for each in fields(value) if each.repr)
+    return f"{type(value).__qualname__}({', '.join(told)})"

@@ -149,6 +149,7 @@ class _Meeting:
         try:
             if self._me in (_LEADER, self._call.center):
                 listener = Listener(rendezvous.interface_towards(self._coordinator), self._others)
+                listener.start()
             if self._me == _LEADER:
                 assert listener is not None
                 return self._lead(listener)
@@ -407,7 +408,7 @@ class _Meeting:
                 "call": str(call),
                 "experimental_io_device": f"process {call.center}",
                 "timeout_secs": call.timeout,
-                **{name: str(value) for name, value in call.details.items()},
+                **call.detail_texts(),
             },
             "digest": self._mine.digest,
             "hosts": self._mine.host_digest,

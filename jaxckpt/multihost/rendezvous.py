@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxckpt.multihost.wire import Header, Link, WireError
+from jaxckpt.uninterrupted import start
 
 BIND_VARIABLE = "JAXCKPT_BIND_ADDRESS"
 _HANDSHAKE_SECS = 10.0
@@ -53,7 +54,7 @@ class Listener:
     """Accepts the other processes of one operation. Strangers are dropped, and delay nobody: handshakes run side by side."""
 
     def __init__(self, interface: str, expected: Iterable[int]) -> None:
-        """Listens on an interface.
+        """Listens on an interface. Nobody is let in before `start`.
 
         Args:
           interface: the local address to bind; never a wildcard.
@@ -85,11 +86,16 @@ class Listener:
                 errno.EADDRNOTAVAIL, f"{BIND_VARIABLE}={interface} means every interface; give the address of one"
             )
         self.address = Address(host, port, secrets.token_hex(32))
-        try:
-            threading.Thread(target=self._accept, name="jaxckpt listener", daemon=True).start()
-        except BaseException:
-            self._socket.close()
-            raise
+        # Whether the thread that closes the socket runs.
+        self._accepting = False
+
+    def start(self) -> None:
+        """Begins to let processes in. The caller has the listener by now, and closes it also where an interrupt comes in here.
+
+        Raises:
+          RuntimeError: there is no thread to be had.
+        """
+        start(threading.Thread(target=self._accept, name="jaxckpt listener", daemon=True))
 
     def wait(self, end: float) -> tuple[dict[int, Link], set[int]]:
         """Waits until all expected processes are there, at most until the moment `end` (of time.monotonic), and lets nobody in any more.
@@ -125,11 +131,16 @@ class Listener:
 
     def _stop(self, unused: Iterable[Link]) -> None:
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes accept(); the thread closes the socket.
+            # Wakes accept(); the thread closes the socket.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if not self._accepting:
+            # Should the thread begin now, it finds the socket closed.
+            self._socket.close()
         for link in unused:
             link.close()
 
     def _accept(self) -> None:
+        self._accepting = True
         with self._socket:
             while True:
                 try:

@@ -37,7 +37,7 @@ from jaxckpt.storage.deadline import CancelledError, Deadline, cancelled_by
 from jaxckpt.storage.removal import SpareDescriptors
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.temporary import TemporaryDirectory
-from jaxckpt.uninterrupted import uninterrupted
+from jaxckpt.uninterrupted import interrupt_of, uninterrupted
 
 _log = logging.getLogger("jaxckpt")
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -124,6 +124,8 @@ def save(
             new.write(lambda: write(new.folder.new, snapshot, settings), snapshot, settings, ready)
             uninterrupted(new.commit)
     except BaseException as error:
+        if (interrupt := interrupt_of(error)) is not None:
+            raise interrupt from None
         if isinstance(error, RuntimeError) and "shutdown" in str(error):
             raise CheckpointError(_too_late(path)) from error
         found = None if isinstance(error, (OSError, TimeoutError)) else faults.os_error(error, str(path))

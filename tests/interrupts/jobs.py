@@ -13,7 +13,7 @@ from tests.interrupts import job_programs
 
 NAMES = (*job_programs.JOB_SCENARIOS,)
 PROCESSES = 3
-_BATCH = 12
+_BATCH = 5
 _START_SECS = 120.0
 _TRY_SECS = 30.0
 

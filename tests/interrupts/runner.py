@@ -32,7 +32,7 @@ from tests.interrupts.scenarios import SCENARIOS, Tries, describe
 # The first ones come first where there is little time.
 NAMES = (*jobs.NAMES, *END_SCENARIOS, *SCENARIOS)
 _BATCH = 60
-_LEAST = 10
+_LEAST = 8
 # A program that is ended takes as long as so many interrupted calls.
 _WEIGHT = 4
 _TRY_SECS = 15.0
@@ -71,7 +71,7 @@ class _Runs:
         self._all_of_jobs([name for name in names if name in jobs.NAMES], tries, done)
         programs = [name for name in names if name not in jobs.NAMES]
         # In little time each has its turn.
-        batch = min(_BATCH, max(_LEAST, tries // max(1, 2 * len(names))))
+        batch = min(_BATCH, max(_LEAST, tries // max(1, 4 * len(names))))
         while sum(done.values()) < tries and programs and not self._over():
             name = min(programs, key=lambda each: done[each] * (_WEIGHT if each in END_SCENARIOS else 1))
             done[name] += max(1, self._batch(name, min(batch, tries - sum(done.values()))))

@@ -1,12 +1,15 @@
 """Listener and caller: who belongs to the job gets in, nobody else, and nobody waits for strangers."""
 
 import socket
+import sys
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from jaxckpt import uninterrupted
 from jaxckpt.multihost import rendezvous
 from jaxckpt.multihost.rendezvous import Address, Listener, dial
 from jaxckpt.multihost.wire import Link, WireError
@@ -33,6 +36,7 @@ def dials(address: Address, processes: list[int]) -> dict[int, Link]:
 @pytest.fixture
 def listener() -> Any:
     listener = Listener("127.0.0.1", [1, 2, 3])
+    listener.start()
     yield listener
     listener.close()
 
@@ -114,6 +118,7 @@ def test_a_process_that_comes_again_replaces_itself(listener: Listener) -> None:
 @pytest.mark.parametrize("waited", [False, True])
 def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
     listener = Listener("127.0.0.1", [1])
+    listener.start()
     link = dial(listener.address, 1, 0, soon())
     if waited:
         listener.wait(soon())
@@ -125,6 +130,7 @@ def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
 
 def test_who_comes_after_the_end_of_the_wait_is_told() -> None:
     listener = Listener("127.0.0.1", [1, 2])
+    listener.start()
     listener.wait(time.monotonic())
     with pytest.raises(OSError):  # noqa: PT011  Closed before or after the handshake.
         dial(listener.address, 1, 0, soon()).receive(5)
@@ -164,6 +170,7 @@ def test_a_recorded_handshake_is_worth_nothing(listener: Listener) -> None:
 
 def test_a_listener_that_does_not_know_the_token_is_found_out() -> None:
     impostor = Listener("127.0.0.1", [1])
+    impostor.start()
     impostor.address, real = Address(impostor.address.host, impostor.address.port, "cd" * 32), impostor.address
     with pytest.raises(WireError):
         dial(real, 1, 0, soon())
@@ -211,6 +218,49 @@ def test_an_address_that_is_not_of_this_host() -> None:
     with pytest.raises(OSError, match=rendezvous.BIND_VARIABLE) as caught:
         Listener("192.0.2.1", [1])
     assert caught.value.errno
+
+
+def test_an_interrupt_of_the_start_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    # Nothing of what holds the locks of `threading`: at some of its lines no signal would be heeded.
+    codes = {Listener.start.__code__, uninterrupted.start.__code__, threading.Event.wait.__code__}
+    closed: list[Listener] = []
+    for wanted in range(1, 20):
+        lines = 0
+
+        def trace(frame: FrameType, event: str, argument: Any, wanted: int = wanted) -> Any:
+            nonlocal lines
+            if event == "line" and frame.f_code in codes:
+                lines += 1
+                if lines == wanted:
+                    raise KeyboardInterrupt
+            return trace
+
+        listener = Listener("127.0.0.1", [1])
+        interrupted = False
+        traced = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            listener.start()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(traced)
+        listener.close()
+        listener.close()
+        closed.append(listener)
+        if not interrupted:
+            break
+    assert not interrupted
+    assert wanted > 4
+    end = time.monotonic() + 10
+    # Not those that an interrupt kept from starting, which Python lists all the same.
+    while left := {each for each in threading.enumerate() if "listener" in each.name and each.is_alive()} - before:
+        assert time.monotonic() < end, left
+        time.sleep(0.01)
+    for listener in closed:
+        with pytest.raises(OSError):  # noqa: PT011  Nobody listens.
+            dial(listener.address, 1, 0, soon())
 
 
 @pytest.mark.parametrize(
