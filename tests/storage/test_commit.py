@@ -153,13 +153,14 @@ def test_killed_at_any_moment(kind: str, variant: str, tmp_path: Path) -> None:
     assert manager.restore_or_initialize() is not None
     assert int(checkpoint.text) >= done
     manager.save()
-    # One that a kill left unregistered, and that newer ones had pushed out before any manager saw it, is kept for ever.
+    # One that a kill left unregistered, and that newer ones had followed before any manager saw it, is left alone.
     state = jaxckpt.get_checkpoint_state(directory)
     assert state is not None
     kept = set(state.preserved_checkpoint_paths)
     assert kept <= unregistered
     expected = {"checkpoint", *(os.path.basename(path) for path in {*manager.checkpoints, *kept})}
-    assert {path.name for path in directory.iterdir()} == expected
+    names = {path.name for path in directory.iterdir()}
+    assert expected <= names <= expected | {os.path.basename(path) for path in unregistered}
     assert len(manager.checkpoints) <= 2
 
 
