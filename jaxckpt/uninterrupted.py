@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from jaxckpt.causes import cause_of
+
 _SLICE_SECS = 1.0
 _PAUSE_SECS = 0.005
 # What Python says of a Lock, and of an RLock. Not any RuntimeError: one that a handler of an interrupt meets is what it says it is.
@@ -113,5 +115,5 @@ def interrupt_of(error: BaseException) -> BaseException | None:
         return None
     cause: BaseException | None = error
     while isinstance(cause, Exception):
-        cause = cause.__context__
+        cause = cause_of(cause)
     return cause

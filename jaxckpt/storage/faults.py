@@ -4,6 +4,7 @@ import errno
 import os
 import re
 
+from jaxckpt.causes import cause_of
 from jaxckpt.errors import CorruptCheckpointError, ProcessError
 
 _CODE = re.compile(r"os_error_code='(\d+)'")
@@ -34,7 +35,7 @@ def os_error(error: BaseException, path: str | None = None) -> OSError | None:
             return OSError(number, os.strerror(number), name)
         if (found_in_bucket := _bucket_error(text, path)) is not None:
             return found_in_bucket
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+        seen = cause_of(seen)
     return None
 
 
