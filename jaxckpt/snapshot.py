@@ -5,7 +5,6 @@ others a copy in host memory. Mutable host memory (numpy) is copied when the wri
 """
 
 import operator
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -250,12 +249,4 @@ def _refuse_collisions(entries: Sequence[Entry]) -> None:
     if "/" not in text and "~" not in text and len(set(names)) == len(names):
         _told_apart = paths  # Whichever of them are str.
         return
-    counts = Counter(map(layout.array_path, names))
-    if len(counts) == len(names):
-        return
-    twice = next(name for name, count in counts.items() if count > 1)
-    both = [repr(entry.name) for entry in entries if layout.array_path(entry.param_name) == twice]
-    raise ValueError(
-        f"The leaves {' and '.join(both)} would both be stored as {twice[:-1]!r} (Orbax joins keys with '.'), so one "
-        "would overwrite the other. Rename a key."
-    )
+    layout.refuse_collisions(paths)

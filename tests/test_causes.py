@@ -78,7 +78,6 @@ def test_an_error_of_a_save_while_another_is_handled_stays_itself(tmp_path: Path
     def refuse(path: str) -> None:
         raise ValueError("of the callback")
 
-
     try:
         raise OSError(errno.ENOSPC, "full")
     except OSError:

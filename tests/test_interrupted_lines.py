@@ -164,6 +164,4 @@ def test_an_interrupt_at_every_line(
             removed.add(f"run/{name}")
         nth += STEP
     assert interrupted > 10
-    with pytest.raises(ValueError) as caught:
-        raise ValueError
-    assert caught.value.__context__ is None
+    assert sys.exc_info()[1] is None

@@ -1,6 +1,7 @@
 """What a target says of its new value: weak type, memory kind, mesh. Kept on every sharding, and named where it does not fit."""
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,16 @@ def test_a_numpy_target_costs_one_new_array(tmp_path: Path) -> None:
         assert re.match(r"\d", str(array[-1]))
     assert checkpoint.w[-1] == nbytes // 4
     assert np.array_equal(checkpoint.small, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [{"x": OrderedDict([(1, np.zeros(2)), ("1", np.ones(2))])}, {"x": {"1": np.zeros(2)}, "x.1": np.ones(2)}],
+    ids=["one name", "joined by Orbax"],
+)
+def test_targets_that_cannot_be_told_apart_are_refused(target: dict[str, Any], tmp_path: Path) -> None:
+    path = jaxckpt.Checkpoint(x={"1": np.full(2, 7.0)}).save(tmp_path / "ckpt")
+    checkpoint = jaxckpt.Checkpoint(**target)
+    for refused in (lambda: checkpoint.save(tmp_path / "other"), lambda: checkpoint.restore(path)):
+        with pytest.raises(ValueError, match=r"'x/1' and 'x[./]1' would both be stored"):
+            refused()

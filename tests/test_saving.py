@@ -121,6 +121,13 @@ class TestNumbersAndPaths:
             make().write(tmp_path / "precious")
         assert listing(tmp_path) == ["precious"]
 
+    def test_write_does_not_replace_what_only_has_a_file_of_such_a_name(self, tmp_path: Path) -> None:
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "_METADATA").write_text("author: me")
+        with pytest.raises(FileExistsError, match="not a checkpoint"):
+            make().write(tmp_path / "precious")
+        assert (tmp_path / "precious" / "_METADATA").read_text() == "author: me"
+
     def test_both_save_and_write_store_the_counter(self, tmp_path: Path) -> None:
         checkpoint = make()
         checkpoint.save_counter = 6

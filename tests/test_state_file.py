@@ -44,7 +44,7 @@ def records(draw: st.DrawFn, names: st.SearchStrategy[str] = names) -> Records:
 def make_checkpoint(path: Path) -> str:
     """Makes what `is_checkpoint` takes for a committed Orbax checkpoint."""
     path.mkdir(parents=True)
-    (path / "_METADATA").write_text("{}")
+    (path / "_METADATA").write_text('{"tree_metadata": {}}')
     return str(path)
 
 

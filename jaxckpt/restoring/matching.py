@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxckpt.errors import CheckpointError
 from jaxckpt.kinds import refusal
+from jaxckpt.storage import layout
 from jaxckpt.storage.arrays import ArrayInfo
 from jaxckpt.storage.ocdbt_chunks import Box
 from jaxckpt.storage.tree_metadata import StoredLeaf, StoredTree
@@ -64,10 +65,12 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
 
     Raises:
       TypeError: a target that could not be saved either.
+      ValueError: two targets whose names Orbax could not tell apart, which could not be saved either.
       CheckpointError: a target's leaf was stored by a type handler that only its own program has.
     """
     by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
     found = Matched()
+    layout.refuse_collisions([target.path for target in targets])
     names = {target.name for target in targets}
     for target in targets:
         name = target.name

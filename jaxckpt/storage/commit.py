@@ -280,10 +280,18 @@ def _refuse_occupied(path: str, replace: bool) -> None:
         return
     if not replace:
         raise FileExistsError(errno.EEXIST, "A checkpoint is there already", path)
-    if not is_checkpoint(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        raise FileExistsError(
-            errno.EEXIST, "What is there is not a checkpoint, so it is not replaced; remove it or save elsewhere", path
-        )
+    if os.path.isdir(path):
+        if not os.listdir(path):
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if is_checkpoint(path) and committed.is_marked(descriptor):
+                return
+        finally:
+            os.close(descriptor)
+    raise FileExistsError(
+        errno.EEXIST, "What is there is not a checkpoint, so it is not replaced; remove it or save elsewhere", path
+    )
 
 
 def _require_space(folder: str, snapshot: Snapshot, settings: WriteSettings) -> None:
@@ -422,19 +430,12 @@ def _marked_identity(path: str) -> tuple[int, int]:
     # Inside an open directory: whatever is renamed meanwhile, these are the marks of the one that is identified.
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if not any(_has_file(descriptor, mark) for mark in committed.MARKS):
+        if not committed.is_marked(descriptor):
             raise OSError(errno.EINVAL, "What is there is not a checkpoint, so it is not deleted", path)
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
     return status.st_dev, status.st_ino
-
-
-def _has_file(directory: int, name: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-    except OSError:
-        return False
 
 
 def check(path: str, snapshot: Snapshot, settings: WriteSettings) -> None:

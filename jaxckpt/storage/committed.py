@@ -2,11 +2,14 @@
 
 import os
 import re
+import stat
 
 from jaxckpt.storage import bucket_commit, description, digests, files, temporary, tree_metadata
 
 # A directory that has one of these files is a checkpoint, a damaged one perhaps.
 MARKS = (tree_metadata.FILE, digests.FILE, description.FILE)
+# Orbax writes the key that tells its file first.
+_MARK_BYTES = 4096
 
 
 def item_directory(path: str) -> str | None:
@@ -54,6 +57,28 @@ def is_checkpoint(path: str) -> bool:
     if not os.path.isdir(path):
         return False
     return any(files.is_file(os.path.join(path, mark)) for mark in MARKS)
+
+
+def is_marked(descriptor: int) -> bool:
+    """Whether the open directory is one of a checkpoint beyond doubt, so that it may be deleted or replaced.
+
+    A file called ``_METADATA`` is not enough: other programs have such files. It must say what Orbax's says.
+    """
+    return any(_reads(descriptor, mark, 0) is not None for mark in MARKS if mark != tree_metadata.FILE) or (
+        (text := _reads(descriptor, tree_metadata.FILE, _MARK_BYTES)) is not None and tree_metadata.KEY in text
+    )
+
+
+def _reads(directory: int, name: str, size: int) -> bytes | None:
+    """Returns the first `size` bytes of a regular file of an open directory; None if there is no such file."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        return os.read(descriptor, size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    finally:
+        os.close(descriptor)
 
 
 def list_numbered(prefix: str) -> list[int]:

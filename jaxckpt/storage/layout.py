@@ -7,11 +7,13 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxckpt.names import Path, leaf_name
 from jaxckpt.storage.content import ArrayContent
 from jaxckpt.storage.settings import WriteSettings
 
@@ -65,6 +67,23 @@ def metadata(
 def array_path(param_name: str) -> str:
     """Returns the prefix of an array's keys in the store: Orbax's name of the leaf, ended by one ``/`` as Orbax ends it."""
     return param_name if param_name.endswith("/") else param_name + "/"
+
+
+def refuse_collisions(paths: Sequence[Path]) -> None:
+    """Refuses leaves that Orbax cannot tell apart.
+
+    Raises:
+      ValueError: two of the leaves at `paths` would have the same files; names both.
+    """
+    stored = [array_path(".".join([text for text, _ in path])) for path in paths]
+    if len(set(stored)) == len(stored):
+        return
+    twice = next(name for name, count in Counter(stored).items() if count > 1)
+    both = [repr(leaf_name(path)) for path, name in zip(paths, stored, strict=True) if name == twice]
+    raise ValueError(
+        f"The leaves {' and '.join(both)} would both be stored as {twice[:-1]!r} (Orbax joins keys with '.'), so one "
+        "would overwrite the other. Rename a key."
+    )
 
 
 def chunk_key(index: tuple[int, ...]) -> str:

@@ -32,6 +32,8 @@ from jaxckpt.storage.inside import Inside
 from jaxckpt.storage.settings import WriteSettings
 
 FILE = "_METADATA"
+# What Orbax writes first into it.
+KEY = b'"tree_metadata"'
 STRINGS = "_strings.json"
 SHARDINGS = "_sharding"
 ARRAY_METADATAS = "array_metadatas"

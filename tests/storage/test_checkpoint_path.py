@@ -96,12 +96,14 @@ class TestDeleting:
         (tmp_path / "empty").mkdir()
         (tmp_path / "marked").mkdir()
         (tmp_path / "marked" / "_METADATA").mkdir()
+        (tmp_path / "other program").mkdir()
+        (tmp_path / "other program" / "_METADATA").write_text("mine")
         (tmp_path / "linked").mkdir()
         (tmp_path / "linked" / "_METADATA").symlink_to(tmp_path / "folder" / "file")
         (tmp_path / "link").symlink_to(tmp_path / "folder")
         (tmp_path / "plain").write_text("mine")
         before = snapshot_of(tmp_path)
-        for name in ("folder", "empty", "marked", "linked", "link"):
+        for name in ("folder", "empty", "marked", "other program", "linked", "link"):
             with pytest.raises(OSError, match="so it is not deleted") as caught:
                 storage.delete(CheckpointPath(str(tmp_path), name))
             assert caught.value.errno == errno.EINVAL
