@@ -1,7 +1,7 @@
 # make demo         train the example, with checkpoints        ARGS="--steps 300 --dir /tmp/run"
 # make test         run the tests                              ARGS="tests/cli -k verify"   JOBS=2
 # make test-oldest  run the tests of storage with the oldest supported versions of Orbax, JAX and others (by hand; in .venv-oldest)
-# make lint         check formatting, lint rules and types
+# make lint         check formatting, lint rules, types, and which part imports which
 # make format       apply formatting and the fixes that are safe
 # make install      only make .venv
 # make clean        remove .venv and .venv-oldest, caches and build results
@@ -38,6 +38,7 @@ lint: $(VENV)/installed-lint
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/installed-lint
 	@$(BIN)/ruff format .

@@ -14,6 +14,9 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.checkpoint import Checkpoint as Checkpoint
     from jaxckpt.config import CheckpointConfig as CheckpointConfig
     from jaxckpt.config import load_config as load_config
+    from jaxckpt.directory.state_file import checkpoints_iterator as checkpoints_iterator
+    from jaxckpt.directory.state_file import get_checkpoint_state as get_checkpoint_state
+    from jaxckpt.directory.state_file import latest_checkpoint as latest_checkpoint
     from jaxckpt.errors import CheckpointError as CheckpointError
     from jaxckpt.errors import ConfigError as ConfigError
     from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
@@ -27,9 +30,6 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.reader import list_variables as list_variables
     from jaxckpt.reader import load_checkpoint as load_checkpoint
     from jaxckpt.reader import load_variable as load_variable
-    from jaxckpt.state_file import checkpoints_iterator as checkpoints_iterator
-    from jaxckpt.state_file import get_checkpoint_state as get_checkpoint_state
-    from jaxckpt.state_file import latest_checkpoint as latest_checkpoint
     from jaxckpt.status import CheckpointLoadStatus as CheckpointLoadStatus
     from jaxckpt.storage import verify as verify
     from jaxckpt.translate import to_orbax as to_orbax

@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt import loading, nnx_objects, objects, optimizers, paths, rebinding, roots, state_file, tracing, tree
-from jaxckpt.background import Background, Flight, raise_errors
-from jaxckpt.builders import Builder, Rebuild, Walk, together
-from jaxckpt.loading import Restore
-from jaxckpt.names import KnownPath
+from jaxckpt.directory import paths, state_file
+from jaxckpt.directory.hooks import SaveHooks, Unregistered
 from jaxckpt.options import CheckpointOptions, checked_options
-from jaxckpt.rebinding import RebindingWatch
-from jaxckpt.saving import Save, SaveHooks, Unregistered, call_of
+from jaxckpt.restoring import restore as loading
+from jaxckpt.restoring.restore import Restore
+from jaxckpt.saving import rebinding, tracing
+from jaxckpt.saving.background import Background, Flight, raise_errors
+from jaxckpt.saving.rebinding import RebindingWatch
+from jaxckpt.saving.save import Save, call_of
 from jaxckpt.status import CheckpointLoadStatus
-from jaxckpt.storage.description import COUNTER
+from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.translate import to_orbax
+from jaxckpt.tree import flatten, nnx_objects, objects, optimizers, roots
+from jaxckpt.tree.builders import Builder, Rebuild, Walk, together
+from jaxckpt.tree.names import KnownPath
 
 _INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given", "_watch"})
 
@@ -204,7 +208,7 @@ class Checkpoint:
 
         turn = self._turn(options, "write")
         with self._lock, turn:
-            save = Save("write", path, turn.options, turn.translation, Unregistered(), replace=True)
+            save = Save("write", path, turn.options, turn.translation.array_settings, Unregistered(), replace=True)
             self._start(save, turn, reserve)
         return save.path
 
@@ -243,7 +247,7 @@ class Checkpoint:
                 "save",
                 prefix,
                 turn.options,
-                turn.translation,
+                turn.translation.array_settings,
                 hooks,
                 replace=number is not None,
                 details=details,
@@ -271,7 +275,7 @@ class Checkpoint:
         """Takes the snapshot and writes it, here or in the background."""
         seen: list[rebinding.Seen] = []
 
-        def values() -> list[tree.Flat]:
+        def values() -> list[flatten.Flat]:
             flats = self._flats()
             seen.append(rebinding.look(flats, step))
             return flats
@@ -283,7 +287,7 @@ class Checkpoint:
         self,
         save: Save,
         turn: "_Turn",
-        values: Callable[[], list[tree.Flat]],
+        values: Callable[[], list[flatten.Flat]],
         reserve: Callable[[Save], tuple[int, str]],
     ) -> None:
         flight: Flight | None = None
@@ -302,11 +306,11 @@ class Checkpoint:
                 save.abandon()
             raise
 
-    def _flats(self) -> list[tree.Flat]:
+    def _flats(self) -> list[flatten.Flat]:
         return [self._flat(name, value) for name, value in self._current().items()]
 
-    def _flat(self, name: str, value: Any) -> tree.Flat:
-        return tree.flatten(name, value, (id(self),), in_state=self._holder(name)._is_in_state(name))
+    def _flat(self, name: str, value: Any) -> flatten.Flat:
+        return flatten.flatten(name, value, (id(self),), in_state=self._holder(name)._is_in_state(name))
 
     def _holder(self, name: str) -> "Checkpoint":
         """The Checkpoint that a restored value is put on: this one, or the one under it which is the root that has the name."""
@@ -384,15 +388,15 @@ class Checkpoint:
                 self.sync()
                 return CheckpointLoadStatus(None, (), (), ())
             values: dict[str, Any] = {}
-            flats: dict[str, tree.Flat] = {}
+            flats: dict[str, flatten.Flat] = {}
 
-            def targets() -> list[tree.Leaf]:
+            def targets() -> list[flatten.Leaf]:
                 self.sync()
                 values.update(self._current())
                 flats.update((name, self._flat(name, value)) for name, value in values.items())
                 return [leaf for flat in flats.values() for leaf in flat.leaves]
 
-            call = call_of(action, path, options, translation, {"cast": cast})
+            call = call_of(action, path, options, translation.array_settings, {"cast": cast})
             with Restore(call, path, translation.io_process) as restore:
                 leaves = restore.meet(targets)
                 skip = (
@@ -406,12 +410,12 @@ class Checkpoint:
             return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast)
 
     def _apply(
-        self, values: Mapping[str, Any], flats: Mapping[str, tree.Flat], new: Mapping[str, Any], restore: Restore
+        self, values: Mapping[str, Any], flats: Mapping[str, flatten.Flat], new: Mapping[str, Any], restore: Restore
     ) -> None:
         """Puts new leaves into the values: all of them, or, if an object of any process refuses its state, none."""
 
-        def changes() -> Iterator[Callable[[], tree.Undo]]:
-            rebuilt, found = tree.rebuild(flats, new)
+        def changes() -> Iterator[Callable[[], flatten.Undo]]:
+            rebuilt, found = flatten.rebuild(flats, new)
             yield from found
             replaced = {name: value for name, value in rebuilt.items() if value is not values[name]}
             # A root may refuse a value too.
@@ -419,9 +423,9 @@ class Checkpoint:
 
         loading.carry_out(changes(), restore.agree)
 
-    def _replace(self, new: Mapping[str, Any]) -> tree.Undo:
+    def _replace(self, new: Mapping[str, Any]) -> flatten.Undo:
         """Puts restored values in the place of the current ones: all, or, if one is refused, none. Returns what puts those back."""
-        undos: list[tree.Undo] = []
+        undos: list[flatten.Undo] = []
         put_back = together(undos)
         named = {name: value for name, value in new.items() if name in self._values}
         fields = {name: value for name, value in new.items() if name not in named}
@@ -519,7 +523,7 @@ class _NestedAdapter:
         """Returns the values by name."""
         return root._current()
 
-    def set_child(self, root: Checkpoint, name: str, value: Any) -> tree.Undo:
+    def set_child(self, root: Checkpoint, name: str, value: Any) -> flatten.Undo:
         """Replaces a value."""
         return root._replace({name: value})
 

@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from jaxckpt import foreign_runs, paths, state_file
-from jaxckpt.arguments import index, positive_int, positive_number, type_name
+from jaxckpt._lib.arguments import index, positive_int, positive_number, type_name
 from jaxckpt.checkpoint import Checkpoint
-from jaxckpt.managed import ManagedDirectory, ManagedSave
-from jaxckpt.multihost.ask import ask, does_file_access
+from jaxckpt.directory import foreign_runs, paths, state_file
+from jaxckpt.directory.ask import ask, does_file_access
+from jaxckpt.directory.managed import ManagedDirectory, ManagedSave
+from jaxckpt.directory.steps import SavedStep, SavedSteps, step_reader
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.resuming import Candidates, restore_newest
-from jaxckpt.steps import SavedStep, SavedSteps, step_reader
-from jaxckpt.storage import files
+from jaxckpt.storage import stores
 
 _logger = logging.getLogger("jaxckpt")
 _Result = TypeVar("_Result")
@@ -155,7 +155,7 @@ class CheckpointManager:
     def _paths(self, names: Iterable[str]) -> list[str]:
         """The paths of checkpoints as callers are told. On the process that does the file access only."""
         directory = paths.spelled(self._directory)
-        return [files.join(directory, name) for name in names]
+        return [stores.join(directory, name) for name in names]
 
     def _ask(self, action: str, work: Callable[[], _Result]) -> _Result:
         return ask(action, self._directory, self._options_for_reading(), work)

@@ -9,14 +9,15 @@ from typing import Any, overload
 
 import numpy as np
 
-from jaxckpt import paths, state_file, storage
-from jaxckpt.arguments import also_named
+from jaxckpt import storage
+from jaxckpt._lib.arguments import also_named
+from jaxckpt._lib.documents import DamagedError, damage
+from jaxckpt.directory import paths, state_file
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import tree_metadata
-from jaxckpt.storage.arrays import ArrayInfo
-from jaxckpt.storage.description import COUNTER
-from jaxckpt.storage.documents import DamagedError, damage
-from jaxckpt.storage.tree_metadata import StoredLeaf
+from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.item import tree_metadata
+from jaxckpt.storage.item.description import COUNTER
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
 
 # What TensorFlow puts behind the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jaxckpt.checkpoint import Checkpoint
+from jaxckpt.directory.ask import ask
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.multihost.ask import ask
 from jaxckpt.options import CheckpointOptions
-from jaxckpt.storage import files
+from jaxckpt.storage import stores
 
 # How often the newest checkpoint may be deleted before it could be read.
 _MAX_LOSSES = 20
@@ -48,7 +48,7 @@ class Candidates:
 
     def exists(self, path: str) -> bool:
         """Whether anything is at the path."""
-        return self._together(lambda: files.exists(path))
+        return self._together(lambda: stores.exists(path))
 
     def restore(self, path: str, *, verify: bool) -> None:
         """Restores a checkpoint, after reading and checking every byte of it if `verify`."""
@@ -111,7 +111,7 @@ def require_sound(path: str, verify: bool) -> None:
     from jaxckpt import storage
 
     if not storage.is_checkpoint(path):
-        if not files.exists(path):
+        if not stores.exists(path):
             raise FileNotFoundError(errno.ENOENT, "The checkpoint was deleted meanwhile", path)
         raise CorruptCheckpointError.at(
             path,

@@ -7,18 +7,23 @@ from typing import Any, TypeAlias
 
 import jax
 
-from jaxckpt import callbacks, devices, sharding
+from jaxckpt.job import devices
 from jaxckpt.options import (
     CheckpointOptions,
     MaxShardSizePolicy,
     OrbaxSettings,
-    ShardByTaskPolicy,
+    callbacks,
     checked_options,
     policy_of,
+    sharding,
+    sharding_callback_of,
 )
-from jaxckpt.storage import layout
-from jaxckpt.storage.content import Snapshot
+from jaxckpt.saving import snapshot
+from jaxckpt.storage import orbax as orbax_api
+from jaxckpt.storage.item import layout
+from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.tree import flatten
 
 _NOTHING = "no setting of Orbax"
 
@@ -50,23 +55,18 @@ class OrbaxTranslation:
     @property
     def sharding_callback(self) -> Any:
         """The sharding callback that is called with the tensors of a save, or None: policies are settings."""
-        policy = policy_of(self.options.experimental_sharding_callback)
-        return None if isinstance(policy, (MaxShardSizePolicy, ShardByTaskPolicy)) else policy
+        return sharding_callback_of(self.options)
 
     # Orbax's objects are made when they are asked for: importing Orbax can take longer than a restore.
 
     @functools.cached_property
     def async_options(self) -> Any:
         """The ocp.AsyncOptions that the checkpointer is given if it is asynchronous."""
-        from jaxckpt.storage import orbax_api
-
         return orbax_api.async_options(self.array_settings)
 
     @functools.cached_property
     def multiprocessing_options(self) -> Any:
         """The ocp.options.MultiprocessingOptions: Orbax's defaults, or those of an IO process among several."""
-        from jaxckpt.storage import orbax_api
-
         return orbax_api.multiprocessing_options(self.array_settings)
 
     def checkpointer(self) -> Any:
@@ -78,11 +78,9 @@ class OrbaxTranslation:
         Returns:
           An ocp.AsyncCheckpointer exactly if `asynchronous`, otherwise an ocp.Checkpointer. The caller closes it.
         """
-        from jaxckpt import snapshot, tree
-        from jaxckpt.storage import orbax_api
 
         def snapshot_of(item: Any) -> Snapshot:
-            taken = snapshot.take([tree.flatten_item(item)], copy=self.asynchronous)
+            taken = snapshot.take([flatten.flatten_item(item)], copy=self.asynchronous)
             return sharding.arranged(taken, self.sharding_callback, jax.process_index(), jax.process_count() > 1)
 
         return orbax_api.checkpointer(self.array_settings, snapshot_of)

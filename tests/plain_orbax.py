@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import v1
 
 from jaxckpt import storage
-from jaxckpt.storage import layout
-from jaxckpt.storage.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
+from jaxckpt.storage.item import layout
+from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
 from jaxckpt.storage.settings import WriteSettings
 
 _LARGEST = 32 << 20

@@ -160,7 +160,7 @@ def test_a_private_module_waits_for_its_package(tmp_path: Path) -> None:
     (tmp_path / "events.py").write_text("import threading\nbegun, inside = threading.Event(), threading.Event()\n")
     code = """
         import importlib, sys, threading, traceback
-        from jaxckpt.storage import private
+        from jaxckpt.storage import compat as private
         sys.path.insert(0, sys.argv[1])
         import events
 

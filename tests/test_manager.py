@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import jaxckpt
-from jaxckpt import managed, state_file, storage
-from jaxckpt.state_text import Records
+from jaxckpt import storage
+from jaxckpt.directory import managed, state_file
+from jaxckpt.directory.state_text import Records
 
 HOUR = 3600.0
 ASYNC = functools.partial(jaxckpt.CheckpointOptions, enable_async=True)
@@ -60,7 +61,7 @@ def restored(path: str | None) -> float:
     return float(checkpoint.value[0])
 
 
-def state_of(directory: Path) -> jaxckpt.state_file.CheckpointState:
+def state_of(directory: Path) -> jaxckpt.directory.state_file.CheckpointState:
     state = jaxckpt.get_checkpoint_state(directory)
     assert state is not None
     return state
@@ -720,7 +721,7 @@ class TestStart:
             import os, signal, sys
             import numpy as np
             import jaxckpt
-            from jaxckpt import managed
+            from jaxckpt.directory import managed
             checkpoint = jaxckpt.Checkpoint(value=np.zeros(4), step=0)
             manager = jaxckpt.CheckpointManager(checkpoint, sys.argv[1], 2)
             for number in range(3):
@@ -744,7 +745,8 @@ class TestStart:
             import numpy as np
             import jaxckpt
             from jaxckpt import storage
-            from jaxckpt.storage import commit, temporary
+            from jaxckpt.storage import commit
+            from jaxckpt.storage.commit import temporary
             checkpoint = jaxckpt.Checkpoint(value=np.zeros(4), step=0)
             manager = jaxckpt.CheckpointManager(checkpoint, sys.argv[1], 2)
             manager.save()

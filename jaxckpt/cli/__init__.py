@@ -13,9 +13,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jaxckpt.cli.output import describe, print_error, print_traceback, printable, warnings_as_lines
+from jaxckpt._lib.output import describe, print_error, print_traceback, printable, warnings_as_lines
 from jaxckpt.errors import CheckpointError
 
 COMMANDS = ("demo", "inspect", "verify", "diff", "explain", "list", "clean")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parsed(argv)
     try:
-        command = importlib.import_module(f"{__name__}.{arguments.command}")
+        command = _module(arguments.command)
         with warnings_as_lines(arguments.command):
             code: int = command.run(arguments)
         # Here, where a broken pipe can still be handled.
@@ -84,6 +84,10 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _module(command: str) -> Any:
+    return importlib.import_module("jaxckpt.demo" if command == "demo" else f"{__name__}.{command}")
+
+
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     from jaxckpt import __version__
 
@@ -98,7 +102,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {}
     for name in COMMANDS:
-        module = importlib.import_module(f"{__name__}.{name}")
+        module = _module(name)
         parsers[name] = commands.add_parser(name, parents=[common], help=module.HELP, description=module.DESCRIPTION)
         module.add_arguments(parsers[name])
     return parser, parsers

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict
 
-from jaxckpt.cli.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes
+from jaxckpt._lib.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes
 from jaxckpt.cli.resolve import existing_directory
 
 HELP = "remove what killed saves left"

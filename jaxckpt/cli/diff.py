@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxckpt.cli.output import Progress, count, human_bytes, print_json, print_line, table
+from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
 from jaxckpt.cli.resolve import checkpoint_at
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from jaxckpt.cli.output import print_json, print_line
+from jaxckpt._lib.output import print_json, print_line
 
 HELP = "show what the options of a config file turn into"
 DESCRIPTION = (

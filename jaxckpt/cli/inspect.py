@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxckpt.cli.output import Progress, count, human_bytes, print_json, print_line, table
+from jaxckpt._lib.documents import parse
+from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
 from jaxckpt.cli.resolve import checkpoint_at, size_of
-from jaxckpt.storage.documents import parse
 
 if TYPE_CHECKING:
     from jaxckpt.reader import LeafMetadata

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from jaxckpt.cli.output import (
+from jaxckpt._lib.output import (
     Progress,
     count,
     human_age,
@@ -20,7 +20,7 @@ from jaxckpt.cli.output import (
 from jaxckpt.cli.resolve import existing_directory, size_of
 
 if TYPE_CHECKING:
-    from jaxckpt.state_file import CheckpointState
+    from jaxckpt.directory.state_file import CheckpointState
 
 HELP = "show the checkpoints of a directory: sizes, ages, the latest, leftovers"
 DESCRIPTION = (
@@ -60,11 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     import jaxckpt
     from jaxckpt import storage
-    from jaxckpt.storage import files
+    from jaxckpt.storage import stores
 
     directory = existing_directory(arguments.directory)
     if storage.is_checkpoint(directory):
-        above = os.path.dirname(files.absolute(directory))
+        above = os.path.dirname(stores.absolute(directory))
         raise ValueError(
             f"{directory} is a checkpoint, not a directory of checkpoints. `jaxckpt inspect {directory}` shows it, "
             f"`jaxckpt list {above}` what lies beside it."
@@ -130,37 +130,37 @@ def _exit_code(directory: str, checkpoints: list[Listed]) -> int:
 
 def _checkpoints(directory: str, state: "CheckpointState | None", latest: str | None) -> list[Listed]:
     from jaxckpt import storage
-    from jaxckpt.storage import files
+    from jaxckpt.storage import stores
 
     # When it was saved: the state file knows it best, for a copied directory has new times.
     registered: dict[str, float] = {}
     if state is not None:
         registered = dict(
             zip(
-                map(files.absolute, state.all_model_checkpoint_paths),
+                map(stores.absolute, state.all_model_checkpoint_paths),
                 state.all_model_checkpoint_timestamps,
                 strict=False,
             )
         )
     now = time.time()
     found = []
-    for name in files.names(directory):
+    for name in stores.names(directory):
         path = os.path.join(directory, name)
         try:
             if not storage.is_checkpoint(path):
                 continue
-            saved = registered.get(files.absolute(path)) or _changed(path)
+            saved = registered.get(stores.absolute(path)) or _changed(path)
             size = size_of(path)
         except FileNotFoundError:  # Deleted by its manager meanwhile.
             continue
-        same = files.absolute(path)
-        is_latest = latest is not None and same == files.absolute(latest)
+        same = stores.absolute(path)
+        is_latest = latest is not None and same == stores.absolute(latest)
         found.append(Listed(path, size, saved, max(0.0, now - saved), same in registered, is_latest))
     return sorted(found, key=lambda checkpoint: (checkpoint.saved, checkpoint.path))
 
 
 def _changed(path: str) -> float:
-    from jaxckpt import state_file
-    from jaxckpt.storage import files
+    from jaxckpt.directory import state_file
+    from jaxckpt.storage import stores
 
-    return state_file.commit_time(path) if files.is_bucket(path) else os.stat(path).st_mtime
+    return state_file.commit_time(path) if stores.is_bucket(path) else os.stat(path).st_mtime

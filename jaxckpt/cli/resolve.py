@@ -2,8 +2,8 @@
 
 import os
 
-from jaxckpt.paths import checked_path
-from jaxckpt.storage import files
+from jaxckpt.directory.paths import checked_path
+from jaxckpt.storage import stores
 
 
 def checkpoint_at(path: str) -> str:
@@ -19,7 +19,7 @@ def checkpoint_at(path: str) -> str:
 
     if "://" in path:
         checked_path(path, "PATH")
-    path = files.spelled(path)
+    path = stores.spelled(path)
     if storage.is_checkpoint(path):
         return path
     latest = jaxckpt.latest_checkpoint(path)
@@ -36,7 +36,7 @@ def checkpoint_at(path: str) -> str:
 
 def _names(path: str) -> list[str]:
     try:
-        return sorted(files.names(path))
+        return sorted(stores.names(path))
     except OSError:
         return []
 
@@ -50,14 +50,14 @@ def existing_directory(path: str) -> str:
     """
     if "://" in path:
         checked_path(path, "DIR")
-    path = files.spelled(path)
-    files.names(path)
+    path = stores.spelled(path)
+    stores.names(path)
     return path
 
 
 def size_of(path: str) -> int | None:
     """Returns the bytes of all files in the directory `path`; what vanishes meanwhile is not counted. None in a bucket: not known."""
-    if files.is_bucket(path):
+    if stores.is_bucket(path):
         return None
     total = 0
     for folder, _, names in os.walk(path):

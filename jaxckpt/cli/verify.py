@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from jaxckpt.cli.output import Progress, count, describe, human_bytes, print_json
+from jaxckpt._lib.output import Progress, count, describe, human_bytes, print_json
 from jaxckpt.cli.resolve import checkpoint_at
 from jaxckpt.errors import CheckpointError
 

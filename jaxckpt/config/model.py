@@ -11,9 +11,9 @@ from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex, SupportsInt, get_type_hints
 
 from jaxckpt.config.kinds import Only, PositiveFloat, PositiveInt, fits, words
+from jaxckpt.directory.paths import checked_path
+from jaxckpt.directory.steps import step_reader
 from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy, policy_of
-from jaxckpt.paths import checked_path
-from jaxckpt.steps import step_reader
 
 if TYPE_CHECKING:
     from jaxckpt.checkpoint import Checkpoint

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from jaxckpt import sharding
 from jaxckpt.config import schema
 from jaxckpt.config.imports import imported
 from jaxckpt.config.kinds import fits
@@ -14,9 +13,9 @@ from jaxckpt.config.model import SHARD_BY_TASK, CheckpointConfig
 from jaxckpt.config.problems import UNUSABLE, KeyPath, config_error, dotted, got
 from jaxckpt.config.schema import CALLBACKS, DEPRECATED, OPTIONS, ORBAX, POLICY
 from jaxckpt.config.sources import Source
-from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy
-from jaxckpt.paths import checked_path
-from jaxckpt.steps import step_reader
+from jaxckpt.directory.paths import checked_path
+from jaxckpt.directory.steps import step_reader
+from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy, sharding
 
 
 def load_config(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxckpt.storage.aligned import aligned_empty
+from jaxckpt._lib.aligned import aligned_empty
 
 # Converted at a time: the temporary arrays of a large one stay small.
 _BLOCK = 1 << 18

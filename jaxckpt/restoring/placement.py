@@ -11,17 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxckpt import leaf_errors
-from jaxckpt.kinds import Kind, is_weak, kind_of
 from jaxckpt.restoring.conversion import Conversion
 from jaxckpt.restoring.matching import Pair, Source
 from jaxckpt.restoring.targets import sharding_of
 from jaxckpt.restoring.validation import SCALARS
-from jaxckpt.storage import private
-from jaxckpt.storage.arrays import ArrayInfo
-from jaxckpt.storage.ocdbt_chunks import Box
-from jaxckpt.storage.tree_metadata import StoredLeaf
-from jaxckpt.tree import Leaf
+from jaxckpt.storage import compat
+from jaxckpt.storage.arrays.chunks import Box
+from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree import leaf_errors
+from jaxckpt.tree.flatten import Leaf
+from jaxckpt.tree.kinds import Kind, is_weak, kind_of
 
 _BoxKey = tuple[tuple[int, int], ...]
 _Build = Callable[[list[jax.Array]], Any]
@@ -121,7 +121,7 @@ def _placement(value: Any) -> Any:
 
 def _as_weak(target: Any, array: jax.Array) -> jax.Array:
     """A weakly typed array (such as a step counter that began as a Python int) stays one: promotion depends on it."""
-    return private.as_weak(array) if is_weak(target) else array
+    return compat.as_weak(array) if is_weak(target) else array
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxckpt.kinds import refusal
-from jaxckpt.quiet_gc import quiet_gc
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.restoring import placement
 from jaxckpt.restoring.conversion import Conversion, Rule
 from jaxckpt.restoring.matching import Pair, Source
 from jaxckpt.restoring.validation import Validator
+from jaxckpt.tree.kinds import refusal
 
 # Arrays are read and placed in groups, so that the host holds no second copy of a large model.
 _GROUP_BYTES = 256 << 20

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from jaxckpt import leaf_errors
-from jaxckpt.kinds import Kind, kind_of
-from jaxckpt.tree import Leaf
+from jaxckpt.tree import leaf_errors
+from jaxckpt.tree.flatten import Leaf
+from jaxckpt.tree.kinds import Kind, kind_of
 
 _ABSTRACT = Kind.ABSTRACT
 # Shardings that fit a shape, kept alive: another object must not get their id.

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxckpt.kinds import Kind, is_key_dtype, kind_of, refusal
 from jaxckpt.restoring.conversion import Conversion, Rule, number_kind, scalar_rule
 from jaxckpt.restoring.targets import sharding_of
-from jaxckpt.storage.arrays import ArrayInfo
-from jaxckpt.storage.tree_metadata import StoredLeaf
-from jaxckpt.tree import Leaf
+from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree.flatten import Leaf
+from jaxckpt.tree.kinds import Kind, is_key_dtype, kind_of, refusal
 
 SCALARS = {Kind.BOOL: "b", Kind.INT: "i", Kind.FLOAT: "f", Kind.COMPLEX: "c"}
 _ARRAYS = {Kind.JAX, Kind.NUMPY, Kind.NUMPY_SCALAR, Kind.ABSTRACT}

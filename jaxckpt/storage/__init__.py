@@ -1,12 +1,12 @@
 """Leaves ↔ an Orbax directory. The only place that imports Orbax or TensorStore, and those only when they are first needed."""
 
-from jaxckpt.storage.checkpoint_path import CheckpointPath
-from jaxckpt.storage.commit import check, delete, save
-from jaxckpt.storage.committed import is_checkpoint, list_numbered
+from jaxckpt.storage.commit.by_rename import check, delete, save
+from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
+from jaxckpt.storage.commit.committed import is_checkpoint, list_numbered
+from jaxckpt.storage.commit.leftovers import leftovers, sweep
+from jaxckpt.storage.commit.temporary import Leftover
 from jaxckpt.storage.joint import check_part, write_jointly, write_part
-from jaxckpt.storage.leftovers import leftovers, sweep
 from jaxckpt.storage.opened import StoredCheckpoint
-from jaxckpt.storage.temporary import Leftover
 from jaxckpt.storage.verify import Problem, VerifyReport, verify
 
 __all__ = [

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 
-from jaxckpt.causes import cause_of
+from jaxckpt._lib.causes import cause_of
 from jaxckpt.errors import CorruptCheckpointError, ProcessError
 
 _CODE = re.compile(r"os_error_code='(\d+)'")

@@ -8,8 +8,10 @@ import os
 import re
 import stat
 
-from jaxckpt.state_text import UnreadableStateError, from_text
-from jaxckpt.storage import committed, description, digests, files, temporary, tree_metadata
+from jaxckpt._lib.protobuf_text import TextFormatError, fields, unquoted
+from jaxckpt.storage import stores
+from jaxckpt.storage.commit import committed, temporary
+from jaxckpt.storage.item import description, digests, tree_metadata
 
 # Bounds: names that are looked at in a directory, bytes of a file.
 _MAX_NAMES = 10_000
@@ -30,7 +32,7 @@ def describe(path: str) -> str | None:
     Returns:
       A sentence that goes on after "not an Orbax checkpoint: "; None for what is not recognised, and in a bucket.
     """
-    if files.is_bucket(path):
+    if stores.is_bucket(path):
         return None
     try:
         return _describe(path)
@@ -40,25 +42,25 @@ def describe(path: str) -> str | None:
 
 def describe_directory(path: str) -> str | None:
     """Says what a directory without any checkpoint holds instead. Returns None for what is not recognised, and in a bucket."""
-    return describe(path) if not files.is_bucket(path) and os.path.isdir(path) else None
+    return describe(path) if not stores.is_bucket(path) and os.path.isdir(path) else None
 
 
 def broken_link(path: str) -> str | None:
     """Returns where the link at `path` leads, if nothing is there; None for everything else."""
-    if files.is_bucket(path) or not os.path.islink(path) or os.path.exists(path):
+    if stores.is_bucket(path) or not os.path.islink(path) or os.path.exists(path):
         return None
     return os.readlink(path)
 
 
 def is_temporary(path: str) -> bool:
     """Whether `path` has the name of a temporary directory of a save, by Orbax or by jaxckpt."""
-    name = os.path.basename(files.absolute(path))
+    name = os.path.basename(stores.absolute(path))
     return "orbax-checkpoint-tmp" in name or temporary.is_temporary(name)
 
 
 def is_tensorflow_prefix(path: str) -> bool:
     """Whether `path` is the name under which TensorFlow saved, such as ``ckpt-3``: there is a file ``ckpt-3.index``."""
-    return not files.is_bucket(path) and os.path.isfile(f"{path}.index")
+    return not stores.is_bucket(path) and os.path.isfile(f"{path}.index")
 
 
 def _describe(path: str) -> str | None:
@@ -181,7 +183,7 @@ def _item_of_orbax(path: str, names: list[str]) -> str | None:
 
 def _is_json_item(path: str) -> bool:
     metadata = os.path.join(path, "metadata")
-    if files.is_file(os.path.join(path, tree_metadata.FILE)) or not os.path.isfile(metadata):
+    if stores.is_file(os.path.join(path, tree_metadata.FILE)) or not os.path.isfile(metadata):
         return False
     return _first_bytes(metadata).lstrip()[:1] in (b"{", b"[", b'"')
 
@@ -204,8 +206,9 @@ def _latest_name(directory: str) -> str | None:
     """Returns what the state file of a directory names as its latest checkpoint; None without a readable state file."""
     content = _first_bytes(os.path.join(directory, "checkpoint"), _STATE_BYTES)
     try:
-        return from_text(content.decode("utf-8", "surrogateescape")).latest if content else None
-    except UnreadableStateError:
+        found = dict(fields((content or b"").decode("utf-8", "surrogateescape"))).get("model_checkpoint_path", "")
+        return unquoted(found) or None
+    except TextFormatError:
         return None
 
 

@@ -10,8 +10,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxckpt.storage import claims, commit, description, digests, faults, files, kvstore, layout, tree_metadata, writer
-from jaxckpt.storage.content import ArrayContent, Entry, Snapshot
+from jaxckpt.storage import faults, stores
+from jaxckpt.storage.arrays import kvstore, writer
+from jaxckpt.storage.commit import by_rename, claims
+from jaxckpt.storage.item import description, digests, layout, tree_metadata
+from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
 
@@ -31,7 +34,7 @@ def check_part(path: str, settings: WriteSettings) -> None:
     Raises:
       ValueError: chunks of which each is an object of its own in a bucket.
     """
-    if files.is_bucket(path) and not layout.uses_ocdbt(settings):
+    if stores.is_bucket(path) and not layout.uses_ocdbt(settings):
         # Nobody can take a directory of a bucket away from a process that was given up on and goes on writing; with an object for each
         # chunk, its data would get into the next checkpoint of that name.
         raise ValueError(
@@ -70,7 +73,7 @@ def _write_part(
     process: int,
     groups: Sequence[Sequence[Entry]] | None,
 ) -> None:
-    if files.is_bucket(new):
+    if stores.is_bucket(new):
         check_part(new, settings)
         token = _token(new)
         directory = os.path.join(new, part_name(process, token))
@@ -79,12 +82,12 @@ def _write_part(
     elif not layout.uses_ocdbt(settings):
         os.stat(new)
         writer.write_arrays(new, entries, settings, groups)
-        commit.sync_tree(new)
+        by_rename.sync_tree(new)
     else:
         directory = os.path.join(new, part_name(process))
         os.mkdir(directory)
         writer.write_arrays(directory, entries, settings, groups)
-        commit.sync_tree(directory)
+        by_rename.sync_tree(directory)
 
 
 def _token(new: str) -> str:
@@ -103,7 +106,7 @@ def _not_abandoned(new: str, token: str, directory: str) -> Iterator[None]:
     finally:
         note = claims.read(new)
         if note is None or note.token != token:
-            files.bucket.remove_all(files.bucket.children(directory))
+            stores.bucket.remove_all(stores.bucket.children(directory))
             raise FileNotFoundError(errno.ENOENT, "The save was given up meanwhile", new)
 
 
@@ -134,7 +137,7 @@ def write_jointly(
       TimeoutError: after `settings.timeout_secs`.
     """
     began = time.time_ns()
-    if not files.is_bucket(new):
+    if not stores.is_bucket(new):
         os.mkdir(new)
     parts = begin_others()
     if not parts:
@@ -146,14 +149,14 @@ def write_jointly(
             writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
         tree_metadata.write(new, snapshot, settings)
     description.write(new, began, snapshot.record)
-    if not files.is_bucket(new):  # There the marker is the commit, and comes last.
+    if not stores.is_bucket(new):  # There the marker is the commit, and comes last.
         description.mark(new, new)
         digests.write(new)
 
 
 def _databases(new: str, processes: Sequence[int]) -> list[str]:
     """Returns the names of the databases that processes have written."""
-    if not files.is_bucket(new):
+    if not stores.is_bucket(new):
         return [part_name(process) for process in processes]
     token = _token(new)
     names = [part_name(process, token) for process in processes]

@@ -12,26 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib import bounds
+from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import (
-    bounds,
-    claims,
-    committed,
-    description,
-    digests,
-    faults,
-    files,
-    foreign,
-    in_flight,
-    kvstore,
-    temporary,
-    tree_metadata,
-)
-from jaxckpt.storage.arrays import ArrayInfo, ArrayStream, StoredArrays
-from jaxckpt.storage.documents import damage
-from jaxckpt.storage.inside import Inside
-from jaxckpt.storage.ocdbt_chunks import Box
-from jaxckpt.storage.presence import Presence
+from jaxckpt.storage import faults, foreign, stores
+from jaxckpt.storage.arrays import kvstore
+from jaxckpt.storage.arrays.chunks import Box
+from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
+from jaxckpt.storage.commit import claims, committed, in_flight, temporary
+from jaxckpt.storage.commit.presence import Presence
+from jaxckpt.storage.item import description, digests, tree_metadata
+from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+from jaxckpt.storage.stores.inside import Inside
 
 
 class StoredCheckpoint:
@@ -64,8 +56,8 @@ class StoredCheckpoint:
           CorruptCheckpointError: its metadata is damaged.
           OSError: it cannot be read.
         """
-        self.path = path = files.spelled(path)
-        kvstore.check_path(files.absolute(path))
+        self.path = path = stores.spelled(path)
+        kvstore.check_path(stores.absolute(path))
         self._check_data = check_data
         self.digests: dict[str, digests.Noted] | None = None
         self.record: dict[str, Any] = {}
@@ -77,17 +69,17 @@ class StoredCheckpoint:
 
     def _open(self, timeout_secs: float, has_targets: bool) -> None:
         # The working directory may be another one when the data is read.
-        self._directory = files.absolute(self._item_directory())
+        self._directory = stores.absolute(self._item_directory())
         # In a bucket, what a replacement has staged lies beside the path, and holds no links.
-        self._inside = Inside(self._directory, None if files.is_bucket(self.path) else files.absolute(self.path))
+        self._inside = Inside(self._directory, None if stores.is_bucket(self.path) else stores.absolute(self.path))
         text = self.read_file(tree_metadata.FILE)
         self.tree = self._read_tree(text)
-        if self.tree.by_jaxckpt is not None or files.is_file(os.path.join(self._directory, digests.FILE)):
+        if self.tree.by_jaxckpt is not None or stores.is_file(os.path.join(self._directory, digests.FILE)):
             self.digests = digests.read(self._inside)
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
             self.record = self._read_record(self.digests)
-            if files.is_bucket(self.path):
+            if stores.is_bucket(self.path):
                 self.presence.identify_by(self.digests, lambda: digests.read(self._inside))
         self._strings = self._read_strings()
         self._arrays = StoredArrays(
@@ -130,28 +122,28 @@ class StoredCheckpoint:
 
     def _item_directory(self) -> str:
         path = self.path
-        if not files.is_bucket(path) and files.is_directory(path):
-            files.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
+        if not stores.is_bucket(path) and stores.is_directory(path):
+            stores.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
         if not foreign.is_temporary(path):
             found = committed.item_directory(path)
             if found is not None:
                 return found
         recognised = foreign.describe(path)
-        if recognised is None and files.is_directory(path) and committed.is_checkpoint(path):
+        if recognised is None and stores.is_directory(path) and committed.is_checkpoint(path):
             raise CorruptCheckpointError.at(
                 os.path.join(path, tree_metadata.FILE),
                 "this file of the checkpoint is missing. Restore another checkpoint.",
             )
-        if files.is_bucket(path) and not committed.is_checkpoint(path):
+        if stores.is_bucket(path) and not committed.is_checkpoint(path):
             raise CheckpointError(f"{path} is not a committed Orbax checkpoint: it has no commit_success.txt.")
         raise CheckpointError(f"{path} is not an Orbax checkpoint: {recognised or f'it has no {tree_metadata.FILE}.'}")
 
     def _is_there(self) -> bool:
         """Whether anything is at the path. In a bucket, what a save or a deletion is (or was) at work on does not count."""
         path = self.path
-        if not files.is_bucket(path):
-            return files.exists(path) or temporary.recover_missing(path)
-        return committed.is_checkpoint(path) or (files.exists(path) and claims.read(path) is None)
+        if not stores.is_bucket(path):
+            return stores.exists(path) or temporary.recover_missing(path)
+        return committed.is_checkpoint(path) or (stores.exists(path) and claims.read(path) is None)
 
     def read_file(self, name: str) -> bytes:
         """Returns the content of a metadata file. Raises CorruptCheckpointError, which names it, or OSError."""
@@ -173,11 +165,11 @@ class StoredCheckpoint:
     def _check_small_files(self) -> None:
         """Checks the metadata files that a read relies on, and the presence of all files."""
         assert self.digests is not None
-        ocdbt = kvstore.OCDBT_MANIFEST in self.digests
+        ocdbt = OCDBT_MANIFEST in self.digests
         for name in self.digests:
             is_of_array = not ocdbt and name.endswith("/zarr.json")
             if (
-                name in (tree_metadata.STRINGS, kvstore.OCDBT_MANIFEST)
+                name in (tree_metadata.STRINGS, OCDBT_MANIFEST)
                 or name.startswith(tree_metadata.ARRAY_METADATAS)
                 or is_of_array
             ):
@@ -237,7 +229,7 @@ class StoredCheckpoint:
         """Returns Orbax's text for the sharding each array was saved with, by Orbax's name of the leaf."""
         path = os.path.join(self._directory, tree_metadata.SHARDINGS)
         with self.presence:
-            if not files.is_file(path):
+            if not stores.is_file(path):
                 return {}
             content = self.read_file(tree_metadata.SHARDINGS)
             if self.digests is not None:
@@ -252,7 +244,7 @@ class StoredCheckpoint:
         """
         with self.presence:
             infos = self._arrays.infos([leaf.param_name for leaf in leaves])
-        if not files.is_bucket(self.path):
+        if not stores.is_bucket(self.path):
             self.presence.refuse_another()
         return infos
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import description, digests, files, layout, tree_metadata
+from jaxckpt.storage import stores
+from jaxckpt.storage.item import description, digests, layout, tree_metadata
 from jaxckpt.storage.opened import StoredCheckpoint
 
 _GROUP_BYTES = 256 << 20
@@ -165,7 +166,7 @@ def _groups(leaves: list[tree_metadata.StoredLeaf], stored: StoredCheckpoint) ->
 
 def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
     if stored.digests is None:
-        return len(files.tree(stored.directory))
+        return len(stores.tree(stored.directory))
     for name, what in digests.check_sizes(stored.inside, stored.digests):
         problems.append(Problem(os.path.join(stored.directory, name), what))
     damaged = {problem.where for problem in problems}

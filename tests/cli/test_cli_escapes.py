@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import jaxckpt
-from jaxckpt.cli import main, output
+from jaxckpt._lib import output
+from jaxckpt.cli import main
 
 # What acts on a terminal, or is not seen: C0, escape sequences (title, colour, clipboard, cursor), DEL, C1, order of text,
 # zero width, line and paragraph separators, tags, a filler.

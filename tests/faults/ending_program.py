@@ -12,7 +12,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 3, int(index))
 import fault_programs as programs  # noqa: E402
 
 import jaxckpt  # noqa: E402
-from jaxckpt.multihost import gather  # noqa: E402
+from jaxckpt.job.modes import gather  # noqa: E402
 
 original = gather._Fetcher._ask
 

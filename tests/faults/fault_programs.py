@@ -18,8 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.multihost import center, gather, local_answers, meeting, peer, session, shared, wire
-from jaxckpt.storage import commit, writer
+from jaxckpt.job.agree import meeting
+from jaxckpt.job.modes import gather, local_answers, shared
+from jaxckpt.job.protocol import wire
+from jaxckpt.job.session import center, peer, session
+from jaxckpt.storage.arrays import writer
+from jaxckpt.storage.commit import by_rename
 
 NAMES = ("a", "b", "c")
 COLUMNS = 17_000  # more than what travels in batches
@@ -35,8 +39,8 @@ _PLACES = {
     "piece": (gather.Supplier, ("_get", "_lend")),
     "vote": (peer.Peer, "_answer"),
     "fetch": (gather._Fetcher, ("_ask", "stream")),
-    "commit": (commit, "_publish"),
-    "sync": (commit, "sync_tree"),
+    "commit": (by_rename, "_publish"),
+    "sync": (by_rename, "sync_tree"),
     "part": (shared.Writer, "_write"),
     "arrays": (writer, "write_arrays"),
     "outcome": (center.Center, "_tell"),

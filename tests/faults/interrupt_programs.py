@@ -11,7 +11,7 @@ import jax
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.multihost import peer
+from jaxckpt.job.session import peer
 
 SECS = 60
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxckpt
-from jaxckpt.storage.files import bucket
+from jaxckpt.storage.stores import bucket
 
 SHAPE = (64, 96)
 

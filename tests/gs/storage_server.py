@@ -156,7 +156,7 @@ class Bucket:
     @property
     def keys(self) -> set[str]:
         """The names of all objects."""
-        from jaxckpt.storage.files import bucket
+        from jaxckpt.storage.stores import bucket
 
         return set(bucket.tree(str(self)))
 

@@ -19,7 +19,8 @@ from storage_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import storage
-from jaxckpt.storage import claims, files
+from jaxckpt.storage import stores
+from jaxckpt.storage.commit import claims
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
@@ -243,8 +244,8 @@ class TestLiveSaves:
     def test_of_another_machine(self, bucket: Bucket, silent: bool) -> None:
         written = time.time() - (claims.DEAD_AFTER_SECS + 10 if silent else 10)
         note = {"action": "save", "staged": None, "host": "0", "pid": 1, "start": 1, "token": "t", "time": written}
-        files.write(bucket.path(f"ckpt-1/{claims.FILE}"), json.dumps(note).encode())
-        files.write(bucket.path("ckpt-1/_METADATA"), b"half")
+        stores.write(bucket.path(f"ckpt-1/{claims.FILE}"), json.dumps(note).encode())
+        stores.write(bucket.path("ckpt-1/_METADATA"), b"half")
         (leftover,) = storage.leftovers(str(bucket))
         assert leftover.live != silent
         assert "another machine" in leftover.owner
@@ -257,7 +258,7 @@ class TestLiveSaves:
         beside = checkpoint(8).write(bucket.path("run/mine"))
         for staged in (precious, beside, bucket.path("run")):
             note = {"action": "replace", "staged": staged, "host": "0", "pid": 1, "start": 1, "token": "t", "time": 1.0}
-            files.write(bucket.path(f"run/ckpt-1/{claims.FILE}"), json.dumps(note).encode())
+            stores.write(bucket.path(f"run/ckpt-1/{claims.FILE}"), json.dumps(note).encode())
             assert not storage.is_checkpoint(bucket.path("run/ckpt-1"))
             # It is not a note of jaxckpt's.
             assert storage.sweep(bucket.path("run")) == []
@@ -268,8 +269,8 @@ class TestLiveSaves:
         def rule(request: Request) -> None:
             if request.action == "write" and request.name == "ckpt-1/_METADATA":
                 bucket.rule(None)
-                note = json.loads(files.read(bucket.path(f"ckpt-1/{claims.FILE}")))
-                files.write(bucket.path(f"ckpt-1/{claims.FILE}"), json.dumps({**note, "token": "other"}).encode())
+                note = json.loads(stores.read(bucket.path(f"ckpt-1/{claims.FILE}")))
+                stores.write(bucket.path(f"ckpt-1/{claims.FILE}"), json.dumps({**note, "token": "other"}).encode())
 
         bucket.rule(rule)
         with pytest.raises(OSError, match="took this save for dead"):

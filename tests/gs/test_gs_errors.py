@@ -11,9 +11,10 @@ import pytest
 from storage_server import Bucket, Request
 
 import jaxckpt
-from jaxckpt import paths, storage
-from jaxckpt.storage import claims
-from jaxckpt.storage.files import bucket as objects
+from jaxckpt import storage
+from jaxckpt.directory import paths
+from jaxckpt.storage.commit import claims
+from jaxckpt.storage.stores import bucket as objects
 
 
 def checkpoint() -> jaxckpt.Checkpoint:

@@ -14,10 +14,11 @@ import pytest
 from storage_server import Bucket, Request, StorageServer
 
 from jaxckpt import storage, testing
-from jaxckpt.storage import claims, joint
-from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot
-from jaxckpt.storage.files import bucket as objects
+from jaxckpt.storage import joint
+from jaxckpt.storage.commit import claims
+from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.stores import bucket as objects
 
 pytestmark = pytest.mark.timeout(240)
 

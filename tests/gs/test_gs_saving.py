@@ -13,7 +13,7 @@ from storage_server import Bucket
 
 import jaxckpt
 from jaxckpt import storage
-from jaxckpt.storage import files
+from jaxckpt.storage import stores
 
 VARIANTS = {
     "packed": {},
@@ -86,14 +86,14 @@ class TestCheckpoint:
         assert jaxckpt.latest_checkpoint(str(bucket)) is None
 
     def test_numbers_in_use_are_not_given_again(self, bucket: Bucket) -> None:
-        files.write(bucket.path("ckpt-7/somebody_s"), b"")
+        stores.write(bucket.path("ckpt-7/somebody_s"), b"")
         assert checkpoint(1).save(bucket.path("ckpt")) == bucket.path("ckpt-1")
         target = checkpoint(1)
         target.save_counter = 6
         assert target.save(bucket.path("ckpt")) == bucket.path("ckpt-8")
 
     def test_what_is_no_checkpoint_is_not_replaced(self, bucket: Bucket) -> None:
-        files.write(bucket.path("thesis/chapter"), b"text")
+        stores.write(bucket.path("thesis/chapter"), b"text")
         with pytest.raises(FileExistsError, match="not a checkpoint"):
             checkpoint(1).write(bucket.path("thesis"))
         assert bucket.keys == {"thesis/chapter"}
@@ -101,20 +101,20 @@ class TestCheckpoint:
     def test_nothing_there(self, bucket: Bucket) -> None:
         with pytest.raises(FileNotFoundError):
             checkpoint(1).restore(bucket.path("nothing-1"))
-        files.write(bucket.path("thesis/chapter"), b"text")
+        stores.write(bucket.path("thesis/chapter"), b"text")
         with pytest.raises(jaxckpt.CheckpointError, match="not a committed"):
             checkpoint(1).restore(bucket.path("thesis"))
 
     def test_local_and_bucket_checkpoints_can_be_copied(self, bucket: Bucket, tmp_path: Path) -> None:
         local = checkpoint(5).save(tmp_path / "ckpt")
-        for name in files.tree(local):
-            files.write(bucket.path(f"copy-1/{name}"), Path(local, name).read_bytes())
+        for name in stores.tree(local):
+            stores.write(bucket.path(f"copy-1/{name}"), Path(local, name).read_bytes())
         assert_holds(bucket.path("copy-1"), 5)
         remote = checkpoint(6).save(bucket.path("ckpt"))
         back = tmp_path / "back-1"
-        for name in files.tree(remote):
+        for name in stores.tree(remote):
             (back / name).parent.mkdir(parents=True, exist_ok=True)
-            (back / name).write_bytes(files.read(f"{remote}/{name}"))
+            (back / name).write_bytes(stores.read(f"{remote}/{name}"))
         assert_holds(str(back), 6)
 
 
@@ -140,7 +140,7 @@ class TestManager:
     def test_unregistered_checkpoints_are_adopted(self, bucket: Bucket) -> None:
         saved = checkpoint(0)
         saved.save(bucket.path("run/ckpt"))
-        files.bucket.remove(bucket.path("run/checkpoint"))
+        stores.bucket.remove(bucket.path("run/checkpoint"))
         saved.write(bucket.path("run/ckpt-2"))
         manager = jaxckpt.CheckpointManager(saved, bucket.path("run"), max_to_keep=3)
         assert manager.checkpoints == [bucket.path("run/ckpt-1"), bucket.path("run/ckpt-2")]
@@ -149,7 +149,7 @@ class TestManager:
     def test_a_damaged_state_file_is_rebuilt(self, bucket: Bucket) -> None:
         saved = checkpoint(0)
         saved.save(bucket.path("run/ckpt"))
-        files.write(bucket.path("run/checkpoint"), b"{ garbage")
+        stores.write(bucket.path("run/checkpoint"), b"{ garbage")
         saved.save(bucket.path("run/ckpt"))
         state = jaxckpt.get_checkpoint_state(bucket.path("run"))
         assert state is not None

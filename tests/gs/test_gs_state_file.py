@@ -11,7 +11,7 @@ import pytest
 from storage_server import Bucket, Request
 
 import jaxckpt
-from jaxckpt.storage import files
+from jaxckpt.storage import stores
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
@@ -40,7 +40,7 @@ def test_written_by_another_process_in_between(bucket: Bucket) -> None:
     def rule(request: Request) -> None:
         if request == Request("write", "run/checkpoint"):
             bucket.rule(None)
-            files.write(bucket.path("run/checkpoint"), meanwhile)
+            stores.write(bucket.path("run/checkpoint"), meanwhile)
 
     bucket.rule(rule)
     saved.save(bucket.path("run/ckpt"))
@@ -55,7 +55,7 @@ def test_made_by_another_process_in_between(bucket: Bucket) -> None:
     def rule(request: Request) -> None:
         if request == Request("write", "run/checkpoint"):
             bucket.rule(None)
-            files.write(bucket.path("run/checkpoint"), b'model_checkpoint_path: "other-1"\n')
+            stores.write(bucket.path("run/checkpoint"), b'model_checkpoint_path: "other-1"\n')
 
     bucket.rule(rule)
     saved.save(bucket.path("run/ckpt"))
@@ -86,9 +86,9 @@ def test_several_processes(bucket: Bucket) -> None:
 
 def test_addresses_of_other_tools(bucket: Bucket) -> None:
     path = jaxckpt.Checkpoint(value=np.arange(3.0)).write(bucket.path("elsewhere/best"))
-    files.write(bucket.path("run/checkpoint"), f'model_checkpoint_path: "{path}"\n'.encode())
+    stores.write(bucket.path("run/checkpoint"), f'model_checkpoint_path: "{path}"\n'.encode())
     assert jaxckpt.latest_checkpoint(bucket.path("run")) == path
-    files.write(bucket.path("elsewhere/checkpoint"), f'model_checkpoint_path: "{path}"\n'.encode())
+    stores.write(bucket.path("elsewhere/checkpoint"), f'model_checkpoint_path: "{path}"\n'.encode())
     assert jaxckpt.latest_checkpoint(bucket.path("elsewhere")) == path
 
 
@@ -96,12 +96,12 @@ def test_one_written_by_hand_is_obeyed(bucket: Bucket) -> None:
     for value in range(3):
         jaxckpt.Checkpoint(value=np.full(3, float(value))).save(bucket.path("run/ckpt"))
     text = b'model_checkpoint_path: "ckpt-2"\n'
-    files.write(bucket.path("run/checkpoint"), text)
+    stores.write(bucket.path("run/checkpoint"), text)
     jaxckpt.Checkpoint(value=np.full(3, 9.0)).write(bucket.path("run/ckpt-7"))
     manager = jaxckpt.CheckpointManager(jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1)
     assert manager.restore_or_initialize() == bucket.path("run/ckpt-2") == manager.latest_checkpoint
     assert manager.checkpoint.value[0] == 1.0
-    assert files.read(bucket.path("run/checkpoint")) == text
+    assert stores.read(bucket.path("run/checkpoint")) == text
     assert manager.save() == bucket.path("run/ckpt-8")
     assert {key.split("/")[1] for key in bucket.keys} == {"checkpoint", "ckpt-1", "ckpt-3", "ckpt-7", "ckpt-8"}
 
@@ -116,8 +116,8 @@ def test_what_a_crash_left_is_found(bucket: Bucket) -> None:
 @pytest.mark.parametrize("state", [True, False])
 def test_that_of_tensorflow_is_left_alone(state: bool, bucket: Bucket) -> None:
     for name in ("ckpt-1.index", "ckpt-1.data-00000-of-00001", *(["checkpoint"] if state else [])):
-        files.write(bucket.path(f"run/{name}"), b'model_checkpoint_path: "ckpt-1"\n')
-    before = {key: files.read(bucket.path(key)) for key in bucket.keys}
+        stores.write(bucket.path(f"run/{name}"), b'model_checkpoint_path: "ckpt-1"\n')
+    before = {key: stores.read(bucket.path(key)) for key in bucket.keys}
     with pytest.warns(UserWarning, match="holds TensorFlow checkpoints"):
         manager = jaxckpt.CheckpointManager(
             jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1, checkpoint_name="mine", init_fn=pytest.fail
@@ -129,10 +129,10 @@ def test_that_of_tensorflow_is_left_alone(state: bool, bucket: Bucket) -> None:
     ):
         with pytest.raises(jaxckpt.CheckpointError, match="TensorFlow checkpoints"):
             call()
-    assert {key: files.read(bucket.path(key)) for key in bucket.keys} == before
+    assert {key: stores.read(bucket.path(key)) for key in bucket.keys} == before
 
 
 def test_a_run_of_orbax_is_recognised(bucket: Bucket) -> None:
-    files.write(bucket.path("run/10/default/_METADATA"), b"{}")
+    stores.write(bucket.path("run/10/default/_METADATA"), b"{}")
     with pytest.warns(UserWarning, match=r"holds Orbax checkpoints.*checkpoint.restore\('gs://.*/run/10/default'\)"):
         jaxckpt.CheckpointManager(jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1)

@@ -19,7 +19,11 @@ from hostile import cases, ocdbt
 from hostile.ocdbt import Database, Tree, nodes
 
 import jaxckpt
-from jaxckpt.storage import bounds, claimed, claims, documents, inside, ocdbt_format, zarr_metadata, zstd
+from jaxckpt._lib import bounds, documents
+from jaxckpt.storage.arrays import claimed, zarr_metadata
+from jaxckpt.storage.commit import claims
+from jaxckpt.storage.ocdbt import decode, zstd
+from jaxckpt.storage.stores import inside
 
 GOLDEN = Path(make.__file__).parent
 ORBAX = "orbax-0.12.8/v0_zarr3_ocdbt"
@@ -431,18 +435,18 @@ def test_keys_that_share_their_prefixes(tmp_path: Path) -> None:
     key = b"k" * size
     keys = [key + number.to_bytes(4, "big") for number in range(3)]
     leaf = Tree(0, [], keys, [[0] * 3, [0] * 3, [], []])
-    assert [entry.key for entry in ocdbt_format.decode_node(leaf.encode(), 0, "")] == keys
+    assert [entry.key for entry in decode.decode_node(leaf.encode(), 0, "")] == keys
     keys = [key, *(number.to_bytes(4, "big") for number in range(1, count))]
     content = Tree(0, [], keys, [[0] * count, [0] * count, [], []], claims={"prefix": size, "raw": 1}).encode()
     assert len(content) < 1 << 20
     with pytest.raises(documents.DamagedError, match="more memory"):
-        ocdbt_format.decode_node(content, 0, "")
+        decode.decode_node(content, 0, "")
 
 
 def test_keys_that_do_not_ascend() -> None:
     for keys in ([b"b", b"a"], [b"a", b"a"]):
         with pytest.raises(documents.DamagedError, match="ascend"):
-            ocdbt_format.decode_node(Tree(0, [], keys, [[0, 0], [0, 0], [], []]).encode(), 0, "")
+            decode.decode_node(Tree(0, [], keys, [[0, 0], [0, 0], [], []]).encode(), 0, "")
 
 
 @pytest.mark.parametrize("base", [OURS, ORBAX])

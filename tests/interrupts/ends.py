@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import jaxckpt
-from jaxckpt.storage import temporary
+from jaxckpt.storage.commit import temporary
 from tests.interrupts import children
 from tests.interrupts.ground import Ground
 from tests.interrupts.model import Model, values, version_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import jaxckpt
-from jaxckpt.storage import temporary
+from jaxckpt.storage.commit import temporary
 
 STATE_FILE = "checkpoint"
 

@@ -159,7 +159,13 @@ def _serve(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     # Imported once, for all children. Nothing here may start JAX's backend or a thread.
-    for name in ("orbax.checkpoint", "tensorstore", "jaxckpt.manager", "jaxckpt.state_file", "jaxckpt.storage.verify"):
+    for name in (
+        "orbax.checkpoint",
+        "tensorstore",
+        "jaxckpt.manager",
+        "jaxckpt.directory.state_file",
+        "jaxckpt.storage.verify",
+    ):
         importlib.import_module(name)
     gc.freeze()  # Children do not copy what they only collect.
     print("ready", flush=True)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from jaxckpt.storage import ocdbt_index
-from jaxckpt.storage.deadline import Deadline
-from jaxckpt.storage.ocdbt_format import Entry, Place
-from jaxckpt.storage.ocdbt_writer import Chunk, Database
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt.storage.ocdbt import index as ocdbt_index
+from jaxckpt.storage.ocdbt.decode import Entry, Place
+from jaxckpt.storage.ocdbt.writer import Chunk, Database
 
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})  # Databases that are copied have to share it.
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import jaxckpt
-from jaxckpt import state_file, storage
-from jaxckpt.storage import CheckpointPath, commit, temporary
-from jaxckpt.storage.content import Snapshot
+from jaxckpt import storage
+from jaxckpt.directory import state_file
+from jaxckpt.storage import CheckpointPath
+from jaxckpt.storage.commit import by_rename, temporary
+from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
 
@@ -121,15 +123,15 @@ class TestDeleting:
 
     def test_only_the_one_that_is_meant(self, tmp_path: Path) -> None:
         path = a_checkpoint(tmp_path / "c")
-        old = commit.identity(str(path))
+        old = by_rename.identity(str(path))
         jaxckpt.Checkpoint(value=np.full(3, 2.0)).write(tmp_path / "c")
         with pytest.raises(OSError, match="in its place") as caught:
             storage.delete(path, old)
         assert caught.value.errno == errno.EBUSY
         assert value_at(tmp_path / "c") == 2.0
-        storage.delete(path, commit.identity(str(path)))
+        storage.delete(path, by_rename.identity(str(path)))
         assert os.listdir(tmp_path) == []
-        assert commit.identity(str(path)) is None
+        assert by_rename.identity(str(path)) is None
 
     def test_links_in_it_are_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
@@ -145,7 +147,7 @@ class TestDeleting:
         path = a_checkpoint(tmp_path / "c")
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "file").write_text("mine")
-        real = commit._marked_identity
+        real = by_rename._marked_identity
 
         def exchanged(text: str) -> tuple[int, int]:
             found = real(text)
@@ -153,7 +155,7 @@ class TestDeleting:
             os.rename(tmp_path / "mine", text)
             return found
 
-        monkeypatch.setattr(commit, "_marked_identity", exchanged)
+        monkeypatch.setattr(by_rename, "_marked_identity", exchanged)
         with pytest.raises(OSError, match="meanwhile|while it was to be deleted"):
             storage.delete(path)
         assert (tmp_path / "c" / "file").read_text() == "mine"
@@ -239,7 +241,7 @@ class TestTakingBack:
     @pytest.fixture(params=["exchange", "no exchange"])
     def renames(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         if request.param == "no exchange":
-            monkeypatch.setattr(commit, "_rename2", lambda *_: False)
+            monkeypatch.setattr(by_rename, "_rename2", lambda *_: False)
 
     def register(self) -> None:
         raise OSError(errno.EROFS, "no registration")
@@ -250,7 +252,7 @@ class TestTakingBack:
             Path(new, "_METADATA").write_text("new")
 
         with pytest.raises(OSError, match="no registration"):
-            commit.save(
+            by_rename.save(
                 CheckpointPath.of(str(path)),
                 Snapshot(()),
                 WriteSettings(),
@@ -279,7 +281,7 @@ class TestTakingBack:
         before = snapshot_of(tmp_path)
         for nth in range(1, 4):
             calls = 0
-            real = commit._publish
+            real = by_rename._publish
 
             def failing(*arguments: object, nth: int = nth, real: object = real) -> None:
                 def rename(old: str, new: str) -> None:
@@ -291,11 +293,11 @@ class TestTakingBack:
 
                 real_rename = os.rename
                 with monkeypatch.context() as patch:
-                    patch.setattr(commit.os, "rename", rename)
+                    patch.setattr(by_rename.os, "rename", rename)
                     real(*arguments)  # type: ignore[operator]
 
             with monkeypatch.context() as patch:
-                patch.setattr(commit, "_publish", failing)
+                patch.setattr(by_rename, "_publish", failing)
                 self.attempt(tmp_path / "c", replace=True)
             assert snapshot_of(tmp_path) == before, nth
 

@@ -22,8 +22,8 @@ import pytest
 
 import jaxckpt
 from jaxckpt import storage
-from jaxckpt.storage import commit
-from jaxckpt.storage.content import Snapshot
+from jaxckpt.storage.commit import by_rename
+from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
 ROOT = Path(__file__).parents[2]
@@ -486,7 +486,7 @@ def test_an_interrupt_stays_one(tmp_path: Path) -> None:
             raise KeyboardInterrupt  # noqa: B904
 
     with pytest.raises(KeyboardInterrupt):
-        commit.save(
+        by_rename.save(
             storage.CheckpointPath(str(tmp_path), "c-1"), Snapshot(()), WriteSettings(), replace=False, write=write
         )
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import jaxckpt
-from jaxckpt.storage import CheckpointPath, temporary
+from jaxckpt.storage import CheckpointPath
+from jaxckpt.storage.commit import temporary
 
 SAVER = """
     import sys

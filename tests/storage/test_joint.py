@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxckpt import snapshot, storage, tree
+from jaxckpt import storage
+from jaxckpt.saving import snapshot
 from jaxckpt.storage.joint import write_jointly
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.tree import flatten
 
 
 def test_the_description_is_that_of_orbax(tmp_path: Path) -> None:
-    taken = snapshot.take([tree.flatten("value", {"a": np.arange(3), "s": "text"})], copy=False)
+    taken = snapshot.take([flatten.flatten("value", {"a": np.arange(3), "s": "text"})], copy=False)
     settings = WriteSettings()
 
     def jointly(new: str, everything: snapshot.Snapshot, settings: WriteSettings) -> None:

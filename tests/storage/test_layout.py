@@ -10,7 +10,7 @@ import pytest
 import tensorstore as ts
 from hypothesis import strategies as st
 
-from jaxckpt.storage import layout
+from jaxckpt.storage.item import layout
 from jaxckpt.storage.settings import WriteSettings
 
 

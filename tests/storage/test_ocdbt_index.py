@@ -11,9 +11,10 @@ import tensorstore as ts
 from hypothesis import strategies as st
 from ocdbt_databases import by_tensorstore, by_us, chunk, store, write
 
-from jaxckpt.storage import ocdbt_index, ocdbt_writer
-from jaxckpt.storage.deadline import Deadline
-from jaxckpt.storage.ocdbt_format import DamagedError, Place, UnknownFormatError
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt.storage.ocdbt import index as ocdbt_index
+from jaxckpt.storage.ocdbt import writer
+from jaxckpt.storage.ocdbt.decode import DamagedError, Place, UnknownFormatError
 
 FLIPS = 2 * int(os.environ.get("JAXCKPT_FLIPS", "450"))
 PLAIN = {"compression": None, "manifest_kind": "single"}
@@ -128,7 +129,7 @@ def test_flipped_bits_of_the_index(kind: str, tmp_path: Path, monkeypatch: pytes
         merged_by_tensorstore(directory, 1000)
     else:
         if kind == "several nodes":
-            monkeypatch.setattr(ocdbt_writer, "NODE_BYTES", 300)
+            monkeypatch.setattr(writer, "NODE_BYTES", 300)
         write(directory, {f"layer/{number}": b"value %d" % number * (number % 9) for number in range(100)})
     expected = {key: value for key, value in by_tensorstore(directory).items() if len(value) < 1500}
     rng = random.Random(3)
@@ -150,7 +151,7 @@ def test_flipped_bits_of_the_index(kind: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_damaged_node_hides_only_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ocdbt_writer, "NODE_BYTES", 300)
+    monkeypatch.setattr(writer, "NODE_BYTES", 300)
     values = {f"{number:04}": b"v" for number in range(100)}
     write(tmp_path, values)
     (file,) = (tmp_path / "d").iterdir()

@@ -17,10 +17,12 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.names import Key
-from jaxckpt.storage import StoredCheckpoint, digests, layout, tree_metadata, writer
-from jaxckpt.storage.content import ArrayContent, Entry, Piece, Snapshot
+from jaxckpt.storage import StoredCheckpoint
+from jaxckpt.storage.arrays import writer
+from jaxckpt.storage.item import digests, layout, tree_metadata
+from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.tree.names import Key
 
 SHAPES = {"large": (64, 300), "small": (8, 3), "tiny": (4,), "cube": (4, 8, 50)}
 SETTINGS = {

@@ -16,11 +16,11 @@ import tensorstore as ts
 from hypothesis import strategies as st
 from ocdbt_databases import by_tensorstore, by_us, chunk, nothing_left_behind, store, write
 
-from jaxckpt.storage import ocdbt_files, ocdbt_writer
-from jaxckpt.storage.deadline import Deadline
-from jaxckpt.storage.ocdbt_files import DataFile
-from jaxckpt.storage.ocdbt_format import Entry
-from jaxckpt.storage.ocdbt_writer import Chunk, Database
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt.storage.ocdbt import files, writer
+from jaxckpt.storage.ocdbt.decode import Entry
+from jaxckpt.storage.ocdbt.files import DataFile
+from jaxckpt.storage.ocdbt.writer import Chunk, Database
 
 KEYS = st.lists(
     st.sampled_from(["a", "b", "ab", "layer_1", "layer_10", "é", "c", "0", "x" * 200, "\U0001f600"]), max_size=5
@@ -47,7 +47,7 @@ def test_tensorstore_reads_everything(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ocdbt_writer, "NODE_BYTES", node)
+    monkeypatch.setattr(writer, "NODE_BYTES", node)
     directory = tmp_path_factory.mktemp("database")
     expected = {}
     written: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def test_tensorstore_reads_everything(
         if isinstance(written[key], Chunk):
             *content, checksum = value[:-4], value[-4:]
             assert content == [expected[key]]
-            assert checksum == ocdbt_files.checksummed(np.frombuffer(expected[key], np.uint8))[-4:]
+            assert checksum == files.checksummed(np.frombuffer(expected[key], np.uint8))[-4:]
         else:
             assert value == expected[key]
     if limit is not None and node <= limit:
@@ -73,7 +73,7 @@ def test_tensorstore_reads_everything(
 
 @pytest.mark.parametrize("node", [64, 1000])
 def test_several_levels(node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ocdbt_writer, "NODE_BYTES", node)
+    monkeypatch.setattr(writer, "NODE_BYTES", node)
     values = {f"layer/{number:05}/{'w' * (number % 7)}": b"%d" % number for number in range(1000)}
     write(tmp_path, values)
     assert by_tensorstore(tmp_path) == by_us(tmp_path) == values

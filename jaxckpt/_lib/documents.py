@@ -1,0 +1,150 @@
+"""What lies on disk → typed values. Everything that goes wrong in between is a `CorruptCheckpointError` that names the file.
+
+`parse` reads JSON, the other functions take a value out of it if it has the right type and range. They raise `DamagedError`, and a block
+`with damage(where):` around all of it turns that, and whatever else a hostile file can make Python raise, into the one documented error.
+"""
+
+import json
+import math
+from typing import Any
+
+from jaxckpt.errors import CheckpointError, CorruptCheckpointError
+
+_INT64 = 1 << 63
+
+
+class DamagedError(ValueError):
+    """A file does not hold what was written, or holds what nobody would write."""
+
+
+class damage:  # noqa: N801  Used as a function is.
+    """Turns errors of the block into `CorruptCheckpointError`.
+
+    Errors of the operating system pass, and so does a lack of memory: neither says anything about the checkpoint.
+    """
+
+    def __init__(self, where: str, what: str = "this file") -> None:
+        """Args: the file, or the leaf, that the block reads; what it is called in the sentence."""
+        self._where = where
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)):
+            if isinstance(error, CheckpointError):
+                return
+            text = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__}: {str(error)[:200]}"
+            raise CorruptCheckpointError.at(
+                self._where, f"{self._what} is damaged: {text}. Restore another checkpoint."
+            ) from error
+
+
+def parse(content: bytes | str) -> Any:
+    """Parses JSON: UTF-8, every number finite. Raises DamagedError; RecursionError where it is nested too deeply."""
+    try:
+        return _DECODER.decode(content if isinstance(content, str) else content.decode("utf-8", "surrogatepass"))
+    except DamagedError:
+        raise
+    except RecursionError:
+        # Its own text is about Python.
+        raise DamagedError("its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise DamagedError(f"its JSON is not readable ({str(error)[:200]})") from error
+
+
+def parse_strictly(content: bytes | str) -> Any:
+    """Parses JSON as `parse`, and refuses objects that name a key twice. For small files: it takes longer."""
+    try:
+        return _STRICT_DECODER.decode(content if isinstance(content, str) else content.decode("utf-8", "surrogatepass"))
+    except DamagedError:
+        raise
+    except RecursionError:
+        raise DamagedError("its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise DamagedError(f"its JSON is not readable ({str(error)[:200]})") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise DamagedError(f"its number {text[:40]} is out of range")
+    return value
+
+
+def _constant(text: str) -> float:
+    raise DamagedError(f"its number {text} is none")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise DamagedError("it names a key twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_constant)
+_STRICT_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_constant, object_pairs_hook=_unique)
+
+
+def as_dict(value: Any, what: str) -> dict[str, Any]:
+    """Returns a JSON object. Raises DamagedError."""
+    if type(value) is not dict:
+        raise DamagedError(f"{what} is {_kind(value)}, not an object")
+    return value
+
+
+def as_list(value: Any, what: str) -> list[Any]:
+    """Returns a JSON array. Raises DamagedError."""
+    if type(value) is not list:
+        raise DamagedError(f"{what} is {_kind(value)}, not an array")
+    return value
+
+
+def as_text(value: Any, what: str) -> str:
+    """Returns a JSON string. Raises DamagedError."""
+    if type(value) is not str:
+        raise DamagedError(f"{what} is {_kind(value)}, not a string")
+    return value
+
+
+def as_int(value: Any, what: str, low: int = 0, high: int = _INT64 - 1) -> int:
+    """Returns a JSON integer from `low` to `high`. Raises DamagedError."""
+    if type(value) is not int:
+        raise DamagedError(f"{what} is {_kind(value)}, not an integer")
+    if not low <= value <= high:
+        raise DamagedError(f"{what} is out of range")
+    return value
+
+
+def as_bool(value: Any, what: str) -> bool:
+    """Returns a JSON truth value. Raises DamagedError."""
+    if type(value) is not bool:
+        raise DamagedError(f"{what} is {_kind(value)}, not true or false")
+    return value
+
+
+def as_extents(value: Any, what: str, low: int = 0, axes: int | None = None) -> tuple[int, ...]:
+    """Returns a JSON array of integers, the extents of a shape. Raises DamagedError.
+
+    Args:
+      value: from a document.
+      what: its name, for the message.
+      low: the smallest that each may be.
+      axes: how many there have to be; None if that does not matter.
+    """
+    from jaxckpt._lib import bounds
+
+    extents = tuple(as_int(extent, what, low) for extent in as_list(value, what))
+    if len(extents) > bounds.AXES:
+        raise DamagedError(f"{what} has {len(extents)} axes, more than {bounds.AXES}")
+    if axes is not None and len(extents) != axes:
+        raise DamagedError(f"{what} has {len(extents)} axes instead of {axes}")
+    return extents
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "an array", str: "a string", bool: "a truth value", type(None): "null"}.get(
+        type(value), "a number"
+    )

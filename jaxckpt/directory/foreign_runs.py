@@ -1,0 +1,148 @@
+"""Directories in which another program keeps its checkpoints: TensorFlow, Orbax's CheckpointManager, Flax. Recognised by names alone."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from jaxckpt.errors import CheckpointError
+from jaxckpt.storage import stores
+from jaxckpt.storage.item import digests, tree_metadata
+
+_INDEX = ".index"
+_TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}", re.DOTALL)
+# Orbax: "5", "00000005", "step_5"; Flax: "checkpoint_5".
+_STEP = re.compile(r"(?:(?P<prefix>.+)_)?(?P<step>\d+)", re.DOTALL | re.ASCII)
+_FLAX = "checkpoint"
+# The newest steps that are looked into before a directory counts as nobody's.
+_LOOKS = 3
+
+
+@dataclass(frozen=True)
+class ForeignRun:
+    """The checkpoints of another program.
+
+    Attributes:
+      program: which one, in words.
+      directory: where they are.
+      names: of the checkpoints, oldest first.
+      advice: how to go on from the newest.
+    """
+
+    program: str
+    directory: str
+    names: Sequence[str]
+    advice: str
+
+    @property
+    def is_tensorflow(self) -> bool:
+        """Whether they are TensorFlow's, beside which jaxckpt saves nothing."""
+        return self.program == "TensorFlow"
+
+    def __str__(self) -> str:
+        shown = self.names[-3:]
+        more = f"{len(self.names) - len(shown)} more, " if len(shown) < len(self.names) else ""
+        return (
+            f"{self.directory} holds {self.program} checkpoints ({more}{', '.join(map(repr, shown))}), "
+            f"and none of this manager. {self.advice}"
+        )
+
+
+def index_of(prefix: str) -> str:
+    """Returns the file that a TensorFlow checkpoint has, given its prefix."""
+    return prefix + _INDEX
+
+
+def tensorflow_prefixes(names: Iterable[str]) -> list[str]:
+    """Returns the TensorFlow checkpoints among the names of a directory, oldest first."""
+    names = set(names)
+    data = {match[1] for name in names if (match := _TENSORFLOW_DATA.fullmatch(name))}
+    return sorted((prefix for prefix in data if index_of(prefix) in names), key=_number)
+
+
+def _number(name: str) -> tuple[int, str]:
+    found = re.search(r"(\d{1,18})$", name, re.ASCII)
+    return int(found[1]) if found else -1, name
+
+
+def tensorflow_error(directory: str, prefixes: Sequence[str]) -> CheckpointError:
+    """Returns the error for what would change a directory of TensorFlow's checkpoints."""
+    newest = stores.join(directory, prefixes[-1])
+    return CheckpointError(
+        f"{directory} holds TensorFlow checkpoints (the newest is {newest}). Nothing was changed: jaxckpt does not replace "
+        f"TensorFlow's state file, nor use the numbers of its checkpoints. {_tensorflow_advice(newest)}"
+    )
+
+
+def refuse_prefix(path: str) -> None:
+    """Raises CheckpointError if `path` is the prefix of a TensorFlow checkpoint."""
+    if stores.is_file(index_of(path)):
+        raise tensorflow_error(os.path.dirname(stores.absolute(path)), [os.path.basename(path)])
+
+
+def _tensorflow_advice(newest: str) -> str:
+    return (
+        "This version of jaxckpt does not read them. To go on from them, choose another directory, load "
+        f"tf.train.load_checkpoint({newest!r}) with TensorFlow, put the values into the Checkpoint, and save it there."
+    )
+
+
+def find(directory: str, names: Iterable[str]) -> ForeignRun | None:
+    """Returns whose checkpoints a directory holds; None if there are none, or only jaxckpt's.
+
+    Args:
+      directory: where.
+      names: of what is there.
+
+    Raises:
+      OSError: what is in the directory cannot be read.
+    """
+    names = list(names)
+    if prefixes := tensorflow_prefixes(names):
+        advice = _tensorflow_advice(stores.join(directory, prefixes[-1]))
+        return ForeignRun("TensorFlow", directory, prefixes, f"jaxckpt saves nothing there. {advice}")
+    for prefix, group in sorted(_steps(names).items(), key=lambda item: -len(item[1])):
+        recognise = _flax if prefix == _FLAX else _orbax
+        for name in reversed(group[-_LOOKS:]):
+            if (found := recognise(directory, name, group)) is not None:
+                return found
+    return None
+
+
+def _steps(names: Iterable[str]) -> dict[str | None, list[str]]:
+    groups: dict[str | None, list[str]] = {}
+    for name in sorted(names, key=_number):
+        if match := _STEP.fullmatch(name):
+            groups.setdefault(match["prefix"], []).append(name)
+    return groups
+
+
+def _flax(directory: str, name: str, group: Sequence[str]) -> ForeignRun | None:
+    path = stores.join(directory, name)
+    if stores.is_directory(path):
+        return _orbax(directory, name, group, "Flax")
+    advice = (
+        f"To go on from the newest, load it with flax.training.checkpoints.restore_checkpoint({directory!r}, target), "
+        "put the values into the Checkpoint, and save."
+    )
+    return ForeignRun("Flax", directory, group, advice)
+
+
+def _orbax(directory: str, name: str, group: Sequence[str], program: str = "Orbax") -> ForeignRun | None:
+    path = stores.join(directory, name)
+    try:
+        inside = set(stores.names(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if digests.FILE in inside:
+        return None  # jaxckpt's own, under another name.
+    if tree_metadata.FILE in inside:
+        return ForeignRun(program, directory, group, _restore(path))
+    items = [os.path.join(path, item) for item in sorted(inside) if not item.startswith("_")]
+    trees = [item for item in items if stores.is_file(os.path.join(item, tree_metadata.FILE))]
+    return ForeignRun(program, directory, group, _restore(*trees)) if trees else None
+
+
+def _restore(*paths: str) -> str:
+    calls = " or ".join(f"checkpoint.restore({path!r})" for path in paths)
+    return f"This manager saves beside them, and starts anew. To go on from the newest: {calls}."

@@ -1,0 +1,98 @@
+"""One writer at a time for a directory: among threads, and among processes where the file system can lock."""
+
+import contextlib
+import logging
+import os
+import random
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from jaxckpt._lib.uninterrupted import uninterrupted
+from jaxckpt.storage import stores
+
+if sys.platform != "win32":
+    import fcntl
+
+_T = TypeVar("_T")
+_WAIT_SECS = 30.0  # A holder needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
+_logger = logging.getLogger("jaxckpt")
+_locks: "weakref.WeakValueDictionary[str, threading.Lock]" = weakref.WeakValueDictionary()
+_locks_lock = threading.Lock()
+
+
+def update(directory: str, change: Callable[[], _T]) -> _T:
+    """Calls `change`, which reads, changes and writes the state file of `directory`, with other writers kept out.
+
+    In a bucket nobody can be kept out; what was written on the ground of an old state file is refused there, and `change` is called
+    again.
+
+    Raises:
+      OSError: with errno; as of `locked`, or others have changed the file all the time.
+    """
+    result: list[_T] = []
+
+    def work() -> None:
+        end = time.monotonic() + _WAIT_SECS
+        with locked(directory):
+            while True:
+                try:
+                    result.append(change())
+                    return
+                except stores.bucket.ChangedError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(random.uniform(0.05, 0.5))
+
+    # An interrupt that kept the lock from being given back would let all others wait.
+    uninterrupted(work)
+    return result[0]
+
+
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Keeps other writers of a directory out. Not reentrant.
+
+    The wait for another process is bounded: then, and where there is no `flock`, this goes on without it.
+
+    Raises:
+      OSError: with errno; `directory` does not exist or cannot be opened.
+    """
+    with _locks_lock:
+        bucket = stores.is_bucket(directory)
+        lock = _locks.setdefault(
+            stores.absolute(directory) if bucket else os.path.realpath(directory), threading.Lock()
+        )
+    with lock:
+        if bucket or sys.platform == "win32":
+            yield
+            return
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _flock(descriptor, directory)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                # Closing would do, but for a child process that was forked meanwhile and holds a copy of the
+                # descriptor.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _flock(descriptor: int, directory: str) -> None:
+    end = time.monotonic() + _WAIT_SECS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                _logger.warning(
+                    "Another process has locked %s for %g s; going on without the lock.", directory, _WAIT_SECS
+                )
+                return None
+            time.sleep(0.01)
+        except OSError:  # This file system has no such locks.
+            return None

@@ -1,0 +1,182 @@
+"""The text of the file `checkpoint` ↔ records. Pure.
+
+The text is protobuf's text format of TensorFlow's `CheckpointState` message. What jaxckpt adds stands in comments,
+which every other reader skips. Names are the bytes of the file system, so that any name that a directory can have
+survives.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from jaxckpt._lib.protobuf_text import STRING, TextFormatError, fields, quoted, unquoted
+
+
+class UnreadableStateError(ValueError):
+    """A state file does not hold what a state file holds.
+
+    Attributes:
+      version: generation of the object, if it lies in a bucket.
+    """
+
+    version: bytes | None = None
+
+
+@dataclass
+class Records:
+    """What a state file says, in a form that is easy to change.
+
+    Names are relative to the directory of the file; absolute for what lies elsewhere.
+
+    Attributes:
+      entries: name → when it was registered (seconds since the epoch), oldest first; the last one is the latest
+        checkpoint.
+      kept: names of checkpoints that retention never deletes. One that is in `entries` as well leaves them without
+        being deleted.
+      last_preserved: registration time of the last checkpoint that `keep_checkpoint_every_n_hours` preserved; 0.0 for
+        not known.
+      borders: name before the number → of these checkpoints only what was committed after that time is adopted; the
+        name "" stands for every name.
+      version: generation of the object in a bucket that says so; None if there is none.
+      unsealed: the file that says so does not end with a checksum: jaxckpt 0.1 wrote it, TensorFlow, or the user.
+      edited: the user wrote or changed the file: its checksum is wrong, or it has no checksum and entries without times.
+      tensorflow: names in the file that are TensorFlow's checkpoints. A file that names one is never replaced.
+    """
+
+    entries: dict[str, float] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    last_preserved: float = 0.0
+    borders: dict[str, float] = field(default_factory=dict)
+    version: bytes | None = field(default=None, compare=False)
+    unsealed: bool = field(default=False, compare=False)
+    edited: bool = field(default=False, compare=False)
+    tensorflow: list[str] = field(default_factory=list, compare=False)
+
+    @property
+    def latest(self) -> str | None:
+        """The name of the latest checkpoint."""
+        return next(reversed(self.entries), None)
+
+    def add(self, name: str, timestamp: float) -> None:
+        """Makes `name` the latest. It is a new checkpoint, also where an older one of that name was kept."""
+        self.entries.pop(name, None)
+        self.entries[name] = timestamp
+        self.kept.discard(name)
+
+    def border(self, prefix: str) -> float:
+        """Returns until when a checkpoint ``<prefix>-<number>`` must have been committed not to be adopted."""
+        return max(self.borders.get("", -math.inf), self.borders.get(prefix, -math.inf))
+
+    def raise_border(self, prefix: str, to: float) -> None:
+        """Makes `border` of `prefix` at least `to`."""
+        if to > self.border(prefix):
+            self.borders[prefix] = to
+
+    def forget(self, names: Collection[str]) -> None:
+        """Takes names out of all lists."""
+        self.entries = {name: at for name, at in self.entries.items() if name not in names}
+        self.kept.difference_update(names)
+
+
+_KEPT = "# kept for ever: "
+_BORDER = "# adopted only if committed after "
+_SEAL = "# written by jaxckpt, checksum of the lines above: "
+# A string never spans lines, so a line that starts with the mark is a comment.
+_KEPT_LINE = re.compile(rf"^{re.escape(_KEPT)}({STRING})", re.MULTILINE)
+_BORDER_LINE = re.compile(rf"^{re.escape(_BORDER)}(\d+(?:\.\d+)?(?:e[-+]\d+)?): ({STRING})", re.MULTILINE | re.ASCII)
+
+
+def to_text(records: Records) -> str:
+    """Returns the content of the state file (ASCII).
+
+    Raises:
+      ValueError: there is no entry; the format cannot say so.
+    """
+    if records.latest is None:
+        raise ValueError("A state file names at least one checkpoint.")
+    lines = [f"model_checkpoint_path: {quoted(records.latest)}"]
+    lines += [f"all_model_checkpoint_paths: {quoted(name)}" for name in records.entries]
+    lines += [f"all_model_checkpoint_timestamps: {timestamp!r}" for timestamp in records.entries.values()]
+    if records.last_preserved:
+        lines.append(f"last_preserved_timestamp: {records.last_preserved!r}")
+    lines += [_KEPT + quoted(name) for name in sorted(records.kept)]
+    lines += [f"{_BORDER}{time!r}: {quoted(prefix)}" for prefix, time in sorted(records.borders.items())]
+    return "\n".join(lines) + "\n"
+
+
+def sealed(text: str) -> str:
+    """Returns the text of a state file with a last line by which jaxckpt knows that nobody else wrote or changed it."""
+    return f"{text}{_SEAL}{zlib.crc32(text.encode('ascii')):08x}\n"
+
+
+def is_sealed(text: str) -> bool:
+    """Whether a text is as `sealed` returned it."""
+    body, found, _ = text.rpartition(_SEAL)
+    return bool(found) and body.isascii() and text == sealed(body)
+
+
+def is_edited(text: str) -> bool:
+    """Whether somebody changed a text that `sealed` returned, and left a part of its last line."""
+    return _SEAL in text and not is_sealed(text)
+
+
+def from_text(text: str) -> Records:
+    """Reads the content of a state file, as jaxckpt or TensorFlow wrote it.
+
+    Args:
+      text: decoded as UTF-8 with "surrogateescape".
+
+    Raises:
+      UnreadableStateError: this is not the content of a state file, or a part of one.
+    """
+    try:
+        return _from_fields(text)
+    except TextFormatError as error:
+        raise UnreadableStateError(str(error)) from None
+
+
+def _from_fields(text: str) -> Records:
+    names: dict[str, list[str]] = {"model_checkpoint_path": [], "all_model_checkpoint_paths": []}
+    numbers: dict[str, list[float]] = {"all_model_checkpoint_timestamps": [], "last_preserved_timestamp": []}
+    for key, value in fields(text):
+        if key not in names and key not in numbers:
+            raise UnreadableStateError(f"the field {key!r} is unknown")
+        if (key in names) != (value[0] in "\"'"):
+            raise UnreadableStateError(f"the value {value[:40]} of {key} has the wrong type")
+        if key in names:
+            names[key].append(unquoted(value))
+        else:
+            numbers[key].append(float(value.rstrip("fF")))
+    kept = {unquoted(literal) for literal in _KEPT_LINE.findall(text)}
+    records = _records(names, numbers, kept)
+    for time, prefix in _BORDER_LINE.findall(text):
+        records.raise_border(unquoted(prefix), float(time))
+    records.unsealed = not is_sealed(text)
+    listed = names["all_model_checkpoint_paths"]
+    dated = names["model_checkpoint_path"][-1] in listed and len(listed) <= len(
+        numbers["all_model_checkpoint_timestamps"]
+    )
+    records.edited = is_edited(text) or (records.unsealed and not dated)
+    return records
+
+
+def _records(names: dict[str, list[str]], numbers: dict[str, list[float]], kept: set[str]) -> Records:
+    paths, latest = names["all_model_checkpoint_paths"], names["model_checkpoint_path"][-1:]
+    if not latest:
+        raise UnreadableStateError("it names no latest checkpoint")
+    if any(not name or "\0" in name for name in [*paths, *latest, *kept]):
+        raise UnreadableStateError("a checkpoint has an impossible name")
+    last_preserved = (numbers["last_preserved_timestamp"] or [0.0])[-1]
+    timestamps = numbers["all_model_checkpoint_timestamps"]
+    if not all(math.isfinite(number) for number in [*timestamps, last_preserved]):
+        raise UnreadableStateError("a timestamp is not finite")
+    # TensorFlow writes no timestamps where it has none, and reads their absence like this.
+    timestamps = timestamps + [last_preserved] * (len(paths) - len(timestamps))
+    records = Records(last_preserved=last_preserved)
+    for name, timestamp in zip(paths, timestamps, strict=False):
+        records.add(name, timestamp)
+    records.add(latest[0], records.entries.get(latest[0], last_preserved))
+    records.kept = kept
+    return records

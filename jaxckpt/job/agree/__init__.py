@@ -1,0 +1,1 @@
+"""What the processes of a job compare before a call does anything."""

@@ -1,0 +1,77 @@
+"""Whether all processes mean the same: compared on process 0, from what each has said it is about to do."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxckpt.errors import ProcessError
+from jaxckpt.job.agree.call import Call, Contribution, named
+from jaxckpt.job.protocol.wire import Header
+
+Ask = Callable[[int, str], Sequence[tuple[str, str]]]  # a process, and what to ask it for: "leaves" or "hosts"
+
+
+def compare_calls(call: Call, cards: Mapping[int, Header], me: int) -> None:
+    """Raises ProcessError unless every process makes the same call with the same options."""
+    mine = cards[me]["call"]
+    different = {process: card["call"] for process, card in cards.items() if card["call"] != mine}
+    if not different:
+        return
+    process = min(different)
+    theirs = different[process]
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    if "call" in names:
+        found = f"process {me} calls {mine['call']}, process {process} calls {theirs['call']}"
+    else:
+        found = "; ".join(
+            f"{name} is {mine.get(name)} on process {me} and {theirs.get(name)} on process {process}" for name in names
+        )
+    raise ProcessError(
+        f"{call}: the processes disagree: {found}. Every process has to make the same call with the same options.",
+        {me, *different},
+    )
+
+
+def compare_trees(call: Call, contribution: Contribution, cards: Mapping[int, Header], me: int, ask: Ask) -> None:
+    """Raises ProcessError, naming the first difference, unless every process has the same leaves."""
+    mine = cards[me]["digest"]
+    different = sorted(process for process, card in cards.items() if card["digest"] != mine)
+    if not different:
+        return
+    process = different[0]
+    theirs = ask(process, "leaves")
+    found = _first_difference(contribution.leaves(), theirs, me, process)
+    raise ProcessError(
+        f"{call}: the trees differ: {found}. Every process has to pass the same leaves, with the same shapes, dtypes and "
+        "shardings.",
+        {me, *different},
+    )
+
+
+def compare_host_leaves(
+    call: Call, contribution: Contribution, cards: Mapping[int, Header], me: int, ask: Ask
+) -> list[str]:
+    """Returns a warning for every host leaf that has not the same value everywhere."""
+    mine = cards[me]["hosts"]
+    different = sorted(process for process, card in cards.items() if card["hosts"] != mine)
+    leaves: dict[str, list[int]] = {}
+    for process in different[:8]:  # Enough to act upon; a thousand processes would all say the same.
+        for (name, here), (_, there) in zip(contribution.host_contents(), ask(process, "hosts"), strict=False):
+            if here != there:
+                leaves.setdefault(name, []).append(process)
+    return [
+        f"{call}: {name} has another value on {named(processes).lower()} than on process {me}, whose value is "
+        "stored: values in host memory (numpy arrays, Python scalars, strings, arrays of local devices) belong to no process."
+        for name, processes in leaves.items()
+    ]
+
+
+def _first_difference(mine: Sequence[tuple[str, str]], theirs: Sequence[tuple[str, str]], me: int, them: int) -> str:
+    here, there = dict(mine), dict(theirs)
+    for name, text in mine:
+        if name not in there:
+            return f"{name} is on process {me} only, not on process {them}"
+        if there[name] != text:
+            return f"{name} is {text} on process {me}, and {there[name]} on process {them}"
+    for name, _ in theirs:
+        if name not in here:
+            return f"{name} is on process {them} only, not on process {me}"
+    return f"the order of the leaves is not the same on processes {me} and {them}"

@@ -1,0 +1,1 @@
+"""How a call reaches the files: of every process, or of an IO process, and how bytes get there."""

@@ -1,0 +1,133 @@
+"""Restoring with an IO process, for its peers on the same host: answers are put into memory that both share.
+
+Each such peer has two slots: one is read into while it takes what is in the other. What is larger than a slot comes block by block, and
+is checksummed meanwhile; only when all of it has come is it known to be right, so that the peer must not use it before.
+"""
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxckpt.errors import ProcessError
+from jaxckpt.job.modes.local_memory import SharedMemory
+from jaxckpt.job.modes.remote import UNDER_WAY, ReadKey, slices_of
+from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.session.session import Answer
+from jaxckpt.storage import stores
+from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.opened import StoredCheckpoint, WatchedStream
+
+Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
+Arrays = Callable[[Sequence[ReadKey]], list[np.ndarray]]
+_SLOT_BYTES = 2 << 20  # what is larger falls out of the processor's cache before it is taken
+_MEMORY_BYTES = 96 << 20
+
+
+class LocalAnswers:
+    """The IO process's answers to those peers that are on its host."""
+
+    def __init__(self, stored: StoredCheckpoint, peers: Sequence[int]) -> None:
+        """Args: the checkpoint; which peers are on this host."""
+        self._stored = stored
+        self._peers = list(peers)
+        self._lock = threading.Lock()
+        self._memory: SharedMemory | None = None
+        self._slot_bytes = 0
+        self._streams: dict[int, _Stream] = {}  # by peer
+
+    def close(self) -> None:
+        """Gives the memory back. Idempotent."""
+        with self._lock:
+            memory, self._memory = self._memory, None
+            self._peers = []
+            self._streams.clear()
+        if memory is not None:
+            memory.withdraw()
+
+    def share(self, process: int, header: Header) -> Answer:
+        """Tells a peer where its slots are."""
+        with self._lock:
+            if self._memory is None and self._peers:
+                count = UNDER_WAY * len(self._peers)
+                self._slot_bytes = min(_SLOT_BYTES, _MEMORY_BYTES // count)
+                with contextlib.suppress(OSError):  # A system without such memory: all goes through the connections.
+                    self._memory = SharedMemory(count * self._slot_bytes)
+        if self._memory is None or process not in self._peers:
+            return {"t": "memory", "offer": None}, None
+        offer = {**self._memory.offer, "at": self._at(process, 0), "slot_bytes": self._slot_bytes}
+        return {"t": "memory", "offer": offer}, None
+
+    def _at(self, process: int, slot: int) -> int:
+        return (UNDER_WAY * self._peers.index(process) + slot) * self._slot_bytes
+
+    def _slot(self, process: int, slot: int, nbytes: int) -> np.ndarray:
+        if self._memory is None or not 0 <= slot < UNDER_WAY or not 0 <= nbytes <= self._slot_bytes:
+            raise ProcessError(f"process {process} asked for {nbytes} bytes in slot {slot}, which it does not have")
+        return self._memory.array(self._at(process, slot), nbytes)
+
+    def put(self, process: int, header: Header, infos_of: Infos, arrays_of: Arrays) -> Answer:
+        """Reads small boxes into a slot, one after the other.
+
+        Args:
+          process, header: the peer and its request.
+          infos_of: tells of arrays, by Orbax's names.
+          arrays_of: reads boxes that several processes may ask for.
+        """
+        boxes = [_key(box) for box in header["boxes"]]
+        infos = infos_of({name for name, _, _ in boxes})
+        sizes = [math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes]
+        memory = self._slot(process, int(header["slot"]), sum(sizes))
+        targets, at = [], 0
+        for (name, _, shape), size in zip(boxes, sizes, strict=True):
+            targets.append(memory[at : at + size].view(infos[name].dtype).reshape(shape))
+            at += size
+        if stores.is_bucket(self._stored.path):
+            for target, array in zip(targets, arrays_of(boxes), strict=True):
+                target[...] = array
+        else:
+            # Read once more for another peer, from the page cache, which costs no more than to copy it from a cache of our own.
+            self._stored.read([(name, slices_of(start, shape)) for name, start, shape in boxes], targets)
+        return {"t": "put", "bytes": at}, None
+
+    def stream(self, process: int, header: Header, infos_of: Infos, arrays_of: Arrays) -> Answer:
+        """Puts the next bytes of a large box into a slot. Args: as of `put`."""
+        first, last = (int(each) for each in header["bytes"])
+        target = self._slot(process, int(header["slot"]), last - first)
+        if first == 0:
+            self._streams[process] = self._open(_key(header["box"]), infos_of, arrays_of)
+        stream = self._streams[process]
+        stream.fill(target)
+        if last >= stream.nbytes:
+            del self._streams[process]
+        return {"t": "put", "bytes": target.size}, None
+
+    def _open(self, key: ReadKey, infos_of: Infos, arrays_of: Arrays) -> "_Stream":
+        name, start, shape = key
+        infos_of([name])
+        found = self._stored.stream(name, slices_of(start, shape))
+        return _ReadBefore(arrays_of([key])[0]) if found is None else found
+
+
+class _ReadBefore:
+    """A box that could only be read as a whole, block by block."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._at = 0
+        self.nbytes = self._bytes.size
+
+    def fill(self, target: np.ndarray) -> None:
+        target[...] = self._bytes[self._at : self._at + target.size]
+        self._at += target.size
+
+
+_Stream = WatchedStream | _ReadBefore
+
+
+def _key(box: Sequence[Any]) -> ReadKey:
+    name, start, shape = box
+    return str(name), tuple(start), tuple(shape)

@@ -1,0 +1,162 @@
+"""Restoring with an IO process, its side: it opens the checkpoint, and answers what the others ask of it."""
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from jaxckpt.job.modes.local_answers import LocalAnswers
+from jaxckpt.job.modes.remote import PAGE, ReadKey, slices_of
+from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.session.session import Answer
+from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.opened import StoredCheckpoint
+
+_CACHE_BYTES = 32 << 20
+_ANSWER_BYTES = 64 << 20  # of answers that are read, or on their way
+
+
+class Provider:
+    """The IO process's side: answers what its peers ask of an open checkpoint."""
+
+    def __init__(self, stored: StoredCheckpoint, local_peers: Sequence[int] = ()) -> None:
+        """Args: the checkpoint; which peers are on this host."""
+        self._stored = stored
+        self._local = LocalAnswers(stored, local_peers)
+        self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
+        self._lock = threading.Lock()
+        self._recent: OrderedDict[ReadKey, Future[np.ndarray]] = OrderedDict()
+        self._held = 0
+        self._changed = threading.Condition()
+        self._granted: dict[int, int] = {}  # process → bytes of the answer that it is given
+
+    def handlers(self) -> dict[str, Any]:
+        """Returns what this process does for its peers."""
+        return {
+            "leaves": self._leaves,
+            "infos": self._infos,
+            "texts": self._texts,
+            "read": self._read,
+            "memory": self._local.share,
+            "put": lambda process, header: self._local.put(process, header, self._array_infos, self._arrays),
+            "stream": lambda process, header: self._local.stream(process, header, self._array_infos, self._arrays),
+        }
+
+    def close(self) -> None:
+        """Gives back what is kept for answers. Idempotent."""
+        self._local.close()
+        with self._lock:
+            self._recent.clear()
+
+    def _leaves(self, process: int, header: Header) -> Answer:
+        leaves = self._stored.tree.leaves
+        start = int(header["from"])
+        page = [
+            [[list(key) for key in leaf.path], leaf.param_name, leaf.value_type, leaf.kind, leaf.key_impl]
+            for leaf in leaves[start : start + PAGE]
+        ]
+        return {
+            "t": "leaves",
+            "leaves": page,
+            "next": start + PAGE if start + PAGE < len(leaves) else None,
+            "record": {} if start else self._stored.record,
+        }, None
+
+    def _infos(self, process: int, header: Header) -> Answer:
+        wanted = set(header["names"])
+        leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
+        infos = self._stored.infos(leaves)
+        return {
+            "t": "infos",
+            "infos": {
+                name: [list(info.shape), info.dtype.name, None if info.chunk_shape is None else list(info.chunk_shape)]
+                for name, info in infos.items()
+            },
+        }, None
+
+    def _array_infos(self, names: Iterable[str]) -> Mapping[str, ArrayInfo]:
+        return self._stored.infos([self._by_name[name] for name in names])
+
+    def _texts(self, process: int, header: Header) -> Answer:
+        wanted = set(header["names"])
+        leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
+        return {"t": "texts", "texts": {leaf.param_name: self._stored.string(leaf) for leaf in leaves}}, None
+
+    def _read(self, process: int, header: Header) -> Answer:
+        boxes: list[ReadKey] = [(str(name), tuple(start), tuple(shape)) for name, start, shape in header["boxes"]]
+        infos = self._array_infos({name for name, _, _ in boxes})
+        self._grant(process, sum(math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes))
+        return {"t": "data"}, [np.ascontiguousarray(array) for array in self._arrays(boxes)]
+
+    def _grant(self, process: int, nbytes: int) -> None:
+        """Waits until an answer may be held. Bounded: peers that do not take theirs are given up after the timeout."""
+        with self._changed:
+            while self._granted and sum(self._granted.values()) + nbytes > _ANSWER_BYTES:
+                self._changed.wait(1.0)
+            self._granted[process] = nbytes
+
+    def sent(self, process: int) -> None:
+        """The answer to a peer is not held any more."""
+        with self._changed:
+            self._granted.pop(process, None)
+            self._changed.notify_all()
+
+    def _arrays(self, boxes: Sequence[ReadKey]) -> list[np.ndarray]:
+        """Reads boxes, those that another peer has just asked for (of a replicated array) only once."""
+        futures: list[Future[np.ndarray]] = []
+        mine: list[ReadKey] = []
+        with self._lock:
+            for key in boxes:
+                future = self._recent.get(key)
+                if future is None:
+                    future = self._recent[key] = Future()
+                    mine.append(key)
+                else:
+                    self._recent.move_to_end(key)
+                futures.append(future)
+        if mine:
+            self._fill(mine)
+        return [
+            future.result() for future in futures
+        ]  # Bounded: whoever reads it is bounded by the checkpoint's own timeout.
+
+    def _fill(self, keys: Sequence[ReadKey]) -> None:
+        with self._lock:
+            futures = [self._recent[key] for key in keys]
+        try:
+            arrays = self._stored.read([(name, slices_of(start, shape)) for name, start, shape in keys])
+            # A view of a chunk would keep the whole chunk.
+            arrays = [
+                array if array.base is None or array.nbytes * 2 > _root_bytes(array) else array.copy()
+                for array in arrays
+            ]
+        except BaseException as error:
+            with self._lock:
+                for key, future in zip(keys, futures, strict=True):
+                    self._recent.pop(key, None)
+                    future.set_exception(error)
+            return
+        with self._lock:
+            for future, array in zip(futures, arrays, strict=True):
+                future.set_result(array)
+                self._held += array.nbytes
+            for key in list(self._recent):
+                if self._held <= _CACHE_BYTES:
+                    break
+                if self._recent[key].done():
+                    self._held -= self._recent.pop(key).result().nbytes
+
+
+def _root_bytes(array: np.ndarray) -> int:
+    base = array.base
+    return (
+        base.nbytes
+        if isinstance(base, np.ndarray)
+        else len(base)
+        if isinstance(base, (bytes, bytearray))
+        else array.nbytes
+    )

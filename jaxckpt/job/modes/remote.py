@@ -1,0 +1,262 @@
+"""Restoring with an IO process, the side of the others: they ask for the boxes that their devices need, and for nothing more."""
+
+import functools
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxckpt._lib.aligned import aligned_empty
+from jaxckpt._lib.quiet_gc import quiet_gc
+from jaxckpt.errors import ProcessError
+from jaxckpt.job.modes.local_memory import OpenedMemory, open_offered
+from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.session.peer import Peer
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
+
+PAGE = 10_000  # leaves that are told of at once
+_REQUEST_BYTES = 16 << 20
+_REQUEST_BOXES = 256  # The next request has to fit into the buffers of the connection while an answer is on its way.
+# Requests whose answers have not been taken. As many slots does the IO process keep for each peer on its host.
+UNDER_WAY = 2
+
+Box = tuple[slice, ...]
+ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]  # Orbax's name of a leaf; first index and extents of a box
+_Part = tuple[np.ndarray, ReadKey]  # where to, what
+_Asked = tuple[Header, Sequence[np.ndarray] | None, Callable[[], None]]
+
+
+class RemoteCheckpoint:
+    """A checkpoint that another process has open; for restoring, the same as a `StoredCheckpoint`.
+
+    Attributes:
+      path: of the checkpoint, on the IO process.
+      tree: its tree metadata.
+      record: what it remembers of its save.
+    """
+
+    def __init__(self, path: str, session: Peer) -> None:
+        """Asks the IO process, which has opened the checkpoint at `path`, what is in it."""
+        self.path = path
+        self._session = session
+        self._memory: OpenedMemory | None = None
+        self._memory_asked = False
+        self._slot_at = self._slot_bytes = 0
+        self._infos: dict[str, ArrayInfo] = {}
+        self._texts: dict[str, str] = {}
+        self.record: dict[str, Any] = {}
+        leaves: list[StoredLeaf] = []
+        position: int | None = 0
+        while position is not None:
+            header = session.request({"t": "leaves", "from": position}, f"reading {path}").header
+            for keys, name, value_type, kind, key_impl in header["leaves"]:
+                keyed = tuple((str(text), bool(is_index)) for text, is_index in keys)
+                leaves.append(StoredLeaf(keyed, name, value_type, kind, key_impl))
+            self.record |= header["record"]
+            position = header["next"]
+        self.tree = StoredTree(tuple(leaves), use_zarr3=True, complete_chunks=True, by_jaxckpt=None)
+
+    def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
+        """Returns shape and dtype of array leaves, by Orbax's name. Raises what the IO process met."""
+        names = [leaf.param_name for leaf in leaves]
+        wanted = [name for name in names if name not in self._infos]
+        for page in _pages(wanted):
+            header = self._session.request({"t": "infos", "names": page}, f"reading {self.path}").header
+            for name, (shape, dtype, chunks) in header["infos"].items():
+                self._infos[name] = ArrayInfo(tuple(shape), _dtype(dtype), None if chunks is None else tuple(chunks))
+        return {name: self._infos[name] for name in names}
+
+    def nbytes(self, leaf: StoredLeaf) -> int:
+        """Returns the bytes of an array leaf of which `infos` was asked before."""
+        info = self._infos[leaf.param_name]
+        return math.prod(info.shape) * info.dtype.itemsize
+
+    def string(self, leaf: StoredLeaf) -> str:
+        """Returns the value of a str leaf."""
+        if leaf.param_name not in self._texts:
+            names = [each.param_name for each in self.tree.leaves if each.is_string]
+            for page in _pages(names):
+                header = self._session.request({"t": "texts", "names": page}, f"reading {self.path}").header
+                self._texts.update(header["texts"])
+        return self._texts[leaf.param_name]
+
+    @quiet_gc()
+    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
+        """Reads arrays, or boxes of them, as `StoredCheckpoint.read`."""
+        self._open_memory()
+        out: list[np.ndarray] = []
+        parts: list[_Part] = []
+        for name, box in requests:
+            info = self._infos[name]
+            spans = [
+                part.indices(extent)[:2] for part, extent in zip(box or _whole(info.shape), info.shape, strict=True)
+            ]
+            start = tuple(first for first, _ in spans)
+            array = aligned_empty(tuple(last - first for first, last in spans), info.dtype)
+            out.append(array)
+            if array.nbytes == 0:
+                continue
+            for part, extents in _parts(start, array.shape, info):
+                if extents == array.shape:
+                    parts.append((array, (name, part, extents)))
+                    continue
+                inside = tuple(
+                    slice(first - origin, first - origin + extent)
+                    for first, origin, extent in zip(part, start, extents, strict=True)
+                )
+                parts.append((array[inside], (name, part, extents)))
+        self._fetch(parts)
+        return out
+
+    def _open_memory(self) -> None:
+        """Opens the memory that a center on this host shares, once."""
+        if self._memory_asked or not self._session.center_is_local:
+            return
+        self._memory_asked = True
+        offer = self._session.request({"t": "memory"}, f"reading {self.path}").header["offer"]
+        if offer is not None:
+            self._memory = open_offered(offer)
+            self._slot_at, self._slot_bytes = int(offer["at"]), int(offer["slot_bytes"])
+
+    def _fetch(self, parts: Sequence[_Part]) -> None:
+        """Asks for boxes, and has them put where they belong."""
+        asked = self._through_connection(parts) if self._memory is None else self._through_memory(parts, self._memory)
+        pending: deque[Callable[[], None]] = deque()
+
+        def requests() -> Iterator[tuple[Header, Sequence[np.ndarray] | None]]:
+            for header, into, taken in asked:
+                pending.append(taken)
+                yield header, into
+
+        for message in self._session.requests(requests(), f"reading {self.path}", under_way=UNDER_WAY):
+            if message.header.get("t") not in ("data", "put"):
+                center = self._session.center
+                raise ProcessError(f"Process {center} answered {message.header.get('t')!r} for {self.path}.", (center,))
+            pending.popleft()()
+
+    def _through_connection(self, parts: Sequence[_Part]) -> Iterator[_Asked]:
+        """Yields requests, each with the arrays that the answer is received into, and what remains to be done then."""
+        for batch in _batches(parts, _REQUEST_BYTES):
+            targets = [target for target, _ in batch]
+            # The bytes of a box have to be in a row; where its place is not, they are copied there afterwards.
+            into = [target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target in targets]
+            yield {"t": "read", "boxes": [key for _, key in batch]}, into, functools.partial(_copy, into, targets)
+
+    def _through_memory(self, parts: Sequence[_Part], memory: OpenedMemory) -> Iterator[_Asked]:
+        """Yields requests whose answers are put into the slots by turns: when one is named again, what was in it has been taken."""
+        slots = itertools.cycle(range(UNDER_WAY))
+        for batch in _batches(parts, self._slot_bytes):
+            targets = [target for target, _ in batch]
+            if _nbytes(targets) <= self._slot_bytes:
+                slot = next(slots)
+                header: Header = {"t": "put", "slot": slot, "boxes": [key for _, key in batch]}
+                yield header, None, functools.partial(self._take, memory, slot, targets)
+                continue
+            ((target, key),) = batch
+            whole = target if target.flags.c_contiguous else np.empty(target.shape, target.dtype)
+            flat = whole.reshape(-1).view(np.uint8)
+            for first in range(0, flat.size, self._slot_bytes):
+                slot, block = next(slots), flat[first : first + self._slot_bytes]
+                header = {"t": "stream", "slot": slot, "box": key, "bytes": [first, first + block.size]}
+                taken = functools.partial(self._take, memory, slot, [block])
+                if first + block.size == flat.size and whole is not target:
+                    taken = functools.partial(self._take, memory, slot, [block], whole, target)
+                yield header, None, taken
+
+    def _take(
+        self,
+        memory: OpenedMemory,
+        slot: int,
+        targets: Sequence[np.ndarray],
+        whole: np.ndarray | None = None,
+        place: np.ndarray | None = None,
+    ) -> None:
+        """Copies what is in a slot to arrays, and then, if these were all parts of it, `whole` to its place."""
+        memory.read(self._slot_at + slot * self._slot_bytes, targets)
+        if whole is not None and place is not None:
+            place[...] = whole
+
+
+def _copy(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        if source is not target:
+            target[...] = source
+
+
+def _nbytes(arrays: Iterable[np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _batches(parts: Sequence[_Part], limit: int) -> Iterator[list[_Part]]:
+    batch: list[_Part] = []
+    held = 0
+    for part in parts:
+        if batch and (held + part[0].nbytes > limit or len(batch) >= _REQUEST_BOXES):
+            yield batch
+            batch, held = [], 0
+        batch.append(part)
+        held += part[0].nbytes
+    if batch:
+        yield batch
+
+
+def _parts(
+    start: tuple[int, ...], shape: tuple[int, ...], info: ArrayInfo
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Divides a box into parts of a bounded size, along the chunks, so that no chunk is read twice if that can be helped."""
+    if math.prod(shape) * info.dtype.itemsize <= _REQUEST_BYTES:
+        yield start, shape
+        return
+    steps = list(shape)
+    grid = info.chunk_shape or (1,) * len(shape)
+    for axis in range(len(shape)):
+        rest = math.prod(steps[axis + 1 :]) * info.dtype.itemsize
+        fits = max(1, _REQUEST_BYTES // rest)
+        steps[axis] = min(shape[axis], max(1, fits // grid[axis]) * grid[axis] if fits >= grid[axis] else fits)
+        if steps[axis] * rest <= _REQUEST_BYTES and steps[axis] > 1:
+            break
+    ranges = [
+        # The first part ends where a chunk does.
+        _cuts(first, first + extent, step, chunk)
+        for first, extent, step, chunk in zip(start, shape, steps, grid, strict=True)
+    ]
+    for spans in itertools.product(*ranges):
+        yield tuple(first for first, _ in spans), tuple(last - first for first, last in spans)
+
+
+def _cuts(first: int, last: int, step: int, chunk: int) -> list[tuple[int, int]]:
+    cuts = []
+    while first < last:
+        end = first + step
+        if step >= chunk:
+            end = max(first + 1, end // chunk * chunk)
+        cuts.append((first, min(last, end)))
+        first = min(last, end)
+    return cuts
+
+
+def _pages(names: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(names), PAGE):
+        yield list(names[start : start + PAGE])
+
+
+def _whole(shape: tuple[int, ...]) -> Box:
+    return tuple(slice(0, extent) for extent in shape)
+
+
+def slices_of(start: Sequence[int], shape: Sequence[int]) -> Box:
+    """Returns a box as slices."""
+    return tuple(slice(first, first + extent) for first, extent in zip(start, shape, strict=True))
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found

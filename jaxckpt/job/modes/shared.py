@@ -1,0 +1,163 @@
+"""Saving without an IO process: every process writes its own shards into a directory that all of them see.
+
+That they do see the same directory is made sure of before anything is written: process 0 puts a mark into it, and the others look for it.
+"""
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+
+from jaxckpt import storage
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.uninterrupted import start
+from jaxckpt.errors import ProcessError
+from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.session.center import Center
+from jaxckpt.job.session.session import Answer, Handler
+from jaxckpt.storage import stores
+from jaxckpt.storage.commit import temporary
+from jaxckpt.storage.item.content import Snapshot
+from jaxckpt.storage.settings import WriteSettings
+
+_LOOK_SECS = 5.0  # Network file systems may show a new directory a little later.
+_POLL_SECS = 0.05
+ADVICE = (
+    "Without experimental_io_device every process writes its own part, so all of them need the same directory: use a shared directory or "
+    "experimental_io_device (the process whose disk it is), on every process."
+)
+
+
+class Writer:
+    """A peer's part of a save."""
+
+    def __init__(self, snapshot: Snapshot, settings: WriteSettings, process: int) -> None:
+        """Args: this process's part, how to write it, and this process's index."""
+        self._snapshot = snapshot
+        self._settings = settings
+        self._process = process
+
+    def handlers(self) -> dict[str, Handler]:
+        """Returns what this process does for process 0."""
+        return {"look": self._look, "write": self._write}
+
+    def _look(self, header: Header) -> Answer:
+        """Says whether this process sees the mark of process 0."""
+        path, token = str(header["path"]), str(header["token"])
+        end = time.monotonic() + float(header["secs"])
+        while True:
+            try:
+                with stores.bucket.within(Deadline(max(0.1, end - time.monotonic()), f"Looking for {path}")):
+                    if stores.read(path) == token.encode():
+                        return {"t": "seen", "seen": True}, None
+            except OSError:
+                pass
+            if time.monotonic() > end:
+                return {"t": "seen", "seen": False}, None
+            time.sleep(_POLL_SECS)
+
+    def _write(self, header: Header) -> Answer:
+        new = str(header["new"])
+        if not stores.is_bucket(new) and not temporary.is_temporary(os.path.basename(os.path.dirname(new))):
+            raise ProcessError(f"Process 0 asked for a part in {new}, which is not in a temporary directory.", (0,))
+        with _not_revived(os.path.dirname(new)):
+            storage.write_part(new, self._snapshot, self._settings, self._process)
+        return {"t": "written"}, None
+
+
+@contextlib.contextmanager
+def _not_revived(folder: str) -> Iterator[None]:
+    """Removes the temporary directory `folder` again if what runs inside has made it anew.
+
+    If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
+    directories that it misses.
+    """
+    if stores.is_bucket(folder):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # As long as it is open, no other gets its number.
+    try:
+        yield
+    finally:
+        try:
+            was = os.fstat(descriptor)
+            with contextlib.suppress(OSError):
+                if not os.path.samestat(was, os.stat(folder)):
+                    temporary.remove(folder)
+        finally:
+            os.close(descriptor)
+
+
+def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center) -> None:
+    """Writes a checkpoint together with all peers, as the `write` of `storage.save`.
+
+    Raises:
+      ProcessError: a process does not see the directory, failed, or did not answer.
+      OSError: with errno.
+    """
+    # In a bucket the directory of the item is the one that this save has claimed.
+    _require_shared(new if stores.is_bucket(new) else os.path.dirname(new), session)
+    errors: list[BaseException] = []
+    given_up = threading.Event()
+    under_way = threading.Lock()
+
+    def ask() -> None:
+        with under_way:
+            if given_up.is_set():
+                return
+            try:
+                session.ask_all({"t": "write", "new": new}, "writing its part")
+            except BaseException as error:
+                errors.append(error)
+
+    asking = threading.Thread(target=ask, name="jaxckpt parts", daemon=True)
+
+    def others() -> list[int]:
+        start(asking)
+        return session.peers
+
+    def finish() -> None:
+        asking.join()  # Bounded: each wait of it is.
+        if errors:
+            raise errors[0]
+
+    try:
+        storage.write_jointly(new, snapshot, settings, session.process, others, finish)
+    except BaseException as error:
+        # The directory goes away now: not under somebody who writes there. (An interrupt may have come while the thread was started,
+        # so that it cannot be joined.)
+        given_up.set()
+        with under_way:
+            pass
+        if errors and error is not errors[0]:
+            error.add_note(f"Besides: {errors[0]}")
+        raise
+
+
+def _require_shared(folder: str, session: Center) -> None:
+    token = secrets.token_hex(16)
+    path = os.path.join(folder, temporary.MARK)
+    stores.write(path, token.encode())
+    if not stores.is_bucket(path):
+        _sync(path)
+    secs = min(_LOOK_SECS, session.timeout / 4)
+    answers = session.ask_all({"t": "look", "path": path, "token": token, "secs": secs}, "looking for the directory")
+    stores.remove(path)
+    blind = sorted(process for process, header in answers.items() if not header.get("seen"))
+    if blind:
+        listed = ", ".join(map(str, blind))
+        raise ProcessError(
+            f"Process{'es' if len(blind) > 1 else ''} {listed} did not find the directory that process {session.process} made for the "
+            f"checkpoint, {folder}. {ADVICE}",
+            blind,
+        )
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""This process's part of arrays that lie on the devices of several processes."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxckpt.job.plan import HOST_OWNER, Box, Plan
+from jaxckpt.storage.item.content import ArrayContent, Piece
+from jaxckpt.tree.kinds import is_key_dtype
+
+
+class GlobalArray:
+    """The shards of one array that this process owns. Their transfer to the host is under way once this has been made."""
+
+    def __init__(self, value: jax.Array, plan: Plan) -> None:
+        """Args: an array with shards on other processes, and who owns what."""
+        self._sharding = value.sharding
+        self._key_impl: str | None = None
+        trailing: tuple[int, ...] = ()
+        self.dtype = value.dtype
+        if is_key_dtype(value.dtype):
+            self._key_impl = str(jax.random.key_impl(value))
+            trailing, self.dtype = _key_data(value.dtype)
+        self._shape = (*value.shape, *trailing)
+        self._share = plan.assign(plan.layout(value.sharding, value.shape, trailing))
+        wanted = set(self._share.mine())
+        self._shards: dict[Box, Any] = {}
+        for position, box in (
+            enumerate(plan.places(self._share.layout, lambda: _places(value, trailing))) if wanted else ()
+        ):
+            if box in wanted:
+                wanted.discard(box)
+                data = value.addressable_data(position)
+                self._shards[box] = data = data if self._key_impl is None else jax.random.key_data(data)
+                if jax.default_backend() != "cpu":
+                    data.copy_to_host_async()
+
+    def content(self) -> ArrayContent:
+        """Returns the description of the array, with the pieces that this process owns. Waits for their transfer.
+
+        Orbax is told that the array is a numpy array: what it calls a jax.Array it only restores without a target on the very devices
+        that saved it. PRNG keys, which it has no other word for, are given a device that every job has.
+        """
+        pieces = tuple(Piece(box.start, box.shape, np.asarray(data)) for box, data in self._shards.items())
+        is_key = self._key_impl is not None
+        return ArrayContent(
+            "jax.Array" if is_key else "np.ndarray",
+            self._shape,
+            np.dtype(self.dtype),
+            self._share.layout.grid,
+            pieces,
+            None if is_key else "jax",
+            self._key_impl,
+            _first_device() if is_key else self._sharding,
+            self._share,
+        )
+
+
+def _places(value: jax.Array, trailing: tuple[int, ...]) -> list[Box]:
+    """Returns where the shards of this process lie, in their order."""
+    places = []
+    for shard in value.addressable_shards:
+        # Shards of PRNG keys have an index into the data of the keys, which has an axis more.
+        index = shard.index[: value.ndim]
+        start = tuple(part.indices(extent)[0] for part, extent in zip(index, value.shape, strict=True))
+        places.append(Box((*start, *(0 for _ in trailing)), (*shard.data.shape, *trailing)))
+    return places
+
+
+def host_content(content: ArrayContent, plan: Plan) -> ArrayContent:
+    """Returns the content of a host leaf as every process describes it; its data is process 0's."""
+    sharding = _first_device() if content.value_type == "jax.Array" else None
+    pieces: tuple[Piece, ...] = ()
+    if plan.process == HOST_OWNER:
+        pieces = (Piece((0,) * len(content.shape), content.shape, _whole(content)),)
+    return content._replace(
+        write_shape=content.shape,
+        pieces=pieces,
+        sharding=sharding,
+        share=plan.assign(plan.host_layout(content.shape)),
+    )
+
+
+def _whole(content: ArrayContent) -> np.ndarray:
+    if len(content.pieces) == 1:
+        return content.pieces[0].fetch(content.pieces[0].start, content.pieces[0].shape)
+    array = np.empty(content.shape, content.dtype)
+    for piece in content.pieces:
+        box = tuple(slice(start, start + extent) for start, extent in zip(piece.start, piece.shape, strict=True))
+        array[box] = piece.fetch(piece.start, piece.shape)
+    return array
+
+
+@functools.cache
+def _key_data(dtype: Any) -> tuple[tuple[int, ...], Any]:
+    """Returns the extents and the dtype of the data of one PRNG key."""
+    data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
+    return data.shape, np.dtype(data.dtype)
+
+
+@functools.cache
+def _first_device() -> Any:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])

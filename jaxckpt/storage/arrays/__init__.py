@@ -1,0 +1,1 @@
+"""Reading and writing arrays: straight from and to the data files, or through TensorStore."""

@@ -1,0 +1,61 @@
+"""Opening the key-value store of a checkpoint directory: OCDBT, or one file per key."""
+
+import os
+from typing import Any
+
+from jaxckpt.storage import stores
+from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+
+
+def check_path(path: str) -> None:
+    """Raises ValueError for a path that TensorStore cannot take: one that is not text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path!a}: TensorStore needs paths of UTF-8 text. Rename the directory.") from None
+
+
+def base(directory: str) -> dict[str, Any]:
+    """Returns the TensorStore spec of the files of `directory`."""
+    if stores.is_bucket(directory):
+        name, key = stores.bucket.split(directory)
+        return {"driver": "gcs", "bucket": name, "path": key and key + "/"}
+    return {"driver": "file", "path": os.path.join(stores.absolute(directory), "")}
+
+
+def context(concurrency: int = 16) -> Any:
+    """Returns a TensorStore context of its own: no cache is shared between saves, and few files are in flight (memory)."""
+    import tensorstore as ts
+
+    return ts.Context(
+        {
+            "file_io_concurrency": {"limit": concurrency},
+            "data_copy_concurrency": {"limit": max(2, min(16, os.cpu_count() or 1))},
+            "gcs_request_retries": stores.bucket.RETRIES,
+            "cache_pool": {"total_bytes_limit": 0},
+            "cache_pool#ocdbt": {"total_bytes_limit": 64 << 20},
+        }
+    )
+
+
+def ocdbt(directory: str, file_size: int) -> dict[str, Any]:
+    """Returns the spec of a new OCDBT database in `directory`, as Orbax lays it out."""
+    return {
+        "driver": "ocdbt",
+        "base": base(directory),
+        "config": {"compression": None, "manifest_kind": "single", "max_inline_value_bytes": 1024},
+        "target_data_file_size": file_size,
+        "cache_pool": "cache_pool#ocdbt",
+    }
+
+
+def is_ocdbt(directory: str) -> bool:
+    """Whether a checkpoint directory holds an OCDBT database."""
+    return stores.is_file(os.path.join(directory, OCDBT_MANIFEST))
+
+
+def existing(directory: str) -> dict[str, Any]:
+    """Returns the spec of the store of an existing checkpoint directory."""
+    if is_ocdbt(directory):
+        return {"driver": "ocdbt", "base": base(directory), "cache_pool": "cache_pool#ocdbt"}
+    return base(directory)

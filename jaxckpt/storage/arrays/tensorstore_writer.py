@@ -1,0 +1,207 @@
+"""Writes arrays through TensorStore's zarr driver: compressed ones, and ones whose chunks are files of their own."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.threads import Threads
+from jaxckpt.storage.arrays import kvstore
+from jaxckpt.storage.item import layout
+from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, padded
+from jaxckpt.storage.ocdbt.files import checksummed
+from jaxckpt.storage.ocdbt.writer import REMOTE_CHUNKS
+from jaxckpt.storage.settings import WriteSettings
+
+
+class _Box(NamedTuple):
+    """A part of an array that is written at once: a whole piece, or a chunk of one that is fetched."""
+
+    entry: Entry
+    content: ArrayContent
+    piece: Piece
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=object)) * self.content.dtype.itemsize
+
+
+def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, deadline: Deadline) -> None:
+    """Writes the arrays among `entries` in batches, so that no more than the memory limit is held at a time.
+
+    Raises:
+      OSError or TensorStore's error for it.
+      TimeoutError: after the deadline.
+      BaseException: whatever the source of a piece raised.
+    """
+    writer = _ArrayWriter(directory, settings, deadline)
+    for metadata, boxes in _batches(entries, settings):
+        writer.write(metadata, boxes)
+
+
+def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
+    """See `jaxckpt.storage.arrays.writer.merge`."""
+    import tensorstore as ts
+
+    context = kvstore.context()
+    spec = kvstore.ocdbt(directory, WriteSettings().target_data_file_size)
+    transaction = ts.Transaction(atomic=True)
+    merged = deadline.wait(ts.KvStore.open(spec, context=context)).with_transaction(transaction)
+    # The last one that is copied wins.
+    for part in reversed(parts):
+        store = deadline.wait(ts.KvStore.open(kvstore.existing(os.path.join(directory, part)), context=context))
+        deadline.wait(store.experimental_copy_range_to(merged))
+    deadline.wait(transaction.commit_async())
+
+
+class _ArrayWriter:
+    def __init__(self, directory: str, settings: WriteSettings, deadline: Deadline) -> None:
+        import tensorstore as ts
+
+        self._directory = directory
+        self._settings = settings
+        self._deadline = deadline
+        self._context = kvstore.context()
+        self._ocdbt = layout.uses_ocdbt(settings)
+        self._spec = (
+            kvstore.ocdbt(directory, layout.target_data_file_size(settings)) if self._ocdbt else kvstore.base(directory)
+        )
+        self._store = deadline.wait(ts.KvStore.open(self._spec, context=self._context))
+
+    def write(self, arrays: Sequence[tuple[Entry, ArrayContent]], boxes: Sequence[_Box]) -> None:
+        """Writes one batch: the metadata of small arrays that begin in it, and boxes."""
+        import tensorstore as ts
+
+        fetched = self._fetch(boxes)
+        # Without a transaction every key would rewrite the path to the root of OCDBT's B-tree. Plain files need none.
+        transaction = ts.Transaction(atomic=False) if self._ocdbt else None
+        store = self._store if transaction is None else self._store.with_transaction(transaction)
+        pending: list[Any] = []
+        try:
+            self._start(arrays, boxes, fetched, store, transaction, pending)
+            for future in pending:
+                self._deadline.wait(future)
+            if transaction is not None:
+                self._deadline.wait(transaction.commit_async())
+        except BaseException:
+            if transaction is not None:
+                transaction.abort()
+            for future in pending:  # Whoever removes the files now must not race with what still makes some.
+                with contextlib.suppress(Exception):
+                    self._deadline.wait(future)
+            raise
+
+    def _start(
+        self,
+        arrays: Sequence[tuple[Entry, ArrayContent]],
+        boxes: Sequence[_Box],
+        fetched: Sequence[np.ndarray],
+        store: Any,
+        transaction: Any,
+        pending: list[Any],
+    ) -> None:
+        """Starts the writes of a batch, and adds their futures to `pending`."""
+        opening: dict[str, Any] = {}
+        for entry, content in arrays:
+            if self._is_small(content):
+                text = layout.metadata_json(content.shape, content.dtype, content.write_shape)
+                pending.append(store.write(f"{layout.array_path(entry.param_name)}zarr.json", text))
+            else:
+                opening[entry.param_name] = self._open(entry.param_name, content, transaction)
+                pending.append(opening[entry.param_name])
+        for box, array in zip(boxes, fetched, strict=True):
+            name = box.entry.param_name
+            if self._is_small(box.content):
+                index = tuple(start // extent for start, extent in zip(box.start, box.content.write_shape, strict=True))
+                data = checksummed(padded(array, box.content.write_shape))
+                pending.append(store.write(layout.array_path(name) + layout.chunk_key(index), data))
+                continue
+            if name not in opening:
+                opening[name] = self._open(name, box.content, transaction)
+                pending.append(opening[name])
+            target = self._deadline.wait(opening[name])[
+                tuple(slice(start, start + extent) for start, extent in zip(box.start, box.shape, strict=True))
+            ]
+            written = target.write(array, can_reference_source_data_indefinitely=True)
+            pending.append(written.copy if transaction is not None else written.commit)
+
+    def _is_small(self, content: ArrayContent) -> bool:
+        return content.nbytes <= min(layout.SMALL_BYTES, layout.largest_chunk(self._settings))
+
+    def _fetch(self, boxes: Sequence[_Box]) -> list[np.ndarray]:
+        """Returns the data of boxes; what has to be fetched is fetched at the same time."""
+        found: dict[int, np.ndarray] = {}
+        waiting = [position for position, box in enumerate(boxes) if box.piece.is_remote]
+        pending = iter(waiting)
+
+        def work() -> None:
+            while not threads.stopped and (position := next(pending, None)) is not None:
+                found[position] = boxes[position].piece.fetch(boxes[position].start, boxes[position].shape)
+
+        if waiting:
+            threads = Threads(self._deadline, f"Fetching for {self._directory}")
+            threads.at_least(len(waiting), work)
+            threads.join()
+        return [
+            found[position] if position in found else box.piece.fetch(box.start, box.shape)
+            for position, box in enumerate(boxes)
+        ]
+
+    def _open(self, name: str, content: ArrayContent, transaction: Any) -> Any:
+        import tensorstore as ts
+
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {**self._spec, "path": layout.array_path(name)}
+            if self._ocdbt
+            else kvstore.base(os.path.join(self._directory, name)),
+            "metadata": layout.metadata(
+                content.shape,
+                content.dtype,
+                layout.chunks_of(content, self._settings),
+                layout.compression(self._settings),
+            ),
+            "store_data_equal_to_fill_value": True,
+        }
+        return ts.open(spec, create=True, open=True, context=self._context, transaction=transaction)
+
+
+def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iterator[_Box]:
+    if 0 in content.shape:
+        return
+    chunks = layout.chunks_of(content, settings)
+    for piece in content.pieces:
+        if not piece.is_remote:
+            yield _Box(entry, content, piece, piece.start, piece.shape)
+            continue
+        for _, start, shape in layout.chunks_in(piece.start, piece.shape, chunks, content.shape):
+            yield _Box(entry, content, piece, start, shape)
+
+
+def _batches(
+    entries: Iterable[Entry], settings: WriteSettings
+) -> Iterator[tuple[list[tuple[Entry, ArrayContent]], list[_Box]]]:
+    """Groups boxes, in order, so that a batch holds at most `memory` bytes (or one box), and few that are fetched."""
+    arrays: list[tuple[Entry, ArrayContent]] = []
+    boxes: list[_Box] = []
+    held = remote = 0
+    for entry in entries:
+        content = entry.content
+        if not isinstance(content, ArrayContent):
+            continue
+        arrays.append((entry, content))
+        for box in _boxes(entry, content, settings):
+            if boxes and (
+                held + box.nbytes > settings.memory_limit_bytes or remote + box.piece.is_remote > REMOTE_CHUNKS
+            ):
+                yield arrays, boxes
+                arrays, boxes, held, remote = [], [], 0, 0
+            boxes.append(box)
+            held += box.nbytes
+            remote += box.piece.is_remote
+    yield arrays, boxes

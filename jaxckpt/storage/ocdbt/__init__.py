@@ -1,0 +1,1 @@
+"""The format of TensorStore's OCDBT databases, and nothing else."""

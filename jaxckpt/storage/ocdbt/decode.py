@@ -1,0 +1,289 @@
+"""Decodes OCDBT's manifest and B-tree nodes, as TensorStore's documentation of the `ocdbt` driver defines them. Pure.
+
+Known here is what jaxckpt and Orbax write: one manifest file, with compression or without. `UnknownFormatError` says that it is another,
+`DamagedError` that the bytes are not what was written.
+"""
+
+import operator
+import os
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxckpt._lib import bounds
+from jaxckpt._lib.documents import DamagedError as DamagedError
+from jaxckpt.storage.ocdbt import zstd
+from jaxckpt.storage.stores.inside import checked_name
+
+OCDBT_MANIFEST = "manifest.ocdbt"
+MANIFEST, NODE = 0x0CDB3A2A, 0x0CDB20DE
+HEADER_BYTES, CHECKSUM_BYTES = 14, 4
+MISSING = (1 << 64) - 1  # Offset and length of the root of an empty tree.
+_VARINT_BYTES = 10
+
+
+class UnknownFormatError(ValueError):
+    """Not a form that is decoded here; TensorStore knows more."""
+
+
+class Place(NamedTuple):
+    """Where bytes are: `length` bytes at `offset` in `file`, whose path is relative to the database."""
+
+    file: str
+    offset: int
+    length: int
+
+
+class Node(NamedTuple):
+    """A reference to a B-tree node.
+
+    Attributes:
+      first: smallest key in its subtree, below the prefix that its parent adds.
+      common: length of the prefix of `first` that the keys in the node leave out.
+      place: where it is.
+      base: directory that the paths in the node are relative to.
+      keys, tree_bytes, value_bytes: statistics of the subtree: keys, bytes of its nodes, bytes of its values in data files.
+    """
+
+    first: bytes
+    common: int
+    place: Place
+    base: str = ""
+    keys: int = 0
+    tree_bytes: int = 0
+    value_bytes: int = 0
+
+
+class Entry(NamedTuple):
+    """A key and its value: the bytes, or where they are."""
+
+    key: bytes
+    value: bytes | Place
+
+
+class Memory:
+    """How many bytes the keys and paths of a database may take in memory, where they do not share their prefixes any more."""
+
+    def __init__(self) -> None:
+        self.left = bounds.EXPANDED_KEY_BYTES
+
+    def take(self, nbytes: int) -> None:
+        """Raises DamagedError if there are not so many bytes left."""
+        self.left -= nbytes
+        if self.left < 0:
+            raise DamagedError("its keys share so much that they take more memory than their bytes on disk justify")
+
+
+class Root(NamedTuple):
+    """What a manifest says of the newest version: its root node (None: no keys) and the levels of interior nodes."""
+
+    node: Node | None
+    height: int
+
+
+def decode_manifest(content: bytes) -> Root:
+    """Returns the root of the newest version. Raises UnknownFormatError or DamagedError."""
+    cursor = _Cursor(content, MANIFEST, Memory())
+    cursor.take(16)  # identifier of the database
+    if cursor.varint() != 0:
+        raise UnknownFormatError("the manifest is not a single file")
+    cursor.varints(2)
+    cursor.take(1)
+    method = cursor.varint()
+    if method > 1:
+        raise UnknownFormatError("an unknown compression")
+    # The level of zstd.
+    cursor.take(4 * method)
+    files = cursor.files("")
+    count = cursor.count()
+    if count == 0:
+        return Root(None, 0)
+    cursor.varints(count)
+    heights = cursor.take(count)
+    numbers, offsets, lengths = cursor.varints(count), cursor.varints(count), cursor.varints(count)
+    if offsets[-1] == lengths[-1] == MISSING:
+        return Root(None, 0)
+    if heights[-1] > bounds.TREE_HEIGHT:
+        raise DamagedError("its B-tree is too high")
+    base, name = files.split(numbers[-1])
+    return Root(Node(b"", 0, Place(base + name, offsets[-1], lengths[-1]), base), heights[-1])
+
+
+def decode_node(content: bytes, height: int, base: str, memory: Memory | None = None) -> "list[Node] | list[Entry]":
+    """Returns the children of an interior node, or the entries of a leaf, whose keys ascend.
+
+    Args:
+      content: of the node.
+      height: above the leaves.
+      base: `Node.base`.
+      memory: bounds what the keys may take.
+
+    Raises:
+      UnknownFormatError, DamagedError: see the module.
+    """
+    memory = Memory() if memory is None else memory
+    cursor = _Cursor(content, NODE, memory)
+    if cursor.take(1)[0] != height:
+        raise DamagedError("a B-tree node is of another height")
+    files = cursor.files(base)
+    count = cursor.count()
+    if count == 0:
+        raise DamagedError("a B-tree node is empty")
+    prefixes, lengths = [0, *cursor.varints(count - 1)], cursor.varints(count)
+    if height:
+        common = cursor.varints(count)
+        keys = cursor.keys(prefixes, lengths, bounds.KEY_BYTES)
+        _check_order(keys)
+        columns = zip(*(cursor.varints(count) for _ in range(6)), strict=True)
+        children = []
+        for key, cut, (number, offset, length, *statistics) in zip(keys, common, columns, strict=True):
+            folder, name = files.split(number)
+            if cut > len(key):
+                raise DamagedError("a B-tree node says that its keys share more than they have")
+            children.append(Node(key, cut, Place(folder + name, offset, length), folder, *statistics))
+        cursor.end()
+        return children
+    keys = cursor.keys(prefixes, lengths, bounds.KEY_BYTES)
+    _check_order(keys)
+    sizes, kinds = cursor.varints(count), cursor.varints(count)
+    if not set(kinds) <= {0, 1}:
+        raise UnknownFormatError("a value of an unknown kind")
+    numbers, positions = iter(cursor.varints(sum(kinds))), cursor.varints(sum(kinds))
+    if max(positions, default=0) >= 1 << 62:
+        raise DamagedError("a value lies beyond the end of any file")
+    offsets = iter(positions)
+    entries = []
+    for key, size, kind in zip(keys, sizes, kinds, strict=True):
+        if kind:
+            entries.append(Entry(key, Place(files.path(next(numbers)), next(offsets), size)))
+        else:
+            entries.append(Entry(key, cursor.take(size)))
+    cursor.end()
+    return entries
+
+
+def _check_order(keys: Sequence[bytes]) -> None:
+    if not all(map(operator.lt, keys, keys[1:])):
+        raise DamagedError("the keys of a B-tree node do not ascend")
+
+
+class _Files:
+    """The table of files of a node. A name is looked at when something refers to it."""
+
+    def __init__(self, base: str, paths: Sequence[bytes], cuts: Sequence[int]) -> None:
+        self._base, self._paths, self._cuts = base, paths, cuts
+        self._known: dict[int, str] = {}
+
+    def path(self, number: int) -> str:
+        """Returns the path of a file. Raises DamagedError if there is none of that number, or if it leads out of the database."""
+        found = self._known.get(number)
+        return "".join(self.split(number)) if found is None else found
+
+    def split(self, number: int) -> tuple[str, str]:
+        """Returns a path as the directory of its database, and what is below. Raises as `path`."""
+        if number >= len(self._paths):
+            raise DamagedError("it names a file that its table does not have")
+        path, cut = self._paths[number], self._cuts[number]
+        base, name = self._base + os.fsdecode(path[:cut]), os.fsdecode(path[cut:])
+        self._known[number] = checked_name(base + name)
+        return base, name
+
+
+class _Cursor:
+    """Reads the body of a manifest or node from its beginning, after its length and checksum were checked."""
+
+    def __init__(self, content: bytes, magic: int, memory: Memory) -> None:
+        import google_crc32c
+
+        if len(content) < HEADER_BYTES + CHECKSUM_BYTES or struct.unpack_from(">I", content)[0] != magic:
+            raise DamagedError("this is no part of an OCDBT database")
+        if struct.unpack_from("<Q", content, 4)[0] != len(content):
+            raise DamagedError("its length is not the one that was written")
+        self._data = content[:-CHECKSUM_BYTES]
+        if google_crc32c.value(self._data) != int.from_bytes(content[-CHECKSUM_BYTES:], "little"):
+            raise DamagedError("its checksum does not match")
+        if content[12] != 0 or content[13] > 1:
+            raise UnknownFormatError("a later version of the format, or an unknown compression")
+        self._at = HEADER_BYTES
+        # A compressed node may hold as many entries as its own bytes can tell apart.
+        self._most = len(content)
+        if content[13]:
+            self._most = bounds.NODE_ENTRIES + bounds.NODE_ENTRIES_RATIO * len(content)
+            limit = bounds.EXPANDED_NODE_BYTES + bounds.EXPANDED_NODE_RATIO * len(content)
+            try:
+                self._data = zstd.decompress(self._data[HEADER_BYTES:], limit)
+            except zstd.UnknownSizeError as error:
+                raise UnknownFormatError("compressed as only TensorStore knows") from error
+            self._at = 0
+        self._memory = memory
+        memory.left += min(
+            bounds.EXPANDED_KEY_RATIO * len(self._data), bounds.EXPANDED_KEY_COMPRESSED_RATIO * len(content)
+        )
+        self._array = np.frombuffer(self._data, np.uint8)
+
+    def take(self, count: int) -> bytes:
+        start, self._at = self._at, self._at + count
+        if self._at > len(self._data):
+            raise DamagedError("it is too short")
+        return self._data[start : self._at]
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise DamagedError("it is too long")
+
+    def varint(self) -> int:
+        return self.varints(1)[0]
+
+    def count(self) -> int:
+        """Returns a number of things that follow, each of which takes a byte at least."""
+        number = self.varint()
+        if number > min(self._most, len(self._data) - self._at):
+            raise DamagedError("it is too short for what it says to hold")
+        return number
+
+    def varints(self, count: int) -> list[int]:
+        head = self._data[self._at : self._at + count]
+        if len(head) == count and head.isascii():  # All below 128: a byte each.
+            self._at += count
+            return list(head)
+        window = self._array[self._at : self._at + _VARINT_BYTES * count]
+        ends = np.flatnonzero(window < 128)[:count]
+        if len(ends) < count:
+            raise DamagedError("it is too short")
+        starts = np.concatenate((np.zeros(1, ends.dtype), ends[:-1] + 1))
+        lengths = ends - starts + 1
+        if lengths.max() > _VARINT_BYTES:
+            raise DamagedError("a number is too long")
+        values = np.zeros(count, np.uint64)
+        for position in range(int(lengths.max())):
+            has = lengths > position
+            values[has] |= (window[starts[has] + position].astype(np.uint64) & np.uint64(127)) << np.uint64(
+                7 * position
+            )
+        self._at += int(ends[-1]) + 1
+        return [int(value) for value in values.tolist()]
+
+    def files(self, base: str) -> _Files:
+        """Returns the table of files, each as the directory of its database and the path below that."""
+        count = self.count()
+        if count == 0:
+            return _Files(base, (), ())
+        prefixes = [0, *self.varints(count - 1)]
+        suffixes, bases = self.varints(count), self.varints(count)
+        return _Files(base, self.keys(prefixes, suffixes, bounds.PATH_BYTES), bases)
+
+    def keys(self, prefixes: Sequence[int], lengths: Sequence[int], limit: int) -> list[bytes]:
+        """Returns keys, of which each shares its beginning with the one before. None is longer than `limit`."""
+        total = sum(prefixes) + sum(lengths)
+        self._memory.take(total)
+        keys, key = [], b""
+        for cut, length in zip(prefixes, lengths, strict=True):
+            if cut > len(key):
+                raise DamagedError("a key shares more with the one before than that has")
+            if cut + length > limit:
+                raise DamagedError("a key is too long")
+            key = key[:cut] + self.take(length)
+            keys.append(key)
+        return keys

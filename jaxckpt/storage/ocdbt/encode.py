@@ -1,0 +1,164 @@
+"""Encodes OCDBT's manifest and B-tree nodes in their plain form: uncompressed, one version, a single manifest. Pure."""
+
+import itertools
+import os
+import re
+import secrets
+import struct
+import time
+from collections.abc import Sequence
+
+from jaxckpt.storage.ocdbt.decode import CHECKSUM_BYTES, HEADER_BYTES, MANIFEST, MISSING, NODE, Entry, Node, Place, Root
+
+INLINE_BYTES = 1024  # Values up to this size stand in the B-tree.
+_MAX_DECODED_NODE_BYTES = 8 << 20  # TensorStore's default
+_VERSION_TREE_ARITY_LOG2 = 4
+_BASE = re.compile(r"(.*/)?(?=d/[^/]*$)", re.DOTALL)
+
+
+def encode_leaf(entries: Sequence[Entry], common: int) -> bytes:
+    """Returns a leaf node of sorted entries, whose first `common` bytes of every key are left out."""
+    prefixes, suffixes = _key_columns([entry.key[common:] for entry in entries])
+    places = [entry.value for entry in entries if isinstance(entry.value, Place)]
+    table, number = _file_table([place.file for place in places])
+    sizes = [value.length if isinstance(value, Place) else len(value) for _, value in entries]
+    return _framed(
+        NODE,
+        b"".join(
+            (
+                b"\0",
+                table,
+                _varint(len(entries)),
+                _varints(prefixes),
+                _varints([len(suffix) for suffix in suffixes]),
+                *suffixes,
+                _varints(sizes),
+                bytes([isinstance(entry.value, Place) for entry in entries]),
+                _varints([number[place.file] for place in places]),
+                _varints([place.offset for place in places]),
+                *[entry.value for entry in entries if isinstance(entry.value, bytes)],
+            )
+        ),
+    )
+
+
+def encode_interior(nodes: Sequence[Node], height: int) -> bytes:
+    """Returns an interior node of that height above the leaves."""
+    prefixes, suffixes = _key_columns([node.first for node in nodes])
+    table, number = _file_table([node.place.file for node in nodes])
+    return _framed(
+        NODE,
+        b"".join(
+            (
+                bytes((height,)),
+                table,
+                _varint(len(nodes)),
+                _varints(prefixes),
+                _varints([len(suffix) for suffix in suffixes]),
+                _varints([node.common for node in nodes]),
+                *suffixes,
+                _varints([number[node.place.file] for node in nodes]),
+                _varints([node.place.offset for node in nodes]),
+                _varints([node.place.length for node in nodes]),
+                _varints([node.keys for node in nodes]),
+                _varints([node.tree_bytes for node in nodes]),
+                _varints([node.value_bytes for node in nodes]),
+            )
+        ),
+    )
+
+
+def encode_manifest(root: Root) -> bytes:
+    """Returns the manifest of a database of one version."""
+    node = root.node if root.node is not None else Node(b"", 0, Place("", MISSING, MISSING))
+    return _framed(
+        MANIFEST,
+        b"".join(
+            (
+                secrets.token_bytes(16),
+                _varint(0),  # a single manifest file
+                _varint(INLINE_BYTES),
+                _varint(_MAX_DECODED_NODE_BYTES),
+                bytes((_VERSION_TREE_ARITY_LOG2,)),
+                _varint(0),  # no compression
+                _file_table([node.place.file])[0],
+                _varint(1),  # one version,
+                _varint(1),  # the first generation
+                bytes((root.height,)),
+                _varint(0),  # number of the file in the table
+                _varint(node.place.offset),
+                _varint(node.place.length),
+                _varint(node.keys),
+                _varint(node.tree_bytes),
+                _varint(node.value_bytes),
+                struct.pack("<Q", time.time_ns()),
+                _varint(0),  # no older versions elsewhere
+            )
+        ),
+    )
+
+
+def base_of(file: str) -> str:
+    """Returns the directory of the database that a file was written to: what comes before its ``d/``."""
+    found = _BASE.match(file)
+    return "" if found is None else found[1] or ""
+
+
+def common_prefix(one: bytes, other: bytes) -> int:
+    """Returns how many bytes two keys have in common at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _framed(magic: int, body: bytes) -> bytes:
+    import google_crc32c
+
+    length = HEADER_BYTES + len(body) + CHECKSUM_BYTES
+    framed = struct.pack(">I", magic) + struct.pack("<Q", length) + b"\0\0" + body  # version 0, no compression
+    checksum: int = google_crc32c.value(framed)
+    return framed + checksum.to_bytes(CHECKSUM_BYTES, "little")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _varints(values: Sequence[int]) -> bytes:
+    if not values or max(values) < 128:
+        return bytes(values)
+    return b"".join(map(_varint, values))
+
+
+def _file_table(paths: Sequence[str]) -> tuple[bytes, dict[str, int]]:
+    """Returns the table of data files and the number of each in it."""
+    files = sorted(set(paths))
+    encoded = [os.fsencode(path) for path in files]
+    prefixes, suffixes = _key_columns(encoded)
+    bases = [len(os.fsencode(base_of(path))) for path in files]
+    table = (
+        _varint(len(files)),
+        _varints(prefixes),
+        _varints([len(suffix) for suffix in suffixes]),
+        _varints(bases),
+        *suffixes,
+    )
+    return b"".join(table), {path: number for number, path in enumerate(files)}
+
+
+def _key_columns(keys: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
+    """Returns what each key but the first shares with the one before, and the rest of every key."""
+    cuts = [common_prefix(before, key) for before, key in itertools.pairwise(keys)]
+    return cuts, [key[cut:] for key, cut in zip(keys, [0, *cuts], strict=False)]

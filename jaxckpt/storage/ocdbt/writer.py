@@ -1,0 +1,290 @@
+"""Writes an OCDBT database in one go: data files by a few threads, then its B-tree, then the manifest.
+
+TensorStore's own writer appends to a live database: it rewrites paths of the tree and checksums a third as fast.
+"""
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.threads import Threads
+from jaxckpt.storage.ocdbt import encode
+from jaxckpt.storage.ocdbt.decode import CHECKSUM_BYTES, OCDBT_MANIFEST, Entry, Node, Place, Root
+from jaxckpt.storage.ocdbt.encode import INLINE_BYTES
+from jaxckpt.storage.ocdbt.files import DataFile, checksummed, sync_and_close, write_file
+
+NODE_BYTES = 4 << 20  # of a B-tree node, well below the limit that the manifest declares
+_WRITERS = max(2, min(8, os.cpu_count() or 1))
+_SYNCERS = 4
+_UNSYNCED_FILES = 16
+REMOTE_CHUNKS = 4  # of other processes that are held at once
+_T = TypeVar("_T")
+
+
+class Chunk(NamedTuple):
+    """A value to write: the bytes of an array, which its crc32c will follow.
+
+    Attributes:
+      key: in the store.
+      nbytes: of the array.
+      is_remote: whether `load` waits for another process.
+      load: returns the array, contiguous, or its bytes in blocks; called in one of several threads.
+      group: number of a group whose values share data files with no other (and stand in no node of the tree), or None. Groups come one
+        after the other.
+    """
+
+    key: str
+    nbytes: int
+    is_remote: bool
+    load: Callable[[], np.ndarray | Iterator[np.ndarray]]
+    group: int | None = None
+
+
+class Database:
+    """A new database. All of `values` is written by `write`, which is called once.
+
+    Args:
+      directory: where to; it exists and holds no database.
+      target_file_bytes: a data file is closed once it holds this many bytes.
+      max_file_bytes: no data file may be larger, or None.
+      memory_bytes: most bytes of chunks that are held at once (or one chunk).
+      deadline: for everything.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        target_file_bytes: int,
+        max_file_bytes: int | None,
+        memory_bytes: int,
+        deadline: Deadline,
+    ) -> None:
+        self._directory = directory
+        self._target, self._max = target_file_bytes, max_file_bytes
+        self._memory = memory_bytes
+        self._entries: list[Entry] = []
+        self._writers = Threads(deadline, f"Writing {directory}")
+        self._syncers = Threads(deadline, f"Syncing {directory}")
+        self._pulling = threading.Lock()
+        self._held = self._remote = 0
+        self._closing: deque[tuple[int, str]] = deque()
+        self._written = False
+
+    def write(self, values: Iterator[Chunk | Entry]) -> None:
+        """Writes values, taken one after the other from any of several threads, then the index, and syncs all of it.
+
+        Raises:
+          OSError: with errno.
+          TimeoutError: after the deadline.
+          BaseException: whatever `values`, or the `load` of a chunk, raised.
+        """
+        os.makedirs(os.path.join(self._directory, "d"), exist_ok=True)
+        self._values = values
+        try:
+            self._writers.at_least(_WRITERS, self._write_values)
+            self._writers.join()
+            self._entries.sort(key=_key)
+            twice = next((one.key for one, other in itertools.pairwise(self._entries) if one.key == other.key), None)
+            if twice is not None:
+                raise ValueError(f"{twice.decode()} would be written twice into {self._directory}")
+            manifest = encode.encode_manifest(self._write_tree())
+        except BaseException as error:
+            self._finish_syncing(error)
+            raise
+        self._finish_syncing(None)
+        # The last file: without it there is no database.
+        write_file(os.path.join(self._directory, OCDBT_MANIFEST), manifest)
+
+    def _write_values(self) -> None:
+        """The work of a writing thread: its own data file after the other."""
+        file: DataFile | None = None
+        group: int | None = None
+        try:
+            while not (self._writers.stopped or self._syncers.stopped):
+                with self._pulling:
+                    value = next(self._values, None)
+                    while isinstance(value, Entry):
+                        self._entries.append(value)
+                        value = next(self._values, None)
+                if value is None:
+                    break
+                if value.is_remote:
+                    self._writers.at_least(REMOTE_CHUNKS, self._write_values)  # They wait more than they work.
+                if not self._enter(value):
+                    break
+                try:
+                    data = value.load()
+                    stored = value.nbytes + CHECKSUM_BYTES
+                    if value.group is None and stored <= INLINE_BYTES and isinstance(data, np.ndarray):
+                        self._entries.append(Entry(value.key.encode(), checksummed(data)))
+                        continue
+                    if file is not None and (
+                        value.group != group
+                        or file.size >= self._target
+                        or (self._max is not None and file.size + stored > self._max)
+                    ):
+                        self._close_later(file)
+                        file = None
+                    if file is None:
+                        file, group = DataFile(self._directory), value.group
+                    place = file.append([data] if isinstance(data, np.ndarray) else data)
+                    if place.length != stored:
+                        raise ValueError(
+                            f"{value.key}: {place.length - CHECKSUM_BYTES} bytes came instead of {value.nbytes}"
+                        )
+                    self._entries.append(Entry(value.key.encode(), place))
+                finally:
+                    data = None  # type: ignore[assignment]
+                    self._leave(value)
+            if file is not None:
+                self._close_later(file)
+                file = None
+        finally:
+            if file is not None:
+                file.close()
+
+    def _enter(self, chunk: Chunk) -> bool:
+        """Waits until a chunk may be held; returns False if the write has failed."""
+
+        def fits() -> bool:
+            if chunk.is_remote and self._remote >= REMOTE_CHUNKS:
+                return False
+            return self._held == 0 or self._held + chunk.nbytes <= self._memory
+
+        with self._writers.changed:
+            if not self._writers.wait_until(fits):
+                return False
+            self._held += chunk.nbytes
+            self._remote += chunk.is_remote
+            return True
+
+    def _leave(self, chunk: Chunk) -> None:
+        with self._writers.changed:
+            self._held -= chunk.nbytes
+            self._remote -= chunk.is_remote
+            self._writers.changed.notify_all()
+
+    def _close_later(self, file: DataFile) -> None:
+        """Hands a full file to the threads that sync: the next one is filled meanwhile."""
+        self._syncers.at_least(_SYNCERS, self._sync_files)
+        with self._syncers.changed:
+            if self._syncers.wait_until(lambda: len(self._closing) < _UNSYNCED_FILES):
+                self._closing.append((file.release(), file.path))
+                self._syncers.changed.notify_all()
+                return
+        # The write has failed.
+        file.close()
+
+    def _sync_files(self) -> None:
+        while True:
+            with self._syncers.changed:
+                self._syncers.wait_until(lambda: bool(self._closing) or self._written)
+                if not self._closing:
+                    return
+                descriptor, path = self._closing.popleft()
+                self._syncers.changed.notify_all()
+            if self._syncers.stopped:
+                os.close(descriptor)
+            else:
+                sync_and_close(descriptor, path)
+
+    def _finish_syncing(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._syncers.stop(error)
+        with self._syncers.changed:
+            self._written = True
+            self._syncers.changed.notify_all()
+        try:
+            self._syncers.join()
+        except BaseException as found:
+            if found is not error:
+                raise
+        finally:
+            with self._syncers.changed:
+                while self._closing:
+                    os.close(self._closing.popleft()[0])
+
+    def _write_tree(self) -> Root:
+        """Writes the leaves, and interior nodes above them until one node is left; returns that."""
+        if not self._entries:
+            return Root(None, 0)
+        tree = _TreeFile(self)
+        try:
+            root = self._write_nodes(tree)
+            tree.close()
+        finally:
+            tree.abandon()
+        return root
+
+    def _write_nodes(self, tree: "_TreeFile") -> Root:
+        groups = list(_grouped(self._entries, lambda entry: len(entry.key) + _inline_bytes(entry) + 40, 1))
+        nodes = []
+        for group in groups:
+            # The root has no parent that could add a prefix.
+            common = 0 if len(groups) == 1 else encode.common_prefix(group[0].key, group[-1].key)
+            place = tree.append(encode.encode_leaf(group, common))
+            outside = sum(entry.value.length for entry in group if isinstance(entry.value, Place))
+            nodes.append(Node(group[0].key, common, place, "", len(group), place.length, outside))
+        height = 0
+        while len(nodes) > 1:
+            height += 1
+            above = []
+            for part in _grouped(nodes, lambda node: len(node.first) + 40, 2):
+                place = tree.append(encode.encode_interior(part, height))
+                keys, inner, outside = (sum(column) for column in zip(*(node[4:] for node in part), strict=True))
+                above.append(Node(part[0].first, 0, place, "", keys, inner + place.length, outside))
+            nodes = above
+        return Root(nodes[0], height)
+
+
+class _TreeFile:
+    """The nodes of the tree, in one file, or several where files are limited."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._file: DataFile | None = None
+
+    def append(self, node: bytes) -> Place:
+        database = self._database
+        limit = database._target if database._max is None else min(database._target, database._max)
+        if self._file is not None and self._file.size + len(node) > limit:
+            self.close()
+        if self._file is None:
+            self._file = DataFile(database._directory)
+        return self._file.append_bytes(node)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._database._close_later(self._file)
+            self._file = None
+
+    def abandon(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _key(entry: Entry) -> bytes:
+    return entry.key
+
+
+def _inline_bytes(entry: Entry) -> int:
+    return len(entry.value) if isinstance(entry.value, bytes) else 0
+
+
+def _grouped(items: Sequence[_T], size: Callable[[_T], int], fewest: int) -> Iterator[Sequence[_T]]:
+    """Divides items into groups that make a node each: of `NODE_BYTES`, and of `fewest` items at least."""
+    start = held = 0
+    for position, item in enumerate(items):
+        nbytes = size(item)
+        if held + nbytes > NODE_BYTES and position - start >= fewest:
+            yield items[start:position]
+            start, held = position, 0
+        held += nbytes
+    yield items[start:]

@@ -1,0 +1,284 @@
+"""Listener and caller: who belongs to the job gets in, nobody else, and nobody waits for strangers."""
+
+import socket
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from jaxckpt._lib import uninterrupted
+from jaxckpt.job.protocol import handshake
+from jaxckpt.job.protocol.handshake import Address, Listener, dial
+from jaxckpt.job.protocol.wire import Link, WireError
+
+
+def soon() -> float:
+    return time.monotonic() + 20
+
+
+def dials(address: Address, processes: list[int]) -> dict[int, Link]:
+    links: dict[int, Link] = {}
+
+    def one(process: int) -> None:
+        links[process] = dial(address, process, 0, soon())
+
+    threads = [threading.Thread(target=one, args=(process,)) for process in processes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return links
+
+
+@pytest.fixture
+def listener() -> Any:
+    listener = Listener("127.0.0.1", [1, 2, 3])
+    listener.start()
+    yield listener
+    listener.close()
+
+
+def close(*links: Any) -> None:
+    for link in links:
+        link.close()
+
+
+def test_all_come(listener: Listener) -> None:
+    there = dials(listener.address, [1, 2, 3])
+    here, missing = listener.wait(soon())
+    assert sorted(here) == [1, 2, 3]
+    assert not missing
+    listener.stop()
+    listener.hand_out()
+    listener.close()  # The connections that were handed out stay.
+    for process, link in here.items():
+        assert link.process == process
+        link.send({"t": process}, timeout=5)
+        assert there[process].receive(5).header == {"t": process}
+    close(*here.values(), *there.values())
+
+
+def test_who_is_missing(listener: Listener) -> None:
+    there = dials(listener.address, [1, 3])
+    here, missing = listener.wait(time.monotonic() + 0.05)
+    assert sorted(here) == [1, 3]
+    assert missing == {2}
+    close(*here.values(), *there.values())
+
+
+def test_strangers_do_not_delay_anybody(listener: Listener) -> None:
+    address = (listener.address.host, listener.address.port)
+    strangers = [socket.create_connection(address, timeout=5) for _ in range(300)]
+    there = dials(listener.address, [1, 2, 3])
+    here, missing = listener.wait(time.monotonic() + 5)
+    assert not missing
+    listener.close()
+    for stranger in strangers:  # All of them are closed, and have got no more than a challenge.
+        stranger.settimeout(5)
+        content = b""
+        try:
+            while more := stranger.recv(1000):
+                content += more
+        except ConnectionResetError:
+            pass
+        assert len(content) < 100
+        stranger.close()
+    close(*here.values(), *there.values())
+
+
+def test_a_wrong_token(listener: Listener) -> None:
+    wrong = Address(listener.address.host, listener.address.port, "ab" * 32)
+    with pytest.raises(WireError):
+        dial(wrong, 1, 0, soon())
+    here, missing = listener.wait(time.monotonic() + 0.05)
+    assert not here
+    assert missing == {1, 2, 3}
+
+
+def test_a_process_that_is_not_expected(listener: Listener) -> None:
+    with pytest.raises(WireError):
+        dial(listener.address, 7, 0, soon())
+
+
+def test_a_process_that_comes_again_replaces_itself(listener: Listener) -> None:
+    first = dial(listener.address, 1, 0, soon())
+    again = dial(listener.address, 1, 0, soon())
+    with pytest.raises(WireError):
+        first.receive(5)
+    others = dials(listener.address, [2, 3])
+    here, _ = listener.wait(soon())
+    here[1].send({"t": "x"}, timeout=5)
+    assert again.receive(5).header == {"t": "x"}
+    close(first, again, *others.values(), *here.values())
+
+
+@pytest.mark.parametrize("waited", [False, True])
+def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
+    listener = Listener("127.0.0.1", [1])
+    listener.start()
+    link = dial(listener.address, 1, 0, soon())
+    if waited:
+        listener.wait(soon())
+    listener.close()  # As after a KeyboardInterrupt, in wait() or behind it.
+    with pytest.raises(WireError):
+        link.receive(5)
+    link.close()
+
+
+def test_who_comes_after_the_end_of_the_wait_is_told() -> None:
+    listener = Listener("127.0.0.1", [1, 2])
+    listener.start()
+    listener.wait(time.monotonic())
+    with pytest.raises(OSError):  # noqa: PT011  Closed before or after the handshake.
+        dial(listener.address, 1, 0, soon()).receive(5)
+    listener.close()
+    listener.close()
+    with pytest.raises(OSError):  # noqa: PT011  Refused or reset.
+        dial(listener.address, 1, 0, soon())
+
+
+def test_a_recorded_handshake_is_worth_nothing(listener: Listener) -> None:
+    """A relay records what process 1 says; said again, it opens nothing."""
+    recorded: list[bytes] = []
+    relay = socket.create_server(("127.0.0.1", 0))
+
+    def forward() -> None:
+        inside, _ = relay.accept()
+        outside = socket.create_connection((listener.address.host, listener.address.port), timeout=5)
+        inside.settimeout(5)
+        inside.sendall(outside.recv(4096))
+        recorded.append(inside.recv(4096))
+        outside.sendall(recorded[0])
+        inside.sendall(outside.recv(4096))
+        inside.close()
+        outside.close()
+
+    thread = threading.Thread(target=forward)
+    thread.start()
+    host, port = relay.getsockname()
+    dial(Address(host, port, listener.address.token), 1, 0, soon()).close()
+    thread.join(20)
+    relay.close()
+    with socket.create_connection((listener.address.host, listener.address.port), timeout=5) as stranger:
+        assert b"hello" in stranger.recv(4096)
+        stranger.sendall(recorded[0])
+        assert stranger.recv(4096) == b""
+
+
+def test_a_listener_that_does_not_know_the_token_is_found_out() -> None:
+    impostor = Listener("127.0.0.1", [1])
+    impostor.start()
+    impostor.address, real = Address(impostor.address.host, impostor.address.port, "cd" * 32), impostor.address
+    with pytest.raises(WireError):
+        dial(real, 1, 0, soon())
+    impostor.close()
+
+
+def test_a_listener_that_says_what_it_heard_is_found_out() -> None:
+    mirror = socket.create_server(("127.0.0.1", 0))
+
+    def reflect() -> None:
+        connection, _ = mirror.accept()
+        with connection, Listener_link(connection) as link:
+            link.send({"t": "hello", "nonce": "00"}, timeout=5)
+            proof = link.receive(5).header
+            link.send({"t": "welcome", "mac": proof["mac"]}, timeout=5)
+
+    thread = threading.Thread(target=reflect)
+    thread.start()
+    host, port = mirror.getsockname()
+    with pytest.raises(WireError, match="does not belong"):
+        dial(Address(host, port, "ab" * 32), 1, 0, soon())
+    thread.join(20)
+    mirror.close()
+
+
+class Listener_link(Link):  # noqa: N801
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, 0)
+
+    def __enter__(self) -> "Listener_link":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::", "*", "0", "::ffff:0.0.0.0"])
+def test_every_interface_is_refused(wildcard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(handshake.BIND_VARIABLE, wildcard)
+    with pytest.raises(OSError, match="every interface|Cannot listen"):
+        Listener(handshake.interface_towards("127.0.0.1:1"), [1])
+
+
+def test_an_address_that_is_not_of_this_host() -> None:
+    with pytest.raises(OSError, match=handshake.BIND_VARIABLE) as caught:
+        Listener("192.0.2.1", [1])
+    assert caught.value.errno
+
+
+def test_an_interrupt_of_the_start_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    # Nothing of what holds the locks of `threading`: at some of its lines no signal would be heeded.
+    codes = {Listener.start.__code__, uninterrupted.start.__code__, threading.Event.wait.__code__}
+    closed: list[Listener] = []
+    for wanted in range(1, 20):
+        lines = 0
+
+        def trace(frame: FrameType, event: str, argument: Any, wanted: int = wanted) -> Any:
+            nonlocal lines
+            if event == "line" and frame.f_code in codes:
+                lines += 1
+                if lines == wanted:
+                    raise KeyboardInterrupt
+            return trace
+
+        listener = Listener("127.0.0.1", [1])
+        interrupted = False
+        traced = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            listener.start()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(traced)
+        listener.close()
+        listener.close()
+        closed.append(listener)
+        if not interrupted:
+            break
+    assert not interrupted
+    assert wanted > 4
+    end = time.monotonic() + 10
+    # Not those that an interrupt kept from starting, which Python lists all the same.
+    while left := {each for each in threading.enumerate() if "listener" in each.name and each.is_alive()} - before:
+        assert time.monotonic() < end, left
+        time.sleep(0.01)
+    for listener in closed:
+        with pytest.raises(OSError):  # noqa: PT011  Nobody listens.
+            dial(listener.address, 1, 0, soon())
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "expected"), [(None, "127.0.0.1"), ("127.0.0.1:80", "127.0.0.1"), ("0.0.0.0:80", "127.0.0.1")]
+)
+def test_the_interface_that_leads_to_the_coordinator(
+    coordinator: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(handshake.BIND_VARIABLE, raising=False)
+    assert handshake.interface_towards(coordinator) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"host": "a", "port": "x", "token": ""}', b"null"])
+def test_what_is_no_address(content: bytes) -> None:
+    with pytest.raises(WireError, match="not an address"):
+        handshake.from_bytes(content)
+
+
+def test_an_address_round_trips() -> None:
+    address = Address("127.0.0.1", 1234, "ab")
+    assert handshake.from_bytes(handshake.to_bytes(address)) == address
