@@ -10,10 +10,12 @@ import threading as _threading
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    # Type checkers cannot read `_HOME_OF`. A test compares the two.
     from jaxckpt import testing as testing
     from jaxckpt.checkpoint import Checkpoint as Checkpoint
     from jaxckpt.config import CheckpointConfig as CheckpointConfig
     from jaxckpt.config import load_config as load_config
+    from jaxckpt.directory.state_file import CheckpointState as CheckpointState
     from jaxckpt.directory.state_file import checkpoints_iterator as checkpoints_iterator
     from jaxckpt.directory.state_file import get_checkpoint_state as get_checkpoint_state
     from jaxckpt.directory.state_file import latest_checkpoint as latest_checkpoint
@@ -26,39 +28,53 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.options import MaxShardSizePolicy as MaxShardSizePolicy
     from jaxckpt.options import OrbaxSettings as OrbaxSettings
     from jaxckpt.options import ShardByTaskPolicy as ShardByTaskPolicy
+    from jaxckpt.options.sharding import ShardableTensor as ShardableTensor
+    from jaxckpt.options.sharding import ShardingCallback as ShardingCallback
+    from jaxckpt.reader import LeafMetadata as LeafMetadata
     from jaxckpt.reader import Reader as Reader
     from jaxckpt.reader import list_variables as list_variables
     from jaxckpt.reader import load_checkpoint as load_checkpoint
     from jaxckpt.reader import load_variable as load_variable
     from jaxckpt.status import CheckpointLoadStatus as CheckpointLoadStatus
+    from jaxckpt.storage import Problem as Problem
+    from jaxckpt.storage import VerifyReport as VerifyReport
     from jaxckpt.storage import verify as verify
+    from jaxckpt.storage.settings import WriteSettings as WriteSettings
+    from jaxckpt.translate import OrbaxTranslation as OrbaxTranslation
     from jaxckpt.translate import to_orbax as to_orbax
 
 __version__ = "0.1.0"
 
-# Every public name, by the module that has it (tools for types read the imports above). A module is imported when its first
-# name is used, so that a program which imports jaxckpt starts as fast as one which does not.
+# The public names, by the module that defines them. A module is imported when its first name is used, so that a program
+# which imports jaxckpt starts as fast as one which does not.
 _HOME_OF = {
-    name: module
+    name: f"jaxckpt.{module}"
     for module, names in {
         "checkpoint": ("Checkpoint",),
         "config": ("CheckpointConfig", "load_config"),
+        "directory.state_file": (
+            "CheckpointState",
+            "checkpoints_iterator",
+            "get_checkpoint_state",
+            "latest_checkpoint",
+        ),
         "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
-        "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
-        "state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
+        "options.sharding": ("ShardableTensor", "ShardingCallback"),
+        "reader": ("LeafMetadata", "Reader", "list_variables", "load_checkpoint", "load_variable"),
         "status": ("CheckpointLoadStatus",),
-        "storage": ("verify",),
+        "storage": ("Problem", "VerifyReport", "verify"),
+        "storage.settings": ("WriteSettings",),
         "testing": ("testing",),
-        "translate": ("to_orbax",),
+        "translate": ("OrbaxTranslation", "to_orbax"),
     }.items()
     for name in names
 }
 
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
-# Of two threads that import different modules at the same time, each may see the other's half-finished ones.
+# If two threads import different modules at the same time, each may see the other's half-finished ones.
 _import_lock = _threading.RLock()
 
 
@@ -67,8 +83,8 @@ def __getattr__(name: str) -> _typing.Any:
     if home is None:
         raise AttributeError(f"module 'jaxckpt' has no attribute {name!r}")
     with _import_lock:
-        module = _importlib.import_module(f"jaxckpt.{home}")
-        value = module if name == home else getattr(module, name)
+        module = _importlib.import_module(home)
+        value = module if home == f"jaxckpt.{name}" else getattr(module, name)
         globals()[name] = value
     return value
 

@@ -1,28 +1,54 @@
 """`import jaxckpt`: the public names, and the first use of the package by several threads at once."""
 
 import ast
+import dataclasses
+import importlib
+import inspect
 import subprocess
 import sys
 import textwrap
+import typing
 from pathlib import Path
+from typing import Any
 
 import jaxckpt
 
 ROOT = Path(__file__).parents[1]
 
-# What the contract lists.
+# What the contract lists, and the classes of what these return and take.
 PUBLIC = {
-    *(
-        "Checkpoint",
-        "CheckpointConfig",
-        "CheckpointError",
-        "CheckpointLoadStatus",
-        "CheckpointManager",
-        "CheckpointOptions",
-    ),
-    *("ConfigError", "CorruptCheckpointError", "MaxShardSizePolicy", "OrbaxSettings", "ProcessError", "Reader"),
-    *("ShardByTaskPolicy", "__version__", "checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
-    *("list_variables", "load_checkpoint", "load_config", "load_variable", "testing", "to_orbax", "verify"),
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointError",
+    "CheckpointLoadStatus",
+    "CheckpointManager",
+    "CheckpointOptions",
+    "CheckpointState",
+    "ConfigError",
+    "CorruptCheckpointError",
+    "LeafMetadata",
+    "MaxShardSizePolicy",
+    "OrbaxSettings",
+    "OrbaxTranslation",
+    "Problem",
+    "ProcessError",
+    "Reader",
+    "ShardByTaskPolicy",
+    "ShardableTensor",
+    "ShardingCallback",
+    "VerifyReport",
+    "WriteSettings",
+    "__version__",
+    "checkpoints_iterator",
+    "get_checkpoint_state",
+    "latest_checkpoint",
+    "list_variables",
+    "load_checkpoint",
+    "load_config",
+    "load_variable",
+    "testing",
+    "to_orbax",
+    "verify",
 }
 
 
@@ -43,10 +69,55 @@ def test_the_public_names_are_those_of_the_contract() -> None:
     assert {name for name in dir(jaxckpt) if not name.startswith("__")} == PUBLIC - {"__version__"}
     for name in PUBLIC:
         assert getattr(jaxckpt, name) is not None
+
+
+def test_type_checkers_find_the_names_where_the_program_finds_them() -> None:
     tree = ast.parse((ROOT / "jaxckpt" / "__init__.py").read_text(encoding="utf-8"))
     (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
-    imported = {alias.asname for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert imported == PUBLIC - {"__version__"}
+    statements = [node for node in typed.body if isinstance(node, ast.ImportFrom)]
+    assert len(statements) == len(typed.body)
+    found = {}
+    for statement in statements:
+        (alias,) = statement.names
+        # Type checkers take a name for a public one only in the form `import x as x`.
+        assert alias.name == alias.asname
+        assert statement.module is not None
+        found[alias.name] = getattr(importlib.import_module(statement.module), alias.name)
+    assert found == {name: getattr(jaxckpt, name) for name in PUBLIC - {"__version__"}}
+
+
+def test_the_classes_of_what_is_returned_are_public() -> None:
+    public = {name: getattr(jaxckpt, name) for name in PUBLIC}
+    # A sharding callback need not name the parts of a ShardableTensor: they are used as a tuple, a str and an array.
+    values = [value for name, value in public.items() if name != "ShardableTensor"]
+    returned = {kind for value in values for kind in _returned(value, public)}
+    assert {jaxckpt.CheckpointState, jaxckpt.LeafMetadata, jaxckpt.Problem} <= returned
+    ours = {kind for kind in returned if kind.__module__.partition(".")[0] == "jaxckpt"}
+    assert {kind.__name__ for kind in ours - set(public.values())} == set()
+
+
+def _returned(value: Any, public: dict[str, Any]) -> set[type]:
+    """Returns the classes of what a public function or the public methods of a class return, and of the fields of a class."""
+    hints: list[Any] = []
+    if inspect.isfunction(value):
+        hints.append(typing.get_type_hints(value, localns=public)["return"])
+    elif inspect.isclass(value):
+        for name, member in vars(value).items():
+            if name.startswith("_"):
+                continue
+            function = getattr(member, "fget", None) or getattr(member, "func", member)
+            if inspect.isfunction(function):
+                hints.append(typing.get_type_hints(function, localns=public)["return"])
+        if dataclasses.is_dataclass(value):
+            hints += typing.get_type_hints(value, localns=public).values()
+    kinds: set[type] = set()
+    while hints:
+        hint = hints.pop()
+        # The parameters of a callable come as a list.
+        hints += hint if isinstance(hint, list) else typing.get_args(hint)
+        if inspect.isclass(hint):
+            kinds.add(hint)
+    return kinds
 
 
 def test_importing_shows_no_other_name_and_imports_nothing() -> None:
@@ -59,48 +130,6 @@ def test_importing_shows_no_other_name_and_imports_nothing() -> None:
         print(Checkpoint.__name__, testing.__name__, __version__)
     """
     assert run(code).splitlines() == ["[]", "[]", f"Checkpoint jaxckpt.testing {jaxckpt.__version__}"]
-
-
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    imports = {module: _imported_at_once(module, path) for module, path in _modules().items()}
-    done: set[str] = set()
-
-    def follow(module: str, above: tuple[str, ...]) -> None:
-        assert module not in above, f"a circle: {' -> '.join([*above[above.index(module) :], module])}"
-        if module not in done:
-            for other in sorted(imports[module]):
-                follow(other, (*above, module))
-            done.add(module)
-
-    for module in imports:
-        follow(module, ())
-
-
-def _modules() -> dict[str, Path]:
-    found = {}
-    for path in (ROOT / "jaxckpt").rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def _imported_at_once(module: str, path: Path) -> set[str]:
-    """Returns the modules of the package that importing `module` imports by a statement: not those inside functions."""
-    known, found = _modules(), set()
-    waiting: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.FunctionDef) or (
-            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        ):
-            continue
-        waiting += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (inside & known.keys()) | ({node.module} if inside - known.keys() else set())
-    return (found & known.keys()) - {module}
 
 
 # Every round starts from the import of jaxckpt. JAX is there already, so that the threads meet in jaxckpt's own modules.
