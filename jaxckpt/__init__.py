@@ -78,15 +78,18 @@ __all__ = ["__version__", *sorted(_HOME_OF)]
 _import_lock = _threading.RLock()
 
 
-def __getattr__(name: str) -> _typing.Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'jaxckpt' has no attribute {name!r}")
-    with _import_lock:
-        module = _importlib.import_module(home)
-        value = module if home == f"jaxckpt.{name}" else getattr(module, name)
-        globals()[name] = value
-    return value
+# Type checkers would take every name for a public one: a misspelt name, too.
+if not _typing.TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'jaxckpt' has no attribute {name!r}")
+        with _import_lock:
+            module = _importlib.import_module(home)
+            value = module if home == f"jaxckpt.{name}" else getattr(module, name)
+            globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
