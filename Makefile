@@ -1,7 +1,8 @@
 # make demo         train the example, with checkpoints        ARGS="--steps 300 --dir /tmp/run"
-# make test         run the tests                              ARGS="tests/cli -k verify"   JOBS=2
+# make test-fast    run the quick tests, which need neither jobs nor a bucket, in less than 90 seconds      ARGS="-k verify"   JOBS=2
+# make test         run all tests                              ARGS="tests/cli -m 'not slow'"               JOBS=2
 # make test-oldest  run the tests of storage with the oldest supported versions of Orbax, JAX and others (by hand; in .venv-oldest)
-# make lint         check formatting, lint rules, types, and which part imports which
+# make lint         check formatting, lint rules, types, spelling, and which part imports which
 # make format       apply formatting and the fixes that are safe
 # make install      only make .venv
 # make clean        remove .venv and .venv-oldest, caches and build results
@@ -16,29 +17,43 @@ PYTHON ?=
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help demo test test-oldest lint format install clean
+# How far an installation into .venv got: each extra of pyproject.toml contains the one before. Where the mark `installing` is found,
+# an installation was interrupted, nothing in .venv can be trusted, and all of it is made again.
+INCLUDED_demo := demo
+INCLUDED_test := demo test
+INCLUDED_lint := demo test lint
+INTERRUPTED := $(if $(wildcard $(VENV)/installing),interrupted)
+
+.PHONY: help demo test test-fast test-oldest lint format install clean interrupted
 .DEFAULT_GOAL := help
+# Two installations into one environment must not run at once.
+.NOTPARALLEL:
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-demo: $(VENV)/installed-test
+demo: $(VENV)/installed-demo
 	@$(BIN)/jaxckpt demo $(ARGS)
 
 # worksteal: an idle worker takes tests from a busy one, so one slow file does not keep a core waiting.
 test: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
+test-fast: $(VENV)/installed-test
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not job and not bucket' $(ARGS)
+
 # The part that depends on what the libraries do. Deprecation warnings are no errors here: nobody repairs old versions.
 test-oldest: $(OLDEST)/installed
 	@$(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal -W default \
-	  $(or $(ARGS),tests/storage tests/test_checkpoint.py tests/test_round_trips.py)
+	  $(or $(ARGS),tests/storage tests/test_checkpoint.py tests/restoring/test_round_trips.py)
 
 lint: $(VENV)/installed-lint
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/codespell
 
 format: $(VENV)/installed-lint
 	@$(BIN)/ruff format .
@@ -61,9 +76,8 @@ find-python = found=; \
 	  exit 1; \
 	fi
 
-# The mark `installing` is there while .venv is in the making: where it is found, that was interrupted, and nothing in it can be
-# trusted. Candidates are run, not only looked up: a name may be a shim that leads nowhere, or a Python without venv or pip.
-$(VENV)/installed-test: pyproject.toml
+# Candidates are run, not only looked up: a name may be a shim that leads nowhere, or a Python without venv or pip.
+$(VENV)/installed-%: pyproject.toml $(INTERRUPTED)
 	@set -eu; \
 	if [ -e $(VENV)/installing ] || ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	  $(call find-python,$(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)); \
@@ -71,17 +85,11 @@ $(VENV)/installed-test: pyproject.toml
 	  rm -rf $(VENV); mkdir $(VENV); touch $(VENV)/installing; \
 	  "$$found" -m venv $(VENV); \
 	fi; \
-	echo "Installing jaxckpt and what its tests need into $(VENV) (a minute or two, once)"; \
+	echo "Installing jaxckpt and its extra '$*' into $(VENV) (a minute or two, once)"; \
 	touch $(VENV)/installing; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
-	rm -f $(VENV)/installing; \
-	touch $@
-
-$(VENV)/installed-lint: $(VENV)/installed-test
-	@touch $(VENV)/installing
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
-	@rm -f $(VENV)/installing
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'; \
+	touch $(addprefix $(VENV)/installed-,$(INCLUDED_$*)); \
+	rm -f $(VENV)/installing
 
 # The oldest versions have no wheels for the newest Python. Made anew each time, so that nothing newer is left in it.
 $(OLDEST)/installed: pyproject.toml .ci/oldest.txt

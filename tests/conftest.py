@@ -20,6 +20,23 @@ import plain_orbax  # noqa: E402  With JAX, whose environment is set now.
 
 Completed = subprocess.CompletedProcess[str]
 
+# Directories whose tests all have a marker, so that it need not stand in each of their files.
+MARKERS = {
+    "demo": "slow",
+    "faults": "slow",
+    "gs": "bucket",
+    "interrupts": "slow",
+    "job/processes": "job",
+    "testing": "job",
+}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks the tests of those directories."""
+    for directory, marker in MARKERS.items():
+        if Path(__file__).parent / directory in item.path.parents:
+            item.add_marker(marker)
+
 
 @pytest.fixture(scope="session")
 def orbax_recorder(tmp_path_factory: pytest.TempPathFactory) -> "plain_orbax.Recorder":
