@@ -53,7 +53,7 @@ lint: $(VENV)/installed-lint
 	@$(BIN)/mypy
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/codespell
+	@$(BIN)/codespell *.md Makefile pyproject.toml benchmarks configs docs jaxckpt tests
 
 format: $(VENV)/installed-lint
 	@$(BIN)/ruff format .
