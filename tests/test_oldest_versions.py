@@ -1,4 +1,4 @@
-"""`make test-oldest` installs the lower bounds that pyproject.toml gives, not others."""
+"""`make test-oldest` installs the lower bounds that pyproject.toml gives, not others, and runs tests that exist."""
 
 import re
 import tomllib
@@ -18,3 +18,8 @@ def test_the_constraints_are_the_lower_bounds() -> None:
     assert len(needed) == len(project["dependencies"])
     oldest = versions((ROOT / ".ci" / "oldest.txt").read_text().splitlines(), "==")
     assert oldest == {**needed, "jaxlib": needed["jax"]}
+
+
+def test_the_tests_exist() -> None:
+    (arguments,) = re.findall(r"\$\(or \$\(ARGS\),(.+)\)", (ROOT / "Makefile").read_text())
+    assert [path for path in arguments.split() if not (ROOT / path).exists()] == []

@@ -77,8 +77,8 @@ def test_the_wrapper_of_a_tensorflow_iterator_compiles() -> None:
 
 LINKS = [
     (page, link)
-    for page in ("README.md", "docs/from_tensorflow.md")
-    for link in re.findall(r"\]\(([\w/.]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    for page in ("README.md", "CHANGELOG.md", "SECURITY.md", "docs/from_tensorflow.md")
+    for link in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)", (ROOT / page).read_text(encoding="utf-8"))
 ]
 
 
