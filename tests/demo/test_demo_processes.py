@@ -13,7 +13,7 @@ from jaxckpt import testing
 from jaxckpt.cli import main
 from jaxckpt.demo import processes, settings
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.job, pytest.mark.timeout(180)]
 
 _STEPS = 24
 _CONFIG = f"""

@@ -250,6 +250,7 @@ class TestWriteState:
             register(make_checkpoint(tmp_path / "a-1"))
         assert jaxckpt.latest_checkpoint(tmp_path) is None
 
+    @pytest.mark.slow
     def test_a_killed_writer_leaves_a_whole_file_and_a_leftover_that_is_found(self, tmp_path: Path) -> None:
         code = """
             import itertools, sys
@@ -362,6 +363,7 @@ class TestRegister:
         assert read is not None
         assert {os.path.join(tmp_path, name) for name in read.entries} == set(paths)
 
+    @pytest.mark.slow
     def test_processes_lose_no_registration(self, tmp_path: Path) -> None:
         code = """
             import sys

@@ -20,7 +20,7 @@ from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.stores import bucket as objects
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.job, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

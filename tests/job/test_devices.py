@@ -344,6 +344,7 @@ JOB = """
 """
 
 
+@pytest.mark.job
 @pytest.mark.timeout(180)
 def test_every_process_of_a_job_resolves_alike():
     with socket.socket() as probe:

@@ -14,6 +14,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = os.path.dirname(jaxckpt.__file__)
 # The lines at which an interrupt could leave something half done; what only computes is passed quickly.
 MODULES = (

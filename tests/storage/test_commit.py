@@ -115,6 +115,7 @@ def restored(path: Path | str) -> int:
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(max(300, KILLS * 15))
 @pytest.mark.parametrize("kind", ["save", "write", "manager"])
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -164,6 +165,7 @@ def test_killed_at_any_moment(kind: str, variant: str, tmp_path: Path) -> None:
     assert len(manager.checkpoints) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(max(300, KILLS * 15))
 def test_killed_where_directories_cannot_be_exchanged(tmp_path: Path) -> None:
     """`write` over a checkpoint needs two renames there; killed between them, the old one still restores."""
@@ -177,6 +179,7 @@ def test_killed_where_directories_cannot_be_exchanged(tmp_path: Path) -> None:
         last = begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", range(1, 12))
 def test_killed_at_every_rename(moment: int, tmp_path: Path) -> None:
     """The same, exactly there: the program kills itself before its n-th rename, with and without exchange."""

@@ -28,6 +28,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 import jaxckpt
 from jaxckpt import cli, storage
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("JAXCKPT_KILLS", "40"))
 

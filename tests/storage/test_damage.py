@@ -13,6 +13,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.slow
+
 FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "200"))
 SETTINGS = {
     "plain": None,

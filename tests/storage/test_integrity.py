@@ -22,6 +22,8 @@ from orbax.checkpoint import v1
 import jaxckpt
 from jaxckpt.storage.ocdbt import writer
 
+pytestmark = pytest.mark.slow
+
 FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "24"))
 MIB = 1 << 20
 Options = jaxckpt.CheckpointOptions
