@@ -25,6 +25,7 @@ MARKERS = {
     "demo": "slow",
     "faults": "slow",
     "gs": "bucket",
+    "hostile": "slow",
     "interrupts": "slow",
     "job/processes": "job",
     "testing": "job",

@@ -11,6 +11,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import jaxckpt
 
 ROOT = Path(__file__).parents[1]
@@ -173,6 +175,7 @@ _ROUNDS = """
 """
 
 
+@pytest.mark.slow
 def test_several_threads_may_use_the_package_first(tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(x=7).write(tmp_path / "ckpt")
     run(_ROUNDS, path, 8)

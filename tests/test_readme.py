@@ -27,6 +27,7 @@ def run(code: str, directory: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "checkpoints/ckpt-3" in run(BLOCKS[0], tmp_path)
     assert "checkpoints/ckpt-6" in run(BLOCKS[0], tmp_path)
@@ -56,6 +57,7 @@ def tensorflow_page() -> list[str]:
     return blocks
 
 
+@pytest.mark.slow
 def test_the_page_for_users_of_tensorflow_runs(tmp_path: Path) -> None:
     blocks = [block for block in tensorflow_page() if "import tensorflow" not in block]
     assert len(blocks) == 5

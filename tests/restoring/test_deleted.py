@@ -150,6 +150,7 @@ def test_the_command_line_says_so_in_one_line(trap: Trap, tmp_path: Path, capsys
         assert len(captured.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_trainer_that_keeps_one_and_an_evaluator_beside_it(tmp_path: Path) -> None:
     counts, errors = race.run(tmp_path, 4.0)
     assert errors == []

@@ -61,6 +61,7 @@ def put(value: Any, place: Any, *, weak: bool) -> jax.Array:
 
 
 class TestWeakTypes:
+    @pytest.mark.slow
     def test_they_stay_on_every_sharding(self, tmp_path: Path) -> None:
         values, arrays, structs, expected = {}, {}, {}, {}
         for dtype in DTYPES:

@@ -145,6 +145,7 @@ def stored_or_refused(value: Any, directory: Path, options: Any = None) -> tuple
         return checkpoint, None
 
 
+@pytest.mark.slow
 @hypothesis.given(value=trees, asynchronous=st.booleans(), zstd=st.booleans())
 @hypothesis.settings(max_examples=120, suppress_health_check=slow)
 @hypothesis.example(value={"a": {"b": 1}, "a.b": 2}, asynchronous=False, zstd=False)
@@ -250,6 +251,7 @@ plain_trees = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @quiet_orbax
 @hypothesis.given(value=plain_trees)
 @hypothesis.settings(max_examples=40, suppress_health_check=slow)

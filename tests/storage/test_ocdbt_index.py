@@ -67,6 +67,7 @@ def test_forms_that_are_left_to_tensorstore(tmp_path: Path) -> None:
         by_us(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [-5, 0, 3, 19])
 @pytest.mark.parametrize("node", [500, 100_000_000])
 def test_compressed_nodes(node: int, level: int, tmp_path: Path) -> None:
@@ -121,6 +122,7 @@ def outcome(directory: Path, expected: dict[str, bytes]) -> str:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ours", "several nodes", "merged"])
 def test_flipped_bits_of_the_index(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every value is inline or checked by its reader, so any flip that is not noticed here must be harmless."""

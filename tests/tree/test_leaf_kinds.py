@@ -105,6 +105,7 @@ def trees_with(alphabet: str) -> st.SearchStrategy[Any]:
     )
 
 
+@pytest.mark.slow
 @TREES
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=trees_with("ab/~ é"), asynchronous=st.booleans())
@@ -148,6 +149,7 @@ def as_read(leaf: Any) -> Any:
     return leaf
 
 
+@pytest.mark.slow
 @TREES
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 # Orbax itself cannot read a str below a key with "/" or "~".
