@@ -256,9 +256,8 @@ class Checkpoint:
             try:
                 self._start(save, turn, reserve, step)
             finally:
-                if (
-                    number is None and save.number and self._counter == save.number
-                ):  # Committed, even if a callback failed.
+                # Committed, even if a callback failed.
+                if number is None and save.number and self._counter == save.number:
                     self._given[given] = save.number
         return save.path
 

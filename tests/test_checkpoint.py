@@ -142,9 +142,8 @@ class TestFailedSaves:
         options = jaxckpt.CheckpointOptions(enable_async=asynchronous)
         checkpoint = jaxckpt.Checkpoint(a=np.arange(3), z={"deep": [self.BAD[kind]]})
         for save in (checkpoint.save, checkpoint.write):
-            with pytest.raises(
-                (TypeError, ValueError), match=r"z/deep/0|^z: a mapping"
-            ):  # Before save returns, also when async.
+            # Before save returns, also when it is asynchronous.
+            with pytest.raises((TypeError, ValueError), match=r"z/deep/0|^z: a mapping"):
                 save(tmp_path / "new" / "ckpt", options)
         assert os.listdir(tmp_path) == []
         assert checkpoint.save_counter == 0

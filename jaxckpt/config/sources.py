@@ -238,9 +238,8 @@ class Source:
             pairs = value.items() if hasattr(value, "items") else value.to_dict().items()
             return list(itertools.islice(pairs, MAX_VALUES + 1))
         items: list[tuple[object, object]] = []
-        for key in itertools.islice(
-            value.keys(), MAX_VALUES + 1
-        ):  # not `in value`: what is no dict may iterate over something else
+        # Not `in value`: a mapping that is not a dict may iterate over something else.
+        for key in itertools.islice(value.keys(), MAX_VALUES + 1):
             try:
                 items.append((key, value[key]))
             except Exception as error:  # a mandatory value that is missing, an interpolation of nothing

@@ -17,9 +17,8 @@ from jaxckpt.demo.saves import SaveLog
 from jaxckpt.job.devices import parse_device, parse_spec, process_of
 
 _START_SECS = 120.0
-_TRAINING_SECS = (
-    7 * 86400.0
-)  # As long as it takes: JAX ends the job if a process is gone, Ctrl-C if the user is tired of it.
+# As long as it takes: JAX ends the job if a process is gone, Ctrl-C if the user is tired of it.
+_TRAINING_SECS = 7 * 86400.0
 _HEARTBEAT_SECS = 60  # A laptop that is busy, or asleep for a moment, is no dead process.
 _POLL_SECS = 0.05
 _OUTPUT_LINES = 20

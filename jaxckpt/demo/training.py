@@ -70,9 +70,8 @@ class Batches:
         return self
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._position + self._batch_size > len(
-            self._examples
-        ):  # What does not fill a batch waits for another epoch.
+        # Examples that do not fill a batch wait for another epoch.
+        if self._position + self._batch_size > len(self._examples):
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._shuffled()
         chosen = self._order[self._position : self._position + self._batch_size]

@@ -77,9 +77,8 @@ class _Control:
                     # Here and not where the function is called: a release that follows must find the new one.
                     self._gates = {}
                 self.orders.put(message)
-        os.killpg(
-            0, signals.SIGKILL
-        )  # The parent is gone, and so is whoever asks why. What this process started goes too.
+        # The parent is gone, so nobody asks why. What this process started goes, too.
+        os.killpg(0, signals.SIGKILL)
 
 
 class _Pickler(pickle.Pickler):

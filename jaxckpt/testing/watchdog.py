@@ -41,9 +41,8 @@ class Watchdog:
 
     def _tell(self, number: int) -> None:
         assert self._popen.stdin is not None
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # It was killed; the processes notice the parent's end by themselves.
+        # If it was killed, the processes notice the parent's end by themselves.
+        with contextlib.suppress(BrokenPipeError):
             os.write(self._popen.stdin.fileno(), b"%d\n" % number)
 
     def close(self) -> None:

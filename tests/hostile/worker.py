@@ -22,9 +22,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 SECONDS, BYTES = 5.0, 200 << 20  # that a call may take
-ROOM = (
-    8 << 30
-)  # of addresses, besides what a fresh worker has: an allocation that is too large must not take the machine with it
+# Bytes of addresses, besides those of a fresh worker: an allocation that is too large must not take the machine with it.
+ROOM = 8 << 30
 
 
 def main() -> None:

@@ -87,9 +87,8 @@ def run_and_kill(directory: Path, kind: str, variant: str, start: int, crippled:
         )
         try:
             deadline = time.monotonic() + 60
-            while (
-                "done" not in output.read_text()
-            ):  # The first save imports Orbax: a long time in which nothing happens.
+            # The first save imports Orbax: a long time in which nothing happens.
+            while "done" not in output.read_text():
                 if writer.poll() is not None or time.monotonic() > deadline:
                     writer.kill()
                     raise AssertionError(writer.communicate(timeout=60)[1])

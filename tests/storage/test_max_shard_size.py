@@ -43,9 +43,8 @@ def data_files(path: str | Path) -> dict[str, int]:
     limit=st.integers(20, 5000),
     compression=st.sampled_from([None, "zstd"]),
 )
-@hypothesis.example(
-    shape=[10_000], dtype=np.uint8, limit=1004, compression="zstd"
-)  # Noise grows when it is compressed.
+# Noise grows when it is compressed.
+@hypothesis.example(shape=[10_000], dtype=np.uint8, limit=1004, compression="zstd")
 @hypothesis.settings(max_examples=20)
 def test_small_limits(
     shape: list[int], dtype: Any, limit: int, compression: Any, tmp_path_factory: pytest.TempPathFactory

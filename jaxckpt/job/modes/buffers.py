@@ -14,9 +14,8 @@ class Pool:
     def __init__(self, keep_bytes: int) -> None:
         """Args: most bytes of buffers that are kept for later."""
         self._keep = keep_bytes
-        self._free: deque[np.ndarray] = (
-            deque()
-        )  # Its methods are atomic: buffers come back from any thread, at any time.
+        # Its methods are atomic: buffers come back from any thread, at any time.
+        self._free: deque[np.ndarray] = deque()
 
     def take(self, nbytes: int) -> np.ndarray:
         """Returns a buffer of uint8 with any content."""

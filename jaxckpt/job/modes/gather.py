@@ -214,9 +214,8 @@ class _Fetcher:
         self._scanning = threading.Lock()
         # Nothing that refers to this: in a circle, shared memory would stay until garbage is collected.
         self._upcoming = _small_pieces(self._entries, session.process)
-        self._waiting: dict[int, dict[tuple[int, Box], None]] = defaultdict(
-            dict
-        )  # owner → small pieces not asked for yet
+        # By owner: the small pieces that it has not been asked for yet.
+        self._waiting: dict[int, dict[tuple[int, Box], None]] = defaultdict(dict)
         self._ready: dict[tuple[int, Box], np.ndarray] = {}
         self._batching: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._buffers = Pool(_KEEP_BYTES)

@@ -120,9 +120,8 @@ class Provider:
                 futures.append(future)
         if mine:
             self._fill(mine)
-        return [
-            future.result() for future in futures
-        ]  # Bounded: whoever reads it is bounded by the checkpoint's own timeout.
+        # Bounded: each read is bounded by the checkpoint's own timeout.
+        return [future.result() for future in futures]
 
     def _fill(self, keys: Sequence[ReadKey]) -> None:
         with self._lock:

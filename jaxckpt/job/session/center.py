@@ -195,9 +195,8 @@ class Center(Session):
         """
         votes: dict[int, BaseException | None] = {}
         given_up: list[BaseException] = []
-        unserved = {
-            process: threading.Lock() for process in self._links
-        }  # held from then on by the thread that serves it
+        # The thread that serves a process holds its lock from then on.
+        unserved = {process: threading.Lock() for process in self._links}
         served = {process: threading.Event() for process in self._links}
 
         def one(process: int) -> None:

@@ -67,9 +67,8 @@ def _mixed(kind: type[Exception]) -> type[ProcessError]:
 
 
 _MIXED: dict[str, type[ProcessError]] = {name: _mixed(kind) for name, kind in _KINDS.items()}
-globals().update(
-    {kind.__name__: kind for kind in _MIXED.values() if kind is not ProcessError}
-)  # So that they can be pickled.
+# So that they can be pickled.
+globals().update({kind.__name__: kind for kind in _MIXED.values() if kind is not ProcessError})
 
 
 def describe(error: BaseException, process: int) -> Failure:

@@ -98,9 +98,8 @@ def largest_chunk(settings: WriteSettings) -> int:
         if uses_ocdbt(settings):
             limit = min(limit, settings.max_file_size // 4)  # A data file may outgrow its target by a chunk.
         else:
-            slack = (
-                0 if compression(settings) is None else (settings.max_file_size >> 6) + 128
-            )  # What zstd may add to noise.
+            # zstd may add as much as this to noise.
+            slack = 0 if compression(settings) is None else (settings.max_file_size >> 6) + 128
             limit = min(limit, settings.max_file_size - CHECKSUM_BYTES - slack)
     return limit
 
