@@ -13,6 +13,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PRELUDE = """
 import os, signal, sys, threading, time

@@ -10,6 +10,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import os, signal, sys, threading, time
 import numpy as np, jaxckpt
