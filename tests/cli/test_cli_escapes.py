@@ -90,6 +90,7 @@ def test_names_are_escaped(command, paths, capsys):
         assert document["directory"] == str(directory)
 
 
+@pytest.mark.slow
 def test_the_bytes_that_a_process_prints(paths, cli_command):
     command, environment = cli_command
     _, first, second = paths

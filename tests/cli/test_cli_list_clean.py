@@ -138,6 +138,7 @@ def test_a_save_that_runs_is_left_alone(directory, saving, capsys):
     assert names(directory) == before
 
 
+@pytest.mark.slow
 def test_a_killed_save_is_cleaned(cli, directory, saving, capsys):
     saving.send_signal(signal.SIGKILL)
     saving.wait()

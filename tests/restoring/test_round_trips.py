@@ -417,6 +417,7 @@ def test_any_sharding_to_any_other(saved: str, large: bool, tmp_path: Path) -> N
         assert np.asarray(v1.load(path)["value"]).tobytes() == value.tobytes()
 
 
+@pytest.mark.slow
 def test_another_number_of_devices(tmp_path: Path) -> None:
     """Saved on eight devices, restored on two and on three: into shardings, without targets, and by plain Orbax."""
     devices = jax.devices()
