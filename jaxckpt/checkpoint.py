@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from traceback import format_exception
 from typing import Any, Self
 
-from jaxckpt.directory import paths, state_file
+from jaxckpt._lib import numbering
+from jaxckpt.directory import free_numbers, paths, state_file
 from jaxckpt.directory.hooks import SaveHooks, Unregistered
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.restoring import restore as loading
@@ -203,7 +204,7 @@ class Checkpoint:
 
         def reserve(save: Save) -> tuple[int, str]:
             exact = paths.spelled(path)
-            paths.reserve(save, exact)
+            free_numbers.reserve(save, exact)
             return self._counter, exact
 
         turn = self._turn(options, "write")
@@ -229,9 +230,9 @@ class Checkpoint:
             state_file.refuse_tensorflow(os.path.dirname(paths.absolute(exact)))
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
-                return paths.reserve_unused(save, exact, self._counter + 1, self._given.get(given, 0))
-            path = f"{exact}-{number}"
-            paths.reserve(save, path)
+                return free_numbers.reserve_unused(save, exact, self._counter + 1, self._given.get(given, 0))
+            path = numbering.name_of(exact, number)
+            free_numbers.reserve(save, path)
             # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
             return self._counter + 1, path
 

@@ -3,11 +3,11 @@
 import copy
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from jaxckpt._lib import numbering
 from jaxckpt._lib.uninterrupted import uninterrupted
 from jaxckpt.directory import foreign_runs, retention, state_file
 from jaxckpt.directory.hooks import SaveHooks
@@ -168,7 +168,9 @@ class ManagedDirectory:
             own = [name for name in self._own(records.entries) if name != new]
             records.kept.difference_update(retention.newest(own, self._max_to_keep))
         # The disk is looked at after the file: what was registered in between is found on disk.
-        on_disk = [f"{self._name}-{number}" for number in storage.list_numbered(os.path.join(root, self._name))]
+        on_disk = [
+            numbering.name_of(self._name, number) for number in storage.list_numbered(os.path.join(root, self._name))
+        ]
         on_disk = [name for name in on_disk if name != new]
         gone = state_file.missing(root, records)
         state_file.bound(root, records, gone, new)
@@ -191,7 +193,7 @@ class ManagedDirectory:
         return _View(records, [name for name in records.entries if name in present], unregistered)
 
     def _own(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if re.fullmatch(re.escape(self._name) + r"-(0|[1-9][0-9]*)", name)]
+        return [name for name in names if numbering.prefix_of(name) == self._name]
 
 
 class ManagedSave(SaveHooks):

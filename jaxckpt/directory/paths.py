@@ -1,15 +1,10 @@
-"""Checkpoint paths: what a caller may give, and which number is free."""
+"""Checkpoint paths: what a caller may give."""
 
 import os
 import re
-import threading
 from typing import Any
 
-from jaxckpt.directory import foreign_runs
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import reservations
-
-_lock = threading.Lock()
 
 
 def checked_path(value: Any, argument: str) -> str:
@@ -86,57 +81,3 @@ def absolute(path: str) -> str:
 def spelled(path: str) -> str:
     """Returns `path` as it is spelled, but without a ``name/..`` that leads nowhere, as there is no `name`."""
     return stores.spelled(path)
-
-
-def release(path: str, owner: object) -> None:
-    """Gives up the reservation of an absolute path, if it is the owner's: its save is over. Idempotent."""
-    with _lock:
-        reservations.release(path, owner)
-
-
-def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
-    """Chooses and reserves a number that no checkpoint, file or save in flight of this process has.
-
-    Args:
-      owner: the save, which the reservation lasts no longer than.
-      prefix: directory and name.
-      wanted: the number to take if it is free; otherwise the one after the highest is taken.
-      given: numbers up to this one are taken, although nothing may be there any more.
-
-    Returns:
-      The number, and the path ``<prefix>-<number>``.
-
-    Raises:
-      CheckpointError: the number is that of a TensorFlow checkpoint.
-      OSError: with errno; the directory cannot be read.
-    """
-    with _lock:
-        path = f"{prefix}-{wanted}"
-        if wanted <= given or stores.exists(path) or reservations.holds(path):
-            wanted = max((*_numbers(prefix), wanted, given)) + 1
-            path = f"{prefix}-{wanted}"
-        foreign_runs.refuse_prefix(path)
-        reservations.reserve(path, owner)
-        return wanted, path
-
-
-def reserve(owner: object, path: str) -> None:
-    """Reserves a path that may replace what is there, for as long as the save `owner` lasts.
-
-    Raises:
-      CheckpointError: it is the prefix of a TensorFlow checkpoint.
-    """
-    foreign_runs.refuse_prefix(path)
-    with _lock:
-        reservations.reserve(path, owner)
-
-
-def _numbers(prefix: str) -> list[int]:
-    directory, name = os.path.split(stores.absolute(prefix))
-    pattern = re.compile(re.escape(name) + r"-([0-9]+)")
-    try:
-        names = stores.names(directory)
-    except FileNotFoundError:
-        names = []
-    numbers = [int(match[1]) for entry in names + reservations.names(directory) if (match := pattern.fullmatch(entry))]
-    return [number for number in numbers if number < 2**62]  # Nobody counted that far: a foreign file.

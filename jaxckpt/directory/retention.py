@@ -17,9 +17,9 @@ Each later writer carries that on (`Records.borders`), whatever it saves.
 """
 
 import math
-import re
 from collections.abc import Callable, Collection, Sequence, Set
 
+from jaxckpt._lib.numbering import prefix_of
 from jaxckpt.directory.state_text import Records
 
 _HOUR = 3600.0
@@ -95,7 +95,7 @@ def bound(
         # jaxckpt 0.1 wrote such files. A crash leaves one checkpoint of a name; where there are more, the user took
         # them out of the list.
         for prefix, names in on_disk().items():
-            listed = [name for name in records.entries if numbered(name) == prefix]
+            listed = [name for name in records.entries if prefix_of(name) == prefix]
             times = [(name not in gone and commit_time(name)) or records.entries[name] for name in listed]
             newest_time = times[-1] if times else max(records.entries.values())
             unknown = [name for name in names if name not in records.entries and name not in records.kept]
@@ -103,17 +103,11 @@ def bound(
                 records.raise_border(prefix, written())
             elif not listed:
                 records.raise_border(prefix, newest_time)
-    last = {numbered(name): at for name, at in records.entries.items() if name not in gone}
+    last = {prefix_of(name): at for name, at in records.entries.items() if name not in gone}
     for name in gone & records.entries.keys():
-        owner, at = numbered(name), records.entries[name]
+        owner, at = prefix_of(name), records.entries[name]
         if owner is not None and at > last.get(owner, -math.inf):
             records.raise_border(owner, at)
-
-
-def numbered(name: str) -> str | None:
-    """Returns the part before the number of a name ``<prefix>-<number>``; None for another name."""
-    found = re.fullmatch(r"(.+)-(?:0|[1-9][0-9]*)", name, re.DOTALL)
-    return found and found[1]
 
 
 def newest(managed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
+from jaxckpt._lib import numbering
 from jaxckpt._lib.arguments import also_named
 from jaxckpt.directory import foreign_runs, paths, retention
 from jaxckpt.directory.ask import ask
@@ -414,7 +415,7 @@ def rebuilt(directory: str, reason: Exception) -> Records:
     _logger.warning("%s. Rebuilding it from the checkpoints in %s.", reason, directory)
     names = [name for names in _committed(directory).values() for name in names]
     times = {name: commit_time(os.path.join(directory, name)) for name in names}
-    names.sort(key=lambda name: (times[name], int(name.rpartition("-")[2])))
+    names.sort(key=lambda name: (times[name], numbering.number_of(name)))
     version = reason.version if isinstance(reason, UnreadableStateError) else None
     return Records({name: times[name] for name in names}, set(names), version=version)
 
@@ -423,9 +424,9 @@ def _committed(directory: str) -> dict[str, list[str]]:
     """Returns the part of the name before the number → names of the committed checkpoints in a directory."""
     from jaxckpt import storage
 
-    prefixes = {prefix for name in stores.names(directory) if (prefix := retention.numbered(name)) is not None}
+    prefixes = {prefix for name in stores.names(directory) if (prefix := numbering.prefix_of(name)) is not None}
     return {
-        prefix: [f"{prefix}-{number}" for number in storage.list_numbered(os.path.join(directory, prefix))]
+        prefix: [numbering.name_of(prefix, number) for number in storage.list_numbered(os.path.join(directory, prefix))]
         for prefix in prefixes
     }
 

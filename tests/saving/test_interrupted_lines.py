@@ -18,7 +18,7 @@ PACKAGE = os.path.dirname(jaxckpt.__file__)
 # The lines at which an interrupt could leave something half done; what only computes is passed quickly.
 MODULES = (
     *("_lib/uninterrupted", "checkpoint", "manager"),
-    *("directory/lock", "directory/managed", "directory/paths", "directory/state_file", "directory/state_store"),
+    *("directory/lock", "directory/managed", "directory/free_numbers", "directory/state_file", "directory/state_store"),
     *("saving/background", "saving/save"),
     *(
         "storage/commit/checkpoint_path",
