@@ -39,7 +39,7 @@ _PHASES = (
     ("fsync of metadata and directories", "jaxckpt.storage.commit.by_rename", "sync_tree"),
     ("rename", "jaxckpt.storage.commit.by_rename", "_publish"),
     ("remove the temporary directory", "jaxckpt.storage.commit.temporary", "remove"),
-    ("register as latest", "jaxckpt.directory.state_file", "register"),
+    ("register as latest", "jaxckpt.directory.registration", "register"),
     ("rest of the commit", "jaxckpt.storage.commit.by_rename", "save"),
     ("open and check metadata", "jaxckpt.storage.opened", "StoredCheckpoint.__init__"),
     ("match names", "jaxckpt.restoring", "match"),

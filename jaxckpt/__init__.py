@@ -14,9 +14,9 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.checkpoint import Checkpoint as Checkpoint
     from jaxckpt.config import CheckpointConfig as CheckpointConfig
     from jaxckpt.config import load_config as load_config
-    from jaxckpt.directory.state_file import checkpoints_iterator as checkpoints_iterator
-    from jaxckpt.directory.state_file import get_checkpoint_state as get_checkpoint_state
-    from jaxckpt.directory.state_file import latest_checkpoint as latest_checkpoint
+    from jaxckpt.directory.following import checkpoints_iterator as checkpoints_iterator
+    from jaxckpt.directory.latest import get_checkpoint_state as get_checkpoint_state
+    from jaxckpt.directory.latest import latest_checkpoint as latest_checkpoint
     from jaxckpt.errors import CheckpointError as CheckpointError
     from jaxckpt.errors import ConfigError as ConfigError
     from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
@@ -47,7 +47,8 @@ _HOME_OF = {
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
-        "directory.state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
+        "directory.following": ("checkpoints_iterator",),
+        "directory.latest": ("get_checkpoint_state", "latest_checkpoint"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("verify",),
         "testing": ("testing",),

@@ -8,7 +8,7 @@ from traceback import format_exception
 from typing import Any, Self
 
 from jaxckpt._lib import numbering
-from jaxckpt.directory import free_numbers, paths, state_file
+from jaxckpt.directory import free_numbers, paths, registration
 from jaxckpt.directory.hooks import SaveHooks, Unregistered
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.restoring import restore as loading
@@ -227,7 +227,7 @@ class Checkpoint:
 
         def reserve(save: Save) -> tuple[int, str]:
             exact = paths.spelled(prefix)
-            state_file.refuse_tensorflow(os.path.dirname(paths.absolute(exact)))
+            registration.refuse_tensorflow(os.path.dirname(paths.absolute(exact)))
             if number is None:
                 # After restoring an older checkpoint, a number that was given before is not given again, deleted or not.
                 return free_numbers.reserve_unused(save, exact, self._counter + 1, self._given.get(given, 0))

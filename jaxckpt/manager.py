@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from jaxckpt import storage
 from jaxckpt._lib.arguments import index, positive_int, positive_number, type_name
 from jaxckpt.checkpoint import Checkpoint
-from jaxckpt.directory import foreign_runs, paths, state_file
-from jaxckpt.directory.ask import ask, does_file_access
-from jaxckpt.directory.managed import ManagedDirectory, ManagedSave
+from jaxckpt.directory import foreign_runs, paths
+from jaxckpt.directory.ask import ask, does_file_access, file_process
+from jaxckpt.directory.hooks import ManagerHooks
+from jaxckpt.directory.series import CheckpointSeries
 from jaxckpt.directory.steps import SavedStep, SavedSteps, step_reader
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.resuming import Candidates, restore_newest
@@ -93,19 +95,19 @@ class CheckpointManager:
         self._options = options
         self._last_device: Any = None
         self._warned = False
-        self._managed = ManagedDirectory(
+        self._series = CheckpointSeries(
             self._name,
             positive_int("max_to_keep", max_to_keep),
             positive_number("keep_checkpoint_every_n_hours", keep_checkpoint_every_n_hours),
         )
-        state_file.resolve(options)
+        file_process(options)
         self._start()
 
     def _start(self) -> None:
         if not does_file_access(self._options):
             return
         try:
-            behind, foreign = self._managed.start(self._root())
+            behind, foreign = self._series.start(self._root())
         except OSError as error:
             # Whoever only reads need not be able to write. A call that needs what failed says so.
             _logger.warning("Could not put %s in order: %s", self._directory, error)
@@ -150,7 +152,7 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        return self._ask("CheckpointManager.checkpoints", lambda: self._paths(self._managed.listed(self._root())))
+        return self._ask("CheckpointManager.checkpoints", lambda: self._paths(self._series.listed(self._root())))
 
     def _paths(self, names: Iterable[str]) -> list[str]:
         """The paths of checkpoints as callers are told. On the process that does the file access only."""
@@ -178,7 +180,6 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        from jaxckpt import storage
 
         def latest() -> str | None:
             before: list[str] | None = None
@@ -194,7 +195,7 @@ class CheckpointManager:
         return self._ask("CheckpointManager.latest_checkpoint", latest)
 
     def _newest_first(self) -> list[str]:
-        return self._paths(self._managed.newest_first(self._root()))
+        return self._paths(self._series.newest_first(self._root()))
 
     def save(
         self,
@@ -221,7 +222,7 @@ class CheckpointManager:
         # Before a step is asked for: where none is due, tracing would go on in silence.
         self._checkpoint._refuse_tracing("save")
         options = self._options if options is None else options
-        state_file.resolve(options)
+        file_process(options)
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
         if number is not None and number < 0:
             raise ValueError(f"checkpoint_number must not be negative, got {number}.")
@@ -231,7 +232,7 @@ class CheckpointManager:
             step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
             if step is None:
                 return None
-        hooks = ManagedSave(self._managed, self._steps, step)
+        hooks = ManagerHooks(self._series, self._steps, step)
         try:
             path = self._checkpoint._save(
                 os.path.join(self._directory, self._name),
@@ -282,7 +283,7 @@ class CheckpointManager:
         """
         self._checkpoint._refuse_tracing("restore_or_initialize")
         options = self._options_for_reading() if options is None else options
-        state_file.resolve(options)
+        file_process(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
         with self._checkpoint._lock:
             restored = restore_newest(
@@ -300,7 +301,7 @@ class CheckpointManager:
         """Nothing was restored: raises if it must not be initialized, and warns of another program's checkpoints."""
 
         def look() -> str | None:
-            found = self._managed.foreign(self._root())
+            found = self._series.foreign(self._root())
             if found is not None and found.is_tensorflow:
                 raise foreign_runs.tensorflow_error(found.directory, found.names)
             return None if found is None else str(found)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxckpt import storage
 from jaxckpt._lib.arguments import also_named
 from jaxckpt._lib.documents import DamagedError, damage
-from jaxckpt.directory import paths, state_file
+from jaxckpt.directory import latest, paths
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item import tree_metadata
@@ -312,8 +312,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Reader:
       CorruptCheckpointError: it is damaged.
     """
     text = paths.spelled(paths.checked_path(path, "path"))
-    if not storage.is_checkpoint(text) and (latest := state_file.latest_checkpoint(text)) is not None:
-        text = latest
+    if not storage.is_checkpoint(text) and (found := latest.latest_checkpoint(text)) is not None:
+        text = found
     return Reader(text)
 
 

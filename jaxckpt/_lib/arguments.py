@@ -3,12 +3,14 @@
 import functools
 import math
 import operator
+import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 _Result = TypeVar("_Result")
+StrPath: TypeAlias = str | os.PathLike[str]
 
 
 def type_name(value: Any) -> str:

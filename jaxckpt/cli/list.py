@@ -20,7 +20,7 @@ from jaxckpt._lib.output import (
 from jaxckpt.cli.resolve import existing_directory, size_of
 
 if TYPE_CHECKING:
-    from jaxckpt.directory.state_file import CheckpointState
+    from jaxckpt.directory.latest import CheckpointState
 
 HELP = "show the checkpoints of a directory: sizes, ages, the latest, leftovers"
 DESCRIPTION = (
@@ -160,7 +160,7 @@ def _checkpoints(directory: str, state: "CheckpointState | None", latest: str | 
 
 
 def _changed(path: str) -> float:
-    from jaxckpt.directory import state_file
+    from jaxckpt.directory import on_disk
     from jaxckpt.storage import stores
 
-    return state_file.commit_time(path) if stores.is_bucket(path) else os.stat(path).st_mtime
+    return on_disk.commit_time(path) if stores.is_bucket(path) else os.stat(path).st_mtime

@@ -33,23 +33,20 @@ def update(directory: str, change: Callable[[], _T]) -> _T:
     Raises:
       OSError: with errno; as of `locked`, or others have changed the file all the time.
     """
-    result: list[_T] = []
 
-    def work() -> None:
+    def work() -> _T:
         end = time.monotonic() + _WAIT_SECS
         with locked(directory):
             while True:
                 try:
-                    result.append(change())
-                    return
+                    return change()
                 except stores.bucket.ChangedError:
                     if time.monotonic() > end:
                         raise
                     time.sleep(random.uniform(0.05, 0.5))
 
     # An interrupt that kept the lock from being given back would let all others wait.
-    uninterrupted(work)
-    return result[0]
+    return uninterrupted(work)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 A checkpoint on disk is in one of four states:
 
-* **listed** (`Records.entries`): managed; deleted once `max_to_keep` newer ones are listed;
+* **listed** (`Records.entries`): a manager's; deleted once `max_to_keep` newer ones are listed;
 * **kept** (`Records.kept`, a line of the state file each): never deleted; it may be listed as well, until newer ones
   push it out. These are the checkpoints that `keep_checkpoint_every_n_hours` preserved, and those of which it is not
   certain that nothing preserved them;
@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Collection, Sequence, Set
 
 from jaxckpt._lib.numbering import prefix_of
-from jaxckpt.directory.state_text import Records
+from jaxckpt.directory.state_file.records import Records
 
 _HOUR = 3600.0
 
@@ -64,8 +64,8 @@ def adopt(
             place -= 1
         order.insert(place, name)
     records.entries = {name: records.entries.get(name, times[name]) for name in order}
-    managed = [name for name in order if name in set(on_disk)]
-    records.kept.update(set(unlisted) - set(newest(managed, max_to_keep)))
+    listed = [name for name in order if name in set(on_disk)]
+    records.kept.update(set(unlisted) - set(newest(listed, max_to_keep)))
     return unlisted
 
 
@@ -110,9 +110,14 @@ def bound(
             records.raise_border(owner, at)
 
 
-def newest(managed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:
-    """Returns the names that a save of nothing new would leave."""
-    return managed if max_to_keep is None else managed[-max_to_keep:]
+def newest(listed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:
+    """Returns the names that stay if nothing new is saved.
+
+    Args:
+      listed: names of the manager's listed checkpoints, oldest first.
+      max_to_keep: how many stay; None for all.
+    """
+    return listed if max_to_keep is None else listed[-max_to_keep:]
 
 
 def behind(records: Records, now: float) -> float:
@@ -120,14 +125,14 @@ def behind(records: Records, now: float) -> float:
     return max(0.0, records.last_preserved - now)
 
 
-def set_clock_back(records: Records, managed: Collection[str], now: float) -> float:
+def set_clock_back(records: Records, listed: Collection[str], now: float) -> float:
     """Makes the records right for a clock that shows an earlier time than it did when a checkpoint was preserved.
 
     How long ago anything was saved is not known then, so what is listed is kept, and the periods start again.
 
     Args:
       records: changed in place if need be.
-      managed: names of the manager's listed checkpoints.
+      listed: names of the manager's listed checkpoints.
       now: what the clock shows.
 
     Returns:
@@ -137,23 +142,23 @@ def set_clock_back(records: Records, managed: Collection[str], now: float) -> fl
     if not seconds:
         return 0.0
     records.last_preserved = now
-    records.kept.update(managed)
+    records.kept.update(listed)
     records.borders = {prefix: min(at, now) for prefix, at in records.borders.items()}
     records.entries = {name: min(timestamp, now) for name, timestamp in records.entries.items()}
     return seconds
 
 
-def evict(records: Records, managed: Sequence[str], max_to_keep: int | None, every_n_hours: float | None) -> list[str]:
+def evict(records: Records, listed: Sequence[str], max_to_keep: int | None, every_n_hours: float | None) -> list[str]:
     """Unlists what is preserved and returns what is to be deleted, which stays listed until it has been.
 
     Args:
       records: changed in place.
-      managed: names of the manager's listed checkpoints, oldest first.
+      listed: names of the manager's listed checkpoints, oldest first.
       max_to_keep: how many stay; None for all.
       every_n_hours: one is preserved if it was saved at least that long after the last preserved one; None for none.
     """
     doomed = []
-    for name in managed[: len(managed) - len(newest(managed, max_to_keep))]:
+    for name in listed[: len(listed) - len(newest(listed, max_to_keep))]:
         timestamp = records.entries[name]
         if name in records.kept:
             del records.entries[name]

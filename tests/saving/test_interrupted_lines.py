@@ -18,7 +18,8 @@ PACKAGE = os.path.dirname(jaxckpt.__file__)
 # The lines at which an interrupt could leave something half done; what only computes is passed quickly.
 MODULES = (
     *("_lib/uninterrupted", "checkpoint", "manager"),
-    *("directory/lock", "directory/managed", "directory/free_numbers", "directory/state_file", "directory/state_store"),
+    *("directory/lock", "directory/free_numbers", "directory/hooks", "directory/registration", "directory/series"),
+    *("directory/on_disk", "directory/state_file/file"),
     *("saving/background", "saving/save"),
     *(
         "storage/commit/checkpoint_path",
