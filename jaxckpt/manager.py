@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from jaxckpt import storage
 from jaxckpt._lib.arguments import index, positive_int, positive_number, type_name
-from jaxckpt.checkpoint import Checkpoint
+from jaxckpt.checkpoint import Checkpoint, saver_of
 from jaxckpt.directory import foreign_runs, paths
 from jaxckpt.directory.ask import ask, does_file_access, file_process
 from jaxckpt.directory.hooks import ManagerHooks
@@ -79,6 +79,7 @@ class CheckpointManager:
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type_name(checkpoint)}.")
         self._checkpoint = checkpoint
+        self._saver = saver_of(checkpoint)
         self._directory = paths.checked_path(directory, "directory")
         self._name = _checked_name(checkpoint_name)
         self._checkpoint_interval = positive_int("checkpoint_interval", checkpoint_interval)
@@ -220,7 +221,7 @@ class CheckpointManager:
             up its number.
         """
         # Before a step is asked for: where none is due, tracing would go on in silence.
-        self._checkpoint._refuse_tracing("save")
+        self._saver.refuse_tracing("save")
         options = self._options if options is None else options
         file_process(options)
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
@@ -234,11 +235,11 @@ class CheckpointManager:
                 return None
         hooks = ManagerHooks(self._series, self._steps, step)
         try:
-            path = self._checkpoint._save(
+            path = self._saver.save(
                 os.path.join(self._directory, self._name),
                 options,
+                hooks,
                 number=number,
-                hooks=hooks,
                 step=self._step_number(step),
             )
         except BaseException:
@@ -281,11 +282,11 @@ class CheckpointManager:
           OSError: the directory cannot be read.
           As `Checkpoint.restore`, and what a save in flight raised.
         """
-        self._checkpoint._refuse_tracing("restore_or_initialize")
+        self._saver.refuse_tracing("restore_or_initialize")
         options = self._options_for_reading() if options is None else options
         file_process(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
-        with self._checkpoint._lock:
+        with self._saver.lock:
             restored = restore_newest(
                 Candidates(self._checkpoint, self._directory, options, self._newest_first), skip_corrupt
             )

@@ -17,10 +17,17 @@ import jaxckpt
 PACKAGE = os.path.dirname(jaxckpt.__file__)
 # The lines at which an interrupt could leave something half done; what only computes is passed quickly.
 MODULES = (
-    *("_lib/uninterrupted", "checkpoint", "manager"),
-    *("directory/lock", "directory/free_numbers", "directory/hooks", "directory/registration", "directory/series"),
+    *("_lib/uninterrupted", "checkpoint", "manager", "saver"),
+    *(
+        "directory/lock",
+        "directory/free_numbers",
+        "directory/counter",
+        "directory/hooks",
+        "directory/registration",
+        "directory/series",
+    ),
     *("directory/on_disk", "directory/state_file/file"),
-    *("saving/background", "saving/save"),
+    *("saving/background", "saving/save", "saving/saves"),
     *(
         "storage/commit/checkpoint_path",
         "storage/commit/by_rename",
