@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex, SupportsInt, get_type_hints
 
 from jaxckpt.config.kinds import Only, PositiveFloat, PositiveInt, fits, words
-from jaxckpt.directory.paths import checked_path
+from jaxckpt.directory.paths import checked_path, is_name
 from jaxckpt.directory.steps import step_reader
 from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy, policy_of
 
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from jaxckpt.manager import CheckpointManager
 
 SHARD_BY_TASK = "shard_by_task"
-
-
-def _is_name(text: str) -> bool:
-    return text not in ("", ".", "..") and "\0" not in text and os.path.basename(text) == text
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class CheckpointConfig:
     directory: str
     max_to_keep: PositiveInt | None
     keep_checkpoint_every_n_hours: PositiveFloat | None = None
-    checkpoint_name: Annotated[str, Only("a file name without /, as text", _is_name)] = "ckpt"
+    checkpoint_name: Annotated[str, Only("a file name without /, as text", is_name)] = "ckpt"
     step_counter: Callable[[], SupportsInt] | SupportsInt | SupportsIndex | None = None
     checkpoint_interval: PositiveInt | None = None
     init_fn: Callable[[], object] | None = None

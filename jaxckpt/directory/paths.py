@@ -57,6 +57,25 @@ def checked_prefix(value: Any) -> str:
     return prefix
 
 
+def is_name(value: str) -> bool:
+    """Whether `value` can be the name of a file in a directory."""
+    return value not in ("", ".", "..") and "\0" not in value and os.path.basename(value) == value
+
+
+def checked_name(value: Any) -> str:
+    """Returns a `checkpoint_name`.
+
+    Raises:
+      TypeError: it is not a str.
+      ValueError: it is not the name of a file.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"checkpoint_name must be a str, got {type(value).__name__}.")
+    if not is_name(value):
+        raise ValueError(f"checkpoint_name must be the name of a file, without a directory, got {value!r}.")
+    return value
+
+
 def _check_bucket_path(path: str, argument: str) -> None:
     bucket, _, key = path[len(stores.BUCKET_SCHEME) :].partition("/")
     if not bucket:
