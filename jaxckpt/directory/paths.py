@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any
 
+from jaxckpt._lib.arguments import refusal
 from jaxckpt.storage import stores
 
 
@@ -28,16 +29,20 @@ def checked_path(value: Any, argument: str) -> str:
     if "\0" in path:
         raise ValueError(f"{argument} holds a null character: {path!r}.")
     if "orbax-checkpoint-tmp" in os.path.basename(path) or ".jaxckpt-tmp-" in os.path.basename(path):
-        raise ValueError(
-            f"{argument}={path!r}: such names are reserved for the temporary directories of saves that run or were not finished. "
-            "To save, choose another name; to restore, take a committed checkpoint."
+        raise refusal(
+            ValueError,
+            f"{argument}={path!r}",
+            "such names are reserved for the temporary directories of saves that run or were not finished. "
+            "To save, choose another name; to restore, take a committed checkpoint",
         )
     if stores.is_bucket(path):
         _check_bucket_path(path, argument)
     elif scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
-        raise ValueError(
-            f"{argument}={path!r}: {scheme[1]}:// is not supported; local directories and gs:// are. "
-            "Mount the bucket, or save to a local directory."
+        raise refusal(
+            ValueError,
+            f"{argument}={path!r}",
+            f"{scheme[1]}:// is not supported; local directories and gs:// are. "
+            "Mount the bucket, or save to a local directory",
         )
     elif re.match(r"(gs|s3):/", path):
         raise ValueError(
@@ -83,13 +88,13 @@ def _check_bucket_path(path: str, argument: str) -> None:
     if argument == "file_prefix" and not key.strip("/"):
         raise ValueError(f"{argument}={path!r} names a bucket only; give a name in it, such as 'gs://{bucket}/ckpt'.")
     if not {".", ".."}.isdisjoint(key.split("/")):
-        raise ValueError(f"{argument}={path!r}: an address of a bucket has no '.' and '..'.")
+        raise refusal(ValueError, f"{argument}={path!r}", "an address of a bucket has no '.' and '..'")
     if re.search(r"[\n\r]", path):
-        raise ValueError(f"{argument}={path!r}: names of objects hold no line breaks.")
+        raise refusal(ValueError, f"{argument}={path!r}", "names of objects hold no line breaks")
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{argument}={path!a}: names of objects are UTF-8 text.") from None
+        raise refusal(ValueError, f"{argument}={path!a}", "names of objects are UTF-8 text") from None
 
 
 def absolute(path: str) -> str:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+from jaxckpt._lib.arguments import refusal
+
 WriteCallback: TypeAlias = Callable[[str], object] | Callable[[], object]
 
 _NAME = "experimental_write_callbacks"
@@ -73,18 +75,24 @@ def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
 
 def _check(callback: Any, where: str) -> None:
     if not callable(callback):
-        raise TypeError(f"{where}: a write callback must be callable, got {type(callback).__name__}: {callback!r}.")
+        raise refusal(
+            TypeError, where, f"a write callback must be callable, got {type(callback).__name__}: {callback!r}"
+        )
     if kind := _never_runs(callback):
-        raise ValueError(
-            f"{where}: {describe(callback)} is {kind}, and calling it would not run its body. "
-            "A write callback must be an ordinary callable of 0 or 1 arguments."
+        raise refusal(
+            ValueError,
+            where,
+            f"{describe(callback)} is {kind}, and calling it would not run its body. "
+            "A write callback must be an ordinary callable of 0 or 1 arguments",
         )
     try:
         _takes_path(callback)
     except _ArgumentsError as error:
-        raise ValueError(
-            f"{where}: {describe(callback)}{error} cannot be called with 0 or 1 arguments. A write callback is given "
-            "the path of the checkpoint, or nothing; functools.partial can fill in the others."
+        raise refusal(
+            ValueError,
+            where,
+            f"{describe(callback)}{error} cannot be called with 0 or 1 arguments. A write callback is given "
+            "the path of the checkpoint, or nothing; functools.partial can fill in the others",
         ) from None
 
 
