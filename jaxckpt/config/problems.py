@@ -32,6 +32,10 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+class ArgumentError(ConfigError, TypeError):
+    """load_config was called with something that is no config at all; callers may catch it as either."""
+
+
 class Unusable:
     """Stands for a value that could not be read and has been reported, so that nobody complains about it again."""
 
