@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
+from jaxckpt import storage
 from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.directory.ask import ask
 from jaxckpt.errors import CorruptCheckpointError
@@ -108,8 +109,6 @@ def require_sound(path: str, verify: bool) -> None:
       FileNotFoundError: nothing is there any more.
       CorruptCheckpointError: it is damaged.
     """
-    from jaxckpt import storage
-
     if not storage.is_checkpoint(path):
         if not stores.exists(path):
             raise FileNotFoundError(errno.ENOENT, "The checkpoint was deleted meanwhile", path)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from jaxckpt import __version__
 from jaxckpt._lib.output import describe, print_error, print_traceback, printable, warnings_as_lines
 from jaxckpt.errors import CheckpointError
 
@@ -89,8 +90,6 @@ def _module(command: str) -> Any:
 
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    from jaxckpt import __version__
-
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -2,6 +2,8 @@
 
 import os
 
+from jaxckpt import storage
+from jaxckpt.directory.latest import latest_checkpoint
 from jaxckpt.directory.paths import checked_path
 from jaxckpt.storage import stores
 
@@ -14,15 +16,12 @@ def checkpoint_at(path: str) -> str:
     Raises:
       ValueError: there are checkpoints in it, but no state file says which is the latest.
     """
-    import jaxckpt
-    from jaxckpt import storage
-
     if "://" in path:
         checked_path(path, "PATH")
     path = stores.spelled(path)
     if storage.is_checkpoint(path):
         return path
-    latest = jaxckpt.latest_checkpoint(path)
+    latest = latest_checkpoint(path)
     if latest is not None:
         return latest
     inside = [name for name in _names(path) if storage.is_checkpoint(os.path.join(path, name))]

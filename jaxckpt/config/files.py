@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import stat
-import tomllib
 from pathlib import Path
 
 from jaxckpt.config.bounds import MAX_BYTES, MAX_DEPTH, TOO_DEEP
@@ -55,6 +54,8 @@ def parse_toml(text: str, name: str) -> tuple[object, list[Problem]]:
     Returns:
       The mapping, or `UNUSABLE`; and the problems.
     """
+    import tomllib
+
     # tomllib needs time that grows with the square of the parts.
     if long := _LONG_TOML_KEY.search(text):
         line = text.count("\n", 0, long.start()) + 1
