@@ -47,7 +47,7 @@ _PHASES = (
     ("read and verify arrays", "jaxckpt.storage.opened", "StoredCheckpoint.read"),
     ("place on devices", "jax", "device_put"),
     ("validate and build values", "jaxckpt.restoring", "load"),
-    ("put values in place", "jaxckpt.restoring.restore", "carry_out"),
+    ("put values in place", "jaxckpt.saver", "carry_out"),
 )
 _REST = "rest"
 _WAITING = "Orbax checkpointer"  # While its own thread writes, it waits.

@@ -149,7 +149,15 @@ class Checkpoint:
 
         A checkpoint that is there is replaced, atomically: after a crash either the old or the new one restores.
 
-        Args, Returns, Raises: as for `save`.
+        Args:
+          file_prefix: path of the checkpoint. Parents are made.
+          options: how; see `CheckpointOptions`.
+
+        Returns:
+          Path of the checkpoint, as for `save`.
+
+        Raises:
+          BaseException: as for `save`.
         """
         return self._saver.write(paths.checked_path(file_prefix, "file_prefix"), options)
 
@@ -178,7 +186,7 @@ class Checkpoint:
             error. `CheckpointLoadStatus.cast` names them. A value that does not fit, such as an int that is too large, is an error.
 
         Returns:
-          What matched; see `CheckpointLoadStatus`.
+          The names that matched, and those that did not; see `CheckpointLoadStatus`.
 
         Raises:
           FileNotFoundError: there is nothing at `save_path`, or the checkpoint was deleted while it was read.

@@ -24,7 +24,7 @@ _logger = logging.getLogger("jaxckpt")
 class CheckpointManager:
     """Saves numbered checkpoints into a directory and deletes old ones (TensorFlow: `tf.train.CheckpointManager`).
 
-    It manages the checkpoints ``<checkpoint_name>-<number>`` that the state file ``checkpoint`` lists, whoever saved them
+    It manages the checkpoints ``<checkpoint_name>-<number>`` that the state file ``checkpoint`` lists, whichever program saved them
     (a plain `Checkpoint.save`, an earlier manager), and what a program that was killed committed after them and could not
     register any more. The state file gives their order and is read again by every call; one that was edited is obeyed.
     Other names in the directory, and what was taken out of the list, are left alone.
@@ -122,7 +122,7 @@ class CheckpointManager:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What the manager saves and restores."""
+        """The Checkpoint that the manager saves and restores."""
         return self._checkpoint
 
     @property
@@ -142,7 +142,7 @@ class CheckpointManager:
 
     @property
     def checkpoints(self) -> list[str]:
-        """Paths of the managed checkpoints, oldest first; without preserved ones and what others have deleted.
+        """Paths of the listed checkpoints, oldest first; without preserved ones and those that other programs deleted.
 
         Raises:
           OSError: the directory cannot be read.

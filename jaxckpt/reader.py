@@ -20,7 +20,7 @@ from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree.containers import Container
 
-# What TensorFlow puts behind the name of a variable.
+# TensorFlow puts this behind the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # The save counter stands beside the tree, but is listed and read as a leaf.
 _COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
@@ -28,7 +28,7 @@ _COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
 
 @dataclass(frozen=True)
 class LeafMetadata:
-    """What a checkpoint says of one leaf.
+    """The description of one leaf in a checkpoint.
 
     Attributes:
       name: the path joined by ``/``.
@@ -53,7 +53,7 @@ class LeafMetadata:
 class Reader:
     """Reads the leaves of one checkpoint as numpy arrays (TensorFlow: `tf.train.CheckpointReader`).
 
-    Works for any Orbax checkpoint of a tree, on any number of devices. What jaxckpt wrote is verified as it is read.
+    Works for any Orbax checkpoint of a tree, on any number of devices. Checkpoints that jaxckpt wrote are verified as they are read.
     """
 
     def __init__(self, path: str) -> None:

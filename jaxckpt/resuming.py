@@ -79,7 +79,7 @@ def restore_newest(candidates: Candidates, skip_corrupt: bool) -> str | None:
             candidates.restore(path, verify=damage is not None)
             return path
         except (FileNotFoundError, CorruptCheckpointError) as error:
-            # What is deleted while it is read may look damaged.
+            # A checkpoint that is deleted while it is read may look damaged.
             if not candidates.exists(path) and len(lost) < _MAX_LOSSES:
                 lost.append((path, error))
                 continue

@@ -194,7 +194,7 @@ class Saver:
           cast: convert arrays of another dtype of the same kind.
 
         Returns:
-          What matched.
+          The names that matched, and those that did not.
 
         Raises:
           BaseException: as `Checkpoint.restore`.

@@ -1,4 +1,4 @@
-"""What a PATH on the command line stands for."""
+"""The checkpoint, or directory, that a PATH on the command line stands for."""
 
 import os
 
@@ -11,7 +11,7 @@ from jaxckpt.storage import stores
 def checkpoint_at(path: str) -> str:
     """Returns the checkpoint that `path` stands for: itself, or the latest one of a directory with a state file.
 
-    What is neither is returned as it is; opening it says what is wrong.
+    Any other path is returned as it is; opening it says what is wrong.
 
     Raises:
       ValueError: there are checkpoints in it, but no state file says which is the latest.

@@ -1,4 +1,4 @@
-"""What a key may hold, taken from the type annotation of the argument it becomes: a test, and words for messages."""
+"""The values that a key may hold, by the type annotation of the argument that it becomes: a test, and words for messages."""
 
 import inspect
 import numbers
@@ -38,7 +38,7 @@ PositiveFloat = Annotated[float, Only("a positive number", _is_duration)]
 
 
 def fits(annotation: Any, value: object, *, narrow: bool = True) -> bool:
-    """Whether `value` is of the annotated type. What this module does not know fits: the constructor decides.
+    """Whether `value` is of the annotated type. A type that this module does not know fits: the constructor decides.
 
     Args:
       annotation: the resolved annotation, `Annotated` included.

@@ -1,4 +1,4 @@
-"""What is wrong with a config, said so that the reader can mend it: where, which key, what was expected and found."""
+"""Problems of a config, told so that the reader can mend them: where, which key, what was expected and found."""
 
 import difflib
 import re
@@ -37,7 +37,7 @@ class ArgumentError(ConfigError, TypeError):
 
 
 class Unusable:
-    """Stands for a value that could not be read and has been reported, so that nobody complains about it again."""
+    """Stands for a value that could not be read and has been reported, so that it is not reported again."""
 
     def __repr__(self) -> str:
         return "<unusable>"

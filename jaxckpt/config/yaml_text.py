@@ -50,7 +50,7 @@ class YamlText:
         self._above: set[int] = set()
         # The entries of the mappings with those that they merge in, by node.
         self._entries: dict[int, list[tuple[Any, Any]]] = {}
-        # What is being built.
+        # The path of the value that is being built.
         self._place: KeyPath = ()
         self.problems: list[Problem] = []
         self.valid = True

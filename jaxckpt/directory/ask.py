@@ -27,7 +27,8 @@ def ask(
     In a job of one process, and without a device, every process does it for itself.
 
     Args:
-      action, subject: the call, for messages.
+      action: the call, for messages.
+      subject: what it is about: the processes have to agree on it.
       options: with the device, and the timeout.
       work: its result has to fit into JSON.
       before: done by every process before it meets the others.

@@ -54,7 +54,7 @@ class SaveCounter:
           number: that of the caller's choice, whose checkpoint may be replaced; None for the next one.
 
         Returns:
-          What `save_counter` is after the save, and the path of the checkpoint.
+          The value of `save_counter` after the save, and the path of the checkpoint.
 
         Raises:
           CheckpointError: the directory holds TensorFlow's checkpoints.

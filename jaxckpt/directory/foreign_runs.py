@@ -14,7 +14,7 @@ _TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}", re.DOTALL)
 # Orbax: "5", "00000005", "step_5"; Flax: "checkpoint_5".
 _STEP = re.compile(r"(?:(?P<prefix>.+)_)?(?P<step>\d+)", re.DOTALL | re.ASCII)
 _FLAX = "checkpoint"
-# The newest steps that are looked into before a directory counts as nobody's.
+# So many of the newest steps are looked into before a directory counts as one without foreign checkpoints.
 _LOOKS = 3
 
 

@@ -1,4 +1,4 @@
-"""What happens in the directory around a save: the checkpoint is registered, and what is not kept is deleted."""
+"""Hooks around a save: the checkpoint is registered in its directory, and those that are not kept are deleted."""
 
 from jaxckpt.directory import registration, state_file
 from jaxckpt.directory.series import CheckpointSeries
@@ -7,7 +7,7 @@ from jaxckpt.storage import CheckpointPath
 
 
 class SaveHooks:
-    """What else happens around a save. The methods run on the thread that writes: the background's for an asynchronous save.
+    """Steps around a save. The methods run on the thread that writes: the background's for an asynchronous save.
 
     `check`, `committed` and `finished` run on the process that does the file access only.
     """

@@ -1,4 +1,4 @@
-"""What a directory's state file says, and which checkpoint is the latest."""
+"""Public functions: the content of a directory's state file, and its latest checkpoint."""
 
 import logging
 from dataclasses import asdict, dataclass, field

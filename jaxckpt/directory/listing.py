@@ -16,7 +16,7 @@ _LOOKS = 20
 
 
 class Listing:
-    """What a manager's directory holds. It is looked at anew by every call."""
+    """The content of a manager's directory. Every call looks at the directory anew."""
 
     def __init__(self, series: CheckpointSeries, directory: str) -> None:
         """Looks at nothing yet.
@@ -81,7 +81,7 @@ class Listing:
           options: `experimental_io_device` says which process looks.
 
         Returns:
-          What there is and how to go on from it, in words; None if there is nothing.
+          A sentence that names them and says how to go on from them; None if there are none.
 
         Raises:
           CheckpointError: they are TensorFlow's, beside which nothing is saved.

@@ -27,8 +27,7 @@ _locks_lock = threading.Lock()
 def update(directory: str, change: Callable[[], _T]) -> _T:
     """Calls `change`, which reads, changes and writes the state file of `directory`, with other writers kept out.
 
-    In a bucket nobody can be kept out; what was written on the ground of an old state file is refused there, and `change` is called
-    again.
+    In a bucket no writer can be kept out. The bucket refuses a state file that was made from an older one, and `change` is called again.
 
     Raises:
       OSError: with errno; as of `locked`, or others have changed the file all the time.

@@ -1,4 +1,4 @@
-"""What is on disk of what a state file lists, and of what it does not: the facts that put its records right."""
+"""The disk beside the state file: which listed checkpoints exist, which others do, and when each was committed."""
 
 import contextlib
 import logging

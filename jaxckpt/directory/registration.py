@@ -38,11 +38,13 @@ def refuse_tensorflow(directory: str) -> None:
     """
     try:
         if state_file.is_own(directory):
-            return  # None of those that jaxckpt writes names one; so it need not be read.
+            # A state file that jaxckpt wrote never names one of TensorFlow's checkpoints, so it need not be read.
+            return
         records = state_file.read(directory)
         names = stores.names(directory) if records is None else []
     except (OSError, UnreadableStateError):
-        return  # The registration reads it as well, and says what is wrong.
+        # The registration reads it as well, and says what is wrong.
+        return
     found = foreign_runs.tensorflow_prefixes(names)
     if records is not None and records.latest is not None:
         latest = stores.join(directory, records.latest)

@@ -9,7 +9,7 @@ A checkpoint on disk is in one of four states:
 * neither, and committed after everything that is listed: a crash left it unregistered. It is **adopted**: listed at the
   place where it was committed. If it would be due for deletion at once it is not what a crash leaves, so it is kept as
   well. Where nothing that is listed exists any more (a lost state file), all are adopted;
-* neither, and older: somebody took it out of the list. It is nobody's: neither restored nor deleted.
+* neither, and older: a user took it out of the list. It is **left alone**: neither restored nor deleted.
 
 So retention deletes only what a state file listed, and what was preserved stays preserved although it is not listed.
 A state file that the user (or another program) wrote is obeyed: what was committed before it was written is not adopted.

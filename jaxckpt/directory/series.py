@@ -123,7 +123,7 @@ class CheckpointSeries:
     def retain(self, root: str) -> None:
         """Deletes or preserves what `max_to_keep` newer ones have pushed out.
 
-        What cannot be deleted stays listed, so that the next call tries again; a warning is logged.
+        A checkpoint that cannot be deleted stays listed, so that the next call tries again; a warning is logged.
 
         Raises:
           OSError: the state file cannot be written.
@@ -196,7 +196,7 @@ class CheckpointSeries:
 
 @dataclass(frozen=True)
 class _View:
-    """What a directory holds.
+    """The content of a directory at one moment.
 
     Attributes:
       records: the state file, put right by what is on disk.

@@ -1,4 +1,4 @@
-"""What a user asks for: `CheckpointOptions`, and what its arguments can be."""
+"""The options of a user: `CheckpointOptions`, and the classes of its arguments."""
 
 from jaxckpt.options.checkpoint_options import CheckpointOptions, checked_options, sharding_callback_of
 from jaxckpt.options.orbax_settings import OrbaxSettings

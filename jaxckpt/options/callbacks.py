@@ -126,7 +126,7 @@ def _has_signature(function: Callable[..., object]) -> bool:
 
 
 def _never_runs(callback: Any) -> str:
-    """Says what a callable is if calling it only makes an object that nobody awaits or iterates; otherwise ""."""
+    """Names the kind of a callable whose body would not run when it is called (such as "an async function"); otherwise ""."""
     while isinstance(callback, functools.partial):
         callback = callback.func
     for function in (callback, getattr(type(callback), "__call__", None)):  # noqa: B004  It is called; not only tested.

@@ -115,7 +115,7 @@ class CheckpointOptions:
 
     @property
     def experimental_write_callbacks(self) -> list[WriteCallback] | None:
-        """What runs after the commit: a list of the options' own, or None. What is put into it is checked at use."""
+        """The callables that run after the commit: a list of the options' own, or None. Its items are checked at use."""
         return self._callbacks
 
     @experimental_write_callbacks.setter
@@ -155,7 +155,7 @@ class CheckpointOptions:
 
     @property
     def orbax(self) -> OrbaxSettings | None:
-        """What Orbax can do beyond TensorFlow's options; None for the defaults."""
+        """Settings of Orbax beyond TensorFlow's options; None for the defaults."""
         return self._orbax
 
     @orbax.setter

@@ -1,4 +1,4 @@
-"""`OrbaxSettings`: what Orbax can do beyond TensorFlow's options."""
+"""`OrbaxSettings`: settings of Orbax beyond TensorFlow's options."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from jaxckpt.storage.settings import WriteSettings
 
 @dataclass(frozen=True, kw_only=True)
 class OrbaxSettings:
-    """What Orbax can do beyond TensorFlow's options. The defaults are the best that were measured.
+    """Settings of Orbax beyond TensorFlow's options. The defaults are the best that were measured.
 
     Every combination of valid fields works: where `max_shard_size` or `memory_limit_bytes` leaves no room for a chunk
     of `chunk_byte_size`, chunks are smaller. ``print(jaxckpt.to_orbax(options))`` shows the sizes that result.

@@ -17,7 +17,11 @@ class Turn:
     """
 
     def __init__(self, background: Background) -> None:
-        """Args: the saves that may be in flight."""
+        """Makes the turn of a save that has not begun.
+
+        Args:
+          background: the saves that may be in flight.
+        """
         self._background = background
         self._earlier: tuple[Flight, ...] = ()
 

@@ -137,7 +137,7 @@ class NamedValues:
           new: values by name.
 
         Returns:
-          What puts the old values back.
+          The undo, which puts the old values back.
         """
         undos: list[flatten.Undo] = []
         put_back = together(undos)

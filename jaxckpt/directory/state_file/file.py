@@ -111,7 +111,7 @@ def write(directory: str, records: Records) -> None:
     if records.tensorflow:
         raise foreign_runs.tensorflow_error(directory, records.tensorflow)
     path = CheckpointPath(directory, FILE)
-    # What is there now was committed before now.
+    # All checkpoints that exist now were committed before now.
     records.borders = {prefix: time.time() if at == math.inf else at for prefix, at in records.borders.items()}
     content = sealed(to_text(records)).encode("ascii")
     if path.in_bucket:

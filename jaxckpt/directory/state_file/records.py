@@ -1,4 +1,4 @@
-"""What a state file says, in a form that is easy to change. Pure."""
+"""The content of a state file, in a form that is easy to change. Pure."""
 
 import math
 from collections.abc import Collection
@@ -17,7 +17,7 @@ class UnreadableStateError(ValueError):
 
 @dataclass
 class Records:
-    """What a state file says, in a form that is easy to change.
+    """The content of a state file, in a form that is easy to change.
 
     Names are relative to the directory of the file; absolute for what lies elsewhere.
 

@@ -1,6 +1,6 @@
 """The text of a state file ↔ records. Pure.
 
-The text is protobuf's text format of TensorFlow's `CheckpointState` message. What jaxckpt adds stands in comments,
+The text is protobuf's text format of TensorFlow's `CheckpointState` message. jaxckpt puts its additions into comments,
 which every other reader skips. Names are the bytes of the file system, so that any name that a directory can have
 survives.
 """
@@ -39,7 +39,7 @@ def to_text(records: Records) -> str:
 
 
 def sealed(text: str) -> str:
-    """Returns the text of a state file with a last line by which jaxckpt knows that nobody else wrote or changed it."""
+    """Returns the text of a state file with a checksum as its last line, which tells whether another program changed it."""
     return f"{text}{_SEAL}{zlib.crc32(text.encode('ascii')):08x}\n"
 
 
@@ -50,7 +50,7 @@ def is_sealed(text: str) -> bool:
 
 
 def is_edited(text: str) -> bool:
-    """Whether somebody changed a text that `sealed` returned, and left a part of its last line."""
+    """Whether a text that `sealed` returned was changed since, and still has a part of its last line."""
     return _SEAL in text and not is_sealed(text)
 
 
