@@ -40,24 +40,15 @@ class CheckpointState:
 
 @overload
 def get_checkpoint_state(
-    directory: StrPath,
-    options: CheckpointOptions | str | None = None,
-    *,
-    latest_filename: str | None = None,
+    directory: StrPath, options: CheckpointOptions | str | None = None, *, latest_filename: str | None = None
 ) -> CheckpointState | None: ...
 @overload
 def get_checkpoint_state(
-    *,
-    checkpoint_dir: StrPath,
-    options: CheckpointOptions | None = None,
-    latest_filename: str | None = None,
+    *, checkpoint_dir: StrPath, options: CheckpointOptions | None = None, latest_filename: str | None = None
 ) -> CheckpointState | None: ...
 @also_named("directory", "checkpoint_dir")
 def get_checkpoint_state(
-    directory: StrPath,
-    options: CheckpointOptions | str | None = None,
-    *,
-    latest_filename: str | None = None,
+    directory: StrPath, options: CheckpointOptions | str | None = None, *, latest_filename: str | None = None
 ) -> CheckpointState | None:
     """Returns what the state file of a directory says (TensorFlow: `tf.train.get_checkpoint_state`).
 
@@ -127,24 +118,15 @@ def _read_here(directory: str, name: str = state_file.FILE) -> CheckpointState |
 
 @overload
 def latest_checkpoint(
-    directory: StrPath,
-    options: CheckpointOptions | str | None = None,
-    *,
-    latest_filename: str | None = None,
+    directory: StrPath, options: CheckpointOptions | str | None = None, *, latest_filename: str | None = None
 ) -> str | None: ...
 @overload
 def latest_checkpoint(
-    *,
-    checkpoint_dir: StrPath,
-    options: CheckpointOptions | None = None,
-    latest_filename: str | None = None,
+    *, checkpoint_dir: StrPath, options: CheckpointOptions | None = None, latest_filename: str | None = None
 ) -> str | None: ...
 @also_named("directory", "checkpoint_dir")
 def latest_checkpoint(
-    directory: StrPath,
-    options: CheckpointOptions | str | None = None,
-    *,
-    latest_filename: str | None = None,
+    directory: StrPath, options: CheckpointOptions | str | None = None, *, latest_filename: str | None = None
 ) -> str | None:
     """Returns the path of the latest checkpoint of a directory (TensorFlow: `tf.train.latest_checkpoint`).
 
