@@ -235,7 +235,8 @@ class Checkpoint:
             return
         try:
             self.close()
-        except BaseException as second:  # The block's own error goes on; this one must not be lost.
+        except BaseException as second:
+            # The block's own error goes on; this one must not be lost.
             text = "".join(format_exception(second))
             error.add_note(f"Besides, the asynchronous save that was in flight failed:\n{text}")
 

@@ -21,8 +21,10 @@ from jaxckpt.errors import CheckpointError
 
 COMMANDS = ("demo", "inspect", "verify", "diff", "explain", "list", "clean")
 
-_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
+# As a shell reports SIGINT.
+_INTERRUPTED = 128 + 2
+# As a shell reports SIGPIPE.
+_BROKEN_PIPE = 128 + 13
 # Errors that users can cause. Any other one is a mistake in jaxckpt, and shows its traceback.
 _EXPECTED = (CheckpointError, OSError, ValueError, KeyError, ImportError, MemoryError, RuntimeError, ExceptionGroup)
 

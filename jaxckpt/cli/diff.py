@@ -19,7 +19,8 @@ DESCRIPTION = (
     "they differ. How an array was sharded does not matter, nor whether it was a jax or a numpy array."
 )
 
-_BLOCK = 1 << 20  # Elements that are compared at a time: the comparison needs little memory besides the two arrays.
+# Elements that are compared at a time: the comparison needs little memory besides the two arrays.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -209,5 +210,6 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _as_json(difference: Difference) -> dict[str, Any]:
     fields = asdict(difference)
     if isinstance(difference.largest, float) and not math.isfinite(difference.largest):
-        fields["largest"] = str(difference.largest)  # JSON has no word for infinity.
+        # JSON has no word for infinity.
+        fields["largest"] = str(difference.largest)
     return fields

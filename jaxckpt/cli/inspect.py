@@ -74,7 +74,8 @@ def _rows(leaves: Iterable[LeafMetadata]) -> Iterator[tuple[str, str, str, str, 
 
 
 def _keys(name: str) -> tuple[str, ...]:
-    return tuple(name.split("/"))  # A slash inside a key is spelled ~1.
+    # A slash inside a key is spelled ~1.
+    return tuple(name.split("/"))
 
 
 def _natural(key: str) -> tuple[int, int, str]:
@@ -101,7 +102,8 @@ def _short_sharding(text: str) -> str:
             return f"on {note['device_str']}"
         return str(kind)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return text  # The note of another version: better as it is than not at all.
+        # The note of another version: better as it is than not at all.
+        return text
 
 
 def _partition_spec(parts: list[Any]) -> str:

@@ -142,7 +142,8 @@ def _checkpoints(directory: str, state: CheckpointState | None, latest: str | No
                 continue
             saved = registered.get(stores.absolute(path)) or _changed(path)
             size = size_of(path)
-        except FileNotFoundError:  # Deleted by its manager meanwhile.
+        except FileNotFoundError:
+            # Deleted by its manager meanwhile.
             continue
         same = stores.absolute(path)
         is_latest = latest is not None and same == stores.absolute(latest)

@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
             position = f" ({index + 1} of {len(arguments.paths)})" if len(arguments.paths) > 1 else ""
             try:
                 report = _verify(given, progress, position)
-            except (CheckpointError, OSError, ValueError) as error:  # The other paths still have their turn.
+            except (CheckpointError, OSError, ValueError) as error:
+                # The other paths still have their turn.
                 failed = True
                 results.append({"path": given, "ok": False, "error": describe(error)})
                 progress.complain(f"jaxckpt verify: error: {describe(error)}")

@@ -56,7 +56,8 @@ def fits(annotation: Any, value: object, *, narrow: bool = True) -> bool:
     if annotation in (None, NoneType):
         return value is None
     if annotation in (int, float):
-        accepted = numbers.Integral if annotation is int else numbers.Real  # those of numpy as well
+        # Those of numpy as well.
+        accepted = numbers.Integral if annotation is int else numbers.Real
         return isinstance(value, accepted) and not isinstance(value, bool)
     if inspect.isclass(annotation) and annotation is not Any and origin is None:
         return isinstance(value, annotation)

@@ -161,7 +161,8 @@ def did_you_mean(word: object, section: KeyPath, known: Iterable[KeyPath]) -> st
     if not isinstance(word, str):
         return ""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).replace("-", "_").replace(" ", "_").lower()
-    paths = sorted(known, key=lambda path: path[:-1] != section)  # stable: the keys of the same mapping come first
+    # Stable: the keys of the same mapping come first.
+    paths = sorted(known, key=lambda path: path[:-1] != section)
     names = [str(path[-1]) for path in paths]
     bare = plain.removeprefix("experimental_")
     elsewhere = [path for path in paths if str(path[-1]).removeprefix("experimental_") == bare]

@@ -105,7 +105,8 @@ def _options(reading: Source, given: object) -> tuple[CheckpointOptions, KeyPath
             if name != DEPRECATED:
                 _try(reading, path, CheckpointOptions, {name: value}, value)
     deprecated = (*OPTIONS, DEPRECATED) if DEPRECATED in arguments else None
-    if deprecated:  # its twin takes the value: the constructor would warn about a line of this file
+    if deprecated:
+        # Its twin takes the value: the constructor would warn about a line of this file.
         arguments["enable_async"] = arguments.pop(DEPRECATED) or arguments.get("enable_async", False)
     options = None if reading.problems else _try(reading, OPTIONS, CheckpointOptions, arguments, given)
     return options or nothing, deprecated

@@ -95,7 +95,8 @@ class Source:
                 return label
         # A section that is not in the file has been made by an override of one of its keys.
         made = next((label for inside, label, _ in self._overridden if inside[: len(path)] == path), None)
-        for length in range(len(path), 0, -1):  # for a key that is missing, the line of the mapping that should have it
+        # For a key that is missing, the line of the mapping that should have it.
+        for length in range(len(path), 0, -1):
             line = None if self._text is None else self._text.line(path[:length])
             if line is not None:
                 return f"{self.name}:{line + 1}"

@@ -179,7 +179,8 @@ class YamlText:
             value: object = self._loader.construct_object(node)
         except self._yaml.constructor.ConstructorError:
             return self._problem(node, path, f"expected a plain value, got the YAML tag {shown(node.tag)}")
-        except (ValueError, OverflowError, KeyError, AttributeError) as error:  # such as 2024-99-99, or !!bool maybe
+        except (ValueError, OverflowError, KeyError, AttributeError) as error:
+            # Such as 2024-99-99, or !!bool maybe.
             kind = node.tag.rpartition(":")[2]
             return self._problem(
                 node, path, f"expected a {kind}, got {shown(node.value)} ({error}); quote it to mean text"

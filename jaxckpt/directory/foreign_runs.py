@@ -135,7 +135,8 @@ def _orbax(directory: str, name: str, group: Sequence[str], program: str = "Orba
     except (FileNotFoundError, NotADirectoryError):
         return None
     if digests.FILE in inside:
-        return None  # jaxckpt's own, under another name.
+        # It is jaxckpt's own, under another name.
+        return None
     if tree_metadata.FILE in inside:
         return ForeignRun(program, directory, group, _restore(path))
     items = [os.path.join(path, item) for item in sorted(inside) if not item.startswith("_")]

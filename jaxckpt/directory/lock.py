@@ -18,7 +18,8 @@ if sys.platform != "win32":
     import fcntl
 
 _T = TypeVar("_T")
-_WAIT_SECS = 30.0  # A holder needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
+# A holder needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
+_WAIT_SECS = 30.0
 _logger = logging.getLogger("jaxckpt")
 _locks: "weakref.WeakValueDictionary[str, threading.Lock]" = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
@@ -90,5 +91,6 @@ def _flock(descriptor: int, directory: str) -> None:
                 )
                 return None
             time.sleep(0.01)
-        except OSError:  # This file system has no such locks.
+        except OSError:
+            # This file system has no such locks.
             return None

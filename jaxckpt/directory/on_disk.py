@@ -23,7 +23,8 @@ def missing(directory: str, records: Records) -> set[str]:
     A damaged one is not gone: to go back to an older one is for the user to decide.
     """
     listed: set[str] = set()
-    if stores.is_bucket(directory):  # One listing instead of a request for each.
+    # One listing instead of a request for each.
+    if stores.is_bucket(directory):
         with contextlib.suppress(FileNotFoundError):
             listed.update(stores.names(directory))
 

@@ -54,7 +54,8 @@ class CheckpointSeries:
         """
         now = self._created = time.time()
         if not stores.exists(root):
-            self._started = now - 1.0  # As TensorFlow: a manager that is made again at once sees no clock set back.
+            # As TensorFlow: a manager that is made again at once sees no clock set back.
+            self._started = now - 1.0
             return 0.0, None
         storage.sweep(root, self._name)
         storage.sweep(root, state_file.FILE)

@@ -29,7 +29,8 @@ def check_callbacks(callbacks: Iterable[WriteCallback] | None) -> tuple[WriteCal
     """
     if callbacks is None:
         return ()
-    if callable(callbacks):  # Before iterability: some callables, such as classes and mocks, can be iterated too.
+    # Before iterability: some callables, such as classes and mocks, can be iterated too.
+    if callable(callbacks):
         name = describe(callbacks)
         raise TypeError(f"{_NAME} must be a list of callables, got the callable {name}; write [{name}].")
     if isinstance(callbacks, (str, bytes, bytearray)) or not isinstance(callbacks, Iterable):
@@ -58,10 +59,10 @@ def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
                 callback(path)  # type: ignore[call-arg]
             else:
                 callback()  # type: ignore[call-arg]
-        except (
-            BaseException
-        ) as error:  # KeyboardInterrupt and SystemExit too: they must not keep the others from running.
-            with contextlib.suppress(Exception):  # An exception class may refuse new attributes.
+        except BaseException as error:
+            # KeyboardInterrupt and SystemExit too: they must not keep the others from running.
+            # An exception class may refuse new attributes.
+            with contextlib.suppress(Exception):
                 error.add_note(f"(raised by the write callback {describe(callback)}; the checkpoint {path} is saved)")
             errors.append(error)
     try:
@@ -70,7 +71,8 @@ def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
         if errors:
             raise BaseExceptionGroup(f"{len(errors)} write callbacks failed; the checkpoint {path} is saved", errors)
     finally:
-        errors.clear()  # No cycle of an error, its traceback and this frame.
+        # No cycle of an error, its traceback and this frame.
+        errors.clear()
 
 
 def _check(callback: Any, where: str) -> None:
@@ -106,8 +108,10 @@ def _takes_path(callback: WriteCallback) -> bool:
         signature = inspect.signature(callback)
     except (TypeError, ValueError):
         if isinstance(callback, functools.partial) and _has_signature(callback.func):
-            raise _ArgumentsError from None  # It fills in arguments that the function does not have.
-        return True  # Some builtins have none.
+            # It fills in arguments that the function does not have.
+            raise _ArgumentsError from None
+        # Some builtins have none.
+        return True
     for arguments in (("path",), ()):
         try:
             signature.bind(*arguments)

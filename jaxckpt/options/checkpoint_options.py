@@ -229,7 +229,8 @@ def checked_options(options: object) -> CheckpointOptions | None:
 
 def _warn_deprecated(options: CheckpointOptions) -> None:
     """Warns at the line that sets the attribute or calls the constructor, also a subclass's."""
-    level, frame = 3, sys._getframe(2)  # Level 1 is this function, 2 the constructor or the property.
+    # Level 1 is this function, 2 the constructor or the property.
+    level, frame = 3, sys._getframe(2)
     while frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is options and frame.f_back:
         level += 1
         frame = frame.f_back
