@@ -39,7 +39,7 @@ _PHASES = (
     ("fsync of metadata and directories", "jaxckpt.storage.commit.by_rename", "sync_tree"),
     ("rename", "jaxckpt.storage.commit.by_rename", "_publish"),
     ("remove the temporary directory", "jaxckpt.storage.commit.temporary", "remove"),
-    ("register as latest", "jaxckpt.directory.state_file", "register"),
+    ("register as latest", "jaxckpt.directory.registration", "register"),
     ("rest of the commit", "jaxckpt.storage.commit.by_rename", "save"),
     ("open and check metadata", "jaxckpt.storage.opened", "StoredCheckpoint.__init__"),
     ("match names", "jaxckpt.restoring", "match"),
@@ -47,7 +47,7 @@ _PHASES = (
     ("read and verify arrays", "jaxckpt.storage.opened", "StoredCheckpoint.read"),
     ("place on devices", "jax", "device_put"),
     ("validate and build values", "jaxckpt.restoring", "load"),
-    ("put values in place", "jaxckpt.checkpoint", "Checkpoint._apply"),
+    ("put values in place", "jaxckpt.saver", "carry_out"),
 )
 _REST = "rest"
 _WAITING = "Orbax checkpointer"  # While its own thread writes, it waits.

@@ -15,10 +15,10 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.checkpoint import Checkpoint as Checkpoint
     from jaxckpt.config import CheckpointConfig as CheckpointConfig
     from jaxckpt.config import load_config as load_config
-    from jaxckpt.directory.state_file import CheckpointState as CheckpointState
-    from jaxckpt.directory.state_file import checkpoints_iterator as checkpoints_iterator
-    from jaxckpt.directory.state_file import get_checkpoint_state as get_checkpoint_state
-    from jaxckpt.directory.state_file import latest_checkpoint as latest_checkpoint
+    from jaxckpt.directory.following import checkpoints_iterator as checkpoints_iterator
+    from jaxckpt.directory.latest import CheckpointState as CheckpointState
+    from jaxckpt.directory.latest import get_checkpoint_state as get_checkpoint_state
+    from jaxckpt.directory.latest import latest_checkpoint as latest_checkpoint
     from jaxckpt.errors import CheckpointError as CheckpointError
     from jaxckpt.errors import ConfigError as ConfigError
     from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
@@ -52,12 +52,8 @@ _HOME_OF = {
     for module, names in {
         "checkpoint": ("Checkpoint",),
         "config": ("CheckpointConfig", "load_config"),
-        "directory.state_file": (
-            "CheckpointState",
-            "checkpoints_iterator",
-            "get_checkpoint_state",
-            "latest_checkpoint",
-        ),
+        "directory.following": ("checkpoints_iterator",),
+        "directory.latest": ("CheckpointState", "get_checkpoint_state", "latest_checkpoint"),
         "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),

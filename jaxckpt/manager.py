@@ -4,29 +4,27 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from jaxckpt._lib.arguments import index, positive_int, positive_number, type_name
-from jaxckpt.checkpoint import Checkpoint
-from jaxckpt.directory import foreign_runs, paths, state_file
-from jaxckpt.directory.ask import ask, does_file_access
-from jaxckpt.directory.managed import ManagedDirectory, ManagedSave
+from jaxckpt._lib.arguments import StrPath, index, positive_int, positive_number, type_name
+from jaxckpt.checkpoint import Checkpoint, saver_of
+from jaxckpt.directory import paths
+from jaxckpt.directory.ask import does_file_access, file_process
+from jaxckpt.directory.hooks import ManagerHooks
+from jaxckpt.directory.listing import Listing
+from jaxckpt.directory.series import CheckpointSeries
 from jaxckpt.directory.steps import SavedStep, SavedSteps, step_reader
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.resuming import Candidates, restore_newest
-from jaxckpt.storage import stores
 
 _logger = logging.getLogger("jaxckpt")
-_Result = TypeVar("_Result")
-# How often a directory is looked at again if everything in it is deleted between the looks.
-_LOOKS = 20
 
 
 class CheckpointManager:
     """Saves numbered checkpoints into a directory and deletes old ones (TensorFlow: `tf.train.CheckpointManager`).
 
-    It manages the checkpoints ``<checkpoint_name>-<number>`` that the state file ``checkpoint`` lists, whoever saved them
+    It manages the checkpoints ``<checkpoint_name>-<number>`` that the state file ``checkpoint`` lists, whichever program saved them
     (a plain `Checkpoint.save`, an earlier manager), and what a program that was killed committed after them and could not
     register any more. The state file gives their order and is read again by every call; one that was edited is obeyed.
     Other names in the directory, and what was taken out of the list, are left alone.
@@ -39,7 +37,7 @@ class CheckpointManager:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        directory: str | os.PathLike[str],
+        directory: StrPath,
         max_to_keep: int | None,
         keep_checkpoint_every_n_hours: float | None = None,
         checkpoint_name: str = "ckpt",
@@ -77,8 +75,9 @@ class CheckpointManager:
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type_name(checkpoint)}.")
         self._checkpoint = checkpoint
+        self._saver = saver_of(checkpoint)
         self._directory = paths.checked_path(directory, "directory")
-        self._name = _checked_name(checkpoint_name)
+        self._name = paths.checked_name(checkpoint_name)
         self._checkpoint_interval = positive_int("checkpoint_interval", checkpoint_interval)
         if checkpoint_interval is not None and step_counter is None:
             raise ValueError("checkpoint_interval needs a step_counter that tells the current step.")
@@ -93,21 +92,22 @@ class CheckpointManager:
         self._options = options
         self._last_device: Any = None
         self._warned = False
-        self._managed = ManagedDirectory(
+        self._series = CheckpointSeries(
             self._name,
             positive_int("max_to_keep", max_to_keep),
             positive_number("keep_checkpoint_every_n_hours", keep_checkpoint_every_n_hours),
         )
-        state_file.resolve(options)
+        self._listing = Listing(self._series, self._directory)
+        file_process(options)
         self._start()
 
     def _start(self) -> None:
         if not does_file_access(self._options):
             return
         try:
-            behind, foreign = self._managed.start(self._root())
+            behind, foreign = self._series.start(self._listing.root())
         except OSError as error:
-            # Whoever only reads need not be able to write. A call that needs what failed says so.
+            # A program that only reads need not be able to write. A call that needs what failed says so.
             _logger.warning("Could not put %s in order: %s", self._directory, error)
             return
         if behind:
@@ -120,12 +120,9 @@ class CheckpointManager:
             self._warned = True
             warnings.warn(str(foreign), stacklevel=3)
 
-    def _root(self) -> str:
-        return paths.absolute(self._directory)
-
     @property
     def checkpoint(self) -> Checkpoint:
-        """What the manager saves and restores."""
+        """The Checkpoint that the manager saves and restores."""
         return self._checkpoint
 
     @property
@@ -145,20 +142,12 @@ class CheckpointManager:
 
     @property
     def checkpoints(self) -> list[str]:
-        """Paths of the managed checkpoints, oldest first; without preserved ones and what others have deleted.
+        """Paths of the listed checkpoints, oldest first; without preserved ones and those that other programs deleted.
 
         Raises:
           OSError: the directory cannot be read.
         """
-        return self._ask("CheckpointManager.checkpoints", lambda: self._paths(self._managed.listed(self._root())))
-
-    def _paths(self, names: Iterable[str]) -> list[str]:
-        """The paths of checkpoints as callers are told. On the process that does the file access only."""
-        directory = paths.spelled(self._directory)
-        return [stores.join(directory, name) for name in names]
-
-    def _ask(self, action: str, work: Callable[[], _Result]) -> _Result:
-        return ask(action, self._directory, self._options_for_reading(), work)
+        return self._listing.checkpoints(self._options_for_reading())
 
     def _options_for_reading(self) -> CheckpointOptions | None:
         """The manager's options; if they name no IO process, with that of the last save."""
@@ -178,23 +167,7 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        from jaxckpt import storage
-
-        def latest() -> str | None:
-            before: list[str] | None = None
-            # Other programs may save and delete between the two looks; there is a newer one then.
-            for _ in range(_LOOKS):
-                candidates = self._newest_first()
-                found = next((path for path in candidates if storage.is_checkpoint(path)), None)
-                if found is not None or candidates == before:
-                    return found
-                before = candidates
-            return None
-
-        return self._ask("CheckpointManager.latest_checkpoint", latest)
-
-    def _newest_first(self) -> list[str]:
-        return self._paths(self._managed.newest_first(self._root()))
+        return self._listing.latest(self._options_for_reading())
 
     def save(
         self,
@@ -219,9 +192,9 @@ class CheckpointManager:
             up its number.
         """
         # Before a step is asked for: where none is due, tracing would go on in silence.
-        self._checkpoint._refuse_tracing("save")
+        self._saver.refuse_tracing("save")
         options = self._options if options is None else options
-        state_file.resolve(options)
+        file_process(options)
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
         if number is not None and number < 0:
             raise ValueError(f"checkpoint_number must not be negative, got {number}.")
@@ -231,13 +204,13 @@ class CheckpointManager:
             step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
             if step is None:
                 return None
-        hooks = ManagedSave(self._managed, self._steps, step)
+        hooks = ManagerHooks(self._series, self._steps, step)
         try:
-            path = self._checkpoint._save(
+            path = self._saver.save(
                 os.path.join(self._directory, self._name),
                 options,
+                hooks,
                 number=number,
-                hooks=hooks,
                 step=self._step_number(step),
             )
         except BaseException:
@@ -280,13 +253,13 @@ class CheckpointManager:
           OSError: the directory cannot be read.
           As `Checkpoint.restore`, and what a save in flight raised.
         """
-        self._checkpoint._refuse_tracing("restore_or_initialize")
+        self._saver.refuse_tracing("restore_or_initialize")
         options = self._options_for_reading() if options is None else options
-        state_file.resolve(options)
+        file_process(options)
         # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
-        with self._checkpoint._lock:
+        with self._saver.lock:
             restored = restore_newest(
-                Candidates(self._checkpoint, self._directory, options, self._newest_first), skip_corrupt
+                Candidates(self._checkpoint, self._directory, options, self._listing.newest_first), skip_corrupt
             )
             if restored is None:
                 self._require_nothing_else(options)
@@ -297,15 +270,8 @@ class CheckpointManager:
         return restored
 
     def _require_nothing_else(self, options: CheckpointOptions | None) -> None:
-        """Nothing was restored: raises if it must not be initialized, and warns of another program's checkpoints."""
-
-        def look() -> str | None:
-            found = self._managed.foreign(self._root())
-            if found is not None and found.is_tensorflow:
-                raise foreign_runs.tensorflow_error(found.directory, found.names)
-            return None if found is None else str(found)
-
-        found = ask("restore_or_initialize", self._directory, options, look, always=True)
+        """Nothing was restored: raises if it must not be initialized, and warns of another program's checkpoints, once."""
+        found = self._listing.require_nothing_else(options)
         if found is not None and not self._warned:
             self._warned = True
             warnings.warn(found, stacklevel=3)
@@ -313,11 +279,3 @@ class CheckpointManager:
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, as `Checkpoint.sync`."""
         self._checkpoint.sync()
-
-
-def _checked_name(name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"checkpoint_name must be a str, got {type(name).__name__}.")
-    if not name or "\0" in name or os.path.basename(name) != name or name in (".", ".."):
-        raise ValueError(f"checkpoint_name must be the name of a file, without a directory, got {name!r}.")
-    return name

@@ -1,35 +1,34 @@
 """Reading a checkpoint without targets (TensorFlow: `tf.train.load_checkpoint` and its relatives)."""
 
+import difflib
 import math
 import os
 import warnings
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 
 from jaxckpt import storage
-from jaxckpt._lib.arguments import also_named
-from jaxckpt._lib.documents import DamagedError, damage
-from jaxckpt.directory import paths, state_file
+from jaxckpt._lib.arguments import StrPath, also_named
+from jaxckpt._lib.documents import damage
+from jaxckpt.directory import latest, paths
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item import tree_metadata
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree.containers import Container
 
-# What TensorFlow puts behind the name of a variable.
+# TensorFlow puts this behind the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # The save counter stands beside the tree, but is listed and read as a leaf.
 _COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
-# Longer numbers are no indices of sequences.
-_DIGITS = 19
 
 
 @dataclass(frozen=True)
 class LeafMetadata:
-    """What a checkpoint says of one leaf.
+    """The description of one leaf in a checkpoint.
 
     Attributes:
       name: the path joined by ``/``.
@@ -54,7 +53,7 @@ class LeafMetadata:
 class Reader:
     """Reads the leaves of one checkpoint as numpy arrays (TensorFlow: `tf.train.CheckpointReader`).
 
-    Works for any Orbax checkpoint of a tree, on any number of devices. What jaxckpt wrote is verified as it is read.
+    Works for any Orbax checkpoint of a tree, on any number of devices. Checkpoints that jaxckpt wrote are verified as they are read.
     """
 
     def __init__(self, path: str) -> None:
@@ -170,7 +169,7 @@ class Reader:
                 strict=True,
             )
         )
-        root = _Node(self._stored.tree.sequences)
+        root = Container(self._stored.tree.sequences)
         with damage(os.path.join(self._stored.directory, tree_metadata.FILE)):
             for leaf in stored:
                 value = (
@@ -189,8 +188,6 @@ class Reader:
         try:
             return self._leaves[name]
         except KeyError:
-            import difflib
-
             bare = str(name).removesuffix(_TENSORFLOW_SUFFIX)
             close = [bare] if bare in self._leaves else difflib.get_close_matches(bare, self._leaves, n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -212,59 +209,6 @@ class Reader:
         if leaf is _COUNTER_LEAF:
             return ArrayInfo((), np.dtype(np.int64), None)
         return self._stored.infos([leaf])[leaf.param_name]
-
-
-class _Node:
-    """A container in the making."""
-
-    def __init__(self, sequences: Collection[tuple[str, ...]], path: tuple[str, ...] = ()) -> None:
-        """Args: paths of containers whose keys are indices, whatever the keys say; the path of this one."""
-        self._sequences = sequences
-        self._path = path
-        self._children: dict[str, Any] = {}
-        self._is_indexed = True
-
-    def put(self, path: tuple[tuple[str, bool], ...], value: Any) -> None:
-        """Puts a leaf below this container. Raises DamagedError if another leaf is in the way."""
-        node = self
-        for text, is_index in path[:-1]:
-            node._is_indexed = node._is_indexed and is_index
-            below = node._children.get(text)
-            if below is None:
-                below = node._children[text] = _Node(self._sequences, (*node._path, text))
-            elif not isinstance(below, _Node):
-                raise DamagedError("a leaf lies below another leaf")
-            node = below
-        if not path or path[-1][0] in node._children:
-            raise DamagedError("a leaf lies where another one is")
-        text, is_index = path[-1]
-        node._is_indexed = node._is_indexed and is_index
-        node._children[text] = value
-
-    def build(self) -> Any:
-        """Returns the container. Not recursive: a stranger's tree may have more levels than Python has room for."""
-        order = [self]
-        for node in order:
-            order.extend(child for child in node._children.values() if isinstance(child, _Node))
-        built: dict[int, Any] = {}
-        for node in reversed(order):
-            items = {
-                text: built.pop(id(child)) if isinstance(child, _Node) else child
-                for text, child in node._children.items()
-            }
-            built[id(node)] = node._container(items)
-        return built[id(self)]
-
-    def _container(self, built: dict[str, Any]) -> Any:
-        if not (built and (self._is_indexed or self._path in self._sequences) and all(map(_is_index, built))):
-            return built
-        items = {index: built[str(index)] for index in sorted(map(int, built))}
-        # A sequence with holes keeps its indices.
-        return list(items.values()) if len(items) == max(items) + 1 else items
-
-
-def _is_index(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < _DIGITS and (text == "0" or text[0] != "0")
 
 
 def _empty(leaf: StoredLeaf) -> Any:
@@ -295,11 +239,11 @@ def _value(leaf: StoredLeaf, array: np.ndarray) -> Any:
 
 
 @overload
-def load_checkpoint(path: str | os.PathLike[str]) -> Reader: ...
+def load_checkpoint(path: StrPath) -> Reader: ...
 @overload
-def load_checkpoint(*, ckpt_dir_or_file: str | os.PathLike[str]) -> Reader: ...
+def load_checkpoint(*, ckpt_dir_or_file: StrPath) -> Reader: ...
 @also_named("path", "ckpt_dir_or_file")
-def load_checkpoint(path: str | os.PathLike[str]) -> Reader:
+def load_checkpoint(path: StrPath) -> Reader:
     """Opens a checkpoint for reading without targets (TensorFlow: `tf.train.load_checkpoint`).
 
     Args:
@@ -312,33 +256,43 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Reader:
       CorruptCheckpointError: it is damaged.
     """
     text = paths.spelled(paths.checked_path(path, "path"))
-    if not storage.is_checkpoint(text) and (latest := state_file.latest_checkpoint(text)) is not None:
-        text = latest
+    if not storage.is_checkpoint(text) and (found := latest.latest_checkpoint(text)) is not None:
+        text = found
     return Reader(text)
 
 
 @overload
-def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]: ...
+def list_variables(path: StrPath) -> list[tuple[str, tuple[int, ...]]]: ...
 @overload
-def list_variables(*, ckpt_dir_or_file: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]: ...
+def list_variables(*, ckpt_dir_or_file: StrPath) -> list[tuple[str, tuple[int, ...]]]: ...
 @also_named("path", "ckpt_dir_or_file")
-def list_variables(path: str | os.PathLike[str]) -> list[tuple[str, tuple[int, ...]]]:
+def list_variables(path: StrPath) -> list[tuple[str, tuple[int, ...]]]:
     """Returns name and shape of every leaf, sorted by name (TensorFlow: `tf.train.list_variables`).
 
-    Args, Raises: as for `load_checkpoint`.
+    Args:
+      path: as for `load_checkpoint`.
+
+    Raises:
+      CheckpointError, OSError: as for `load_checkpoint`.
     """
     reader = load_checkpoint(path)
     return [(name, reader.shape(name)) for name in reader.keys()]
 
 
 @overload
-def load_variable(path: str | os.PathLike[str], name: str) -> np.ndarray: ...
+def load_variable(path: StrPath, name: str) -> np.ndarray: ...
 @overload
-def load_variable(*, ckpt_dir_or_file: str | os.PathLike[str], name: str) -> np.ndarray: ...
+def load_variable(*, ckpt_dir_or_file: StrPath, name: str) -> np.ndarray: ...
 @also_named("path", "ckpt_dir_or_file")
-def load_variable(path: str | os.PathLike[str], name: str) -> np.ndarray:
+def load_variable(path: StrPath, name: str) -> np.ndarray:
     """Returns one leaf as a numpy array (TensorFlow: `tf.train.load_variable`).
 
-    Args, Raises: as for `load_checkpoint` and `Reader.get_tensor`.
+    Args:
+      path: as for `load_checkpoint`.
+      name: of the leaf.
+
+    Raises:
+      KeyError: there is no such leaf.
+      CheckpointError, OSError: as for `load_checkpoint` and `Reader.get_tensor`.
     """
     return load_checkpoint(path).get_tensor(name)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
+from jaxckpt import storage
 from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.directory.ask import ask
 from jaxckpt.errors import CorruptCheckpointError
@@ -78,7 +79,7 @@ def restore_newest(candidates: Candidates, skip_corrupt: bool) -> str | None:
             candidates.restore(path, verify=damage is not None)
             return path
         except (FileNotFoundError, CorruptCheckpointError) as error:
-            # What is deleted while it is read may look damaged.
+            # A checkpoint that is deleted while it is read may look damaged.
             if not candidates.exists(path) and len(lost) < _MAX_LOSSES:
                 lost.append((path, error))
                 continue
@@ -108,8 +109,6 @@ def require_sound(path: str, verify: bool) -> None:
       FileNotFoundError: nothing is there any more.
       CorruptCheckpointError: it is damaged.
     """
-    from jaxckpt import storage
-
     if not storage.is_checkpoint(path):
         if not stores.exists(path):
             raise FileNotFoundError(errno.ENOENT, "The checkpoint was deleted meanwhile", path)

@@ -28,8 +28,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import jaxckpt
 from jaxckpt import storage
-from jaxckpt.directory import managed, state_file
-from jaxckpt.directory.state_text import Records
+from jaxckpt.directory import latest, on_disk, registration, series, state_file
+from jaxckpt.directory.state_file import Records
+from jaxckpt.storage.commit import temporary
 
 HOUR = 3600.0
 ASYNC = functools.partial(jaxckpt.CheckpointOptions, enable_async=True)
@@ -48,7 +49,7 @@ def names(paths: list[str]) -> list[str]:
     return [os.path.basename(path) for path in paths]
 
 
-def on_disk(directory: Path) -> list[str]:
+def names_in(directory: Path) -> list[str]:
     """Everything in the directory but the state file, by number where there is one."""
     found = [name for name in os.listdir(directory) if name != "checkpoint"]
     return sorted(found, key=lambda name: (len(name), name))
@@ -61,7 +62,7 @@ def restored(path: str | None) -> float:
     return float(checkpoint.value[0])
 
 
-def state_of(directory: Path) -> jaxckpt.directory.state_file.CheckpointState:
+def state_of(directory: Path) -> latest.CheckpointState:
     state = jaxckpt.get_checkpoint_state(directory)
     assert state is not None
     return state
@@ -90,7 +91,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, now: float, *, goes_on: bool = False) -> None:
         self.now = now
         self._goes_on = goes_on
-        for module in (managed, state_file):
+        for module in (series, registration):
             monkeypatch.setattr(module, "time", self)
 
     def time(self) -> float:
@@ -230,7 +231,7 @@ class TestNumbers:
         assert restored(manager.latest_checkpoint) == 3.0
         assert names(make_manager(tmp_path).checkpoints) == ["ckpt-5", "ckpt-9", "ckpt-2"]
         manager.save(0)
-        assert on_disk(tmp_path) == ["ckpt-0", "ckpt-2", "ckpt-9"]
+        assert names_in(tmp_path) == ["ckpt-0", "ckpt-2", "ckpt-9"]
 
     def test_a_new_program_takes_the_number_after_the_highest(self, tmp_path: Path) -> None:
         make_manager(tmp_path).save(4)
@@ -244,10 +245,10 @@ class TestRetention:
     def test_oldest_go_first_and_only_after_the_new_one_is_committed(self, tmp_path: Path) -> None:
         manager = make_manager(tmp_path, 2)
         seen: list[list[str]] = []
-        options = jaxckpt.CheckpointOptions(experimental_write_callbacks=[lambda: seen.append(on_disk(tmp_path))])
+        options = jaxckpt.CheckpointOptions(experimental_write_callbacks=[lambda: seen.append(names_in(tmp_path))])
         for _ in range(4):
             manager.save(options=options)
-        assert on_disk(tmp_path) == ["ckpt-3", "ckpt-4"] == names(manager.checkpoints)
+        assert names_in(tmp_path) == ["ckpt-3", "ckpt-4"] == names(manager.checkpoints)
         assert seen[-1] == ["ckpt-2", "ckpt-3", "ckpt-4"]
         assert names(state_of(tmp_path).all_model_checkpoint_paths) == ["ckpt-3", "ckpt-4"]
 
@@ -264,7 +265,7 @@ class TestRetention:
         later = make_manager(tmp_path, 2)
         assert len(later.checkpoints) == 4  # Nothing is deleted before there is something new.
         later.save()
-        assert on_disk(tmp_path) == ["ckpt-4", "ckpt-5"] == names(manager.checkpoints)
+        assert names_in(tmp_path) == ["ckpt-4", "ckpt-5"] == names(manager.checkpoints)
 
     def test_externally_deleted_ones_disappear(self, tmp_path: Path) -> None:
         manager = make_manager(tmp_path, 3)
@@ -294,7 +295,7 @@ class TestRetention:
         assert names(manager.checkpoints) == ["ckpt-1", "ckpt-2"]
         manager.checkpoint.save_counter = 2
         manager.save()
-        assert on_disk(tmp_path) == ["ckpt-2", "ckpt-3"]
+        assert names_in(tmp_path) == ["ckpt-2", "ckpt-3"]
 
     def test_other_names_are_never_touched(self, tmp_path: Path) -> None:
         make_checkpoint().save(tmp_path / "ckpt-best")
@@ -337,7 +338,7 @@ class TestRetention:
         for _ in range(3):
             manager.save()
         assert names(manager.checkpoints) == ["ckpt-4", "ckpt-5"]
-        assert on_disk(tmp_path) == ["ckpt-4", "ckpt-5", "unusual-1", "unusual-2"]
+        assert names_in(tmp_path) == ["ckpt-4", "ckpt-5", "unusual-1", "unusual-2"]
 
     def test_one_that_cannot_be_deleted_stays_listed_and_is_tried_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -354,7 +355,7 @@ class TestRetention:
         assert "Could not delete the old checkpoint" in caplog.text
         assert names(manager.checkpoints) == ["ckpt-1", "ckpt-2"]
         manager.save()
-        assert on_disk(tmp_path) == ["ckpt-3"]
+        assert names_in(tmp_path) == ["ckpt-3"]
 
     def test_a_raising_callback_changes_nothing(self, tmp_path: Path) -> None:
         def fail() -> None:
@@ -365,7 +366,7 @@ class TestRetention:
         other = make_manager(tmp_path, 1, step_counter=lambda: 6, checkpoint_interval=1, checkpoint=manager.checkpoint)
         with pytest.raises(ZeroDivisionError):
             other.save(options=jaxckpt.CheckpointOptions(experimental_write_callbacks=[fail]))
-        assert on_disk(tmp_path) == ["ckpt-2"] == names(other.checkpoints)
+        assert names_in(tmp_path) == ["ckpt-2"] == names(other.checkpoints)
         assert other.last_checkpoint_step == 6
         assert other.save() is None
 
@@ -380,7 +381,7 @@ class TestPreserving:
             clock.now += HOUR
             manager.save()
         preserved = ["ckpt-3", "ckpt-6", "ckpt-9"]
-        assert on_disk(tmp_path) == ["ckpt-3", "ckpt-6", "ckpt-9", "ckpt-11", "ckpt-12"]
+        assert names_in(tmp_path) == ["ckpt-3", "ckpt-6", "ckpt-9", "ckpt-11", "ckpt-12"]
         assert names(manager.checkpoints) == ["ckpt-11", "ckpt-12"]
         assert state_of(tmp_path).last_preserved_timestamp == 19 * HOUR
         assert sorted(names(state_of(tmp_path).preserved_checkpoint_paths)) == preserved
@@ -392,8 +393,8 @@ class TestPreserving:
             manager.save()
             manager.checkpoint.save(tmp_path / "ckpt")
             manager.save()
-            assert set(preserved) < set(on_disk(tmp_path))
-            assert len(on_disk(tmp_path)) == 4
+            assert set(preserved) < set(names_in(tmp_path))
+            assert len(names_in(tmp_path)) == 4
 
     def test_the_state_goes_on_in_a_later_manager(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """TensorFlow's testSaveRestoreState."""
@@ -410,11 +411,11 @@ class TestPreserving:
         second.checkpoint.save_counter = 2
         clock.now += HOUR / 2
         second.save()
-        assert on_disk(tmp_path) == ["ckpt-1", "ckpt-2", "ckpt-3"]
+        assert names_in(tmp_path) == ["ckpt-1", "ckpt-2", "ckpt-3"]
         assert names(second.checkpoints) == ["ckpt-2", "ckpt-3"]
         assert state_of(tmp_path).last_preserved_timestamp == 10000.0
         second.save()
-        assert on_disk(tmp_path) == ["ckpt-1", "ckpt-3", "ckpt-4"]
+        assert names_in(tmp_path) == ["ckpt-1", "ckpt-3", "ckpt-4"]
 
     def test_a_clock_set_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """TensorFlow's testClockReset; besides, what is there stays listed."""
@@ -423,7 +424,7 @@ class TestPreserving:
         for _ in range(3):
             first.save()
             clock.now += HOUR
-        assert on_disk(tmp_path) == ["ckpt-2", "ckpt-3"]
+        assert names_in(tmp_path) == ["ckpt-2", "ckpt-3"]
         assert state_of(tmp_path).last_preserved_timestamp == 10000.0 + HOUR
         clock.now = 5000.0
         with pytest.warns(UserWarning, match="behind the time at which a checkpoint"):
@@ -434,7 +435,7 @@ class TestPreserving:
             clock.now += 10
             assert second.save() == str(tmp_path / f"ckpt-{number}")
             assert names(second.checkpoints) == [f"ckpt-{number}"]
-        assert on_disk(tmp_path) == ["ckpt-2", "ckpt-3", "ckpt-5"]
+        assert names_in(tmp_path) == ["ckpt-2", "ckpt-3", "ckpt-5"]
         assert state_of(tmp_path).last_preserved_timestamp == 5010.0
         assert state_of(tmp_path).all_model_checkpoint_timestamps == [5020.0]
         make_manager(tmp_path, 1)  # Warned once.
@@ -467,7 +468,7 @@ class TestPreserving:
         for _ in range(3):
             manager.save()
             clock.now += HOUR
-        assert on_disk(tmp_path) == ["ckpt-1", "ckpt-3", "ckpt-4"]
+        assert names_in(tmp_path) == ["ckpt-1", "ckpt-3", "ckpt-4"]
         assert caplog.text.count("clock was set back") == 1
 
     def test_a_preserved_number_that_is_saved_again_is_a_new_checkpoint(
@@ -478,11 +479,11 @@ class TestPreserving:
         clock.now += HOUR
         manager.save()
         manager.save()
-        assert on_disk(tmp_path) == ["ckpt-1", "ckpt-2"]
+        assert names_in(tmp_path) == ["ckpt-1", "ckpt-2"]
         manager.save(1)
-        assert names(manager.checkpoints) == ["ckpt-1"] == on_disk(tmp_path)
+        assert names(manager.checkpoints) == ["ckpt-1"] == names_in(tmp_path)
         manager.save(5)
-        assert on_disk(tmp_path) == ["ckpt-5"]
+        assert names_in(tmp_path) == ["ckpt-5"]
 
     def test_a_copied_directory_keeps_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = Clock(monkeypatch, 10 * HOUR)
@@ -494,7 +495,7 @@ class TestPreserving:
         copy = make_manager(tmp_path / "b", 1)
         assert names(copy.checkpoints) == ["ckpt-3"]
         copy.save(10)
-        assert on_disk(tmp_path / "b") == ["ckpt-1", "ckpt-2", "ckpt-10"]
+        assert names_in(tmp_path / "b") == ["ckpt-1", "ckpt-2", "ckpt-10"]
 
 
 class TestStart:
@@ -512,7 +513,7 @@ class TestStart:
         later.checkpoint.save_counter = 9
         for _ in range(5):
             later.save()
-        assert on_disk(tmp_path) == [f"ckpt-{number}" for number in range(10, 15)]
+        assert names_in(tmp_path) == [f"ckpt-{number}" for number in range(10, 15)]
 
     def test_one_that_is_saved_again_while_it_is_to_be_deleted_stays(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -532,7 +533,7 @@ class TestStart:
         manager.save()
         assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-1") == manager.latest_checkpoint
         assert restored(manager.latest_checkpoint) == 5.0
-        assert names(manager.checkpoints) == on_disk(tmp_path)[::-1] == ["ckpt-3", "ckpt-1"]
+        assert names(manager.checkpoints) == names_in(tmp_path)[::-1] == ["ckpt-3", "ckpt-1"]
 
     def test_an_older_unregistered_one_is_not_managed(self, tmp_path: Path) -> None:
         make_checkpoint().write(tmp_path / "ckpt-7")
@@ -542,7 +543,7 @@ class TestStart:
         assert manager.latest_checkpoint == str(tmp_path / "ckpt-1")
         manager.save()
         manager.save()
-        assert on_disk(tmp_path) == ["ckpt-7", "ckpt-9"]
+        assert names_in(tmp_path) == ["ckpt-7", "ckpt-9"]
 
     @pytest.mark.parametrize(
         "text",
@@ -573,7 +574,7 @@ class TestStart:
         # What was taken out of the list is neither restored nor deleted; what is listed is managed.
         assert [manager.save(), manager.save(2)] == [str(tmp_path / "ckpt-6"), str(tmp_path / "ckpt-2")]
         listed = {"ckpt-1"} if "ckpt-1" in text else set()
-        assert set(on_disk(tmp_path)) == {"ckpt-1", "ckpt-2", "ckpt-3", "ckpt-4", "ckpt-5"} - listed
+        assert set(names_in(tmp_path)) == {"ckpt-1", "ckpt-2", "ckpt-3", "ckpt-4", "ckpt-5"} - listed
         assert names(make_manager(tmp_path, 1).checkpoints) == ["ckpt-2"]
 
     @pytest.mark.parametrize("saved", ["best", "other"])
@@ -606,9 +607,9 @@ class TestStart:
         make_checkpoint().save(tmp_path / "best", options=jaxckpt.CheckpointOptions())
         manager = make_manager(tmp_path, 1)
         assert manager.checkpoints == []
-        before = set(on_disk(tmp_path))
+        before = set(names_in(tmp_path))
         manager.save()
-        assert before < set(on_disk(tmp_path))
+        assert before < set(names_in(tmp_path))
 
     @pytest.mark.parametrize("sealed_by", [None, "best"])
     @pytest.mark.parametrize("left", [1, 2])
@@ -643,7 +644,7 @@ class TestStart:
         assert names(manager.checkpoints) == ["ckpt-2", "ckpt-1"]
         assert manager.latest_checkpoint == str(run / "ckpt-1") == jaxckpt.latest_checkpoint(run)
         manager.save(4)
-        assert on_disk(run) == ["ckpt-3", "ckpt-4"]
+        assert names_in(run) == ["ckpt-3", "ckpt-4"]
 
     def test_a_file_that_names_another_checkpoint_is_obeyed(self, tmp_path: Path) -> None:
         for _ in range(2):
@@ -693,7 +694,7 @@ class TestStart:
             clock.now += HOUR
             manager.save()
         make_checkpoint().save(tmp_path / "other")
-        assert on_disk(tmp_path) == ["ckpt-2", "ckpt-4", "ckpt-5", "other-1"]
+        assert names_in(tmp_path) == ["ckpt-2", "ckpt-4", "ckpt-5", "other-1"]
         (tmp_path / "checkpoint").unlink()
         if state is not None:
             (tmp_path / "checkpoint").write_text(state)
@@ -704,7 +705,7 @@ class TestStart:
             later.checkpoint.save_counter = 5
             later.save()
         # What the limit lets stay is managed as ever; the rest may have been preserved.
-        assert on_disk(tmp_path) == ["ckpt-2", "ckpt-7", "ckpt-8", "other-1"]
+        assert names_in(tmp_path) == ["ckpt-2", "ckpt-7", "ckpt-8", "other-1"]
 
     def test_a_state_file_lost_while_a_manager_runs(self, tmp_path: Path) -> None:
         manager = make_manager(tmp_path, 2)
@@ -714,20 +715,20 @@ class TestStart:
             if text is not None:
                 (tmp_path / "checkpoint").write_text(text)
         manager.save()
-        assert on_disk(tmp_path) == ["ckpt-3", "ckpt-4"] == names(manager.checkpoints)
+        assert names_in(tmp_path) == ["ckpt-3", "ckpt-4"] == names(manager.checkpoints)
 
     def test_a_process_killed_before_it_registers(self, tmp_path: Path) -> None:
         code = """
             import os, signal, sys
             import numpy as np
             import jaxckpt
-            from jaxckpt.directory import managed
+            from jaxckpt.directory.series import CheckpointSeries
             checkpoint = jaxckpt.Checkpoint(value=np.zeros(4), step=0)
             manager = jaxckpt.CheckpointManager(checkpoint, sys.argv[1], 2)
             for number in range(3):
                 checkpoint.value = np.full(4, float(number))
                 if number == 2:
-                    managed.ManagedDirectory.register = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                    CheckpointSeries.register = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
                 manager.save()
         """
         process = run_python(code, tmp_path)
@@ -737,7 +738,7 @@ class TestStart:
         assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-3") == manager.restore_or_initialize()
         assert manager.checkpoint.value[0] == 2.0
         manager.save()
-        assert on_disk(tmp_path) == ["ckpt-3", "ckpt-4"]
+        assert names_in(tmp_path) == ["ckpt-3", "ckpt-4"]
 
     def test_leftovers_of_killed_processes_are_removed_and_foreign_ones_are_not(self, tmp_path: Path) -> None:
         code = """
@@ -745,23 +746,22 @@ class TestStart:
             import numpy as np
             import jaxckpt
             from jaxckpt import storage
-            from jaxckpt.storage import commit
             from jaxckpt.storage.commit import temporary
             checkpoint = jaxckpt.Checkpoint(value=np.zeros(4), step=0)
             manager = jaxckpt.CheckpointManager(checkpoint, sys.argv[1], 2)
             manager.save()
             other = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "other-1"))
             state = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "checkpoint"))
-            commit._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
             manager.save()
         """
         process = run_python(code, tmp_path)
         assert process.returncode == -signal.SIGKILL, process.stderr
         (tmp_path / "ckpt-9.orbax-checkpoint-tmp").mkdir()
-        assert len(on_disk(tmp_path)) == 5
-        live = storage.temporary.TemporaryDirectory(storage.CheckpointPath(str(tmp_path), "ckpt-8"))
+        assert len(names_in(tmp_path)) == 5
+        live = temporary.TemporaryDirectory(storage.CheckpointPath(str(tmp_path), "ckpt-8"))
         make_manager(tmp_path, 2)
-        left = on_disk(tmp_path)
+        left = names_in(tmp_path)
         assert len(left) == 4
         assert {"ckpt-1", "ckpt-9.orbax-checkpoint-tmp", os.path.basename(live.path)} < set(left)
         assert any(name.startswith("other-1.") for name in left)
@@ -783,7 +783,7 @@ class TestStart:
         def fail(directory: str, records: Records) -> None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), directory)
 
-        monkeypatch.setattr(state_file, "write_state", fail)
+        monkeypatch.setattr(state_file, "write", fail)
         manager = make_manager(tmp_path)
         assert "Read-only file system" in caplog.text
         assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
@@ -944,7 +944,7 @@ class TestInterval:
         with pytest.raises(IsADirectoryError):
             manager.save()
         assert manager.last_checkpoint_step is None
-        assert on_disk(tmp_path) == []
+        assert names_in(tmp_path) == []
         (tmp_path / "checkpoint").rmdir()
         assert manager.save() == str(tmp_path / "ckpt-1")
 
@@ -970,10 +970,10 @@ class TestAsync:
             time.sleep(0.001)
         # The callback runs: the new one is the latest, the old one is not deleted yet.
         assert seen[1] == (second, ["ckpt-1", "ckpt-2"], second)
-        assert on_disk(tmp_path) == ["ckpt-1", "ckpt-2"]
+        assert names_in(tmp_path) == ["ckpt-1", "ckpt-2"]
         go.set()
         manager.sync()
-        assert on_disk(tmp_path) == ["ckpt-2"] == names(manager.checkpoints)
+        assert names_in(tmp_path) == ["ckpt-2"] == names(manager.checkpoints)
 
     def test_a_callback_that_looks_never_waits_for_a_save_that_waits_for_it(self, tmp_path: Path) -> None:
         manager = make_manager(tmp_path, 2)
@@ -995,7 +995,7 @@ class TestAsync:
             assert entered.wait(60)
         manager.sync()
         assert seen == paths
-        assert on_disk(tmp_path) == ["ckpt-4", "ckpt-5"]
+        assert names_in(tmp_path) == ["ckpt-4", "ckpt-5"]
 
     @pytest.mark.parametrize("call", ["save", "restore_or_initialize", "sync"])
     def test_a_callback_that_would_wait_for_itself_gets_an_error(self, call: str, tmp_path: Path) -> None:
@@ -1084,7 +1084,7 @@ class TestAsync:
             manager.sync()
             os.chdir(tmp_path)
         assert manager.checkpoints == ["d/ckpt-2"]
-        assert on_disk(tmp_path / "d") == ["ckpt-2"]
+        assert names_in(tmp_path / "d") == ["ckpt-2"]
         assert not os.listdir("elsewhere")
 
     def test_threads_never_save_a_step_twice(self, tmp_path: Path) -> None:
@@ -1115,7 +1115,7 @@ class TestAsync:
         for thread in threads:
             thread.join()
         assert len(managers[0].checkpoints) == 20
-        assert set(names(managers[0].checkpoints)) == set(on_disk(tmp_path))
+        assert set(names(managers[0].checkpoints)) == set(names_in(tmp_path))
 
 
 class TestRestore:
@@ -1345,7 +1345,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp(prefix="jaxckpt-test-"))
         self.clock = Clock(self.patch, 0.0, goes_on=True)
         self.times: dict[str, float] = {}  # name -> when its commit began
-        self.patch.setattr(state_file, "commit_time", lambda path: self.times.get(os.path.basename(path), 0.0))
+        self.patch.setattr(on_disk, "commit_time", lambda path: self.times.get(os.path.basename(path), 0.0))
         self.checkpoint = jaxckpt.Checkpoint(value=np.zeros(2), saved=0)
         self.saved = 0
         self.contents: dict[int, int] = {}  # number -> which save wrote it: the order of commits
@@ -1507,7 +1507,7 @@ class ManagerMachine(RuleBasedStateMachine):
         listed, kept = self.view()
         assert names(self.manager.checkpoints) == [f"name-{number}" for number in listed]
         assert set(self.contents) == set(listed) | kept
-        found = set(on_disk(self.directory)) if self.directory.exists() else set()
+        found = set(names_in(self.directory)) if self.directory.exists() else set()
         assert found == {f"name-{number}" for number in self.contents}
         if listed:
             assert self.manager.latest_checkpoint == str(self.directory / f"name-{list(listed)[-1]}")

@@ -150,9 +150,7 @@ def test_another_librarys_options(tmp_path: Path) -> None:
             call()
         assert "got tensorflow.python.checkpoint.CheckpointOptions; import it from jaxckpt" in str(info.value)
     assert sorted(each.name for each in tmp_path.iterdir()) == before
-    with pytest.raises(
-        TypeError, match=r"got the class jaxckpt\.options\.CheckpointOptions; write CheckpointOptions\(\)"
-    ):
+    with pytest.raises(TypeError, match=r"got the class jaxckpt\.CheckpointOptions; write CheckpointOptions\(\)"):
         checkpoint.save(tmp_path / "ckpt", jaxckpt.CheckpointOptions)
     with pytest.raises(
         TypeError, match=r"must be a jaxckpt\.Checkpoint, got tensorflow\.python\.checkpoint\.Checkpoint"

@@ -3,18 +3,71 @@
 import functools
 import math
 import operator
+import os
+import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 _Result = TypeVar("_Result")
+_Error = TypeVar("_Error", TypeError, ValueError)
+StrPath: TypeAlias = str | os.PathLike[str]
 
 
 def type_name(value: Any) -> str:
     """Returns the name of a value's class, with its module: another library may have a class of the same name."""
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+class Refusal(NamedTuple):
+    """Why an argument is refused, in words that do not name it.
+
+    Attributes:
+      reason: the words, without a full stop.
+      says_expected: whether they say what was expected and found ("expected a positive number, got 0").
+    """
+
+    reason: str
+    says_expected: bool
+
+
+def refusal(kind: type[_Error], subject: str, reason: str, *, expected: str = "") -> _Error:
+    """Returns the error about an argument; `refusal_of` gives its reason back.
+
+    Args:
+      kind: TypeError or ValueError.
+      subject: the argument, with its value perhaps.
+      reason: why it is refused, without a full stop.
+      expected: what it may be; empty where the reason says so.
+    """
+    may_be = f"; expected {expected}" if expected else ""
+    return _carrying(kind(f"{subject}: {reason}{may_be}."), Refusal(reason, False))
+
+
+def mismatch(kind: type[_Error], subject: str, expected: str, got: str) -> _Error:
+    """Returns the error about an argument that is not what was expected; `refusal_of` gives its reason back.
+
+    Args:
+      kind: TypeError or ValueError.
+      subject: the argument.
+      expected: what it may be.
+      got: what it is, without a full stop.
+    """
+    reason = f"expected {expected}, got {got}"
+    return _carrying(kind(f"{subject}: {reason}."), Refusal(reason, True))
+
+
+def _carrying(error: _Error, refusal: Refusal) -> _Error:
+    error.refusal = refusal  # type: ignore[attr-defined]
+    return error
+
+
+def refusal_of(error: TypeError | ValueError) -> Refusal:
+    """Returns why an argument is refused: what `refusal` and `mismatch` noted, else the whole text."""
+    found = getattr(error, "refusal", None)
+    return found if isinstance(found, Refusal) else Refusal(str(error).rstrip("."), False)
 
 
 def also_named(ours: str, theirs: str) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
@@ -39,6 +92,56 @@ def also_named(ours: str, theirs: str) -> Callable[[Callable[..., _Result]], Cal
         return call
 
     return decorate
+
+
+def flag(what: str, value: object) -> bool:
+    """Returns a bool. Raises TypeError for anything else, numpy's included."""
+    if not isinstance(value, bool):
+        raise mismatch(TypeError, what, "True or False", f"{value!r} of type {type(value).__name__}")
+    return value
+
+
+def byte_count(what: str, value: object, least: int) -> int:
+    """Returns a number of bytes as an int.
+
+    Args:
+      what: the argument.
+      value: its value.
+      least: the smallest number that is allowed.
+
+    Raises:
+      TypeError: it is not an int.
+      ValueError: it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise mismatch(TypeError, what, "a number of bytes as an int", f"{value!r} of type {type(value).__name__}")
+    if not least <= value < 2**63:
+        raise mismatch(ValueError, what, f"a number of bytes, at least {least} and less than 2**63", str(value))
+    return int(value)
+
+
+def seconds(what: str, value: object) -> float:
+    """Returns a number of seconds that Python can wait for.
+
+    Args:
+      what: the argument.
+      value: its value.
+
+    Raises:
+      TypeError: it is not a number.
+      ValueError: it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise mismatch(TypeError, what, "a number of seconds", f"{value!r} of type {type(value).__name__}")
+    # Also refuses nan.
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise mismatch(
+            ValueError,
+            what,
+            f"a positive, finite number of seconds, at most {threading.TIMEOUT_MAX:.0f}",
+            f"{value}. Every wait has a bound; give a large one to wait long",
+        )
+    return value if isinstance(value, int) else float(value)
 
 
 def index(what: str, value: Any) -> int:

@@ -8,9 +8,11 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from jaxckpt._lib.causes import cause_of
 
+_T = TypeVar("_T")
 _SLICE_SECS = 1.0
 _PAUSE_SECS = 0.005
 # What Python says of a Lock, and of an RLock. Not any RuntimeError: one that a handler of an interrupt meets is what it says it is.
@@ -19,7 +21,7 @@ _TWICE = ("release unlocked lock", "cannot release un-acquired lock")
 _left: list[list[bool]] = []
 
 
-def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException], None] = lambda error: None) -> None:
+def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException], None] = lambda error: None) -> _T:
     """Does `work` to its end, once, and only then raises an interrupt that came meanwhile.
 
     A second interrupt is raised at once; the work then goes on, on its own thread, and what it raises is lost.
@@ -28,16 +30,19 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
       work: bounded. On the main thread, which alone is interrupted, it is done by another one for it.
       interrupted: called at once with the interrupt.
 
+    Returns:
+      What `work` returned.
+
     Raises:
       BaseException: what `work` raised; or the interrupt.
     """
     if threading.current_thread() is not threading.main_thread():
-        work()
-        return
+        return work()
     begun = threading.Lock()
     # Not an Event: an interrupt in its wait() can leave its lock held for ever.
     running = threading.Lock()
     running.acquire()
+    results: list[_T] = []
     errors: list[BaseException] = []
     ended: list[bool] = []
 
@@ -45,7 +50,7 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
         if not begun.acquire(blocking=False):
             return
         try:
-            work()
+            results.append(work())
         except BaseException as error:
             errors.append(error)
         finally:
@@ -78,6 +83,7 @@ def uninterrupted(work: Callable[[], None], interrupted: Callable[[BaseException
         raise errors[0]
     if interrupt is not None:
         raise interrupt
+    return results[0]
 
 
 def finish_left(seconds: float) -> None:

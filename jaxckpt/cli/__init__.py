@@ -3,8 +3,8 @@
 Each command is a module with `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`, which returns the
 exit code. This module parses, runs the command, and turns what goes wrong into one line on stderr.
 
-Exit codes: 0 done; 1 an error, damage (`verify`) or differences (`diff`); 2 wrong usage; 130 interrupted; 141 nobody
-reads the output.
+Exit codes: 0 done; 1 an error, damage (`verify`) or differences (`diff`); 2 wrong usage; 130 interrupted; 141 the
+reader of the output has gone.
 """
 
 import argparse
@@ -15,14 +15,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from jaxckpt import __version__
 from jaxckpt._lib.output import describe, print_error, print_traceback, printable, warnings_as_lines
 from jaxckpt.errors import CheckpointError
 
 COMMANDS = ("demo", "inspect", "verify", "diff", "explain", "list", "clean")
 
-_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
-# What users can cause. Anything else is a mistake in jaxckpt, and shows its traceback.
+# As a shell reports SIGINT.
+_INTERRUPTED = 128 + 2
+# As a shell reports SIGPIPE.
+_BROKEN_PIPE = 128 + 13
+# Errors that users can cause. Any other one is a mistake in jaxckpt, and shows its traceback.
 _EXPECTED = (CheckpointError, OSError, ValueError, KeyError, ImportError, MemoryError, RuntimeError, ExceptionGroup)
 
 
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error("")
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`). What Python still holds for it must not fail again at exit.
+        # The reader of our output has gone (`| head`). The output that Python still holds must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:
@@ -69,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the arguments. What is left over belongs to the command, whose usage is then shown."""
+    """Returns the arguments. An unknown one is refused with the usage of the command."""
     parser, commands = _parsers()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -89,8 +92,6 @@ def _module(command: str) -> Any:
 
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    from jaxckpt import __version__
-
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict
 
+from jaxckpt import storage
 from jaxckpt._lib.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes
 from jaxckpt.cli.resolve import existing_directory
 
@@ -21,8 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    from jaxckpt import storage
-
     directory = existing_directory(arguments.directory)
     with Progress(f"cleaning {directory}"):
         found = storage.leftovers(directory)

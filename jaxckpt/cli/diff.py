@@ -5,15 +5,13 @@ import fnmatch
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
 from jaxckpt.cli.resolve import checkpoint_at
-
-if TYPE_CHECKING:
-    from jaxckpt.reader import LeafMetadata, Reader
+from jaxckpt.reader import LeafMetadata, Reader
 
 HELP = "compare two checkpoints: structure, shapes, values"
 DESCRIPTION = (
@@ -21,7 +19,8 @@ DESCRIPTION = (
     "they differ. How an array was sharded does not matter, nor whether it was a jax or a numpy array."
 )
 
-_BLOCK = 1 << 20  # Elements that are compared at a time: the comparison needs little memory besides the two arrays.
+# Elements that are compared at a time: the comparison needs little memory besides the two arrays.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    import jaxckpt
-
     with Progress("opening") as progress:
-        a, b = (jaxckpt.Reader(checkpoint_at(path)) for path in (arguments.a, arguments.b))
+        a, b = (Reader(checkpoint_at(path)) for path in (arguments.a, arguments.b))
         names, ignored = _selected(sorted({*a.keys(), *b.keys()}), arguments.ignore, progress)
         differences, total = [], 0
         for index, name in enumerate(names):
@@ -113,7 +110,7 @@ def _selected(names: list[str], patterns: list[str], progress: Progress) -> tupl
     return [name for name in names if name not in ignored], len(ignored)
 
 
-def _compare(a: "Reader", b: "Reader", name: str) -> Difference | None:
+def _compare(a: Reader, b: Reader, name: str) -> Difference | None:
     """Returns how the leaf called `name` differs; None if it does not."""
     for reader, other, kind in ((a, b, "only in A"), (b, a, "only in B")):
         if name not in other:
@@ -130,13 +127,13 @@ def _compare(a: "Reader", b: "Reader", name: str) -> Difference | None:
     return _compare_arrays(name, a.get_tensor(name), b.get_tensor(name))
 
 
-def _category(leaf: "LeafMetadata") -> str:
+def _category(leaf: LeafMetadata) -> str:
     if leaf.key_impl is not None:
         return f"PRNG key ({leaf.key_impl})"
     return leaf.kind if leaf.kind in ("str", "bytes") else "array"
 
 
-def _describe(leaf: "LeafMetadata") -> str:
+def _describe(leaf: LeafMetadata) -> str:
     if leaf.kind in ("str", "bytes"):
         return f"{leaf.kind} of {count(leaf.nbytes, 'byte')}"
     return f"{_category(leaf)} {leaf.dtype}{list(leaf.shape)}"
@@ -213,5 +210,6 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _as_json(difference: Difference) -> dict[str, Any]:
     fields = asdict(difference)
     if isinstance(difference.largest, float) and not math.isfinite(difference.largest):
-        fields["largest"] = str(difference.largest)  # JSON has no word for infinity.
+        # JSON has no word for infinity.
+        fields["largest"] = str(difference.largest)
     return fields

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+import jaxckpt
 from jaxckpt._lib.output import print_json, print_line
 
 HELP = "show what the options of a config file turn into"
@@ -31,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    import jaxckpt
-
     config = jaxckpt.load_config(arguments.config, arguments.overrides, section=arguments.section)
     translation = jaxckpt.to_orbax(config.options)
     manager = {name: value for name, value in config.to_dict().items() if name != "options"}

@@ -2,14 +2,12 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxckpt._lib.documents import parse
 from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
 from jaxckpt.cli.resolve import checkpoint_at, size_of
-
-if TYPE_CHECKING:
-    from jaxckpt.reader import LeafMetadata
+from jaxckpt.reader import LeafMetadata, Reader
 
 HELP = "show the tree of leaves with shape, dtype, bytes and sharding"
 DESCRIPTION = (
@@ -27,11 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    import jaxckpt
-
     path = checkpoint_at(arguments.path)
     with Progress(f"reading the metadata of {path}"):
-        reader = jaxckpt.Reader(path)
+        reader = Reader(path)
         leaves = [reader.metadata(name) for name in reader.keys()]
         on_disk = size_of(path)
     total = sum(leaf.nbytes for leaf in leaves)
@@ -53,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(leaves: Iterable["LeafMetadata"]) -> Iterator[tuple[str, str, str, str, str]]:
+def _rows(leaves: Iterable[LeafMetadata]) -> Iterator[tuple[str, str, str, str, str]]:
     """Yields a row for every leaf, and one with the sum for every branch, indented as a tree."""
     ordered = sorted(((_keys(leaf.name), leaf) for leaf in leaves), key=lambda item: [_natural(key) for key in item[0]])
     sums: dict[tuple[str, ...], int] = {}
@@ -78,14 +74,15 @@ def _rows(leaves: Iterable["LeafMetadata"]) -> Iterator[tuple[str, str, str, str
 
 
 def _keys(name: str) -> tuple[str, ...]:
-    return tuple(name.split("/"))  # A slash inside a key is spelled ~1.
+    # A slash inside a key is spelled ~1.
+    return tuple(name.split("/"))
 
 
 def _natural(key: str) -> tuple[int, int, str]:
     return (0, int(key), key) if key.isascii() and key.isdecimal() else (1, 0, key)
 
 
-def _saved_as(leaf: "LeafMetadata") -> str:
+def _saved_as(leaf: LeafMetadata) -> str:
     if leaf.key_impl is not None:
         return f"PRNG key ({leaf.key_impl})"
     if leaf.sharding is None:
@@ -105,7 +102,8 @@ def _short_sharding(text: str) -> str:
             return f"on {note['device_str']}"
         return str(kind)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return text  # The note of another version: better as it is than not at all.
+        # The note of another version: better as it is than not at all.
+        return text
 
 
 def _partition_spec(parts: list[Any]) -> str:
@@ -113,7 +111,7 @@ def _partition_spec(parts: list[Any]) -> str:
     return f"PartitionSpec({', '.join(words)})"
 
 
-def _as_json(leaf: "LeafMetadata") -> dict[str, Any]:
+def _as_json(leaf: LeafMetadata) -> dict[str, Any]:
     sharding: Any = leaf.sharding
     if leaf.sharding is not None:
         try:

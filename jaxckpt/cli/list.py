@@ -4,8 +4,8 @@ import argparse
 import os
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
+from jaxckpt import storage
 from jaxckpt._lib.output import (
     Progress,
     count,
@@ -18,9 +18,9 @@ from jaxckpt._lib.output import (
     table,
 )
 from jaxckpt.cli.resolve import existing_directory, size_of
-
-if TYPE_CHECKING:
-    from jaxckpt.directory.state_file import CheckpointState
+from jaxckpt.directory import on_disk
+from jaxckpt.directory.latest import CheckpointState, get_checkpoint_state, latest_checkpoint
+from jaxckpt.storage import foreign, stores
 
 HELP = "show the checkpoints of a directory: sizes, ages, the latest, leftovers"
 DESCRIPTION = (
@@ -58,10 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    import jaxckpt
-    from jaxckpt import storage
-    from jaxckpt.storage import stores
-
     directory = existing_directory(arguments.directory)
     if storage.is_checkpoint(directory):
         above = os.path.dirname(stores.absolute(directory))
@@ -70,8 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"`jaxckpt list {above}` what lies beside it."
         )
     with Progress(f"looking through {directory}"):
-        state = jaxckpt.get_checkpoint_state(directory)
-        latest = None if state is None else jaxckpt.latest_checkpoint(directory)
+        state = get_checkpoint_state(directory)
+        latest = None if state is None else latest_checkpoint(directory)
         checkpoints = _checkpoints(directory, state, latest)
         leftovers = storage.leftovers(directory)
     if arguments.json:
@@ -119,8 +115,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _exit_code(directory: str, checkpoints: list[Listed]) -> int:
     """Returns 0 if there are checkpoints; otherwise says that there are none, and returns 1."""
-    from jaxckpt.storage import foreign
-
     if checkpoints:
         return 0
     what = foreign.describe_directory(directory)
@@ -128,10 +122,7 @@ def _exit_code(directory: str, checkpoints: list[Listed]) -> int:
     return 1
 
 
-def _checkpoints(directory: str, state: "CheckpointState | None", latest: str | None) -> list[Listed]:
-    from jaxckpt import storage
-    from jaxckpt.storage import stores
-
+def _checkpoints(directory: str, state: CheckpointState | None, latest: str | None) -> list[Listed]:
     # When it was saved: the state file knows it best, for a copied directory has new times.
     registered: dict[str, float] = {}
     if state is not None:
@@ -151,7 +142,8 @@ def _checkpoints(directory: str, state: "CheckpointState | None", latest: str | 
                 continue
             saved = registered.get(stores.absolute(path)) or _changed(path)
             size = size_of(path)
-        except FileNotFoundError:  # Deleted by its manager meanwhile.
+        except FileNotFoundError:
+            # Deleted by its manager meanwhile.
             continue
         same = stores.absolute(path)
         is_latest = latest is not None and same == stores.absolute(latest)
@@ -160,7 +152,4 @@ def _checkpoints(directory: str, state: "CheckpointState | None", latest: str | 
 
 
 def _changed(path: str) -> float:
-    from jaxckpt.directory import state_file
-    from jaxckpt.storage import stores
-
-    return state_file.commit_time(path) if stores.is_bucket(path) else os.stat(path).st_mtime
+    return on_disk.commit_time(path) if stores.is_bucket(path) else os.stat(path).st_mtime

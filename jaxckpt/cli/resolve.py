@@ -1,7 +1,9 @@
-"""What a PATH on the command line stands for."""
+"""The checkpoint, or directory, that a PATH on the command line stands for."""
 
 import os
 
+from jaxckpt import storage
+from jaxckpt.directory.latest import latest_checkpoint
 from jaxckpt.directory.paths import checked_path
 from jaxckpt.storage import stores
 
@@ -9,20 +11,17 @@ from jaxckpt.storage import stores
 def checkpoint_at(path: str) -> str:
     """Returns the checkpoint that `path` stands for: itself, or the latest one of a directory with a state file.
 
-    What is neither is returned as it is; opening it says what is wrong.
+    Any other path is returned as it is; opening it says what is wrong.
 
     Raises:
       ValueError: there are checkpoints in it, but no state file says which is the latest.
     """
-    import jaxckpt
-    from jaxckpt import storage
-
     if "://" in path:
         checked_path(path, "PATH")
     path = stores.spelled(path)
     if storage.is_checkpoint(path):
         return path
-    latest = jaxckpt.latest_checkpoint(path)
+    latest = latest_checkpoint(path)
     if latest is not None:
         return latest
     inside = [name for name in _names(path) if storage.is_checkpoint(os.path.join(path, name))]

@@ -1,14 +1,12 @@
 """``jaxckpt verify PATH...``: reads and checks every byte."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jaxckpt import storage
 from jaxckpt._lib.output import Progress, count, describe, human_bytes, print_json
 from jaxckpt.cli.resolve import checkpoint_at
 from jaxckpt.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from jaxckpt.storage import VerifyReport
 
 HELP = "read and check every byte"
 DESCRIPTION = (
@@ -32,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
             position = f" ({index + 1} of {len(arguments.paths)})" if len(arguments.paths) > 1 else ""
             try:
                 report = _verify(given, progress, position)
-            except (CheckpointError, OSError, ValueError) as error:  # The other paths still have their turn.
+            except (CheckpointError, OSError, ValueError) as error:
+                # The other paths still have their turn.
                 failed = True
                 results.append({"path": given, "ok": False, "error": describe(error)})
                 progress.complain(f"jaxckpt verify: error: {describe(error)}")
@@ -47,9 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _verify(given: str, progress: Progress, position: str) -> "VerifyReport":
-    from jaxckpt import storage
-
+def _verify(given: str, progress: Progress, position: str) -> storage.VerifyReport:
     path = checkpoint_at(given)
     progress.update(f"verifying {path}{position}")
 
@@ -59,7 +56,7 @@ def _verify(given: str, progress: Progress, position: str) -> "VerifyReport":
     return storage.verify(path, show)
 
 
-def _lines(report: "VerifyReport") -> list[str]:
+def _lines(report: storage.VerifyReport) -> list[str]:
     amount = f"{count(report.leaves, 'leaf', 'leaves')}, {human_bytes(report.bytes)}, {count(report.files, 'file')}"
     if not report.ok:
         lines = [f"{report.path}: DAMAGED: {count(len(report.problems), 'problem')}"]
@@ -78,7 +75,7 @@ def _lines(report: "VerifyReport") -> list[str]:
     return [f"{report.path}: ok: {amount}, checksums match", *unread]
 
 
-def _as_json(report: "VerifyReport") -> dict[str, Any]:
+def _as_json(report: storage.VerifyReport) -> dict[str, Any]:
     return {
         "path": report.path,
         "ok": report.ok,

@@ -2,7 +2,7 @@
 
 # Of a file, and of the text of an override.
 MAX_BYTES = 256 << 10
-# Keys and values of a source. What a YAML alias stands for counts every time it is used.
+# Keys and values of a source. The values that a YAML alias stands for count every time it is used.
 MAX_VALUES = 20_000
 # Mappings and lists inside each other; parts of a dotted key.
 MAX_DEPTH = 64

@@ -20,7 +20,7 @@ def imported(reading: Source, path: KeyPath, value: object) -> object:
     Args:
       reading: where problems are reported.
       path: the key of the value.
-      value: an import path, or ``{call: factory, with: arguments}``. What is not plain data is such an object already.
+      value: an import path, or ``{call: factory, with: arguments}``. A value that is not plain data is such an object already.
 
     Returns:
       The object; `UNUSABLE` if there is none, which has been reported.
@@ -108,7 +108,8 @@ def _import_module(name: str) -> object:
         if name == missing or name.startswith(f"{missing}."):
             raise ImportPathError(f"there is no module {missing!r}{_close_module(missing)}") from None
         raise ImportPathError(f"importing {name} raised {_describe(error)}") from error
-    except (Exception, SystemExit) as error:  # a script without a main guard may end in sys.exit
+    except (Exception, SystemExit) as error:
+        # A script without a main guard may end in sys.exit.
         raise ImportPathError(f"importing {name} raised {_describe(error)}") from error
 
 
@@ -118,7 +119,8 @@ def _close_module(name: str) -> str:
     try:
         places = sys.modules[parent].__path__ if parent else None
         names = [module.name for module in pkgutil.iter_modules(places)]
-    except Exception:  # an import hook of somebody else: go without a suggestion
+    except Exception:
+        # An import hook of another package failed: go without a suggestion.
         return ""
     prefix = f"{parent}." if parent else ""
     return close_name(f"{prefix}{last}", [f"{prefix}{other}" for other in [*names, *sys.builtin_module_names]])

@@ -1,4 +1,4 @@
-"""What a key may hold, taken from the type annotation of the argument it becomes: a test, and words for messages."""
+"""The values that a key may hold, by the type annotation of the argument that it becomes: a test, and words for messages."""
 
 import inspect
 import numbers
@@ -38,7 +38,7 @@ PositiveFloat = Annotated[float, Only("a positive number", _is_duration)]
 
 
 def fits(annotation: Any, value: object, *, narrow: bool = True) -> bool:
-    """Whether `value` is of the annotated type. What this module does not know fits: the constructor decides.
+    """Whether `value` is of the annotated type. A type that this module does not know fits: the constructor decides.
 
     Args:
       annotation: the resolved annotation, `Annotated` included.
@@ -56,7 +56,8 @@ def fits(annotation: Any, value: object, *, narrow: bool = True) -> bool:
     if annotation in (None, NoneType):
         return value is None
     if annotation in (int, float):
-        accepted = numbers.Integral if annotation is int else numbers.Real  # those of numpy as well
+        # Those of numpy as well.
+        accepted = numbers.Integral if annotation is int else numbers.Real
         return isinstance(value, accepted) and not isinstance(value, bool)
     if inspect.isclass(annotation) and annotation is not Any and origin is None:
         return isinstance(value, annotation)

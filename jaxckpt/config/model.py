@@ -3,27 +3,20 @@
 import copy
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex, SupportsInt, get_type_hints
+from typing import Annotated, Any, SupportsIndex, SupportsInt, get_type_hints
 
+from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.config.kinds import Only, PositiveFloat, PositiveInt, fits, words
-from jaxckpt.directory.paths import checked_path
+from jaxckpt.directory.paths import checked_path, is_name
 from jaxckpt.directory.steps import step_reader
+from jaxckpt.manager import CheckpointManager
 from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy, policy_of
 
-if TYPE_CHECKING:
-    from jaxckpt.checkpoint import Checkpoint
-    from jaxckpt.manager import CheckpointManager
-
 SHARD_BY_TASK = "shard_by_task"
-
-
-def _is_name(text: str) -> bool:
-    return text not in ("", ".", "..") and "\0" not in text and os.path.basename(text) == text
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class CheckpointConfig:
     directory: str
     max_to_keep: PositiveInt | None
     keep_checkpoint_every_n_hours: PositiveFloat | None = None
-    checkpoint_name: Annotated[str, Only("a file name without /, as text", _is_name)] = "ckpt"
+    checkpoint_name: Annotated[str, Only("a file name without /, as text", is_name)] = "ckpt"
     step_counter: Callable[[], SupportsInt] | SupportsInt | SupportsIndex | None = None
     checkpoint_interval: PositiveInt | None = None
     init_fn: Callable[[], object] | None = None
@@ -72,7 +65,7 @@ class CheckpointConfig:
         step_reader(self.step_counter)
         object.__setattr__(self, "options", copy.copy(self.options))
 
-    def manager(self, checkpoint: "Checkpoint", **changes: Any) -> "CheckpointManager":
+    def manager(self, checkpoint: Checkpoint, **changes: Any) -> CheckpointManager:
         """Builds the manager that this config describes.
 
         Args:
@@ -83,8 +76,6 @@ class CheckpointConfig:
           TypeError: a value of a wrong type.
           ValueError: a value, or a combination, that the manager refuses, such as an interval without a step counter.
         """
-        from jaxckpt.manager import CheckpointManager
-
         config = dataclasses.replace(self, **changes) if changes else self
         return CheckpointManager(
             checkpoint, **{item.name: getattr(config, item.name) for item in dataclasses.fields(config)}

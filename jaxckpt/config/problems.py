@@ -1,4 +1,4 @@
-"""What is wrong with a config, said so that the reader can mend it: where, which key, what was expected and found."""
+"""Problems of a config, told so that the reader can mend them: where, which key, what was expected and found."""
 
 import difflib
 import re
@@ -32,8 +32,12 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+class ArgumentError(ConfigError, TypeError):
+    """load_config was called with something that is no config at all; callers may catch it as either."""
+
+
 class Unusable:
-    """Stands for a value that could not be read and has been reported, so that nobody complains about it again."""
+    """Stands for a value that could not be read and has been reported, so that it is not reported again."""
 
     def __repr__(self) -> str:
         return "<unusable>"
@@ -157,7 +161,8 @@ def did_you_mean(word: object, section: KeyPath, known: Iterable[KeyPath]) -> st
     if not isinstance(word, str):
         return ""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).replace("-", "_").replace(" ", "_").lower()
-    paths = sorted(known, key=lambda path: path[:-1] != section)  # stable: the keys of the same mapping come first
+    # Stable: the keys of the same mapping come first.
+    paths = sorted(known, key=lambda path: path[:-1] != section)
     names = [str(path[-1]) for path in paths]
     bare = plain.removeprefix("experimental_")
     elsewhere = [path for path in paths if str(path[-1]).removeprefix("experimental_") == bare]

@@ -1,11 +1,11 @@
 """Plain values into a CheckpointConfig. Nothing stops at the first mistake: every key is looked at."""
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxckpt._lib.arguments import refusal_of
 from jaxckpt.config import schema
 from jaxckpt.config.imports import imported
 from jaxckpt.config.kinds import fits
@@ -105,7 +105,8 @@ def _options(reading: Source, given: object) -> tuple[CheckpointOptions, KeyPath
             if name != DEPRECATED:
                 _try(reading, path, CheckpointOptions, {name: value}, value)
     deprecated = (*OPTIONS, DEPRECATED) if DEPRECATED in arguments else None
-    if deprecated:  # its twin takes the value: the constructor would warn about a line of this file
+    if deprecated:
+        # Its twin takes the value: the constructor would warn about a line of this file.
         arguments["enable_async"] = arguments.pop(DEPRECATED) or arguments.get("enable_async", False)
     options = None if reading.problems else _try(reading, OPTIONS, CheckpointOptions, arguments, given)
     return options or nothing, deprecated
@@ -206,10 +207,9 @@ def _try(
     try:
         return make(**arguments)
     except (TypeError, ValueError) as error:
-        # The reason without the name in front, which the key path says better, and without what it may be instead.
-        reason = re.sub(r"^\w+(\[0\]|=('[^']*'|[^\s:]+))?: ", "", str(error)).rstrip(".")
-        if not reason.startswith("expected "):
-            reason = reason.partition("; expected ")[0]
+        # Not the error's text, which names the argument and what it may be in Python: the key path and the schema say it better.
+        reason, says_expected = refusal_of(error)
+        if not says_expected:
             reason = f"expected {allowed or schema.expected(path)}, got {reading.got(path, value)}: {reason}"
         reading.add(path, reason)
         return UNUSABLE

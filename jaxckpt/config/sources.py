@@ -1,29 +1,16 @@
 """Where a config comes from: a YAML or TOML file or a mapping, and overrides on top, as plain values."""
 
-import errno
-import itertools
 import os
-import re
-import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from jaxckpt.config.bounds import (
-    ITSELF,
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_OVERRIDES,
-    MAX_PROBLEMS,
-    MAX_VALUES,
-    TOO_DEEP,
-    Counter,
-    TooMuchError,
-)
+from jaxckpt.config import files
+from jaxckpt.config.bounds import MAX_PROBLEMS
+from jaxckpt.config.overrides import Override, key_path, read_overrides
+from jaxckpt.config.plain import PlainValues, is_mapping
 from jaxckpt.config.problems import (
     UNUSABLE,
+    ArgumentError,
     KeyPath,
     Problem,
     close_name,
@@ -31,19 +18,9 @@ from jaxckpt.config.problems import (
     did_you_mean,
     dotted,
     got,
-    shown,
 )
 from jaxckpt.config.yaml_text import YamlText
 from jaxckpt.errors import ConfigError
-
-
-class ArgumentError(ConfigError, TypeError):
-    """load_config was called with something that is no config at all; callers may catch it as either."""
-
-
-# A dotted key with too many parts. Each part is matched as a whole, so the search takes no longer than reading the text.
-_TOML_PART = r"""(?:[\w\-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+"""
-_LONG_TOML_KEY = re.compile(rf"""(?<![\w\-"'.])(?:{_TOML_PART}\.[ \t]*+){{{MAX_DEPTH}}}""")
 
 
 class Source:
@@ -75,15 +52,15 @@ class Source:
         self._path: Path | None = None
         self._text: YamlText | None = None
         self._overridden: list[tuple[KeyPath, str, YamlText | None]] = []
-        self._counter = Counter()
+        self._plain = PlainValues()
         if isinstance(source, (str, os.PathLike)):
             data = self._read(Path(source))
         elif is_mapping(source):
-            data = self._from_object(source, ())
+            data = self._from_object(source)
         else:
             raise ArgumentError(f"expected the path of a YAML or TOML file, or a mapping, as config, got {got(source)}")
         self.data = self._mapping(data)
-        for part in _key_path(section) if section else ():
+        for part in key_path(section) if section else ():
             if part not in self.data:
                 hint = close_name(str(part), [key for key in self.data if isinstance(key, str)])
                 self.add((part,), f"expected a section of that name, got nothing{hint}")
@@ -92,7 +69,8 @@ class Source:
             self.data = self._mapping(self.data[part])
         # The rest of a larger file is none of our business: it may use tags, or values, that mean something to its reader.
         self.problems = [item for item in self.problems if self._concerns(item.path)]
-        self._override(overrides)
+        for override in read_overrides(overrides, self._plain, self.section, self._file()):
+            self._override(override)
 
     def _concerns(self, path: KeyPath) -> bool:
         """Whether `path` leads into the section, or is on the way to it."""
@@ -117,12 +95,16 @@ class Source:
                 return label
         # A section that is not in the file has been made by an override of one of its keys.
         made = next((label for inside, label, _ in self._overridden if inside[: len(path)] == path), None)
-        for length in range(len(path), 0, -1):  # for a key that is missing, the line of the mapping that should have it
+        # For a key that is missing, the line of the mapping that should have it.
+        for length in range(len(path), 0, -1):
             line = None if self._text is None else self._text.line(path[:length])
             if line is not None:
                 return f"{self.name}:{line + 1}"
             if made is not None:
                 return made
+        return self._file()
+
+    def _file(self) -> str:
         return "" if self._path is None else self.name
 
     def got(self, path: KeyPath, value: object) -> str:
@@ -174,147 +156,33 @@ class Source:
             raise ConfigError(
                 f"{path}: expected a config file that ends in .yaml, .yml or .toml, got {path.suffix or 'no ending'!r}"
             )
-        content = _content(path)
+        content = files.content(path)
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             self.problems.append(Problem((), f"expected text in UTF-8, got other bytes ({error})", self.name))
             return UNUSABLE
         if kind == ".toml":
-            return self._read_toml(text)
+            value, problems = files.parse_toml(text, self.name)
+            self.problems += problems
+            return self._from_object(value)
         self._text = YamlText(text, lambda line: f"{path}:{line + 1}" if line >= 0 else str(path))
         self.problems += self._text.problems
         return self._text.value
 
-    def _read_toml(self, text: str) -> object:
-        import tomllib
+    def _from_object(self, value: object) -> object:
+        plain, problems = self._plain.of(value, (), self._file())
+        self.problems += problems
+        return plain
 
-        # tomllib needs time that grows with the square of the parts.
-        if long := _LONG_TOML_KEY.search(text):
-            line = text.count("\n", 0, long.start()) + 1
-            words = f"expected a key of at most {MAX_DEPTH} parts, got {shown(long[0])}"
-            self.problems.append(Problem((), words, f"{self.name}:{line}"))
-            return UNUSABLE
-        try:
-            return self._from_object(tomllib.loads(text), ())
-        except (ValueError, RecursionError) as error:
-            reason = TOO_DEEP if isinstance(error, RecursionError) else error
-            self.problems.append(Problem((), f"expected valid TOML, got an error: {reason}", self.name))
-            return UNUSABLE
-
-    def _from_object(self, value: object, path: KeyPath) -> object:
-        """Returns a mapping of any kind as dicts and lists; leaves other objects as they are."""
-        try:
-            return self._plain(value, path, ())
-        except TooMuchError as error:
-            self.problems.append(Problem(path, str(error), "" if self._path is None else self.name))
-        except RecursionError:
-            self.problems.append(Problem(path, TOO_DEEP))
-        return UNUSABLE
-
-    def _plain(self, value: object, path: KeyPath, above: tuple[int, ...]) -> object:
-        self._counter.add()
-        if len(above) >= MAX_DEPTH:
-            raise TooMuchError(TOO_DEEP)
-        try:
-            if id(value) in above:
-                self.problems.append(Problem(path, ITSELF))
-                return UNUSABLE
-            inside = (*above, id(value))
-            if is_mapping(value):
-                return {key: self._plain(item, (*path, key), inside) for key, item in self._items(value, path)}
-            if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-                return [self._plain(item, (*path, index), inside) for index, item in enumerate(value)]
-        except (TooMuchError, RecursionError):
-            # Reported once, above.
-            raise
-        except Exception as error:
-            return self._unreadable(path, error)
-        return value.item() if isinstance(value, np.generic) else value
-
-    def _items(self, value: Any, path: KeyPath) -> list[tuple[object, object]]:
-        """Returns the items of a mapping, fetched by key where that is possible: it resolves interpolations."""
-        if not (hasattr(value, "keys") and hasattr(value, "__getitem__")):
-            pairs = value.items() if hasattr(value, "items") else value.to_dict().items()
-            return list(itertools.islice(pairs, MAX_VALUES + 1))
-        items: list[tuple[object, object]] = []
-        # Not `in value`: a mapping that is not a dict may iterate over something else.
-        for key in itertools.islice(value.keys(), MAX_VALUES + 1):
-            try:
-                items.append((key, value[key]))
-            except Exception as error:  # a mandatory value that is missing, an interpolation of nothing
-                items.append((key, self._unreadable((*path, key), error)))
-        return items
-
-    def _unreadable(self, path: KeyPath, error: Exception) -> object:
-        reason = str(error).partition("\n")[0]
-        self.problems.append(Problem(path, f"expected a value, got {type(error).__name__}: {reason}", cause=error))
-        return UNUSABLE
-
-    def _override(self, overrides: object) -> None:
-        if isinstance(overrides, (str, bytes)):
-            text = shown(overrides)
-            raise ArgumentError(f"expected a list of overrides, got the single text {text}; write [{text}]")
-        if is_mapping(overrides):
-            for key, value in self._few(self._items(overrides, ())):
-                path = self._overridden_path(key)
-                if path is None:
-                    self._refuse_long(key, f"override {shown(key)}")
-                    continue
-                self._set(path, self._from_object(value, path), f"override {dotted(_key_path(key))}", None)
-            return
-        if not isinstance(overrides, Iterable):
-            raise ArgumentError(
-                f'expected a list of overrides such as "options.enable_async=true", got {got(overrides)}'
-            )
-        for override in self._few(overrides):
-            self._override_text(override)
-
-    def _few(self, overrides: Iterable[Any]) -> Iterable[Any]:
-        """Yields the overrides, up to a bound: they may be a generator that never ends."""
-        found = list(itertools.islice(overrides, MAX_OVERRIDES + 1))
-        if len(found) > MAX_OVERRIDES:
-            raise ArgumentError(f"expected at most {MAX_OVERRIDES:,} overrides, got more")
-        return found
-
-    def _refuse_long(self, key: object, label: str) -> None:
-        parts = len(_key_path(key))
-        self.problems.append(Problem((), f"expected a key of at most {MAX_DEPTH} parts, got {parts:,} parts", label))
-
-    def _override_text(self, override: object) -> None:
-        label = f"override {shown(override)}"
-        key, equals, value = override.partition("=") if isinstance(override, str) else ("", "", "")
-        if not equals or not key.strip():
-            form = '"key.path=value", such as "options.enable_async=true"'
-            self.problems.append(Problem((), f"expected {form}, got {got(override)}", label))
-            return
-        path = self._overridden_path(key)
-        if path is None:
-            self._refuse_long(key, label)
-            return
-        if not value.strip():
-            hint = "write null to mean null, '' to mean empty text"
-            self.problems.append(Problem(path, f"expected a value behind the =, got nothing; {hint}", label))
-            return
-        text = YamlText(value.strip(), lambda line: label, path)
-        rest = value.strip()[text.end :].strip()
-        if text.valid and rest:
-            hint = "YAML takes it for a comment; put the value in quotes"
-            self.problems.append(Problem(path, f"expected one value, got {shown(rest)} behind it; {hint}", label))
-            return
-        self.problems += text.problems
-        self._set(path, text.value, label, text)
-
-    def _overridden_path(self, key: object) -> KeyPath | None:
-        """Returns the path that an override replaces. A value of a mapping that could not be read no longer matters.
-
-        None for a path that is too long.
-        """
-        path = (*self.section, *_key_path(key))
-        if len(path) > MAX_DEPTH:
-            return None
-        self.problems = [item for item in self.problems if item.where or item.path[: len(path)] != path]
-        return path
+    def _override(self, override: Override) -> None:
+        if override.path is not None:
+            # A value of a mapping that could not be read no longer matters.
+            length = len(override.path)
+            self.problems = [item for item in self.problems if item.where or item.path[:length] != override.path]
+        self.problems += override.problems
+        if override.path is not None and override.replaces:
+            self._set(override.path, override.value, override.label, override.text)
 
     def _set(self, path: KeyPath, value: object, label: str, text: YamlText | None) -> None:
         """Puts one value in its place. It replaces what was there: mappings and lists are not merged."""
@@ -334,44 +202,3 @@ class Source:
             section = inside
         section[path[-1]] = value
         self._overridden.append((path, label, text))
-
-
-def _content(path: Path) -> bytes:
-    """Returns the bytes of a config file.
-
-    Raises:
-      ConfigError: it is a pipe or a device, which may have no end, or too long.
-      OSError: it cannot be read, or is a directory.
-    """
-    # First by name: opening a device may do something.
-    _require_regular(path, os.stat(path).st_mode)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        _require_regular(path, os.fstat(descriptor).st_mode)
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: expected a config file of at most {MAX_BYTES:,} bytes, got a longer one")
-    return content
-
-
-def _require_regular(path: Path, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-        raise ConfigError(f"{path}: expected a config file, got {kind}")
-
-
-def is_mapping(value: object) -> bool:
-    """Whether `value` is a mapping, or behaves as one (ConfigDict, OmegaConf, or an object with `to_dict`)."""
-    if isinstance(value, Mapping):
-        return True
-    if isinstance(value, type) or callable(value):
-        return False
-    return (hasattr(value, "keys") and hasattr(value, "__getitem__")) or any(
-        callable(getattr(value, name, None)) for name in ("items", "to_dict")
-    )
-
-
-def _key_path(key: object) -> KeyPath:
-    return tuple(part.strip() for part in key.split(".")) if isinstance(key, str) else (key,)

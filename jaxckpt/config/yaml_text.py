@@ -50,7 +50,7 @@ class YamlText:
         self._above: set[int] = set()
         # The entries of the mappings with those that they merge in, by node.
         self._entries: dict[int, list[tuple[Any, Any]]] = {}
-        # What is being built.
+        # The path of the value that is being built.
         self._place: KeyPath = ()
         self.problems: list[Problem] = []
         self.valid = True
@@ -179,7 +179,8 @@ class YamlText:
             value: object = self._loader.construct_object(node)
         except self._yaml.constructor.ConstructorError:
             return self._problem(node, path, f"expected a plain value, got the YAML tag {shown(node.tag)}")
-        except (ValueError, OverflowError, KeyError, AttributeError) as error:  # such as 2024-99-99, or !!bool maybe
+        except (ValueError, OverflowError, KeyError, AttributeError) as error:
+            # Such as 2024-99-99, or !!bool maybe.
             kind = node.tag.rpartition(":")[2]
             return self._problem(
                 node, path, f"expected a {kind}, got {shown(node.value)} ({error}); quote it to mean text"

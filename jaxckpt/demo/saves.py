@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from jaxckpt._lib import numbering
 from jaxckpt._lib.output import human_millis
 
 
@@ -65,7 +66,7 @@ class SaveLog:
         """Notes that a checkpoint is on disk. Runs on the thread that writes, maybe before `save` has returned."""
         now = time.perf_counter() if at is None else at
         with self._lock:
-            save = self._saves.get(int(path.rpartition("-")[2]))
+            save = self._saves.get(numbering.number_of(path))
             if save is None:
                 return
             save.written_secs = now - save.began

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import jax
+
 from jaxckpt.job import devices
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
-from jaxckpt.options import CheckpointOptions, OrbaxSettings
+from jaxckpt.options import CheckpointOptions, OrbaxSettings, checked_options
 
 _Result = TypeVar("_Result")
 
@@ -25,7 +27,8 @@ def ask(
     In a job of one process, and without a device, every process does it for itself.
 
     Args:
-      action, subject: the call, for messages.
+      action: the call, for messages.
+      subject: what it is about: the processes have to agree on it.
       options: with the device, and the timeout.
       work: its result has to fit into JSON.
       before: done by every process before it meets the others.
@@ -34,7 +37,7 @@ def ask(
     Raises:
       BaseException: what `work` raised; on the other processes a ProcessError of the same kind.
     """
-    process = None if options is None else devices.resolve_process(options.experimental_io_device)
+    process = file_process(options)
     if not meeting.several() or (process is None and not always):
         before()
         return work()
@@ -50,9 +53,18 @@ def ask(
         return session.decide(work)
 
 
+def file_process(options: CheckpointOptions | None) -> int | None:
+    """Returns the process that the options choose for file access; None for every one on its own.
+
+    Raises:
+      TypeError: `options` is not a CheckpointOptions.
+      ValueError: the device does not exist.
+    """
+    options = checked_options(options)
+    return devices.resolve_process(None if options is None else options.experimental_io_device)
+
+
 def does_file_access(options: CheckpointOptions | None) -> bool:
     """Whether this process is the one that touches files for calls with these options, where only one does."""
-    import jax
-
-    process = None if options is None else devices.resolve_process(options.experimental_io_device)
+    process = file_process(options)
     return not meeting.several() or jax.process_index() == (process or 0)

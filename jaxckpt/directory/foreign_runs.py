@@ -14,7 +14,7 @@ _TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}", re.DOTALL)
 # Orbax: "5", "00000005", "step_5"; Flax: "checkpoint_5".
 _STEP = re.compile(r"(?:(?P<prefix>.+)_)?(?P<step>\d+)", re.DOTALL | re.ASCII)
 _FLAX = "checkpoint"
-# The newest steps that are looked into before a directory counts as nobody's.
+# So many of the newest steps are looked into before a directory counts as one without foreign checkpoints.
 _LOOKS = 3
 
 
@@ -135,7 +135,8 @@ def _orbax(directory: str, name: str, group: Sequence[str], program: str = "Orba
     except (FileNotFoundError, NotADirectoryError):
         return None
     if digests.FILE in inside:
-        return None  # jaxckpt's own, under another name.
+        # It is jaxckpt's own, under another name.
+        return None
     if tree_metadata.FILE in inside:
         return ForeignRun(program, directory, group, _restore(path))
     items = [os.path.join(path, item) for item in sorted(inside) if not item.startswith("_")]

@@ -18,7 +18,8 @@ if sys.platform != "win32":
     import fcntl
 
 _T = TypeVar("_T")
-_WAIT_SECS = 30.0  # A holder needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
+# A holder needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
+_WAIT_SECS = 30.0
 _logger = logging.getLogger("jaxckpt")
 _locks: "weakref.WeakValueDictionary[str, threading.Lock]" = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
@@ -27,29 +28,25 @@ _locks_lock = threading.Lock()
 def update(directory: str, change: Callable[[], _T]) -> _T:
     """Calls `change`, which reads, changes and writes the state file of `directory`, with other writers kept out.
 
-    In a bucket nobody can be kept out; what was written on the ground of an old state file is refused there, and `change` is called
-    again.
+    In a bucket no writer can be kept out. The bucket refuses a state file that was made from an older one, and `change` is called again.
 
     Raises:
       OSError: with errno; as of `locked`, or others have changed the file all the time.
     """
-    result: list[_T] = []
 
-    def work() -> None:
+    def work() -> _T:
         end = time.monotonic() + _WAIT_SECS
         with locked(directory):
             while True:
                 try:
-                    result.append(change())
-                    return
+                    return change()
                 except stores.bucket.ChangedError:
                     if time.monotonic() > end:
                         raise
                     time.sleep(random.uniform(0.05, 0.5))
 
     # An interrupt that kept the lock from being given back would let all others wait.
-    uninterrupted(work)
-    return result[0]
+    return uninterrupted(work)
 
 
 @contextlib.contextmanager
@@ -94,5 +91,6 @@ def _flock(descriptor: int, directory: str) -> None:
                 )
                 return None
             time.sleep(0.01)
-        except OSError:  # This file system has no such locks.
+        except OSError:
+            # This file system has no such locks.
             return None

@@ -1,15 +1,11 @@
-"""Checkpoint paths: what a caller may give, and which number is free."""
+"""Checkpoint paths: what a caller may give."""
 
 import os
 import re
-import threading
 from typing import Any
 
-from jaxckpt.directory import foreign_runs
+from jaxckpt._lib.arguments import refusal
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import reservations
-
-_lock = threading.Lock()
 
 
 def checked_path(value: Any, argument: str) -> str:
@@ -33,16 +29,20 @@ def checked_path(value: Any, argument: str) -> str:
     if "\0" in path:
         raise ValueError(f"{argument} holds a null character: {path!r}.")
     if "orbax-checkpoint-tmp" in os.path.basename(path) or ".jaxckpt-tmp-" in os.path.basename(path):
-        raise ValueError(
-            f"{argument}={path!r}: such names are reserved for the temporary directories of saves that run or were not finished. "
-            "To save, choose another name; to restore, take a committed checkpoint."
+        raise refusal(
+            ValueError,
+            f"{argument}={path!r}",
+            "such names are reserved for the temporary directories of saves that run or were not finished. "
+            "To save, choose another name; to restore, take a committed checkpoint",
         )
     if stores.is_bucket(path):
         _check_bucket_path(path, argument)
     elif scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
-        raise ValueError(
-            f"{argument}={path!r}: {scheme[1]}:// is not supported; local directories and gs:// are. "
-            "Mount the bucket, or save to a local directory."
+        raise refusal(
+            ValueError,
+            f"{argument}={path!r}",
+            f"{scheme[1]}:// is not supported; local directories and gs:// are. "
+            "Mount the bucket, or save to a local directory",
         )
     elif re.match(r"(gs|s3):/", path):
         raise ValueError(
@@ -62,6 +62,25 @@ def checked_prefix(value: Any) -> str:
     return prefix
 
 
+def is_name(value: str) -> bool:
+    """Whether `value` can be the name of a file in a directory."""
+    return value not in ("", ".", "..") and "\0" not in value and os.path.basename(value) == value
+
+
+def checked_name(value: Any) -> str:
+    """Returns a `checkpoint_name`.
+
+    Raises:
+      TypeError: it is not a str.
+      ValueError: it is not the name of a file.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"checkpoint_name must be a str, got {type(value).__name__}.")
+    if not is_name(value):
+        raise ValueError(f"checkpoint_name must be the name of a file, without a directory, got {value!r}.")
+    return value
+
+
 def _check_bucket_path(path: str, argument: str) -> None:
     bucket, _, key = path[len(stores.BUCKET_SCHEME) :].partition("/")
     if not bucket:
@@ -69,13 +88,13 @@ def _check_bucket_path(path: str, argument: str) -> None:
     if argument == "file_prefix" and not key.strip("/"):
         raise ValueError(f"{argument}={path!r} names a bucket only; give a name in it, such as 'gs://{bucket}/ckpt'.")
     if not {".", ".."}.isdisjoint(key.split("/")):
-        raise ValueError(f"{argument}={path!r}: an address of a bucket has no '.' and '..'.")
+        raise refusal(ValueError, f"{argument}={path!r}", "an address of a bucket has no '.' and '..'")
     if re.search(r"[\n\r]", path):
-        raise ValueError(f"{argument}={path!r}: names of objects hold no line breaks.")
+        raise refusal(ValueError, f"{argument}={path!r}", "names of objects hold no line breaks")
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{argument}={path!a}: names of objects are UTF-8 text.") from None
+        raise refusal(ValueError, f"{argument}={path!a}", "names of objects are UTF-8 text") from None
 
 
 def absolute(path: str) -> str:
@@ -86,57 +105,3 @@ def absolute(path: str) -> str:
 def spelled(path: str) -> str:
     """Returns `path` as it is spelled, but without a ``name/..`` that leads nowhere, as there is no `name`."""
     return stores.spelled(path)
-
-
-def release(path: str, owner: object) -> None:
-    """Gives up the reservation of an absolute path, if it is the owner's: its save is over. Idempotent."""
-    with _lock:
-        reservations.release(path, owner)
-
-
-def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
-    """Chooses and reserves a number that no checkpoint, file or save in flight of this process has.
-
-    Args:
-      owner: the save, which the reservation lasts no longer than.
-      prefix: directory and name.
-      wanted: the number to take if it is free; otherwise the one after the highest is taken.
-      given: numbers up to this one are taken, although nothing may be there any more.
-
-    Returns:
-      The number, and the path ``<prefix>-<number>``.
-
-    Raises:
-      CheckpointError: the number is that of a TensorFlow checkpoint.
-      OSError: with errno; the directory cannot be read.
-    """
-    with _lock:
-        path = f"{prefix}-{wanted}"
-        if wanted <= given or stores.exists(path) or reservations.holds(path):
-            wanted = max((*_numbers(prefix), wanted, given)) + 1
-            path = f"{prefix}-{wanted}"
-        foreign_runs.refuse_prefix(path)
-        reservations.reserve(path, owner)
-        return wanted, path
-
-
-def reserve(owner: object, path: str) -> None:
-    """Reserves a path that may replace what is there, for as long as the save `owner` lasts.
-
-    Raises:
-      CheckpointError: it is the prefix of a TensorFlow checkpoint.
-    """
-    foreign_runs.refuse_prefix(path)
-    with _lock:
-        reservations.reserve(path, owner)
-
-
-def _numbers(prefix: str) -> list[int]:
-    directory, name = os.path.split(stores.absolute(prefix))
-    pattern = re.compile(re.escape(name) + r"-([0-9]+)")
-    try:
-        names = stores.names(directory)
-    except FileNotFoundError:
-        names = []
-    numbers = [int(match[1]) for entry in names + reservations.names(directory) if (match := pattern.fullmatch(entry))]
-    return [number for number in numbers if number < 2**62]  # Nobody counted that far: a foreign file.

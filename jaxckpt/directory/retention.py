@@ -2,14 +2,14 @@
 
 A checkpoint on disk is in one of four states:
 
-* **listed** (`Records.entries`): managed; deleted once `max_to_keep` newer ones are listed;
+* **listed** (`Records.entries`): a manager's; deleted once `max_to_keep` newer ones are listed;
 * **kept** (`Records.kept`, a line of the state file each): never deleted; it may be listed as well, until newer ones
   push it out. These are the checkpoints that `keep_checkpoint_every_n_hours` preserved, and those of which it is not
   certain that nothing preserved them;
 * neither, and committed after everything that is listed: a crash left it unregistered. It is **adopted**: listed at the
   place where it was committed. If it would be due for deletion at once it is not what a crash leaves, so it is kept as
   well. Where nothing that is listed exists any more (a lost state file), all are adopted;
-* neither, and older: somebody took it out of the list. It is nobody's: neither restored nor deleted.
+* neither, and older: a user took it out of the list. It is **left alone**: neither restored nor deleted.
 
 So retention deletes only what a state file listed, and what was preserved stays preserved although it is not listed.
 A state file that the user (or another program) wrote is obeyed: what was committed before it was written is not adopted.
@@ -17,10 +17,10 @@ Each later writer carries that on (`Records.borders`), whatever it saves.
 """
 
 import math
-import re
 from collections.abc import Callable, Collection, Sequence, Set
 
-from jaxckpt.directory.state_text import Records
+from jaxckpt._lib.numbering import prefix_of
+from jaxckpt.directory.state_file.records import Records
 
 _HOUR = 3600.0
 
@@ -64,8 +64,8 @@ def adopt(
             place -= 1
         order.insert(place, name)
     records.entries = {name: records.entries.get(name, times[name]) for name in order}
-    managed = [name for name in order if name in set(on_disk)]
-    records.kept.update(set(unlisted) - set(newest(managed, max_to_keep)))
+    listed = [name for name in order if name in set(on_disk)]
+    records.kept.update(set(unlisted) - set(newest(listed, max_to_keep)))
     return unlisted
 
 
@@ -95,7 +95,7 @@ def bound(
         # jaxckpt 0.1 wrote such files. A crash leaves one checkpoint of a name; where there are more, the user took
         # them out of the list.
         for prefix, names in on_disk().items():
-            listed = [name for name in records.entries if numbered(name) == prefix]
+            listed = [name for name in records.entries if prefix_of(name) == prefix]
             times = [(name not in gone and commit_time(name)) or records.entries[name] for name in listed]
             newest_time = times[-1] if times else max(records.entries.values())
             unknown = [name for name in names if name not in records.entries and name not in records.kept]
@@ -103,22 +103,21 @@ def bound(
                 records.raise_border(prefix, written())
             elif not listed:
                 records.raise_border(prefix, newest_time)
-    last = {numbered(name): at for name, at in records.entries.items() if name not in gone}
+    last = {prefix_of(name): at for name, at in records.entries.items() if name not in gone}
     for name in gone & records.entries.keys():
-        owner, at = numbered(name), records.entries[name]
+        owner, at = prefix_of(name), records.entries[name]
         if owner is not None and at > last.get(owner, -math.inf):
             records.raise_border(owner, at)
 
 
-def numbered(name: str) -> str | None:
-    """Returns the part before the number of a name ``<prefix>-<number>``; None for another name."""
-    found = re.fullmatch(r"(.+)-(?:0|[1-9][0-9]*)", name, re.DOTALL)
-    return found and found[1]
+def newest(listed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:
+    """Returns the names that stay if nothing new is saved.
 
-
-def newest(managed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:
-    """Returns the names that a save of nothing new would leave."""
-    return managed if max_to_keep is None else managed[-max_to_keep:]
+    Args:
+      listed: names of the manager's listed checkpoints, oldest first.
+      max_to_keep: how many stay; None for all.
+    """
+    return listed if max_to_keep is None else listed[-max_to_keep:]
 
 
 def behind(records: Records, now: float) -> float:
@@ -126,14 +125,14 @@ def behind(records: Records, now: float) -> float:
     return max(0.0, records.last_preserved - now)
 
 
-def set_clock_back(records: Records, managed: Collection[str], now: float) -> float:
+def set_clock_back(records: Records, listed: Collection[str], now: float) -> float:
     """Makes the records right for a clock that shows an earlier time than it did when a checkpoint was preserved.
 
     How long ago anything was saved is not known then, so what is listed is kept, and the periods start again.
 
     Args:
       records: changed in place if need be.
-      managed: names of the manager's listed checkpoints.
+      listed: names of the manager's listed checkpoints.
       now: what the clock shows.
 
     Returns:
@@ -143,23 +142,23 @@ def set_clock_back(records: Records, managed: Collection[str], now: float) -> fl
     if not seconds:
         return 0.0
     records.last_preserved = now
-    records.kept.update(managed)
+    records.kept.update(listed)
     records.borders = {prefix: min(at, now) for prefix, at in records.borders.items()}
     records.entries = {name: min(timestamp, now) for name, timestamp in records.entries.items()}
     return seconds
 
 
-def evict(records: Records, managed: Sequence[str], max_to_keep: int | None, every_n_hours: float | None) -> list[str]:
+def evict(records: Records, listed: Sequence[str], max_to_keep: int | None, every_n_hours: float | None) -> list[str]:
     """Unlists what is preserved and returns what is to be deleted, which stays listed until it has been.
 
     Args:
       records: changed in place.
-      managed: names of the manager's listed checkpoints, oldest first.
+      listed: names of the manager's listed checkpoints, oldest first.
       max_to_keep: how many stay; None for all.
       every_n_hours: one is preserved if it was saved at least that long after the last preserved one; None for none.
     """
     doomed = []
-    for name in managed[: len(managed) - len(newest(managed, max_to_keep))]:
+    for name in listed[: len(listed) - len(newest(listed, max_to_keep))]:
         timestamp = records.entries[name]
         if name in records.kept:
             del records.entries[name]

@@ -96,7 +96,8 @@ def step_reader(step_counter: Any) -> Callable[[], int]:
 
 def _never_changes(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        while isinstance(value, np.ndarray):  # A read-only view shows the changes of what it is a view of.
+        # A read-only view shows the changes of the array that it is a view of.
+        while isinstance(value, np.ndarray):
             if value.flags.writeable:
                 return False
             value = value.base

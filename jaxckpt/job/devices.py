@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import jax
 
+from jaxckpt._lib.arguments import refusal
+
 IoDevice: TypeAlias = str | int | jax.Device | None
 
 _NAME = "experimental_io_device"
@@ -63,9 +65,9 @@ def parse_device(value: object) -> IoDevice:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         index = int(value)
         if index < 0:
-            raise ValueError(f"{_NAME}={index}: a process index must not be negative; expected {_FORMS}.")
+            raise _refused(index, "a process index must not be negative", expected=_FORMS)
         return index
-    raise ValueError(f"{_NAME}={value!r} is a {type(value).__name__}; expected {_FORMS}.")
+    raise _refused(value, f"this is a {type(value).__name__}", expected=_FORMS)
 
 
 def parse_spec(text: str) -> DeviceSpec:
@@ -81,19 +83,19 @@ def parse_spec(text: str) -> DeviceSpec:
     for part in text.removeprefix("/").split("/"):
         match = _PART.fullmatch(part)
         if match is None:
-            raise ValueError(f"{_NAME}={text!r}: cannot parse {part!r}{_hint(text, part)}; expected {_FORMS}.")
+            raise _refused(text, f"cannot parse {part!r}{_hint(text, part)}", expected=_FORMS)
         found = {name: word for name, word in match.groupdict().items() if word is not None}
         if "bare" in found:
             found["type"] = found.pop("bare")
         if twice := sorted(given.keys() & found.keys()):
-            raise ValueError(f"{_NAME}={text!r} names its {' and '.join(twice)} twice; give each part once.")
+            raise _refused(text, f"it names its {' and '.join(twice)} twice; give each part once")
         given |= found
     named = {name: word for name, word in given.items() if word != "*"}
     if not named:
-        raise ValueError(f"{_NAME}={text!r} names no device; use None to let every process access the file system.")
+        raise _refused(text, "it names no device; use None to let every process access the file system")
     kind = named.get("type")
     if kind is None and "ordinal" in named:
-        raise ValueError(f"{_NAME}={text!r}: a device number needs a device type, such as CPU:{named['ordinal']}.")
+        raise _refused(text, f"a device number needs a device type, such as CPU:{named['ordinal']}")
     return DeviceSpec(
         job=named.get("job"),
         replica=_number(named.get("replica")),
@@ -101,6 +103,10 @@ def parse_spec(text: str) -> DeviceSpec:
         device_type=None if kind is None else kind.upper(),
         ordinal=_number(named.get("ordinal")),
     )
+
+
+def _refused(value: object, reason: str, *, expected: str = "") -> ValueError:
+    return refusal(ValueError, f"{_NAME}={value!r}", reason, expected=expected)
 
 
 def _number(word: str | None) -> int | None:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+from jaxckpt._lib.arguments import refusal
+
 WriteCallback: TypeAlias = Callable[[str], object] | Callable[[], object]
 
 _NAME = "experimental_write_callbacks"
@@ -27,7 +29,8 @@ def check_callbacks(callbacks: Iterable[WriteCallback] | None) -> tuple[WriteCal
     """
     if callbacks is None:
         return ()
-    if callable(callbacks):  # Before iterability: some callables, such as classes and mocks, can be iterated too.
+    # Before iterability: some callables, such as classes and mocks, can be iterated too.
+    if callable(callbacks):
         name = describe(callbacks)
         raise TypeError(f"{_NAME} must be a list of callables, got the callable {name}; write [{name}].")
     if isinstance(callbacks, (str, bytes, bytearray)) or not isinstance(callbacks, Iterable):
@@ -56,10 +59,10 @@ def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
                 callback(path)  # type: ignore[call-arg]
             else:
                 callback()  # type: ignore[call-arg]
-        except (
-            BaseException
-        ) as error:  # KeyboardInterrupt and SystemExit too: they must not keep the others from running.
-            with contextlib.suppress(Exception):  # An exception class may refuse new attributes.
+        except BaseException as error:
+            # KeyboardInterrupt and SystemExit too: they must not keep the others from running.
+            # An exception class may refuse new attributes.
+            with contextlib.suppress(Exception):
                 error.add_note(f"(raised by the write callback {describe(callback)}; the checkpoint {path} is saved)")
             errors.append(error)
     try:
@@ -68,23 +71,30 @@ def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
         if errors:
             raise BaseExceptionGroup(f"{len(errors)} write callbacks failed; the checkpoint {path} is saved", errors)
     finally:
-        errors.clear()  # No cycle of an error, its traceback and this frame.
+        # No cycle of an error, its traceback and this frame.
+        errors.clear()
 
 
 def _check(callback: Any, where: str) -> None:
     if not callable(callback):
-        raise TypeError(f"{where}: a write callback must be callable, got {type(callback).__name__}: {callback!r}.")
+        raise refusal(
+            TypeError, where, f"a write callback must be callable, got {type(callback).__name__}: {callback!r}"
+        )
     if kind := _never_runs(callback):
-        raise ValueError(
-            f"{where}: {describe(callback)} is {kind}, and calling it would not run its body. "
-            "A write callback must be an ordinary callable of 0 or 1 arguments."
+        raise refusal(
+            ValueError,
+            where,
+            f"{describe(callback)} is {kind}, and calling it would not run its body. "
+            "A write callback must be an ordinary callable of 0 or 1 arguments",
         )
     try:
         _takes_path(callback)
     except _ArgumentsError as error:
-        raise ValueError(
-            f"{where}: {describe(callback)}{error} cannot be called with 0 or 1 arguments. A write callback is given "
-            "the path of the checkpoint, or nothing; functools.partial can fill in the others."
+        raise refusal(
+            ValueError,
+            where,
+            f"{describe(callback)}{error} cannot be called with 0 or 1 arguments. A write callback is given "
+            "the path of the checkpoint, or nothing; functools.partial can fill in the others",
         ) from None
 
 
@@ -98,8 +108,10 @@ def _takes_path(callback: WriteCallback) -> bool:
         signature = inspect.signature(callback)
     except (TypeError, ValueError):
         if isinstance(callback, functools.partial) and _has_signature(callback.func):
-            raise _ArgumentsError from None  # It fills in arguments that the function does not have.
-        return True  # Some builtins have none.
+            # It fills in arguments that the function does not have.
+            raise _ArgumentsError from None
+        # Some builtins have none.
+        return True
     for arguments in (("path",), ()):
         try:
             signature.bind(*arguments)
@@ -118,7 +130,7 @@ def _has_signature(function: Callable[..., object]) -> bool:
 
 
 def _never_runs(callback: Any) -> str:
-    """Says what a callable is if calling it only makes an object that nobody awaits or iterates; otherwise ""."""
+    """Names the kind of a callable whose body would not run when it is called (such as "an async function"); otherwise ""."""
     while isinstance(callback, functools.partial):
         callback = callback.func
     for function in (callback, getattr(type(callback), "__call__", None)):  # noqa: B004  It is called; not only tested.

@@ -56,14 +56,21 @@ class Tensor:
     """A tensor to put into a group, or a part of one.
 
     Attributes:
-      shape, dtype: of the part; a `Shape` and numpy's dtype.
+      shape: of the part.
+      dtype: of the part; numpy's.
       device: of the process that writes it.
     """
 
     __slots__ = ("_piece", "device", "dtype", "shape")
 
     def __init__(self, piece: Piece, dtype: np.dtype[Any], device: Device) -> None:
-        """Args: where the data is; its dtype; the process that writes it."""
+        """Makes a tensor.
+
+        Args:
+          piece: where the data is.
+          dtype: numpy's.
+          device: of the process that writes it.
+        """
         self._piece = piece
         self.shape = Shape(piece.shape)
         self.dtype = dtype
@@ -98,14 +105,16 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardableTensor:
-    """What a sharding callback is given of each tensor (TensorFlow: `tf.train.experimental.ShardableTensor`).
+    """One tensor, as a sharding callback is given it (TensorFlow: `tf.train.experimental.ShardableTensor`).
 
     Attributes:
       checkpoint_key: name of the leaf, such as ``model/kernel``.
       slice_spec: "" for a whole tensor; of a part that this process has, TensorFlow's text: the extents of the whole, and for each axis
         first index and extent, such as ``"8 4 0,2:0,4"``.
       tensor: the data; to be put into a group as it is.
-      dtype, shape, device: of `tensor`.
+      dtype: of `tensor`.
+      shape: of `tensor`.
+      device: of `tensor`.
       name: `checkpoint_key` again.
       trackable: None; values of JAX have no object that tracks them.
     """

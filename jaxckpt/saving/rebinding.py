@@ -121,7 +121,7 @@ def _has_moved(last: Any, now: Any) -> bool:
 
 def _callers_level() -> int:
     """Returns the `stacklevel` of the first caller outside of this package, for a call of `warnings.warn` by the caller."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    level, frame, package = 1, sys._getframe(1), __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         level, frame = level + 1, frame.f_back
     return level

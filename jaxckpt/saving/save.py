@@ -13,7 +13,7 @@ import jax
 
 from jaxckpt import storage
 from jaxckpt._lib.quiet_gc import quiet_gc
-from jaxckpt.directory import paths
+from jaxckpt.directory import free_numbers, paths
 from jaxckpt.directory.hooks import SaveHooks
 from jaxckpt.job.agree import leaves, meeting
 from jaxckpt.job.agree.call import Call, Contribution
@@ -154,7 +154,7 @@ class Save:
 
     def _release(self) -> None:
         if self._reserved:
-            paths.release(self._reserved, self)
+            free_numbers.release(self._reserved, self)
 
     @property
     def wait_secs(self) -> float:

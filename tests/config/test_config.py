@@ -1344,6 +1344,14 @@ def test_the_documented_mistakes_read_as_documented(tmp_path: Path, modules: Pat
     assert sorted(found) == sorted(documented.splitlines())
 
 
+def test_a_reason_is_told_whole_whatever_the_value_holds() -> None:
+    """The texts of errors are not parsed again: a value may hold the words that end a reason."""
+    device = "a; expected b: c"
+    with pytest.raises(ConfigError) as info:
+        load_config({"directory": "d", "max_to_keep": 3, "options": {"experimental_io_device": device}})
+    assert str(info.value).endswith(f"got {device!r} (text): cannot parse {device!r}")
+
+
 def test_loading_a_mapping_imports_no_yaml() -> None:
     code = """
         import sys, jaxckpt

@@ -11,7 +11,7 @@ import pytest
 import jaxckpt
 from jaxckpt import storage
 from jaxckpt.cli import main
-from jaxckpt.directory import paths
+from jaxckpt.directory import free_numbers, paths
 from jaxckpt.storage.commit import temporary
 from jaxckpt.storage.stores import local
 
@@ -172,14 +172,14 @@ def test_two_spellings_of_one_path_are_one(place: Path) -> None:
     """A number that is given to a save in flight, and its temporary directory, are known under every name."""
     real = f"{place}/far/away/target/c"
     first, second = checkpoint(1.0), checkpoint(2.0)
-    assert paths.reserve_unused(first, "link/c", 1) == (1, "link/c-1")
+    assert free_numbers.reserve_unused(first, "link/c", 1) == (1, "link/c-1")
     try:
-        assert paths.reserve_unused(second, real, 1) == (2, f"{real}-2")
-        paths.release(f"{real}-2", second)
+        assert free_numbers.reserve_unused(second, real, 1) == (2, f"{real}-2")
+        free_numbers.release(f"{real}-2", second)
     finally:
-        paths.release(paths.absolute("link/c-1"), first)
-    assert paths.reserve_unused(first, real, 1) == (1, f"{real}-1")
-    paths.release(f"{real}-1", first)
+        free_numbers.release(paths.absolute("link/c-1"), first)
+    assert free_numbers.reserve_unused(first, real, 1) == (1, f"{real}-1")
+    free_numbers.release(f"{real}-1", first)
     live = temporary.TemporaryDirectory(storage.CheckpointPath.of(f"{real}-1"))
     for directory in ("link", os.path.dirname(real), "link/../target"):
         assert storage.sweep(directory) == []

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 import jaxckpt
 from jaxckpt import storage
-from jaxckpt.directory import lock, state_file
-from jaxckpt.directory.state_text import Records, UnreadableStateError, from_text, to_text
+from jaxckpt.directory import lock, on_disk, registration, state_file
+from jaxckpt.directory.state_file import Records, UnreadableStateError
+from jaxckpt.directory.state_file.text import from_text, to_text
 
 # Whatever a Linux file system accepts as a name: bytes without "/" and "\0".
 names = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name and b"/" not in name).map(os.fsdecode)
@@ -50,7 +51,7 @@ def make_checkpoint(path: Path) -> str:
 
 
 def register(path: str | Path) -> None:
-    state_file.register(storage.CheckpointPath.of(os.path.abspath(path)))
+    registration.register(storage.CheckpointPath.of(os.path.abspath(path)))
 
 
 def run_python(code: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":
@@ -212,39 +213,39 @@ class TestText:
 
 class TestWriteState:
     def test_mode_bits_are_those_of_an_ordinary_file(self, tmp_path: Path) -> None:
-        state_file.write_state(str(tmp_path), Records({"a": 1.0}))
+        state_file.write(str(tmp_path), Records({"a": 1.0}))
         (tmp_path / "ordinary").touch()
         assert (tmp_path / "checkpoint").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
     def test_without_entries_nothing_is_written(self, tmp_path: Path) -> None:
-        state_file.write_state(str(tmp_path), Records())
+        state_file.write(str(tmp_path), Records())
         assert not os.listdir(tmp_path)
 
     def test_a_failed_write_keeps_errno_and_the_old_file(self, tmp_path: Path) -> None:
-        state_file.write_state(str(tmp_path), Records({"old": 1.0}))
+        state_file.write(str(tmp_path), Records({"old": 1.0}))
         # A limit on the size of files stands for a full disk: the write itself fails.
         code = """
             import resource, sys
             from jaxckpt.directory import state_file
-            from jaxckpt.directory.state_text import Records
+            from jaxckpt.directory.state_file import Records
             from jaxckpt.storage import commit
             from jaxckpt.storage.commit import temporary
             resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
             try:
-                state_file.write_state(sys.argv[1], Records({"new": 2.0}))
+                state_file.write(sys.argv[1], Records({"new": 2.0}))
             except OSError as error:
                 print(error.errno, error.filename)
         """
         process = run_python(code, tmp_path)
         output, errors = process.communicate(timeout=60)
         assert output == f"{errno.EFBIG} {tmp_path / 'checkpoint'}\n", errors
-        assert state_file.read_state(str(tmp_path)) == Records({"old": 1.0})
+        assert state_file.read(str(tmp_path)) == Records({"old": 1.0})
         assert os.listdir(tmp_path) == ["checkpoint"]
 
     def test_a_directory_of_that_name_is_an_oserror(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoint").mkdir()
         with pytest.raises(IsADirectoryError):
-            state_file.write_state(str(tmp_path), Records({"a": 1.0}))
+            state_file.write(str(tmp_path), Records({"a": 1.0}))
         assert os.listdir(tmp_path) == ["checkpoint"]
         with pytest.raises(IsADirectoryError):
             register(make_checkpoint(tmp_path / "a-1"))
@@ -255,9 +256,9 @@ class TestWriteState:
         code = """
             import itertools, sys
             from jaxckpt.directory import state_file
-            from jaxckpt.directory.state_text import Records
+            from jaxckpt.directory.state_file import Records
             for number in itertools.count():
-                state_file.write_state(sys.argv[1], Records({f"ckpt-{number}": 1.0}))
+                state_file.write(sys.argv[1], Records({f"ckpt-{number}": 1.0}))
                 print(number, flush=True)
         """
         chance = random.Random(0)
@@ -269,7 +270,7 @@ class TestWriteState:
             process.kill()
             process.communicate(timeout=60)
             assert process.returncode == -signal.SIGKILL
-            read = state_file.read_state(str(tmp_path))
+            read = state_file.read(str(tmp_path))
             assert read is not None
             assert len(read.entries) == 1
         storage.sweep(str(tmp_path), "checkpoint")
@@ -306,9 +307,9 @@ class TestRegister:
     def test_timestamp_of_preservation_and_kept_ones_survive(self, tmp_path: Path) -> None:
         for number in (1, 2):
             make_checkpoint(tmp_path / f"ckpt-{number}")
-        state_file.write_state(str(tmp_path), Records({"ckpt-1": 5.0}, {"ckpt-1", "gone-1"}, 4.0))
+        state_file.write(str(tmp_path), Records({"ckpt-1": 5.0}, {"ckpt-1", "gone-1"}, 4.0))
         register(str(tmp_path / "ckpt-2"))
-        read = state_file.read_state(str(tmp_path))
+        read = state_file.read(str(tmp_path))
         assert read is not None
         assert (read.kept, read.last_preserved, read.entries["ckpt-1"]) == ({"ckpt-1"}, 4.0, 5.0)
         state = jaxckpt.get_checkpoint_state(tmp_path)
@@ -329,7 +330,7 @@ class TestRegister:
         (tmp_path / "file-1").touch()
         (tmp_path / "checkpoint").write_bytes(garbage)
         register(make_checkpoint(tmp_path / "ckpt-1"))
-        read = state_file.read_state(str(tmp_path))
+        read = state_file.read(str(tmp_path))
         assert read is not None
         assert list(read.entries) == ["ckpt-2", "other-1", "ckpt-10", "new\n-1", "ckpt-1"]
         assert read.kept == {"ckpt-2", "other-1", "ckpt-10", "new\n-1"}
@@ -339,15 +340,15 @@ class TestRegister:
     def test_the_commit_time_that_orbax_recorded_counts_more_than_that_of_the_directory(self, tmp_path: Path) -> None:
         path = make_checkpoint(tmp_path / "ckpt-1")
         os.utime(path, (5, 5))
-        assert state_file.commit_time(path) == 5.0
+        assert on_disk.commit_time(path) == 5.0
         metadata = tmp_path / "ckpt-1" / "_CHECKPOINT_METADATA"
         metadata.write_text('{"commit_timestamp_nsecs": 3000000000}')
-        assert state_file.commit_time(path) == 3.0
+        assert on_disk.commit_time(path) == 3.0
         for damaged in ('{"commit_timestamp_nsecs": null}', "[]", "{", "{}", ""):
             metadata.write_text(damaged)
             os.utime(path, (5, 5))
-            assert state_file.commit_time(path) == 5.0
-        assert state_file.commit_time(str(tmp_path / "missing")) == 0.0
+            assert on_disk.commit_time(path) == 5.0
+        assert on_disk.commit_time(str(tmp_path / "missing")) == 0.0
 
     def test_threads_lose_no_registration(self, tmp_path: Path) -> None:
         paths = [make_checkpoint(tmp_path / f"{letter}-{n}") for letter in string.ascii_lowercase[:8] for n in range(5)]
@@ -359,7 +360,7 @@ class TestRegister:
             thread.start()
         for thread in threads:
             thread.join()
-        read = state_file.read_state(str(tmp_path))
+        read = state_file.read(str(tmp_path))
         assert read is not None
         assert {os.path.join(tmp_path, name) for name in read.entries} == set(paths)
 
@@ -367,17 +368,17 @@ class TestRegister:
     def test_processes_lose_no_registration(self, tmp_path: Path) -> None:
         code = """
             import sys
-            from jaxckpt.directory import state_file
+            from jaxckpt.directory import registration
             from jaxckpt import storage
             for path in sys.argv[1:]:
-                state_file.register(storage.CheckpointPath.of(path))
+                registration.register(storage.CheckpointPath.of(path))
         """
         paths = [make_checkpoint(tmp_path / f"{letter}-{n}") for letter in "abc" for n in range(15)]
         processes = [run_python(code, *paths[i : i + 15]) for i in range(0, 45, 15)]
         for process in processes:
             _, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors
-        read = state_file.read_state(str(tmp_path))
+        read = state_file.read(str(tmp_path))
         assert read is not None
         assert {os.path.join(tmp_path, name) for name in read.entries} == set(paths)
         assert not temporaries(tmp_path)

@@ -19,7 +19,7 @@ import orbax.checkpoint  # noqa: F401
 import tensorstore  # noqa: F401
 
 import jaxckpt.cli
-import jaxckpt.directory.state_file
+import jaxckpt.manager
 import jaxckpt.storage  # noqa: F401
 from jaxckpt.testing import namespaces
 from jaxckpt.testing.disks import Disk, private_disks_problem

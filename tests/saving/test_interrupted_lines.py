@@ -19,9 +19,17 @@ pytestmark = pytest.mark.slow
 PACKAGE = os.path.dirname(jaxckpt.__file__)
 # The lines at which an interrupt could leave something half done; what only computes is passed quickly.
 MODULES = (
-    *("_lib/uninterrupted", "checkpoint", "manager"),
-    *("directory/lock", "directory/managed", "directory/paths", "directory/state_file", "directory/state_store"),
-    *("saving/background", "saving/save"),
+    *("_lib/uninterrupted", "checkpoint", "manager", "saver"),
+    *(
+        "directory/lock",
+        "directory/free_numbers",
+        "directory/counter",
+        "directory/hooks",
+        "directory/registration",
+        "directory/series",
+    ),
+    *("directory/on_disk", "directory/state_file/file"),
+    *("saving/background", "saving/save", "saving/saves"),
     *(
         "storage/commit/checkpoint_path",
         "storage/commit/by_rename",

@@ -185,7 +185,7 @@ class TestNamesAndRoots:
         assert jaxckpt.load_variable(path, "step") == 5
 
     @pytest.mark.parametrize(
-        "name", ["save", "restore", "save_counter", "sync", "close", "write", "read", "_lock", "__init__"]
+        "name", ["save", "restore", "save_counter", "sync", "close", "write", "read", "_saver", "__init__"]
     )
     def test_reserved_names(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"'{name}' is a reserved name"):

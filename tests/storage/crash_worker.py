@@ -163,7 +163,7 @@ def main() -> None:
         "orbax.checkpoint",
         "tensorstore",
         "jaxckpt.manager",
-        "jaxckpt.directory.state_file",
+        "jaxckpt.directory.registration",
         "jaxckpt.storage.verify",
     ):
         importlib.import_module(name)

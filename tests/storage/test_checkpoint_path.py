@@ -9,7 +9,7 @@ import pytest
 
 import jaxckpt
 from jaxckpt import storage
-from jaxckpt.directory import state_file
+from jaxckpt.directory import registration
 from jaxckpt.storage import CheckpointPath
 from jaxckpt.storage.commit import by_rename, temporary
 from jaxckpt.storage.item.content import Snapshot
@@ -83,7 +83,7 @@ class TestPath:
         path = str(a_checkpoint(tmp_path / "c"))
         for call in (
             lambda: storage.delete(path),  # type: ignore[arg-type]
-            lambda: state_file.register(path),  # type: ignore[arg-type]
+            lambda: registration.register(path),  # type: ignore[arg-type]
             lambda: storage.save("", Snapshot(()), WriteSettings(), replace=True),  # type: ignore[arg-type]
         ):
             with pytest.raises(AttributeError):

@@ -134,7 +134,7 @@ def test_keys_that_are_no_file_names(key: str, leaf: str, tmp_path: Path) -> Non
     assert jaxckpt.verify(path).ok
     fresh = jaxckpt.Checkpoint(**{key: np.zeros(4) if leaf == "array" else "", "j": jnp.zeros(3)})
     fresh.read(path).assert_consumed()
-    np.testing.assert_array_equal(fresh._current()[key], value)
+    np.testing.assert_array_equal(getattr(fresh, key), value)
 
 
 def test_plain_orbax_restores_it(tmp_path: Path) -> None:

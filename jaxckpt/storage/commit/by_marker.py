@@ -15,10 +15,10 @@ import errno
 import functools
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 
+from jaxckpt._lib import numbering
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import uninterrupted
 from jaxckpt.storage.commit import claims, temporary
@@ -70,7 +70,8 @@ def save(path: str, write: Callable[[str], None], register: Callable[[], None], 
     """
     path = bucket.normal(path)
     try:
-        sweep(os.path.dirname(path), re.sub(r"-\d+$", "", os.path.basename(path)))
+        name = os.path.basename(path)
+        sweep(os.path.dirname(path), numbering.prefix_of(name) or name)
     except OSError as error:  # What a dead process left is no reason to lose this save.
         _log.warning("Could not remove leftovers in %s: %s", os.path.dirname(path), error)
     if is_committed(path):

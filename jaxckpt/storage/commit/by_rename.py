@@ -6,7 +6,6 @@ import errno
 import functools
 import logging
 import os
-import re
 import stat
 import sys
 import threading
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jaxckpt._lib import numbering
 from jaxckpt._lib.deadline import CancelledError, Deadline, cancelled_by
 from jaxckpt._lib.uninterrupted import interrupt_of, uninterrupted
 from jaxckpt.errors import CheckpointError
@@ -101,7 +101,7 @@ def save(
         return
     _refuse_occupied(str(path), replace)
     try:
-        temporary.sweep(path.directory, re.sub(r"-\d+$", "", path.name))
+        temporary.sweep(path.directory, numbering.prefix_of(path.name) or path.name)
     except OSError as error:
         # Files that a dead process left are no reason to lose this save.
         _log.warning("Could not remove leftovers in %s: %s", path.directory, error)

@@ -1,9 +1,9 @@
 """Finding what is committed: by the name of its directory, and in a bucket by its marker."""
 
 import os
-import re
 import stat
 
+from jaxckpt._lib import numbering
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import by_marker, temporary
 from jaxckpt.storage.item import description, digests, tree_metadata
@@ -86,7 +86,6 @@ def _reads(directory: int, name: str, size: int) -> bytes | None:
 def list_numbered(prefix: str) -> list[int]:
     """Returns the numbers of the committed checkpoints ``prefix-N``, ascending."""
     directory, name = os.path.split(prefix)
-    pattern = re.compile(re.escape(name) + r"-(\d+)")
     if stores.is_bucket(directory):
         names = by_marker.committed(directory)
     else:
@@ -94,11 +93,8 @@ def list_numbered(prefix: str) -> list[int]:
             names = os.listdir(directory or ".")
         except (FileNotFoundError, NotADirectoryError):
             return []
-    numbers = {
-        int(match[1]): entry
-        for entry in names
-        if (match := pattern.fullmatch(entry)) and str(int(match[1])) == match[1]
-    }
+    numbers = numbering.numbers(name, names)
     if stores.is_bucket(directory):
-        return sorted(numbers)
-    return sorted(number for number, entry in numbers.items() if is_checkpoint(os.path.join(directory or ".", entry)))
+        return numbers
+    here = os.path.join(directory or ".", name)
+    return [number for number in numbers if is_checkpoint(numbering.name_of(here, number))]

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxckpt._lib import processes
+from jaxckpt._lib import numbering, processes
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import removal
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
@@ -151,7 +151,7 @@ def is_deletion(path: str) -> bool:
 
 def is_for(final: str, name: str | None) -> bool:
     """Whether a checkpoint is called `name` or ``<name>-<number>``; None stands for every name."""
-    return name is None or final == name or re.fullmatch(re.escape(name) + r"-\d+", final) is not None
+    return name is None or numbering.belongs(final, name)
 
 
 def leftovers(directory: str, name: str | None = None) -> list[Leftover]:

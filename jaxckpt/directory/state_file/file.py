@@ -8,14 +8,15 @@ import time
 
 from jaxckpt._lib import bounds
 from jaxckpt.directory import foreign_runs
-from jaxckpt.directory.state_text import Records, UnreadableStateError, from_text, is_sealed, sealed, to_text
+from jaxckpt.directory.state_file.records import Records, UnreadableStateError
+from jaxckpt.directory.state_file.text import from_text, is_sealed, sealed, to_text
 from jaxckpt.storage import CheckpointPath, stores
 from jaxckpt.storage.commit import by_rename, temporary
 
 FILE = "checkpoint"
 
 
-def read_state(directory: str, name: str = FILE) -> Records | None:
+def read(directory: str, name: str = FILE) -> Records | None:
     """Reads the state file `name` of a directory; None if there is none.
 
     Raises:
@@ -44,7 +45,7 @@ def read_state(directory: str, name: str = FILE) -> Records | None:
     return records
 
 
-def is_own_state(directory: str) -> bool:
+def is_own(directory: str) -> bool:
     """Whether there is a state file as jaxckpt wrote it. Raises OSError: it cannot be read."""
     content, _ = _read_versioned(os.path.join(directory, FILE))
     return content is not None and is_sealed(content.decode("utf-8", "surrogateescape"))
@@ -93,7 +94,7 @@ def check(directory: str) -> None:
         )
 
 
-def write_state(directory: str, records: Records) -> None:
+def write(directory: str, records: Records) -> None:
     """Replaces a state file, durably and atomically; without any entry to write, it stays as it is.
 
     Args:
@@ -110,7 +111,7 @@ def write_state(directory: str, records: Records) -> None:
     if records.tensorflow:
         raise foreign_runs.tensorflow_error(directory, records.tensorflow)
     path = CheckpointPath(directory, FILE)
-    # What is there now was committed before now.
+    # All checkpoints that exist now were committed before now.
     records.borders = {prefix: time.time() if at == math.inf else at for prefix, at in records.borders.items()}
     content = sealed(to_text(records)).encode("ascii")
     if path.in_bucket:

@@ -3,32 +3,38 @@
 import copy
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from jaxckpt import storage
+from jaxckpt._lib import numbering
 from jaxckpt._lib.uninterrupted import uninterrupted
-from jaxckpt.directory import foreign_runs, retention, state_file
-from jaxckpt.directory.hooks import SaveHooks
+from jaxckpt.directory import foreign_runs, on_disk, retention, state_file
 from jaxckpt.directory.lock import update
-from jaxckpt.directory.state_text import Records, UnreadableStateError
-from jaxckpt.directory.steps import SavedStep, SavedSteps
+from jaxckpt.directory.state_file import Records, UnreadableStateError
 from jaxckpt.storage import CheckpointPath, stores
 from jaxckpt.storage.commit import by_rename
 
 _logger = logging.getLogger("jaxckpt")
 
 
-class ManagedDirectory:
-    """Lists, registers and deletes the checkpoints ``<name>-<number>``. It remembers nothing that stands on disk.
+class CheckpointSeries:
+    """The checkpoints ``<name>-<number>`` of a manager: lists, registers and deletes them. Remembers nothing that stands on disk.
 
     Every method is given the directory as an absolute path, so that an operation that runs in the background stays in
     its place when the program changes its working directory. Methods work with names, relative to that directory.
     """
 
     def __init__(self, name: str, max_to_keep: int | None, every_n_hours: float | None) -> None:
-        """Args: as of `CheckpointManager`."""
+        """Looks at nothing yet.
+
+        Args:
+          name: the part of the checkpoints' names before the number.
+          max_to_keep: how many checkpoints stay listed; None for all.
+          every_n_hours: a checkpoint that is due for deletion is preserved if it was saved at least this many hours after the last
+            preserved one; None for never.
+        """
         self._name = name
         self._max_to_keep = max_to_keep
         self._every_n_hours = every_n_hours
@@ -46,11 +52,10 @@ class ManagedDirectory:
         Raises:
           OSError: with errno; the directory cannot be read or changed.
         """
-        from jaxckpt import storage
-
         now = self._created = time.time()
         if not stores.exists(root):
-            self._started = now - 1.0  # As TensorFlow: a manager that is made again at once sees no clock set back.
+            # As TensorFlow: a manager that is made again at once sees no clock set back.
+            self._started = now - 1.0
             return 0.0, None
         storage.sweep(root, self._name)
         storage.sweep(root, state_file.FILE)
@@ -60,7 +65,7 @@ class ManagedDirectory:
             # The clock that is behind may be that of another machine, which only reads here.
             behind = retention.behind(view.records, now)
             if view.unregistered is not None and not behind and not view.records.tensorflow:
-                state_file.write_state(root, view.unregistered)
+                state_file.write(root, view.unregistered)
             return behind, self._foreign(root, view)
 
         return update(root, adopt)
@@ -78,8 +83,8 @@ class ManagedDirectory:
             return None
 
     def listed(self, root: str) -> list[str]:
-        """Returns the names of the managed checkpoints, oldest first. Raises OSError if `root` cannot be read."""
-        return self._load(root).managed
+        """Returns the names of the series' listed checkpoints, oldest first. Raises OSError if `root` cannot be read."""
+        return self._load(root).listed
 
     def newest_first(self, root: str) -> Iterator[str]:
         """Yields the names of what could be restored, best first; not all of them need be sound checkpoints.
@@ -96,7 +101,7 @@ class ManagedDirectory:
         listed = self._own(records.entries)
         yield from reversed(listed)
         preserved = self._own(records.kept - records.entries.keys())
-        yield from sorted(preserved, key=lambda name: state_file.commit_time(os.path.join(root, name)), reverse=True)
+        yield from sorted(preserved, key=lambda name: on_disk.commit_time(os.path.join(root, name)), reverse=True)
         if not listed and not preserved and records.latest is not None:
             yield records.latest
 
@@ -107,19 +112,19 @@ class ManagedDirectory:
         def change() -> None:
             view = self._load(root, new=name)
             records, now = view.records, time.time()
-            if behind := retention.set_clock_back(records, view.managed, now):
+            if behind := retention.set_clock_back(records, view.listed, now):
                 _logger.warning(
                     "The clock was set back, by %g s at least; what %s holds now is kept for ever.", behind, root
                 )
             records.add(name, now)
-            state_file.write_state(root, records)
+            state_file.write(root, records)
 
         update(root, change)
 
     def retain(self, root: str) -> None:
         """Deletes or preserves what `max_to_keep` newer ones have pushed out.
 
-        What cannot be deleted stays listed, so that the next call tries again; a warning is logged.
+        A checkpoint that cannot be deleted stays listed, so that the next call tries again; a warning is logged.
 
         Raises:
           OSError: the state file cannot be written.
@@ -129,14 +134,12 @@ class ManagedDirectory:
             uninterrupted(lambda: self._retain(root))
 
     def _retain(self, root: str) -> None:
-        from jaxckpt import storage
-
         def evict() -> dict[str, object | None]:
             view = self._load(root)
             records = view.records
-            doomed = retention.evict(records, view.managed, self._max_to_keep, self._every_n_hours)
+            doomed = retention.evict(records, view.listed, self._max_to_keep, self._every_n_hours)
             if not _says(root, records):
-                state_file.write_state(root, records)
+                state_file.write(root, records)
             return {name: by_rename.identity(stores.join(root, name)) for name in doomed}
 
         doomed = update(root, evict)
@@ -148,7 +151,7 @@ class ManagedDirectory:
                 storage.delete(CheckpointPath(root, name), identity)
             except (OSError, ValueError) as error:
                 _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
-        update(root, lambda: state_file.write_state(root, self._load(root).records))
+        update(root, lambda: state_file.write(root, self._load(root).records))
 
     def _load(self, root: str, new: str | None = None) -> "_View":
         """Reads the state file and puts it right by what is on disk.
@@ -157,26 +160,24 @@ class ManagedDirectory:
           root: the directory.
           new: a checkpoint to overlook: it was committed just now, and is about to be registered.
         """
-        from jaxckpt import storage
-
         unreadable = False
         try:
-            records = state_file.read_state(root) or Records()
+            records = state_file.read(root) or Records()
         except UnreadableStateError as error:
             unreadable = True
-            records = state_file.rebuilt(root, error)
+            records = on_disk.rebuilt(root, error)
             own = [name for name in self._own(records.entries) if name != new]
             records.kept.difference_update(retention.newest(own, self._max_to_keep))
         # The disk is looked at after the file: what was registered in between is found on disk.
-        on_disk = [f"{self._name}-{number}" for number in storage.list_numbered(os.path.join(root, self._name))]
-        on_disk = [name for name in on_disk if name != new]
-        gone = state_file.missing(root, records)
-        state_file.bound(root, records, gone, new)
+        numbers = storage.list_numbered(os.path.join(root, self._name))
+        committed = [name for number in numbers if (name := numbering.name_of(self._name, number)) != new]
+        gone = on_disk.missing(root, records)
+        on_disk.bound(root, records, gone, new)
         adopted = retention.adopt(
             records,
-            on_disk,
+            committed,
             self._max_to_keep,
-            lambda name: 0.0 if name == new else state_file.commit_time(os.path.join(root, name)),
+            lambda name: 0.0 if name == new else on_disk.commit_time(os.path.join(root, name)),
             own=self._own(records.entries),
             gone=gone - set(records.tensorflow),
             after=records.border(self._name),
@@ -187,68 +188,32 @@ class ManagedDirectory:
             # As TensorFlow: where there are checkpoints but no time, the first one that is due is preserved.
             self._started = self._created - 1.0 if records.latest is None else 0.0
         records.last_preserved = records.last_preserved or self._started
-        present = set(on_disk)
+        present = set(committed)
         return _View(records, [name for name in records.entries if name in present], unregistered)
 
     def _own(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if re.fullmatch(re.escape(self._name) + r"-(0|[1-9][0-9]*)", name)]
-
-
-class ManagedSave(SaveHooks):
-    """One save of a manager.
-
-    Nothing here waits for the Checkpoint, whose lock another thread may hold while it waits for this save.
-
-    Attributes:
-      is_saved: the checkpoint is committed and registered.
-    """
-
-    def __init__(self, managed: ManagedDirectory, steps: SavedSteps, step: SavedStep | None) -> None:
-        """Args: the directory, the manager's steps, and the step that is saved (None without an interval)."""
-        self.is_saved = False
-        self._managed = managed
-        self._steps = steps
-        self._step = step
-
-    def committed(self, path: CheckpointPath) -> None:
-        """Registers the checkpoint."""
-        self._managed.register(path)
-
-    def saved(self) -> None:
-        """Counts the step as saved."""
-        self.is_saved = True
-        if self._step is not None:
-            self._steps.commit(self._step)
-
-    def finished(self, path: CheckpointPath) -> None:
-        """Deletes old checkpoints."""
-        self._managed.retain(path.directory)
-
-    def failed(self, error: BaseException) -> None:
-        """Gives the step back."""
-        if self._step is not None:
-            self._steps.fail(self._step)
+        return [name for name in names if numbering.prefix_of(name) == self._name]
 
 
 @dataclass(frozen=True)
 class _View:
-    """What a directory holds.
+    """The content of a directory at one moment.
 
     Attributes:
       records: the state file, put right by what is on disk.
-      managed: names of the manager's listed checkpoints, oldest first.
+      listed: names of the manager's listed checkpoints, oldest first.
       unregistered: what the state file should say, if a crash left something that it does not list; otherwise None.
     """
 
     records: Records
-    managed: list[str]
+    listed: list[str]
     unregistered: Records | None
 
 
 def _says(root: str, records: Records) -> bool:
     """Whether the state file says exactly this."""
     try:
-        there = state_file.read_state(root)
+        there = state_file.read(root)
     except UnreadableStateError:
         return False
     return there == records and (there is None or list(there.entries) == list(records.entries))

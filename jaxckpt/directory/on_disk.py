@@ -1,0 +1,97 @@
+"""The disk beside the state file: which listed checkpoints exist, which others do, and when each was committed."""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Collection
+
+from jaxckpt import storage
+from jaxckpt._lib import numbering
+from jaxckpt.directory import foreign_runs, retention, state_file
+from jaxckpt.directory.state_file import Records, UnreadableStateError
+from jaxckpt.errors import CorruptCheckpointError
+from jaxckpt.storage import stores
+from jaxckpt.storage.item import description
+
+_logger = logging.getLogger("jaxckpt")
+
+
+def missing(directory: str, records: Records) -> set[str]:
+    """Returns the names of checkpoints that are gone; notes in the records which of them are TensorFlow's, and not gone.
+
+    A damaged one is not gone: to go back to an older one is for the user to decide.
+    """
+    listed: set[str] = set()
+    # One listing instead of a request for each.
+    if stores.is_bucket(directory):
+        with contextlib.suppress(FileNotFoundError):
+            listed.update(stores.names(directory))
+
+    def there(name: str) -> bool:
+        return name in listed or stores.exists(stores.join(directory, name))
+
+    gone = {name for name in {*records.entries, *records.kept} if not there(name)}
+    records.tensorflow = [name for name in records.entries if name in gone and there(foreign_runs.index_of(name))]
+    return gone
+
+
+def bound(directory: str, records: Records, gone: Collection[str], new: str | None = None) -> None:
+    """Notes in the records what is not to be adopted, whatever is saved next (see `retention.bound`).
+
+    Args:
+      directory: of the state file.
+      records: as they were read, changed in place.
+      gone: what `missing` returned.
+      new: a checkpoint to overlook: it was committed just now, and is about to be registered.
+
+    Raises:
+      OSError: the directory cannot be read.
+    """
+    retention.bound(
+        records,
+        set(gone) - set(records.tensorflow),
+        lambda: _written(directory),
+        lambda: {prefix: [name for name in names if name != new] for prefix, names in _committed(directory).items()},
+        lambda name: commit_time(os.path.join(directory, name)),
+    )
+
+
+def _written(directory: str) -> float:
+    """Returns when the state file was written, in seconds; for a bucket, where it is not known, late enough for everything."""
+    try:
+        return math.inf if stores.is_bucket(directory) else os.stat(os.path.join(directory, state_file.FILE)).st_mtime
+    except FileNotFoundError:
+        return -math.inf
+
+
+def rebuilt(directory: str, reason: Exception) -> Records:
+    """Lists the numbered checkpoints of a directory whose state file is of no use, in the order of their commits.
+
+    All of them are kept: which ones a manager had preserved is not known any more.
+    """
+    _logger.warning("%s. Rebuilding it from the checkpoints in %s.", reason, directory)
+    names = [name for names in _committed(directory).values() for name in names]
+    times = {name: commit_time(os.path.join(directory, name)) for name in names}
+    names.sort(key=lambda name: (times[name], numbering.number_of(name)))
+    version = reason.version if isinstance(reason, UnreadableStateError) else None
+    return Records({name: times[name] for name in names}, set(names), version=version)
+
+
+def _committed(directory: str) -> dict[str, list[str]]:
+    """Returns the part of the name before the number → names of the committed checkpoints in a directory."""
+    prefixes = {prefix for name in stores.names(directory) if (prefix := numbering.prefix_of(name)) is not None}
+    return {
+        prefix: [numbering.name_of(prefix, number) for number in storage.list_numbered(os.path.join(directory, prefix))]
+        for prefix in prefixes
+    }
+
+
+def commit_time(path: str) -> float:
+    """Returns when a checkpoint was committed, in seconds: as Orbax recorded it, else when its directory changed."""
+    with contextlib.suppress(OSError, CorruptCheckpointError):
+        return description.commit_seconds(path)
+    try:
+        return 0.0 if stores.is_bucket(path) else os.stat(path).st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,54 @@
+"""Making a committed checkpoint the latest of its directory."""
+
+import time
+
+from jaxckpt.directory import foreign_runs, on_disk, state_file
+from jaxckpt.directory.lock import update
+from jaxckpt.directory.state_file import Records, UnreadableStateError
+from jaxckpt.storage import CheckpointPath, stores
+
+
+def register(path: CheckpointPath) -> None:
+    """Makes a committed checkpoint the latest of its directory; the others that are still there stay listed.
+
+    Raises:
+      OSError: with errno; the state file is as it was.
+    """
+    directory, name = path.directory, path.name
+
+    def change() -> None:
+        try:
+            records = state_file.read(directory) or Records()
+        except UnreadableStateError as error:
+            records = on_disk.rebuilt(directory, error)
+        gone = on_disk.missing(directory, records)
+        on_disk.bound(directory, records, gone, new=name)
+        records.forget(gone)
+        records.add(name, time.time())
+        state_file.write(directory, records)
+
+    update(directory, change)
+
+
+def refuse_tensorflow(directory: str) -> None:
+    """Refuses a directory of TensorFlow's checkpoints, where a checkpoint would have to be registered in TensorFlow's state file.
+
+    Raises:
+      CheckpointError: it is one.
+    """
+    try:
+        if state_file.is_own(directory):
+            # A state file that jaxckpt wrote never names one of TensorFlow's checkpoints, so it need not be read.
+            return
+        records = state_file.read(directory)
+        names = stores.names(directory) if records is None else []
+    except (OSError, UnreadableStateError):
+        # The registration reads it as well, and says what is wrong.
+        return
+    found = foreign_runs.tensorflow_prefixes(names)
+    if records is not None and records.latest is not None:
+        latest = stores.join(directory, records.latest)
+        if not stores.exists(latest) and stores.is_file(foreign_runs.index_of(latest)):
+            found = [records.latest]
+    if found:
+        raise foreign_runs.tensorflow_error(directory, found)

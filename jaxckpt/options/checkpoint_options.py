@@ -1,0 +1,238 @@
+"""`CheckpointOptions`: TensorFlow's options, with TensorFlow's names and defaults."""
+
+import copy
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Self, cast
+
+import jax
+
+from jaxckpt._lib.arguments import flag, mismatch, type_name
+from jaxckpt.job import devices
+from jaxckpt.job.devices import IoDevice
+from jaxckpt.options import callbacks, sharding
+from jaxckpt.options.callbacks import WriteCallback
+from jaxckpt.options.orbax_settings import OrbaxSettings
+from jaxckpt.options.policies import MaxShardSizePolicy, ShardByTaskPolicy, ShardingPolicy, policy_of
+
+_NOT_GIVEN: Any = object()
+
+
+class CheckpointOptions:
+    """How checkpoints are saved and restored (TensorFlow: `tf.train.CheckpointOptions`).
+
+    The arguments have TensorFlow's names, order and defaults. Each is also an attribute that can be read and set.
+    Values are checked when they are given, and count from the next call that uses the options. Whether a device exists
+    is checked by that call, before any file is touched. Saving and restoring never change the options.
+
+    Options can be compared, copied and (if their callbacks can) pickled. A jax.Device chooses nothing but its process:
+    it is equal to that process's index, and pickled as it.
+    """
+
+    __slots__ = ("_async", "_callbacks", "_device", "_orbax", "_policy", "_skip_slots")
+
+    def __init__(
+        self,
+        experimental_io_device: IoDevice = None,
+        experimental_enable_async_checkpoint: bool = _NOT_GIVEN,
+        experimental_write_callbacks: Iterable[WriteCallback] | None = None,
+        enable_async: bool = False,
+        experimental_skip_slot_variables: bool = False,
+        experimental_sharding_callback: ShardingPolicy | None = None,
+        *,
+        orbax: OrbaxSettings | None = None,
+    ) -> None:
+        """Makes options.
+
+        Args:
+          experimental_io_device: which process does all file access, so that a directory that only it sees will do: a
+            TensorFlow device string (such as ``"/job:worker/task:3"``, ``"/job:localhost"`` or ``"CPU:0"``), a process
+            index, or a jax.Device. None: each process writes its own shards, to a directory that all of them see.
+          experimental_enable_async_checkpoint: deprecated; use `enable_async`. Either of the two switches it on.
+          experimental_write_callbacks: callables that run, in order, once a checkpoint is committed and could be
+            restored. Each takes the checkpoint's path, or nothing. The iterable is copied.
+          enable_async: whether `save` and `write` return as soon as the values are safe from later changes, and write
+            the files in the background.
+          experimental_skip_slot_variables: whether restoring leaves the parameter-shaped leaves of optimizer states
+            (moments, traces) as they are. No effect on saving.
+          experimental_sharding_callback: how data is divided into files: `ShardByTaskPolicy()` (the same as None),
+            `MaxShardSizePolicy(bytes)`, TensorFlow's policies of these names, or a callback in TensorFlow's form: an object with a
+            `description` that is called with a sequence of shardable tensors and returns a list of groups, each
+            ``{checkpoint_key: {slice_spec: tensor}}``. Each group gets data files of its own. Of a shardable tensor a callback can
+            rely on `checkpoint_key` (name of the leaf), `slice_spec` ("" for a whole tensor), `tensor` (to be put into a group as
+            it is), `dtype` (numpy's), `shape`, `device` (of the process that writes) and `name`. Each process calls it with what it
+            writes; with an IO device, that process alone does. A str has no tensor. Every tensor has to be in one of the groups, once
+            and unchanged; otherwise the save raises RuntimeError, names it, and leaves nothing.
+          orbax: what Orbax can do beyond TensorFlow's options; None for the defaults of `OrbaxSettings`.
+
+        Raises:
+          TypeError: a flag that is not a bool (numpy's is not one), callbacks that are no iterable of callables, or an
+            `orbax` of another class.
+          ValueError: a device that cannot be parsed, a callback that accepts neither 0 nor 1 argument, or something that is neither
+            a sharding policy nor a sharding callback.
+        """
+        if experimental_enable_async_checkpoint is _NOT_GIVEN:
+            experimental_enable_async_checkpoint = False
+        else:
+            _warn_deprecated(self)
+        deprecated = flag("experimental_enable_async_checkpoint", experimental_enable_async_checkpoint)
+        self.experimental_io_device = experimental_io_device
+        self.experimental_write_callbacks = experimental_write_callbacks
+        self._async = flag("enable_async", enable_async) or deprecated
+        self.experimental_skip_slot_variables = experimental_skip_slot_variables
+        self.experimental_sharding_callback = experimental_sharding_callback
+        self.orbax = orbax
+
+    @property
+    def experimental_io_device(self) -> IoDevice:
+        """Which process does all file access, as it was given; None: each accesses its own shards."""
+        return self._device
+
+    @experimental_io_device.setter
+    def experimental_io_device(self, value: IoDevice) -> None:
+        self._device = devices.parse_device(value)
+
+    @property
+    def enable_async(self) -> bool:
+        """Whether saving continues in the background."""
+        return self._async
+
+    @enable_async.setter
+    def enable_async(self, value: bool) -> None:
+        self._async = flag("enable_async", value)
+
+    @property
+    def experimental_enable_async_checkpoint(self) -> bool:
+        """Deprecated: another name of `enable_async`. Setting it warns."""
+        return self._async
+
+    @experimental_enable_async_checkpoint.setter
+    def experimental_enable_async_checkpoint(self, value: bool) -> None:
+        _warn_deprecated(self)
+        self._async = flag("experimental_enable_async_checkpoint", value)
+
+    @property
+    def experimental_write_callbacks(self) -> list[WriteCallback] | None:
+        """The callables that run after the commit: a list of the options' own, or None. Its items are checked at use."""
+        return self._callbacks
+
+    @experimental_write_callbacks.setter
+    def experimental_write_callbacks(self, value: Iterable[WriteCallback] | None) -> None:
+        self._callbacks = None if value is None else list(callbacks.check_callbacks(value))
+
+    @property
+    def experimental_skip_slot_variables(self) -> bool:
+        """Whether restoring leaves optimizer moments as they are."""
+        return self._skip_slots
+
+    @experimental_skip_slot_variables.setter
+    def experimental_skip_slot_variables(self, value: bool) -> None:
+        self._skip_slots = flag("experimental_skip_slot_variables", value)
+
+    @property
+    def experimental_sharding_callback(self) -> ShardingPolicy | None:
+        """How data is divided into files."""
+        return self._policy
+
+    @experimental_sharding_callback.setter
+    def experimental_sharding_callback(self, value: ShardingPolicy | None) -> None:
+        own = isinstance(value, (ShardByTaskPolicy, MaxShardSizePolicy))
+        if value is not None and not own and not sharding.is_callback(value):
+            hint = ""
+            if isinstance(value, type):
+                arguments = "()" if issubclass(value, ShardByTaskPolicy) else "(...)"
+                hint = f"; that is the class, write {value.__name__}{arguments}"
+            raise mismatch(
+                ValueError,
+                "experimental_sharding_callback",
+                "ShardByTaskPolicy(), MaxShardSizePolicy(bytes), None, or a callable object with a `description` (a str)",
+                f"{value!r}{hint}",
+            )
+        policy_of(value)
+        self._policy = value
+
+    @property
+    def orbax(self) -> OrbaxSettings | None:
+        """Settings of Orbax beyond TensorFlow's options; None for the defaults."""
+        return self._orbax
+
+    @orbax.setter
+    def orbax(self, value: OrbaxSettings | None) -> None:
+        if value is not None and not isinstance(value, OrbaxSettings):
+            raise mismatch(
+                TypeError, "orbax", "OrbaxSettings(...), such as OrbaxSettings(timeout_secs=600)", repr(value)
+            )
+        self._orbax = value
+
+    def __repr__(self) -> str:
+        names = [name for name in _signature.parameters if name not in ("self", "experimental_enable_async_checkpoint")]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CheckpointOptions) or type(self) is not type(other):
+            return NotImplemented
+        return self.__getstate__() == other.__getstate__()
+
+    def __getstate__(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        # The attributes that a subclass may have, and the slots.
+        attributes, slots = cast(tuple[dict[str, Any] | None, dict[str, Any]], object.__getstate__(self))
+        device = slots["_device"]
+        return attributes, {**slots, "_device": device.process_index if isinstance(device, jax.Device) else device}
+
+    def __copy__(self) -> Self:
+        other = self._copied({}, lambda value: value)
+        other._callbacks = None if self._callbacks is None else list(self._callbacks)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._copied(memo, lambda value: copy.deepcopy(value, memo))
+
+    def _copied(self, memo: dict[int, Any], change: Callable[[Any], Any]) -> Self:
+        memo[id(self)] = other = object.__new__(type(self))
+        attributes, slots = self.__getstate__()
+        for name, value in {**(attributes or {}), **slots}.items():
+            object.__setattr__(other, name, change(value))
+        other._device = self._device
+        return other
+
+
+# help() and tools show the default that TensorFlow has, and that "not given" stands for.
+_signature = inspect.signature(CheckpointOptions.__init__)
+_parameters = [
+    each.replace(default=False) if each.default is _NOT_GIVEN else each for each in _signature.parameters.values()
+]
+CheckpointOptions.__init__.__signature__ = _signature.replace(parameters=_parameters)  # type: ignore[attr-defined]
+
+
+def sharding_callback_of(options: CheckpointOptions) -> Any:
+    """Returns the sharding callback that is called with the tensors of a save, or None: policies are settings."""
+    policy = policy_of(options.experimental_sharding_callback)
+    return None if isinstance(policy, (MaxShardSizePolicy, ShardByTaskPolicy)) else policy
+
+
+def checked_options(options: object) -> CheckpointOptions | None:
+    """Returns the `options` of a call. Raises TypeError if they are neither a CheckpointOptions nor None."""
+    if options is None or isinstance(options, CheckpointOptions):
+        return options
+    if isinstance(options, type):
+        own = options is CheckpointOptions
+        found = f"the class {'jaxckpt.CheckpointOptions' if own else f'{options.__module__}.{options.__qualname__}'}"
+        hint = f"; write {options.__name__}()" if issubclass(options, CheckpointOptions) else ""
+    else:
+        found, hint = type_name(options), ""
+        if type(options).__name__ == "CheckpointOptions":
+            hint = "; import it from jaxckpt (`from jaxckpt import CheckpointOptions`), its arguments are the same"
+    raise TypeError(f"options must be a jaxckpt.CheckpointOptions or None, got {found}{hint}.")
+
+
+def _warn_deprecated(options: CheckpointOptions) -> None:
+    """Warns at the line that sets the attribute or calls the constructor, also a subclass's."""
+    # Level 1 is this function, 2 the constructor or the property.
+    level, frame = 3, sys._getframe(2)
+    while frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is options and frame.f_back:
+        level += 1
+        frame = frame.f_back
+    text = "experimental_enable_async_checkpoint is deprecated; use enable_async, which does the same."
+    warnings.warn(text, DeprecationWarning, stacklevel=level)

@@ -1,0 +1,241 @@
+"""Saves and restores named values: what a `Checkpoint` does, without its names.
+
+An object of its own, because each public name of a Checkpoint's class is one that no value can have. `CheckpointManager` uses it too.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from jaxckpt._lib.arguments import StrPath
+from jaxckpt.directory import free_numbers, paths
+from jaxckpt.directory.counter import SaveCounter
+from jaxckpt.directory.hooks import SaveHooks, Unregistered
+from jaxckpt.options import CheckpointOptions, checked_options
+from jaxckpt.restoring.restore import Restore, carry_out
+from jaxckpt.saving import tracing
+from jaxckpt.saving.save import Save, call_of
+from jaxckpt.saving.saves import Saves
+from jaxckpt.status import CheckpointLoadStatus
+from jaxckpt.translate import to_orbax
+from jaxckpt.tree import flatten, optimizers
+from jaxckpt.tree.named_values import NamedValues
+
+
+class Saver:
+    """Saves and restores the values of one Checkpoint.
+
+    Attributes:
+      values: the named values.
+      counter: which number comes next.
+      lock: held from the beginning of a save until it is written or handed to the background, and during a restore. Who enters it
+        keeps other threads from both. Reentrant.
+    """
+
+    def __init__(self, values: NamedValues, counter: SaveCounter, checkpoint_id: int) -> None:
+        """Makes a saver without saves in flight.
+
+        Args:
+          values: the named values.
+          counter: which number comes next.
+          checkpoint_id: `id` of the Checkpoint, which none of its values may hold. The Checkpoint itself would be a cycle of references.
+        """
+        self.values = values
+        self.counter = counter
+        self.lock = threading.RLock()
+        self._checkpoint_id = checkpoint_id
+        self._saves = Saves()
+
+    def refuse_tracing(self, action: str) -> None:
+        """Refuses a call inside of a function that JAX traces, where it would happen once, at tracing.
+
+        Args:
+          action: the call, such as "save".
+
+        Raises:
+          TypeError: JAX traces the caller; names the first value that is traced, if there is one.
+        """
+        tracing.refuse(action, lambda: ((leaf.name, leaf.value) for flat in self._flats() for leaf in flat.leaves))
+
+    def _flats(self) -> list[flatten.Flat]:
+        return list(self.values.flats(self._checkpoint_id, self.values.current()).values())
+
+    def save(
+        self,
+        prefix: str,
+        options: CheckpointOptions | None,
+        hooks: SaveHooks,
+        *,
+        number: int | None = None,
+        step: int | None = None,
+    ) -> str:
+        """Saves a numbered checkpoint.
+
+        Args:
+          prefix: directory and name, as `paths.checked_prefix` returned it.
+          options: how.
+          hooks: what else happens around the save.
+          number: that of the caller's choice, whose checkpoint is replaced; None for the next one.
+          step: the step that is saved, where the caller knows it.
+
+        Returns:
+          Path of the checkpoint.
+
+        Raises:
+          BaseException: as `Checkpoint.save`.
+        """
+        place = paths.absolute(prefix)
+
+        def give(given: int) -> None:
+            if number is None:
+                self.counter.give(place, given)
+
+        return self._run(
+            "save",
+            prefix,
+            options,
+            hooks,
+            lambda save: self.counter.reserve(save, prefix, place, number),
+            replace=number is not None,
+            details={"checkpoint_number": number},
+            give=give,
+            step=step,
+        )
+
+    def write(self, path: str, options: CheckpointOptions | None) -> str:
+        """Saves a checkpoint at exactly this path, and does not register it.
+
+        Args:
+          path: as `paths.checked_path` returned it; a checkpoint that is there is replaced.
+          options: how.
+
+        Returns:
+          Path of the checkpoint.
+
+        Raises:
+          BaseException: as `Checkpoint.write`.
+        """
+
+        def reserve(save: Save) -> tuple[int, str]:
+            exact = paths.spelled(path)
+            free_numbers.reserve(save, exact)
+            return self.counter.number, exact
+
+        return self._run("write", path, options, Unregistered(), reserve, replace=True)
+
+    def _run(
+        self,
+        action: str,
+        subject: str,
+        options: CheckpointOptions | None,
+        hooks: SaveHooks,
+        reserve: Callable[[Save], tuple[int, str]],
+        *,
+        replace: bool,
+        details: Any = (),
+        give: Callable[[int], None] = lambda number: None,
+        step: int | None = None,
+    ) -> str:
+        """Saves, here or in the background, and returns the path of the checkpoint.
+
+        Args:
+          action: the call, for messages: "save" or "write".
+          subject: what it was given.
+          options: of the call.
+          hooks: what else happens.
+          reserve: chooses and reserves number and path for the save.
+          replace: put the checkpoint in the place of what is there.
+          details: names and values that the processes of a job have to agree about, besides the options.
+          give: is given the number of the save once it is used up; more than once, perhaps.
+          step: the step that is saved, where the caller knows it.
+        """
+        self.refuse_tracing(action)
+        options = _checked(options)
+        translation = to_orbax(options)
+        turn = self._saves.turn(action)
+        with self.lock, turn:
+            save = Save(
+                action,
+                subject,
+                options,
+                translation.array_settings,
+                hooks,
+                replace=replace,
+                details=details,
+                # An interrupt may keep the call from counting it.
+                registered=lambda save: give(save.number),
+            )
+
+            def count() -> None:
+                self.counter.number = save.number
+                give(save.number)
+
+            self._saves.start(
+                save,
+                turn,
+                self._flats,
+                reserve,
+                count,
+                asynchronous=translation.asynchronous,
+                exit_timeout_secs=translation.exit_timeout_secs,
+                step=step,
+            )
+        return save.path
+
+    def restore(
+        self, action: str, save_path: StrPath | None, options: CheckpointOptions | None, *, cast: bool
+    ) -> CheckpointLoadStatus:
+        """Restores values, and for "restore" the counter too.
+
+        Args:
+          action: the call: "restore" or "read".
+          save_path: of the checkpoint, as it was given; None restores nothing.
+          options: how.
+          cast: convert arrays of another dtype of the same kind.
+
+        Returns:
+          The names that matched, and those that did not.
+
+        Raises:
+          BaseException: as `Checkpoint.restore`.
+        """
+        options = _checked(options)
+        if not isinstance(cast, bool):
+            raise TypeError(f"cast must be True or False, got {type(cast).__name__}.")
+        path = None if save_path is None else paths.checked_path(save_path, "save_path")
+        self._saves.refuse_in_callback(action)
+        self.refuse_tracing(action)
+        with self.lock:
+            translation = to_orbax(options)
+            if path is None:
+                self.sync()
+                return CheckpointLoadStatus(None, (), (), ())
+            values: dict[str, Any] = {}
+            flats: dict[str, flatten.Flat] = {}
+
+            def targets() -> list[flatten.Leaf]:
+                self.sync()
+                values.update(self.values.current())
+                flats.update(self.values.flats(self._checkpoint_id, values))
+                return [leaf for flat in flats.values() for leaf in flat.leaves]
+
+            call = call_of(action, path, options, translation.array_settings, {"cast": cast})
+            with Restore(call, path, translation.io_process) as restore:
+                leaves = restore.meet(targets)
+                skip = (
+                    optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
+                )
+                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast)
+                carry_out(self.values.changes(values, flats, loaded.new), restore.agree)
+            self._saves.restored()
+            if loaded.counter is not None:
+                self.counter.number = int(loaded.counter)
+            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast)
+
+    def sync(self) -> None:
+        """Waits for the save in flight, and raises its error, once. Raises as `Checkpoint.sync`."""
+        self._saves.sync()
+
+
+def _checked(options: CheckpointOptions | None) -> CheckpointOptions:
+    return checked_options(options) or CheckpointOptions()

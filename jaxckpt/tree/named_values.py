@@ -1,0 +1,171 @@
+"""The named values of a Checkpoint: those it was given, the fields of its root, and what restore put in the place of fields."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from jaxckpt.tree import flatten, nnx_objects, objects, roots
+from jaxckpt.tree.builders import together
+
+
+class NamedValues:
+    """Values by name. A value of its own hides a field of the root.
+
+    Holds no reference to its Checkpoint: in such a cycle, large arrays would stay until Python's collector of cycles comes by.
+
+    Attributes:
+      root: the object whose fields are names too, read each time; None for none.
+      inner: the values of `root` where that is a Checkpoint; else None.
+    """
+
+    def __init__(
+        self,
+        root: Any,
+        named: Mapping[str, Any],
+        *,
+        inner: "NamedValues | None",
+        check_name: Callable[[str], None],
+    ) -> None:
+        """Starts with what a Checkpoint was given.
+
+        Args:
+          root: the root, or None.
+          named: values by name.
+          inner: the values of `root` where that is a Checkpoint; else None.
+          check_name: raises ValueError for a name that no value may have.
+
+        Raises:
+          TypeError: `root` has no names.
+          ValueError: a name that no value may have, or one that stands for different values in `root` and in `named`.
+        """
+        self.root = root
+        self.inner = inner
+        self._check_name = check_name
+        self._own: dict[str, Any] = {}
+        # By name of a field: the value of the field that restore replaced, and the restored one, which counts as long as the field
+        # has not been given another value.
+        self._restored: dict[str, tuple[Any, Any]] = {}
+        fields = self._fields()
+        for name in (*fields, *named):
+            check_name(name)
+        for name, value in named.items():
+            if name in fields and fields[name] is not value:
+                raise ValueError(f"{name!r} is in root and among the keywords, with different values; give it once.")
+            if name not in fields:
+                self._own[name] = value
+
+    def copy(self) -> "NamedValues":
+        """Returns other names for the same values and the same root."""
+        other = NamedValues.__new__(NamedValues)
+        other.__dict__.update(self.__dict__, _own=dict(self._own), _restored=dict(self._restored))
+        return other
+
+    def current(self) -> dict[str, Any]:
+        """Returns the values by name as they are now.
+
+        Raises:
+          ValueError: the root has got a field with a name that no value may have.
+        """
+        fields = self._fields()
+        for name in fields:
+            self._check_name(name)
+        for name, (replaced, restored) in self._restored.items():
+            if name not in fields or nnx_objects.is_same(fields[name], replaced):
+                fields[name] = restored
+        return {**fields, **self._own}
+
+    def _fields(self) -> dict[str, Any]:
+        return {} if self.root is None else roots.expand_root(self.root)
+
+    def set(self, name: str, value: Any) -> None:
+        """Gives a name a value. Raises ValueError for a name that no value may have."""
+        self._check_name(name)
+        self._restored.pop(name, None)
+        self._own[name] = value
+
+    def delete(self, name: str) -> bool:
+        """Takes a value of its own, or a restored one, away. Returns whether there was one."""
+        found = self.has_own(name) or name in self._restored
+        self._own.pop(name, None)
+        self._restored.pop(name, None)
+        return found
+
+    def has_own(self, name: str) -> bool:
+        """Whether a value was given under the name, and is not a field of the root."""
+        return name in self._own
+
+    def is_in_state(self, name: str) -> bool:
+        """Whether a value is part of an `nnx.State`, whose Variables are values: the root, or the root of the root, is one."""
+        if self.has_own(name):
+            return False
+        return nnx_objects.is_state(self.root) if self.inner is None else self.inner.is_in_state(name)
+
+    def flats(self, parent: int, values: Mapping[str, Any]) -> dict[str, flatten.Flat]:
+        """Takes values apart.
+
+        Args:
+          parent: `id` of the Checkpoint, which none of its values may hold.
+          values: what `current` returned.
+
+        Returns:
+          The values, taken apart, by name.
+        """
+        return {
+            name: flatten.flatten(name, value, (parent,), in_state=self.is_in_state(name))
+            for name, value in values.items()
+        }
+
+    def changes(
+        self, values: Mapping[str, Any], flats: Mapping[str, flatten.Flat], new: Mapping[str, Any]
+    ) -> Iterator[flatten.Change]:
+        """Yields what puts new leaves into the values, step by step; each step returns its undo.
+
+        Args:
+          values: what `current` returned.
+          flats: the same, taken apart.
+          new: new leaves by name.
+        """
+        rebuilt, found = flatten.rebuild(flats, new)
+        yield from found
+        replaced = {name: value for name, value in rebuilt.items() if value is not values[name]}
+        # A root may refuse a value too.
+        yield lambda: self.replace(replaced)
+
+    def replace(self, new: Mapping[str, Any]) -> flatten.Undo:
+        """Puts restored values in the place of the current ones: all, or, if one is refused, none.
+
+        Args:
+          new: values by name.
+
+        Returns:
+          The undo, which puts the old values back.
+        """
+        undos: list[flatten.Undo] = []
+        put_back = together(undos)
+        named = {name: value for name, value in new.items() if name in self._own}
+        fields = {name: value for name, value in new.items() if name not in named}
+        adapter = objects.root_adapter(self.root)
+        restored = {}
+        if fields and adapter is None:
+            expanded = roots.expand_root(self.root)
+            restored = {name: (expanded[name], value) for name, value in fields.items()}
+        old_own = {name: self._own[name] for name in named}
+        old_restored = {name: self._restored[name] for name in restored if name in self._restored}
+
+        def put_back_own() -> None:
+            self._own.update(old_own)
+            for name in restored:
+                self._restored.pop(name, None)
+            self._restored.update(old_restored)
+
+        try:
+            undos.append(put_back_own)
+            # Each in one step: an interrupt in a loop would leave some values old and some new.
+            self._own.update(named)
+            self._restored.update(restored)
+            if adapter is not None:
+                for name, value in fields.items():
+                    undos.append(adapter.set_child(self.root, name, value))
+        except BaseException:
+            put_back()
+            raise
+        return put_back
