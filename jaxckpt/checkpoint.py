@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from jaxckpt.directory import paths, state_file
 from jaxckpt.directory.hooks import SaveHooks, Unregistered
+from jaxckpt.leaf_kinds.registry import is_same
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.restoring import restore as loading
 from jaxckpt.restoring.restore import Restore
@@ -20,8 +21,9 @@ from jaxckpt.status import CheckpointLoadStatus
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.translate import to_orbax
 from jaxckpt.tree import flatten, nnx_objects, objects, optimizers, roots
-from jaxckpt.tree.builders import Builder, Rebuild, Walk, together
+from jaxckpt.tree.builders import Builder, Rebuild, Undo, Walk, together
 from jaxckpt.tree.names import KnownPath
+from jaxckpt.tree.rebuilding import rebuild_values
 
 _INTERNALS = frozenset({"_root", "_values", "_restored", "_counter", "_background", "_lock", "_given", "_watch"})
 
@@ -414,8 +416,8 @@ class Checkpoint:
     ) -> None:
         """Puts new leaves into the values: all of them, or, if an object of any process refuses its state, none."""
 
-        def changes() -> Iterator[Callable[[], flatten.Undo]]:
-            rebuilt, found = flatten.rebuild(flats, new)
+        def changes() -> Iterator[Callable[[], Undo]]:
+            rebuilt, found = rebuild_values(flats, new, is_same)
             yield from found
             replaced = {name: value for name, value in rebuilt.items() if value is not values[name]}
             # A root may refuse a value too.
@@ -423,9 +425,9 @@ class Checkpoint:
 
         loading.carry_out(changes(), restore.agree)
 
-    def _replace(self, new: Mapping[str, Any]) -> flatten.Undo:
+    def _replace(self, new: Mapping[str, Any]) -> Undo:
         """Puts restored values in the place of the current ones: all, or, if one is refused, none. Returns what puts those back."""
-        undos: list[flatten.Undo] = []
+        undos: list[Undo] = []
         put_back = together(undos)
         named = {name: value for name, value in new.items() if name in self._values}
         fields = {name: value for name, value in new.items() if name not in named}
@@ -523,7 +525,7 @@ class _NestedAdapter:
         """Returns the values by name."""
         return root._current()
 
-    def set_child(self, root: Checkpoint, name: str, value: Any) -> flatten.Undo:
+    def set_child(self, root: Checkpoint, name: str, value: Any) -> Undo:
         """Replaces a value."""
         return root._replace({name: value})
 
