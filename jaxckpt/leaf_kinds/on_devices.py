@@ -14,6 +14,7 @@ from jaxckpt.storage import compat
 from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 
+_SINGLE = jax.sharding.SingleDeviceSharding
 _new_delivery = tuple.__new__
 
 
@@ -107,7 +108,12 @@ def divided_delivery(value: Any, info: ArrayInfo, key_impl: str | None) -> Deliv
 
 def is_divided(sharding: Any) -> bool:
     """Whether an array of this sharding is put together from shards: it lies on several devices, or on those of other processes."""
-    return sharding is not None and (not sharding.is_fully_addressable or len(sharding.device_set) > 1)
+    if sharding is None:
+        return False
+    if not sharding.is_fully_addressable:
+        return True
+    # A set of devices is made anew for whoever asks.
+    return type(sharding) is not _SINGLE and len(sharding.device_set) > 1
 
 
 @functools.lru_cache(maxsize=4096)

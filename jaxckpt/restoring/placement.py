@@ -1,6 +1,5 @@
 """Reading a group of leaves, and making their new values: all is read in one batch, and transferred to devices in one batch."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,45 +33,59 @@ def load_group(
     requests: list[tuple[str, Box | None]] = []
     # Each with the position of its first request.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
+    # The request whose array goes to a place, and the place.
+    sources: list[int] = []
+    destinations: list[Any] = []
     for target, leaf in group:
         name = leaf.param_name
         delivery = kind_of(target.value).place(target, leaf, infos[name])
-        deliveries.append((target, len(requests), delivery))
-        if delivery.boxes is WHOLE:
+        boxes, places, _ = delivery
+        first = len(requests)
+        deliveries.append((target, first, delivery))
+        if boxes is WHOLE:
             requests.append((name, None))
         else:
-            requests += [(name, box) for box in delivery.boxes]
+            requests += [(name, box) for box in boxes]
+        for place, position in places:
+            sources.append(first + position)
+            destinations.append(place)
     arrays = stored.read(requests)
     if conversions:
         for position, (name, _) in enumerate(requests):
             if (conversion := conversions.get(name)) is not None:
                 arrays[position] = conversion(arrays[position])
-    transfers = [
-        (target, arrays[first + position], place)
-        for target, first, delivery in deliveries
-        for place, position in delivery.places
-    ]
-    placed = iter(_put(transfers) if transfers else ())
+    placed = _put([arrays[source] for source in sources], destinations, deliveries)
     values: dict[str, Any] = {}
-    with leaf_errors.Walk([target for target, _, _ in deliveries]) as walk:
-        for target, (_, first, (boxes, places, build)) in zip(walk, deliveries, strict=True):
-            given = list(itertools.islice(placed, len(places))) if places else arrays[first : first + len(boxes)]
+    at = 0
+    for target, first, (boxes, places, build) in deliveries:
+        if places:
+            given: Sequence[Any] = placed[at : at + len(places)]
+            at += len(places)
+        else:
+            given = arrays[first : first + len(boxes)]
+        try:
             values[target.name] = build(given)
+        except Exception as error:
+            found = leaf_errors.named(error, target.name)
+            raise found from (None if found is error else error)
     return values
 
 
-def _put(transfers: Sequence[tuple[Leaf, np.ndarray, Any]]) -> list[jax.Array]:
+def _put(
+    arrays: Sequence[np.ndarray], places: Sequence[Any], deliveries: Sequence[tuple[Leaf, int, Delivery]]
+) -> list[jax.Array]:
     """Transfers arrays to their places, all in one batch. Where JAX refuses one, the error names its leaf.
 
     Args:
-      transfers: a leaf, an array of it, and the device or sharding that it goes to; None for a place that JAX chooses.
+      arrays: the sources.
+      places: a device or a sharding for each of them; None for a place that JAX chooses.
+      deliveries: the targets, in the order of their places.
     """
     try:
-        placed: list[jax.Array] = jax.device_put(
-            [array for _, array, _ in transfers], [place for _, _, place in transfers]
-        )
+        placed: list[jax.Array] = jax.device_put(list(arrays), list(places)) if arrays else []
     except Exception:
-        for owner, array, place in transfers:
+        owners = [target for target, _, delivery in deliveries for _ in delivery.places]
+        for owner, array, place in zip(owners, arrays, places, strict=True):
             try:
                 jax.device_put(array, place)
             except Exception as error:
