@@ -14,6 +14,7 @@ from jaxckpt._lib.arguments import StrPath, also_named
 from jaxckpt._lib.documents import damage
 from jaxckpt.directory import latest, paths
 from jaxckpt.errors import CheckpointError
+from jaxckpt.leaf_kinds.registry import stored_kind
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item import tree_metadata
 from jaxckpt.storage.item.description import COUNTER
@@ -216,11 +217,7 @@ def _empty(leaf: StoredLeaf) -> Any:
 
 
 def _kind(leaf: StoredLeaf) -> str:
-    if leaf.key_impl is not None:
-        return "PRNG key"
-    if leaf.kind is not None:
-        return {"numpy": "numpy scalar"}.get(leaf.kind, leaf.kind)
-    return leaf.value_type
+    return stored_kind(leaf).reader_name
 
 
 def _text_array(text: str) -> np.ndarray:
@@ -229,13 +226,7 @@ def _text_array(text: str) -> np.ndarray:
 
 
 def _value(leaf: StoredLeaf, array: np.ndarray) -> Any:
-    if leaf.kind == "bytes":
-        return array.tobytes()
-    if leaf.kind == "numpy":
-        return array[()]
-    if leaf.value_type == "scalar" and array.shape == ():
-        return array.item()
-    return array if array.flags.writeable else array.copy()
+    return stored_kind(leaf).read(array)
 
 
 @overload

@@ -11,6 +11,7 @@ from jaxckpt._lib.arguments import StrPath
 from jaxckpt.directory import free_numbers, paths
 from jaxckpt.directory.counter import SaveCounter
 from jaxckpt.directory.hooks import SaveHooks, Unregistered
+from jaxckpt.leaf_kinds.registry import is_same
 from jaxckpt.options import CheckpointOptions, checked_options
 from jaxckpt.restoring.restore import Restore, carry_out
 from jaxckpt.saving import tracing
@@ -226,7 +227,7 @@ class Saver:
                     optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
                 )
                 loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast)
-                carry_out(self.values.changes(values, flats, loaded.new), restore.agree)
+                carry_out(self.values.changes(values, flats, loaded.new, is_same), restore.agree)
             self._saves.restored()
             if loaded.counter is not None:
                 self.counter.number = int(loaded.counter)

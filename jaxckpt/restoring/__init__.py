@@ -1,7 +1,8 @@
 """Targets + a stored checkpoint → new values, on the devices where they belong. Changes no target.
 
-Targets are matched with stored leaves by name (`matching`), all pairs are validated (`validation`), and only then is the first byte of
-an array read (`reading`), converted if its target needs that (`conversion`), and put where its target lies (`placement`).
+Targets are matched with stored leaves by name (`matching`). All pairs are validated (`reading`, which asks the kind of each target, see
+`jaxckpt.leaf_kinds`), and only then is the first byte of an array read, converted if its target needs that, and put where its target lies
+(`placement`).
 """
 
 from jaxckpt.restoring.matching import Matched, Source, match

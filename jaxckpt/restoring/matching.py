@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxckpt.errors import CheckpointError
+from jaxckpt.leaf_kinds.registry import refusal
 from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
 from jaxckpt.tree.flatten import Leaf
-from jaxckpt.tree.kinds import refusal
 
 Pair = tuple[Leaf, StoredLeaf]
 

@@ -4,12 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from jaxckpt._lib.quiet_gc import quiet_gc
+from jaxckpt.leaf_kinds.conversion import Conversion, Rule
+from jaxckpt.leaf_kinds.kind import OtherKindError, Terms
+from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
 from jaxckpt.restoring import placement
-from jaxckpt.restoring.conversion import Conversion, Rule
 from jaxckpt.restoring.matching import Pair, Source
-from jaxckpt.restoring.validation import Validator
-from jaxckpt.tree.kinds import refusal
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree.flatten import Leaf
 
 # Arrays are read and placed in groups, so that the host holds no second copy of a large model.
 _GROUP_BYTES = 256 << 20
@@ -44,21 +49,41 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
     """
     arrays = [pair for pair in pairs if not pair[1].is_string]
     infos = stored.infos([leaf for _, leaf in arrays])
-    validator = Validator(stored.path, cast=cast)
+    terms = Terms(stored.path, cast, jax.process_count() == 1)
     conversions: dict[str, Conversion] = {}
     for target, leaf in pairs:
+        info = infos.get(leaf.param_name)
         try:
-            conversion = validator.check(target, leaf, infos.get(leaf.param_name))
-        except ValueError:
+            conversion = kind_of(target.value).validate(target, leaf, info, terms)
+        except (OtherKindError, ValueError) as error:
             if (reason := refusal(target.value, "restore")) is not None:
                 raise TypeError(f"{target.name}: {reason}") from None
+            if isinstance(error, OtherKindError):
+                raise _other_kind((target, leaf), info, stored.path) from None
             raise
         if conversion is not None:
             conversions[leaf.param_name] = conversion
-    values = {target.name: stored.string(leaf) for target, leaf in pairs if leaf.is_string}
+    values = {target.name: _from_text(target, leaf, stored) for target, leaf in pairs if leaf.is_string}
     for group in _groups(arrays, stored):
         values.update(placement.load_group(group, infos, stored, conversions))
     return New(values, [each.name for each in conversions.values() if each.rule is Rule.CAST])
+
+
+def _other_kind(pair: Pair, info: ArrayInfo | None, path: str) -> ValueError:
+    target, leaf = pair
+    value = target.value
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        described = f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    else:
+        described = f"a {type(value).__name__}"
+    return ValueError(
+        f"{target.name}: the target is {described}, but {path} holds {stored_kind(leaf).describe_stored(leaf, info)}. "
+        "Restore into a target like what was saved."
+    )
+
+
+def _from_text(target: Leaf, leaf: StoredLeaf, stored: Source) -> Any:
+    return kind_of(target.value).place(target, leaf, None).build([stored.string(leaf)])
 
 
 def _groups(arrays: Sequence[Pair], stored: Source) -> Iterator[list[Pair]]:

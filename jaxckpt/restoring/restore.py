@@ -19,6 +19,7 @@ from jaxckpt.job.session.session import Session
 from jaxckpt.storage.commit.presence import DeletedError
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.tree import flatten
+from jaxckpt.tree.builders import Undo
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,14 @@ def _read(
     return Loaded(new.values, counter if with_counter else None, matched, found.missing, found.unexpected, new.cast)
 
 
-def carry_out(changes: Iterable[Callable[[], flatten.Undo]], agree: Callable[[BaseException | None], None]) -> None:
+def carry_out(changes: Iterable[Callable[[], Undo]], agree: Callable[[BaseException | None], None]) -> None:
     """Makes changes: all of them on every process, or none.
 
     Args:
       changes: each returns its undo.
       agree: tells the other processes how it went here, and raises if it went wrong anywhere.
     """
-    undos: list[flatten.Undo] = []
+    undos: list[Undo] = []
     failure: BaseException | None = None
     try:
         for change in changes:

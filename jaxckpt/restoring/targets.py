@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 
+from jaxckpt.leaf_kinds.abstract import ABSTRACT
+from jaxckpt.leaf_kinds.on_devices import sharding_of
+from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
-from jaxckpt.tree.kinds import Kind, kind_of
 
-_ABSTRACT = Kind.ABSTRACT
 # Shardings that fit a shape, kept alive: another object must not get their id.
 _Fits = dict[tuple[Any, int], Any]
 
@@ -32,7 +33,7 @@ def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
     """
     fitting: _Fits = {}
     mesh = _current_mesh()
-    return [_resolved(leaf, mesh, fitting) if kind_of(leaf.value) is _ABSTRACT else leaf for leaf in leaves]
+    return [_resolved(leaf, mesh, fitting) if kind_of(leaf.value) is ABSTRACT else leaf for leaf in leaves]
 
 
 def _resolved(leaf: Leaf, current: Any, fitting: _Fits) -> Leaf:
@@ -49,11 +50,6 @@ def _resolved(leaf: Leaf, current: Any, fitting: _Fits) -> Leaf:
             ) from error
         fitting[shape, id(sharding)] = sharding
     return leaf if value is leaf.value else leaf._replace(value=value)
-
-
-def sharding_of(value: Any) -> Any:
-    """Returns the sharding of a target, None if it has none."""
-    return getattr(value, "sharding", None)
 
 
 def _resolve(leaf: Leaf, current: Any) -> Any:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxckpt.tree.flatten import Flat
-from jaxckpt.tree.kinds import Kind, kind_of
 
 _STEPS = frozenset({"step", "steps", "global_step", "iteration", "iterations", "epoch"})
 
@@ -80,7 +79,7 @@ def look(flats: Sequence[Flat], step: int | None) -> Seen:
     for flat in flats:
         if len(flat.leaves) == 1 and len(flat.leaves[0].path) == 1 and flat.leaves[0].path[0].text in _STEPS:
             value = flat.leaves[0].value
-            seen.steps.append(weakref.ref(value) if kind_of(value) is Kind.JAX else value)
+            seen.steps.append(weakref.ref(value) if isinstance(value, jax.Array) else value)
         else:
             rest.append(flat)
     if step is None and not seen.steps:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from jaxckpt.job.plan import HOST_OWNER, Box, Plan
+from jaxckpt.leaf_kinds.dtypes import is_key_dtype
 from jaxckpt.storage.item.content import ArrayContent, Piece
-from jaxckpt.tree.kinds import is_key_dtype
 
 
 class GlobalArray:

@@ -9,22 +9,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxckpt._lib.boxes import grid_of
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.job.plan import HOST_OWNER, Plan
+from jaxckpt.leaf_kinds.contents import require_storable
+from jaxckpt.leaf_kinds.kind import Content
+from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.saving.shards import GlobalArray, host_content
 from jaxckpt.storage.item import layout, tree_metadata
-from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Piece, Snapshot, StringContent
+from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import EmptyNode, Flat, Leaf
-from jaxckpt.tree.kinds import STORABLE, Kind, is_key_dtype, kind_of, refusal
 from jaxckpt.tree.names import Path
-
-_JAX, _SINGLE = Kind.JAX, jax.sharding.SingleDeviceSharding
-# TensorStore, with which Orbax reads, knows no more.
-_AXES = 32
 
 
 def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
@@ -44,7 +40,7 @@ def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
     # The copies are what the caller has asked for; a transfer guard is about those that nobody has.
     with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
         _start_transfers(leaves)
-        entries = [Entry(leaf.path, _content(leaf, copy)) for leaf in walk]
+        entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
     return _snapshot(entries, flats)
 
 
@@ -68,17 +64,15 @@ def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
     entries = []
     with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
         for position, leaf in enumerate(walk):
-            if kind_of(leaf.value) is Kind.JAX:
-                _require_data(leaf, leaf.value)
-                if not leaf.value.is_fully_addressable:
-                    # Starts its transfers: all before the first is waited for.
-                    shared[position] = GlobalArray(leaf.value, plan)
+            if kind_of(leaf.value).is_global(leaf):
+                # Starts its transfers: all before the first is waited for.
+                shared[position] = GlobalArray(leaf.value, plan)
         for position, leaf in enumerate(walk):
             if (array := shared.get(position)) is not None:
-                content: ArrayContent | StringContent = array.content()
-                _check_dtype(leaf, array.dtype)
+                content: Content = array.content()
+                require_storable(leaf, array.dtype)
             else:
-                content = _content(leaf, copy and plan.process == HOST_OWNER)
+                content = kind_of(leaf.value).take(leaf, copy and plan.process == HOST_OWNER)
                 if isinstance(content, ArrayContent):
                     content = host_content(content, plan)
             entries.append(Entry(leaf.path, content))
@@ -94,114 +88,10 @@ def _snapshot(entries: list[Entry], flats: Iterable[Flat]) -> Snapshot:
 def _start_transfers(leaves: Sequence[Leaf]) -> None:
     """Starts all copies from devices to the host before the first is waited for."""
     if jax.default_backend() == "cpu":
-        return  # Views: nothing is copied.
+        # Views: nothing is copied.
+        return
     for leaf in leaves:
-        value = leaf.value
-        if kind_of(value) is Kind.JAX and not value.is_deleted() and not is_key_dtype(value.dtype):
-            value.copy_to_host_async()
-
-
-def _content(leaf: Leaf, copy: bool) -> ArrayContent | StringContent:
-    value = leaf.value
-    kind = kind_of(value)
-    if kind is _JAX:  # Thousands of them, while training waits: what can be done in one step here is.
-        return _jax_array(leaf, value)
-    match kind:
-        case Kind.NUMPY:
-            return _numpy_array(leaf, value, copy)
-        case Kind.BOOL | Kind.FLOAT | Kind.COMPLEX:
-            return _whole("scalar", np.asarray(value))
-        case Kind.INT:
-            return _whole("scalar", _int_array(leaf, value))
-        case Kind.STR:
-            return StringContent(value)
-        case Kind.BYTES:
-            return _whole("np.ndarray", np.frombuffer(value, np.uint8), kind="bytes")
-        case Kind.NUMPY_SCALAR:
-            _check_dtype(leaf, value.dtype)
-            return _whole("scalar", np.asarray(value), kind="numpy")
-        case Kind.ABSTRACT:
-            raise TypeError(
-                f"{leaf.name}: this is an abstract array ({value}), which has no data to save; it can only be a target of restore."
-            )
-        case _:
-            raise _refused(leaf)
-
-
-def _refused(leaf: Leaf) -> TypeError:
-    return TypeError(f"{leaf.name}: {refusal(leaf.value, 'save')}")
-
-
-def _too_many_axes(leaf: Leaf) -> ValueError:
-    return ValueError(
-        f"{leaf.name}: this array has {leaf.value.ndim} axes; Orbax and TensorStore know {_AXES} at most. Reshape it first."
-    )
-
-
-def _int_array(leaf: Leaf, value: int) -> np.ndarray:
-    if -(2**63) <= value < 2**63:
-        return np.asarray(value, np.int64)
-    if 0 < value < 2**64:
-        return np.asarray(value, np.uint64)
-    raise _refused(leaf)
-
-
-def _whole(value_type: Any, array: np.ndarray, kind: Any = None) -> ArrayContent:
-    piece = Piece((0,) * array.ndim, array.shape, array)
-    return ArrayContent(value_type, array.shape, array.dtype, array.shape, (piece,), kind)
-
-
-def _check_dtype(leaf: Leaf, dtype: np.dtype[Any]) -> None:
-    if dtype not in STORABLE and dtype.newbyteorder("=") not in STORABLE:
-        raise _refused(leaf)
-
-
-def _numpy_array(leaf: Leaf, value: np.ndarray, copy: bool) -> ArrayContent:
-    if isinstance(value, np.ma.MaskedArray):
-        raise _refused(leaf)
-    _check_dtype(leaf, value.dtype)
-    if value.ndim > _AXES:
-        raise _too_many_axes(leaf)
-    array = np.asarray(value)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    elif copy:
-        array = array.copy(order="C")
-    return _whole("np.ndarray", array)
-
-
-def _require_data(leaf: Leaf, value: jax.Array) -> None:
-    if value.is_deleted():
-        raise ValueError(
-            f"{leaf.name}: this array has been deleted (it was donated to a jitted function). Save the array that the function returned."
-        )
-
-
-def _jax_array(leaf: Leaf, value: jax.Array) -> ArrayContent:
-    """The content of an array of which this process has everything."""
-    key_impl = None
-    if value.is_deleted():
-        _require_data(leaf, value)
-    if value.dtype not in STORABLE:
-        if is_key_dtype(value.dtype):
-            key_impl = str(jax.random.key_impl(value))
-            value = jax.random.key_data(value)
-        else:
-            _check_dtype(leaf, value.dtype)
-    shape, dtype, sharding = value.shape, value.dtype, value.sharding
-    if len(shape) > _AXES:
-        raise _too_many_axes(leaf)
-    if type(sharding) is _SINGLE or len(sharding.device_set) == 1:
-        pieces: tuple[Piece, ...] = (Piece((0,) * len(shape), shape, np.asarray(value)),)
-        return ArrayContent("jax.Array", shape, dtype, shape, pieces, None, key_impl, sharding)
-    parts = tuple(_shard_piece(shard, shape) for shard in value.addressable_shards if shard.replica_id == 0)
-    return ArrayContent("jax.Array", shape, dtype, grid_of(shape, parts), parts, None, key_impl, sharding)
-
-
-def _shard_piece(shard: Any, shape: tuple[int, ...]) -> Piece:
-    start = tuple(index.indices(extent)[0] for index, extent in zip(shard.index, shape, strict=True))
-    array = np.asarray(shard.data)
-    return Piece(start, array.shape, array)
+        kind_of(leaf.value).start(leaf.value)
 
 
 def _empty_type(node: EmptyNode) -> EmptyType:

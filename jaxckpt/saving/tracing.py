@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxckpt.leaf_kinds.refused import TRACED
+from jaxckpt.leaf_kinds.registry import kind_of, refusal
 from jaxckpt.storage import compat
-from jaxckpt.tree.kinds import Kind, kind_of, refusal
 
 
 def is_traced() -> bool:
@@ -36,7 +37,7 @@ def refuse(action: str, values: Callable[[], Iterable[tuple[str, Any]]]) -> None
     if not is_traced():
         return
     for name, value in values():
-        if kind_of(value) is Kind.TRACER:
+        if kind_of(value) is TRACED:
             raise TypeError(f"{name}: {refusal(value, action)}")
     raise TypeError(
         f"{action} was called inside a function that JAX traces (jax.jit, jax.lax.scan, jax.eval_shape or the like). It would happen "

@@ -1,1 +1,1 @@
-"""Values ↔ named leaves: which names a state's leaves have, which kinds of leaves there are, and how new values get into their places."""
+"""Values ↔ named leaves: which names the leaves of a state have, and how new values get into their places. The README here explains it."""

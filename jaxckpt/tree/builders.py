@@ -1,8 +1,4 @@
-"""What the parts that take values apart and put them together again have in common.
-
-A *walk* takes a value apart into leaves. For every pytree and every reference object it leaves a *builder*, which puts that part
-together again from new leaves, in the same order.
-"""
+"""What the parts that take values apart and put them together again have in common. The README of this room explains the words."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +6,10 @@ from typing import Any, NamedTuple, Protocol
 from jaxckpt.tree.names import KnownPath
 
 Undo = Callable[[], None]
+"""Gives an object back what it held before a change."""
+
 Change = Callable[[], Undo]
+"""Changes an object in place, and returns what undoes that. One that raises has changed nothing."""
 
 
 def together(undos: Sequence[Undo]) -> Undo:
@@ -151,7 +150,7 @@ class RangeBuilder:
         return built
 
 
-LEAF = LeafBuilder()
+LEAF_BUILDER = LeafBuilder()
 
 
 class Walk(Protocol):

@@ -1,12 +1,6 @@
-"""Values ↔ named leaves.
+"""Values → named leaves: a walk takes a value apart, and leaves what puts it together again (see the README of this room)."""
 
-A checkpoint is a mapping from top-level names to values; a value is a pytree that may hold *reference objects* (NNX modules and
-variables, objects with a state of their own, nested Checkpoints). This module takes such a value apart into leaves with paths, and
-puts values together from new leaves. It knows nothing of files.
-"""
-
-import enum
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,12 +8,9 @@ import jax
 
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.tree import objects
-from jaxckpt.tree.builders import KEPT, LEAF, Builder, Change, Constant, Owned, RangeBuilder, Rebuild, Undo
-from jaxckpt.tree.kinds import ByType, Kind, kind_of
+from jaxckpt.tree.builders import LEAF_BUILDER, Builder, Constant, Owned, RangeBuilder, Rebuild
 from jaxckpt.tree.names import Key, KnownPath, Path, as_key, known_paths, leaf_name
-from jaxckpt.tree.same import require_same
-
-__all__ = ["KEPT", "Change", "EmptyNode", "Flat", "Leaf", "Undo", "flatten", "flatten_item", "rebuild"]
+from jaxckpt.tree.roles import DICT, LEAF, OTHER, REFERENCE, ROLES, SEQUENCE, role_of, stops
 
 
 class Leaf(NamedTuple):
@@ -68,50 +59,7 @@ class Flat:
     leaves: list[Leaf] = field(default_factory=list)
     empties: list[EmptyNode] = field(default_factory=list)
     owned: list[Owned] = field(default_factory=list)
-    builder: Builder = LEAF
-
-
-_CONTAINERS = (dict, list, tuple, Mapping)
-
-
-class _Role(enum.Enum):
-    """What nodes of a type are to the walk. Decided once per type: `isinstance` of an abstract class is slow."""
-
-    NONE = "none"
-    DICT = "dict"
-    SEQUENCE = "sequence"
-    CONTAINER = "other container"
-    REFERENCE = "reference"
-    LEAF = "leaf"
-    OTHER = "other"
-
-
-# An enum's attributes are looked up slowly.
-_DICT, _SEQUENCE, _LEAF, _OTHER = _Role.DICT, _Role.SEQUENCE, _Role.LEAF, _Role.OTHER
-_roles: ByType[_Role] = ByType({type(None): _Role.NONE, dict: _DICT, list: _SEQUENCE, tuple: _SEQUENCE})
-_ROLES = _roles.permanent
-
-
-def _role(node: Any) -> _Role:
-    kind = type(node)
-    return _roles.get(kind) or _roles.put(kind, _role_of(node))
-
-
-def _role_of(node: Any) -> _Role:
-    if objects.is_reference(node):
-        return _Role.REFERENCE
-    if isinstance(node, _CONTAINERS):
-        return _Role.CONTAINER
-    # A type that cannot be stored may yet be registered with JAX as a pytree.
-    return _LEAF if kind_of(node) is not Kind.OTHER and jax.tree_util.all_leaves([node]) else _OTHER
-
-
-def _stops(node: Any) -> bool:
-    """Whether a pytree ends at `node`, for JAX: empty containers, None, and reference objects. Called for every node."""
-    role = _ROLES.get(type(node)) or _role(node)
-    if role is _LEAF or role is _OTHER:
-        return False
-    return role is _Role.REFERENCE or not node
+    builder: Builder = LEAF_BUILDER
 
 
 @quiet_gc()
@@ -166,10 +114,10 @@ class _Walk:
         return len(self.flat.leaves)
 
     def take(self, value: Any, path: KnownPath) -> Builder:
-        role = _ROLES.get(type(value)) or _role(value)
-        if role is _LEAF:
+        role = ROLES.get(type(value)) or role_of(value)
+        if role is LEAF:
             return self.leaf(value, path)
-        if role is _Role.REFERENCE:
+        if role is REFERENCE:
             return self._take_reference(value, path)
         references: list[Builder] = []
         self._walk(value, path, references)
@@ -177,7 +125,7 @@ class _Walk:
 
     def leaf(self, value: Any, path: KnownPath) -> Builder:
         self.flat.leaves.append(_leaf(Leaf, (path.path, value, self.variable_depth)))
-        return LEAF
+        return LEAF_BUILDER
 
     def empty(self, value: Any, path: KnownPath) -> Builder:
         self.flat.empties.append(EmptyNode(path.path, value))
@@ -200,22 +148,22 @@ class _Walk:
 
     def _walk(self, node: Any, path: KnownPath, references: list[Builder]) -> None:
         """Walks through a pytree in the order of JAX. Not with JAX's own functions: with paths, they take several times as long."""
-        role = _ROLES.get(type(node)) or _role(node)
-        if role is _LEAF:
+        role = ROLES.get(type(node)) or role_of(node)
+        if role is LEAF:
             self.leaf(node, path)
-        elif role is _Role.REFERENCE:
+        elif role is REFERENCE:
             references.append(self._take_reference(node, path))
-        elif role is not _OTHER and not node:
+        elif role is not OTHER and not node:
             self.empty(node, path)
-        elif role is _DICT:
+        elif role is DICT:
             leaves, depth = self.flat.leaves, self.variable_depth
             for key, below in path.items(node):
                 child = node[key]
-                if _ROLES.get(type(child)) is _LEAF:
+                if ROLES.get(type(child)) is LEAF:
                     leaves.append(_leaf(Leaf, (below.path, child, depth)))
                 else:
                     self._walk(child, below, references)
-        elif role is _SEQUENCE:
+        elif role is SEQUENCE:
             # There may be more known paths than items.
             for child, below in zip(node, path.indices(len(node)), strict=False):
                 self._walk(child, below, references)
@@ -244,69 +192,17 @@ class _PytreeBuilder:
         self._value, self._references = value, references
 
     def build(self, rebuild: Rebuild) -> Any:
-        nodes, structure = jax.tree_util.tree_flatten(self._value, is_leaf=_stops)
+        nodes, structure = jax.tree_util.tree_flatten(self._value, is_leaf=stops)
         references = iter(self._references)
         new = []
         for node in nodes:
-            role = _role(node)
-            if role is _Role.REFERENCE:
+            role = role_of(node)
+            if role is REFERENCE:
                 new.append(next(references).build(rebuild))
-            elif role is _LEAF or role is _OTHER or node:
+            elif role is LEAF or role is OTHER or node:
                 new.append(rebuild.leaf())
             else:
                 new.append(node)
         if all(one is other for one, other in zip(new, nodes, strict=True)):
             return self._value
         return jax.tree_util.tree_unflatten(structure, new)
-
-
-def rebuild(flats: Mapping[str, Flat], new: Mapping[str, Any]) -> tuple[dict[str, Any], list[Change]]:
-    """Puts values together from new leaves.
-
-    Args:
-      flats: the values by name, taken apart.
-      new: new values by the leaf's name; leaves without one keep theirs.
-
-    Returns:
-      The values that have new leaves, by name, and the changes that reference objects still need: carrying one out returns its undo.
-      Nothing has been changed before.
-
-    Raises:
-      ValueError: an object that stands under two names was to get two different values; names both leaves.
-    """
-    values = {name: [new.get(leaf.name, KEPT) for leaf in flat.leaves] for name, flat in flats.items()}
-    _share(flats, values)
-    state = Rebuild({id(owned.owner) for flat in flats.values() for owned in flat.owned if owned.in_place})
-    replacements: dict[str, Any] = {}
-    for name, flat in flats.items():
-        if any(value is not KEPT for value in values[name]):
-            state.start([leaf.value for leaf in flat.leaves], values[name])
-            replacements[name] = flat.builder.build(state)
-            state.require(len(flat.leaves))
-    return replacements, state.changes
-
-
-def _share(flats: Mapping[str, Flat], values: dict[str, list[Any]]) -> None:
-    """Gives what stands under several names the same new value under each."""
-    found: dict[tuple[int, Hashable], list[tuple[str, Owned]]] = {}
-    for name, flat in flats.items():
-        for owned in flat.owned:
-            found.setdefault((id(owned.owner), owned.key), []).append((name, owned))
-    for places in found.values():
-        if len(places) > 1:
-            for leaves in zip(*(range(owned.start, owned.stop) for _, owned in places), strict=True):
-                _share_leaf(flats, values, [(name, index) for (name, _), index in zip(places, leaves, strict=True)])
-
-
-def _share_leaf(flats: Mapping[str, Flat], values: dict[str, list[Any]], places: list[tuple[str, int]]) -> None:
-    given = [(name, index) for name, index in places if values[name][index] is not KEPT]
-    if not given:
-        return
-    first_name, first_index = given[0]
-    value = values[first_name][first_index]
-    for name, index in given[1:]:
-        require_same(
-            (flats[first_name].leaves[first_index].name, value), (flats[name].leaves[index].name, values[name][index])
-        )
-    for name, index in places:
-        values[name][index] = value

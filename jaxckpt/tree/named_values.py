@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxckpt.tree import flatten, nnx_objects, objects, roots
-from jaxckpt.tree.builders import together
+from jaxckpt.tree.builders import Change, Undo, together
+from jaxckpt.tree.rebuilding import IsSame, rebuild_values
 
 
 class NamedValues:
@@ -115,22 +116,23 @@ class NamedValues:
         }
 
     def changes(
-        self, values: Mapping[str, Any], flats: Mapping[str, flatten.Flat], new: Mapping[str, Any]
-    ) -> Iterator[flatten.Change]:
+        self, values: Mapping[str, Any], flats: Mapping[str, flatten.Flat], new: Mapping[str, Any], is_same: IsSame
+    ) -> Iterator[Change]:
         """Yields what puts new leaves into the values, step by step; each step returns its undo.
 
         Args:
           values: what `current` returned.
           flats: the same, taken apart.
           new: new leaves by name.
+          is_same: compares new values that were stored for one object.
         """
-        rebuilt, found = flatten.rebuild(flats, new)
+        rebuilt, found = rebuild_values(flats, new, is_same)
         yield from found
         replaced = {name: value for name, value in rebuilt.items() if value is not values[name]}
         # A root may refuse a value too.
         yield lambda: self.replace(replaced)
 
-    def replace(self, new: Mapping[str, Any]) -> flatten.Undo:
+    def replace(self, new: Mapping[str, Any]) -> Undo:
         """Puts restored values in the place of the current ones: all, or, if one is refused, none.
 
         Args:
@@ -139,7 +141,7 @@ class NamedValues:
         Returns:
           The undo, which puts the old values back.
         """
-        undos: list[flatten.Undo] = []
+        undos: list[Undo] = []
         put_back = together(undos)
         named = {name: value for name, value in new.items() if name in self._own}
         fields = {name: value for name, value in new.items() if name not in named}

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxckpt.tree import flatten
-from jaxckpt.tree.builders import Builder, Rebuild, Walk
+from jaxckpt.tree.builders import Builder, Rebuild, Undo, Walk
 from jaxckpt.tree.named_values import NamedValues
 from jaxckpt.tree.names import KnownPath
 
@@ -46,7 +45,7 @@ class NestedAdapter:
         """Returns the values by name."""
         return self._values_of(root).current()
 
-    def set_child(self, root: Any, name: str, value: Any) -> flatten.Undo:
+    def set_child(self, root: Any, name: str, value: Any) -> Undo:
         """Replaces a value."""
         return self._values_of(root).replace({name: value})
 

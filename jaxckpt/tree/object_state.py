@@ -18,8 +18,6 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jaxckpt.tree.kinds import Kind, is_key_dtype, kind_of
-
 MARK = "jaxckpt.state"
 _SCALARS = (type(None), bool, int, float, str)
 
@@ -94,13 +92,12 @@ def _encode(value: Any, where: str) -> Any:
         return {"bytes": _text(value)}
     if kind is complex:
         return {"complex": [value.real, value.imag]}
-    match kind_of(value):
-        case Kind.NUMPY if kind is np.ndarray:
-            return {"numpy": _array(value, where)}
-        case Kind.NUMPY_SCALAR:
-            return {"numpy scalar": _array(np.asarray(value), where)}
-        case Kind.JAX:
-            return _jax_array(value, where)
+    if kind is np.ndarray:
+        return {"numpy": _array(value, where)}
+    if isinstance(value, np.generic):
+        return {"numpy scalar": _array(np.asarray(value), where)}
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+        return _jax_array(value, where)
     raise UnsupportedStateError(
         f"must return bytes or JSON values, which may also hold tuples, complex numbers, bytes, and numpy and JAX arrays (exactly these "
         f"types, not subclasses of them): state{where} is a {kind.__module__}.{kind.__qualname__}."
@@ -113,7 +110,7 @@ def _jax_array(value: jax.Array, where: str) -> Any:
             f"must return what lies on this process: state{where} is a jax.Array that lies on devices of other processes too. "
             "Give the array to the Checkpoint by a name of its own."
         )
-    if is_key_dtype(value.dtype):
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = jax.device_get(jax.random.key_data(value))
         return {"jax key": [str(jax.random.key_impl(value)), _array(data, where)]}
     return {"jax": [*_array(jax.device_get(value), where), bool(value.weak_type)]}

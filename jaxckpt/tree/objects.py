@@ -7,9 +7,9 @@ themselves. An adapter takes such an object apart.
 
 from typing import Any
 
+from jaxckpt._lib.by_type import ByType
 from jaxckpt.tree import nnx_objects
 from jaxckpt.tree.builders import Adapter, RootAdapter
-from jaxckpt.tree.kinds import ByType
 from jaxckpt.tree.state_objects import Serialized, Stateful
 
 # False: objects of this type are not reference objects.

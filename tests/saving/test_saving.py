@@ -559,8 +559,8 @@ def test_more_axes_than_orbax_knows_are_refused_and_read(tmp_path: Path) -> None
         import sys
         import numpy as np
         import jaxckpt
-        from jaxckpt.saving import snapshot
-        snapshot._AXES = 64
+        from jaxckpt.leaf_kinds import contents
+        contents.AXES = 64
         jaxckpt.Checkpoint(model={"x": np.full((1,) * 64, 3)}).write(sys.argv[1])
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "c")], check=True, timeout=120)

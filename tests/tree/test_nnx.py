@@ -454,7 +454,10 @@ class TestArraysBesideVariables:
 
     def test_a_builder_out_of_turn_is_refused(self) -> None:
         """The leaves of another part would be restored into it."""
-        first, second = builders.RangeBuilder(builders.LEAF, 0, 1), builders.RangeBuilder(builders.LEAF, 1, 2)
+        first, second = (
+            builders.RangeBuilder(builders.LEAF_BUILDER, 0, 1),
+            builders.RangeBuilder(builders.LEAF_BUILDER, 1, 2),
+        )
         rebuild = builders.Rebuild(set())
         rebuild.start(["old 0", "old 1"], ["new 0", builders.KEPT])
         assert [first.build(rebuild), second.build(rebuild)] == ["new 0", "old 1"]
@@ -463,7 +466,7 @@ class TestArraysBesideVariables:
             second.build(rebuild)
         rebuild.start(["old 0", "old 1"], ["new 0", "new 1"])
         with pytest.raises(RuntimeError, match="leaf 2, but leaf 1 is next"):
-            builders.RangeBuilder(builders.LEAF, 0, 2).build(rebuild)
+            builders.RangeBuilder(builders.LEAF_BUILDER, 0, 2).build(rebuild)
 
 
 class TestNamesOfPlainOrbax:

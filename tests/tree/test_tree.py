@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import enum
 import gc
+import operator
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,9 @@ from hypothesis import strategies as st
 
 import jaxckpt
 from jaxckpt.tree import flatten, roots
+from jaxckpt.tree.builders import Change
 from jaxckpt.tree.names import Key, leaf_name
+from jaxckpt.tree.rebuilding import rebuild_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,10 +71,10 @@ trees = st.recursive(st.one_of(st.integers(0, 99), st.just("text"), st.none()), 
 paths = st.lists(st.text(alphabet="ab/~01.", max_size=4), min_size=1, max_size=4)
 
 
-def rebuilt(flat: flatten.Flat, values: list[Any]) -> tuple[Any, list[flatten.Change]]:
+def rebuilt(flat: flatten.Flat, values: list[Any]) -> tuple[Any, list[Change]]:
     """Puts a value together again from new leaves."""
     new = {leaf.name: value for leaf, value in zip(flat.leaves, values, strict=True)}
-    replacements, changes = flatten.rebuild({"top": flat}, new)
+    replacements, changes = rebuild_values({"top": flat}, new, operator.eq)
     return replacements["top"], changes
 
 

@@ -23,6 +23,7 @@ from jaxckpt.job.plan import HOST_OWNER, Box, Share
 from jaxckpt.job.protocol.wire import Header
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handler
+from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, Snapshot, StringContent
 
 _SMALL_BYTES = 64 << 10
@@ -127,7 +128,7 @@ def _without_data(entry: Entry) -> Entry:
 
 def _is_shapeless(content: Any) -> bool:
     """Whether shape or dtype depend on the value, so that processes may differ in them."""
-    return isinstance(content, ArrayContent) and (content.kind == "bytes" or content.value_type == "scalar")
+    return isinstance(content, ArrayContent) and (content.value_type == "scalar" or notes.has_own_shape(content.kind))
 
 
 def complete(snapshot: Snapshot, session: Center) -> Snapshot:

@@ -10,6 +10,7 @@ import os
 from jaxckpt._lib import bounds
 from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.ocdbt.decode import DamagedError
 from jaxckpt.storage.stores.inside import Stored as Stored
@@ -95,8 +96,9 @@ def _memory() -> int:
 
 
 def check_kind(leaf: StoredLeaf, info: ArrayInfo) -> None:
-    """Makes sure that an array can be what the tree metadata say that it is: bytes, or a PRNG key. Raises DamagedError."""
-    if leaf.kind == "bytes" and (len(info.shape) != 1 or info.dtype != "uint8"):
-        raise DamagedError(f"an array of shape {info.shape} and dtype {info.dtype} cannot be bytes")
+    """Makes sure that an array can be what the tree metadata say that it is, such as bytes, or a PRNG key. Raises DamagedError."""
+    note = None if leaf.kind is None else notes.find(leaf.kind)
+    if note is not None and note.fits is not None and not note.fits(info.shape, info.dtype):
+        raise DamagedError(f"an array of shape {info.shape} and dtype {info.dtype} cannot be {note.word}")
     if leaf.key_impl is not None and (not info.shape or info.dtype != "uint32"):
         raise DamagedError(f"an array of shape {info.shape} and dtype {info.dtype} cannot be a PRNG key")

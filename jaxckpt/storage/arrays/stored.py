@@ -15,7 +15,7 @@ from jaxckpt.storage import faults
 from jaxckpt.storage.arrays import chunks, claimed, kvstore, zarr_metadata
 from jaxckpt.storage.arrays.chunks import Box, Read, ReadError
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo as ArrayInfo
-from jaxckpt.storage.item import layout, tree_metadata
+from jaxckpt.storage.item import layout, notes, tree_metadata
 from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST, DamagedError, Place, UnknownFormatError
 from jaxckpt.storage.ocdbt.index import Index, read_place
 from jaxckpt.storage.stores.inside import Inside
@@ -51,7 +51,8 @@ class StoredArrays:
         self._tree = tree
         self._names = {leaf.param_name: leaf.name for leaf in tree.leaves}
         # Leaves with a say in what their arrays can be. A target of bytes has no shape.
-        self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.kind == "bytes" or leaf.key_impl}
+        checked = notes.checked()
+        self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.kind in checked or leaf.key_impl}
         # Names that are the beginning of others: a key of plain Orbax may hold a slash.
         self._parents: set[str] = set()
         for name in self._names:

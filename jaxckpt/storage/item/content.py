@@ -87,7 +87,7 @@ class ArrayContent(NamedTuple):
       shape, dtype: of the whole array.
       write_shape: shape of one piece; pieces tile the array.
       pieces: every element exactly once; may be made as they are asked for. They are iterated over, not indexed.
-      kind: what Orbax has no word for: "bytes", "numpy" (a numpy scalar), "jax" (a jax.Array that it is told is a numpy array), or None.
+      kind: the word of a note, if Orbax has no word for what the leaf is (see `jaxckpt.storage.item.notes`); else None.
       key_impl: PRNG implementation if this is the data of a typed PRNG key.
       sharding: the jax.sharding.Sharding of a jax.Array.
       share: in a job of several processes, who has which pieces; `pieces` are then those of this process.
@@ -98,7 +98,7 @@ class ArrayContent(NamedTuple):
     dtype: np.dtype[Any]
     write_shape: tuple[int, ...]
     pieces: Sequence[Piece]
-    kind: Literal["bytes", "numpy", "jax"] | None = None
+    kind: str | None = None
     key_impl: str | None = None
     sharding: Any = None
     share: Any = None

@@ -27,7 +27,7 @@ from jaxckpt._lib.documents import (
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import stores
-from jaxckpt.storage.item import layout
+from jaxckpt.storage.item import layout, notes
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.stores.inside import Inside
@@ -42,8 +42,6 @@ ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
 # What a tree without any leaf is described as: its root, an empty dict.
 _NOTHING = (Entry((), EmptyContent("Dict")),)
-# What jaxckpt notes of leaves that Orbax has no word for: see `ArrayContent.kind`.
-KINDS = frozenset(("bytes", "numpy", "jax"))
 
 
 def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, process: int = 0) -> None:
@@ -249,7 +247,7 @@ class StoredLeaf:
       param_name: Orbax's name, the prefix of its keys in the store.
       value_type: Orbax's word: "jax.Array", "np.ndarray", "scalar", "string", that of an empty container, or of a program's own
         type handler.
-      kind: "bytes", "numpy" or None, as jaxckpt noted it.
+      kind: the word of the note that jaxckpt made of it (see `jaxckpt.storage.item.notes`), or None.
       key_impl: PRNG implementation, if the leaf holds a typed key.
     """
 
@@ -352,7 +350,7 @@ def _custom(document: dict[str, Any]) -> tuple[int | None, dict[str, str], froze
             f"it was written by a later jaxckpt (format {number}; this one knows {FORMAT}); upgrade jaxckpt to read it"
         )
     kinds = as_dict(custom.get("kinds"), "kinds")
-    if not all(type(kind) is str and kind in KINDS for kind in kinds.values()):
+    if not all(type(word) is str and notes.find(word) is not None for word in kinds.values()):
         raise DamagedError("it notes a kind of leaf that is unknown")
     sequences = as_list(custom.get("sequences", []), "sequences")
     return (

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxckpt._lib.aligned import aligned_empty
+from jaxckpt.leaf_kinds.dtypes import number_kind
 
 # Converted at a time: the temporary arrays of a large one stay small.
 _BLOCK = 1 << 18
@@ -50,7 +51,8 @@ class Conversion:
         """
         new = aligned_empty(stored.shape, self.dtype)
         source, target = np.ascontiguousarray(stored).reshape(-1), new.reshape(-1)
-        if number_kind(self.dtype) == "c":  # Two numbers, each of which has to fit.
+        if number_kind(self.dtype) == "c":
+            # Two numbers, each of which has to fit.
             source, target = source.view(source.real.dtype), target.view(target.real.dtype)
         convert = self._integers if number_kind(self.dtype) == "i" else self._floats
         for start in range(0, source.size, _BLOCK):
@@ -93,18 +95,6 @@ class Conversion:
 
 
 @functools.cache
-def number_kind(dtype: Any) -> str:
-    """Returns "b", "i", "f" or "c" for bools, integers, floating and complex numbers of any width, "" for anything else."""
-    kinds: tuple[tuple[Any, str], ...] = (
-        (np.bool_, "b"),
-        (np.integer, "i"),
-        (np.floating, "f"),
-        (np.complexfloating, "c"),
-    )
-    return next((letter for kind, letter in kinds if jnp.issubdtype(dtype, kind)), "")
-
-
-@functools.cache
 def _holds_all(wide: Any, narrow: Any) -> bool:
     """Whether one floating dtype holds every number of another one."""
     if {wide, narrow} - {np.dtype(each) for each in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)}:
@@ -113,7 +103,7 @@ def _holds_all(wide: Any, narrow: Any) -> bool:
     return bool(a.nmant >= b.nmant and a.maxexp >= b.maxexp)
 
 
-def scalar_rule(stored: np.dtype[Any], kind: str | None) -> Rule:
+def scalar_rule(stored: np.dtype[Any], note: str | None) -> Rule:
     """Returns the rule for a scalar.
 
     A Python float is stored in 64 bits because it has no dtype of its own: a program that makes an array of 1e-4 has it rounded. A numpy
@@ -121,9 +111,9 @@ def scalar_rule(stored: np.dtype[Any], kind: str | None) -> Rule:
 
     Args:
       stored: its dtype.
-      kind: what jaxckpt noted of the leaf ("numpy" for a numpy scalar).
+      note: the word of the note of the leaf; None for a Python scalar.
     """
-    return Rule.ROUND if kind is None and stored in _PYTHON else Rule.EXACT
+    return Rule.ROUND if note is None and stored in _PYTHON else Rule.EXACT
 
 
 _PYTHON = (np.dtype(np.float64), np.dtype(np.complex128))

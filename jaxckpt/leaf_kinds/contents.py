@@ -1,0 +1,69 @@
+"""Arrays in the memory of this host as what is written, and compared."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxckpt.leaf_kinds import dtypes
+from jaxckpt.storage.item.content import ArrayContent, Piece, ValueType
+from jaxckpt.tree.flatten import Leaf
+
+AXES = 32
+"""How many axes an array may have. TensorStore, with which Orbax reads, knows no more."""
+# A longer text is compared by its checksum.
+_TEXT_CHARS = 64
+# Of fewer bytes, the checksum of a copy is the faster one.
+_COPY_BYTES = 4096
+
+
+def whole(value_type: ValueType, array: np.ndarray, note: str | None = None) -> ArrayContent:
+    """Returns the content of a leaf that is one array on this process.
+
+    Args:
+      value_type: Orbax's word for the leaf.
+      array: its data, which nothing may change from now on.
+      note: the word of its note, if it has one.
+    """
+    piece = Piece((0,) * array.ndim, array.shape, array)
+    return ArrayContent(value_type, array.shape, array.dtype, array.shape, (piece,), note)
+
+
+def require_storable(leaf: Leaf, dtype: Any) -> None:
+    """Raises TypeError, which names the leaf, if arrays of `dtype` cannot be stored."""
+    if (reason := dtypes.refusal(dtype)) is not None:
+        raise TypeError(f"{leaf.name}: {reason}")
+
+
+def too_many_axes(leaf: Leaf) -> ValueError:
+    """Returns the error for an array of more than `AXES` axes."""
+    return ValueError(
+        f"{leaf.name}: this array has {leaf.value.ndim} axes; Orbax and TensorStore know {AXES} at most. Reshape it first."
+    )
+
+
+def checksum(array: np.ndarray) -> str:
+    """Returns the digest of an array: its shape, and the checksum of its bytes in C order."""
+    import google_crc32c
+
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if math.prod(array.shape) else b""
+    return f"{array.shape} {google_crc32c.value(bytes(flat) if array.nbytes < _COPY_BYTES else flat):08x}"
+
+
+def text_digest(value: Any) -> str:
+    """Returns the digest of a value that its `repr` says all of."""
+    text = repr(value)
+    return text if len(text) < _TEXT_CHARS else checksum(np.frombuffer(text.encode(), np.uint8))
+
+
+def is_same_array(one: Any, other: Any) -> bool:
+    """Whether two arrays or scalars have the same dtype, shape and bytes: nan is itself, and -0.0 is not 0.0."""
+    left, right = np.asarray(jax.device_get(one)), np.asarray(jax.device_get(other))
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    return bool(np.array_equal(_bytes(left), _bytes(right)))
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,0 +1,115 @@
+"""Whether stored arrays fit the arrays and scalars that are targets: kind of number, shape, dtype."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxckpt.leaf_kinds.conversion import Conversion, Rule, scalar_rule
+from jaxckpt.leaf_kinds.dtypes import number_kind
+from jaxckpt.leaf_kinds.kind import OtherKindError, Terms
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.item import notes
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree.flatten import Leaf
+
+_NUMBERS = (None, notes.NUMPY_SCALAR.word, notes.JAX_ARRAY.word)
+
+
+def require_numbers(leaf: StoredLeaf, info: ArrayInfo | None) -> ArrayInfo:
+    """Returns `info`, which is there. Raises OtherKindError if the stored leaf is something else than numbers, whatever their shape."""
+    if info is None or leaf.key_impl is not None or leaf.kind not in _NUMBERS:
+        raise OtherKindError
+    return info
+
+
+def require_array(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> ArrayInfo:
+    """Requires that a stored leaf can become an array or a numpy scalar like `value`, its shape and dtype aside.
+
+    Args:
+      value: the target; not PRNG keys.
+      leaf: what is stored.
+      info: what the store says of it; None for a str.
+
+    Returns:
+      `info`, which is there.
+
+    Raises:
+      OtherKindError: the leaf is something else, such as a str, bytes or PRNG keys.
+    """
+    found = require_numbers(leaf, info)
+    # A Python scalar is of a kind, and of no dtype.
+    if is_python_scalar(leaf) and number_kind(value.dtype) != number_kind(found.dtype):
+        raise OtherKindError
+    return found
+
+
+def is_python_scalar(leaf: StoredLeaf) -> bool:
+    """Whether a stored leaf is one of Python's scalars."""
+    return leaf.value_type == "scalar" and leaf.kind is None
+
+
+def require_shape(target: Leaf, shape: tuple[int, ...], info: ArrayInfo, terms: Terms) -> None:
+    """Raises ValueError, which names the leaf and both shapes, unless the stored array has the shape `shape`."""
+    if shape != info.shape:
+        raise ValueError(
+            f"{target.name}: the target has shape {tuple(shape)}, but {terms.path} holds shape {info.shape}."
+        )
+
+
+def conversion(
+    target: Leaf,
+    leaf: StoredLeaf,
+    info: ArrayInfo,
+    terms: Terms,
+    *,
+    is_on_devices: bool = False,
+    is_numpy_scalar: bool = False,
+) -> Conversion | None:
+    """Returns what has to be done to stored numbers, so that they have the dtype of the target; None if nothing has.
+
+    Args:
+      target: an array or a numpy scalar, of the stored shape.
+      leaf, info: what is stored.
+      terms: of the restore.
+      is_on_devices: JAX makes the new value, which has no 64 bits unless they are enabled.
+      is_numpy_scalar: the target is one.
+
+    Raises:
+      ValueError: the dtype does not fit; names the leaf and both dtypes.
+    """
+    dtype = np.dtype(target.value.dtype).newbyteorder("=")
+    if is_on_devices and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"{target.name}: the target has dtype {dtype}, which JAX would cast to {jax.dtypes.canonicalize_dtype(dtype)}. "
+            "Enable 64 bits (jax.config.update('jax_enable_x64', True)), or restore into a numpy array."
+        )
+    if dtype == info.dtype:
+        return None
+    numbers = number_kind(dtype)
+    is_same_kind = numbers != "" and numbers == number_kind(info.dtype)
+    # A Python scalar is of no dtype. A numpy scalar and a JAX scalar stand for each other; two numpy scalars do not.
+    is_scalar = info.shape == () and (
+        (leaf.value_type == "scalar" and (leaf.kind is None or is_on_devices))
+        or (leaf.value_type == "jax.Array" and is_numpy_scalar)
+    )
+    if is_same_kind and is_scalar:
+        rule = scalar_rule(info.dtype, leaf.kind) if leaf.value_type == "scalar" else Rule.EXACT
+        if rule is Rule.EXACT and terms.cast and numbers != "i":
+            rule = Rule.CAST
+        return Conversion(target.name, terms.path, dtype, rule)
+    if is_same_kind and terms.cast:
+        return Conversion(target.name, terms.path, dtype, Rule.CAST)
+    held = f"{target.name}: the target has dtype {dtype}, but {terms.path} holds dtype {info.dtype}"
+    if not is_same_kind:
+        raise ValueError(
+            f"{held}, a number of another kind, which is never converted. Restore into a target of the stored dtype and convert "
+            "afterwards."
+        )
+    x64 = ""
+    if is_on_devices and jax.dtypes.canonicalize_dtype(info.dtype) != info.dtype:
+        x64 = " JAX has such arrays with 64 bits enabled only: jax.config.update('jax_enable_x64', True)."
+    raise ValueError(
+        f"{held}; values are never cast unless you ask for it: call restore(path, cast=True), or restore into a target of the stored "
+        f"dtype.{x64}"
+    )

@@ -1,0 +1,138 @@
+"""jax.Array, except arrays of PRNG keys."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxckpt._lib.boxes import grid_of
+from jaxckpt.leaf_kinds import contents, dtypes, on_devices
+from jaxckpt.leaf_kinds.conversion import Conversion
+from jaxckpt.leaf_kinds.dtypes import STORABLE
+from jaxckpt.leaf_kinds.fitting import conversion, require_array, require_shape
+from jaxckpt.leaf_kinds.kind import Content, Delivery, LeafKind, Terms, Texts
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.item import notes
+from jaxckpt.storage.item.content import ArrayContent, Piece
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree.flatten import Leaf
+
+_SINGLE = jax.sharding.SingleDeviceSharding
+# A dtype of fewer bytes is one that JAX has without 64 bits being enabled.
+_WIDE_BYTES = 8
+
+
+class _JaxArrays(LeafKind):
+    name = "jax.Array"
+    reader_name = "jax.Array"
+    stored_as = ("jax.Array", notes.JAX_ARRAY.word)
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, jax.Array) and not dtypes.is_key_dtype(value.dtype)
+
+    def refusal(self, value: Any, action: str) -> str | None:
+        return dtypes.refusal(value.dtype)
+
+    def is_global(self, leaf: Leaf) -> bool:
+        require_data(leaf)
+        return not leaf.value.is_fully_addressable
+
+    def start(self, value: Any) -> None:
+        if not value.is_deleted():
+            value.copy_to_host_async()
+
+    def take(self, leaf: Leaf, copy: bool) -> Content:
+        value = leaf.value
+        if value.is_deleted():
+            require_data(leaf)
+        if value.dtype not in STORABLE:
+            contents.require_storable(leaf, value.dtype)
+        return content(leaf, value)
+
+    def describe(self, value: Any, texts: Texts) -> str:
+        return on_devices.describe(self.name, value, texts)
+
+    def digest(self, value: Any) -> str | None:
+        if not value.is_fully_addressable or value.is_deleted():
+            return None
+        return contents.checksum(np.asarray(value))
+
+    def is_same(self, one: Any, other: Any) -> bool:
+        return one.dtype == other.dtype and one.shape == other.shape and have_same_shards(one, other)
+
+    def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
+        value = target.value
+        if is_like(value, leaf, info):
+            return None
+        found = require_array(value, leaf, info)
+        require_shape(target, value.shape, found, terms)
+        return conversion(target, leaf, found, terms, is_on_devices=True)
+
+    def place(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Delivery:
+        value = target.value
+        sharding = value.sharding
+        if on_devices.is_divided(sharding):
+            assert info is not None
+            return on_devices.divided_delivery(value, info, None)
+        # An array that is uncommitted stays free to be moved by JAX.
+        return on_devices.delivery(value, sharding if getattr(value, "committed", True) else None)
+
+
+JAX_ARRAYS = _JaxArrays()
+
+
+def is_like(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> bool:
+    """Whether a stored array is just like the target `value`, an array or an abstract one. A short cut, for thousands of leaves.
+
+    False if that takes a closer look; so it does for all dtypes that JAX may not have.
+    """
+    return (
+        info is not None
+        and leaf.key_impl is None
+        and (leaf.kind is None or leaf.kind in JAX_ARRAYS.stored_as)
+        and value.dtype == info.dtype
+        and value.shape == info.shape
+        and info.dtype.itemsize < _WIDE_BYTES
+    )
+
+
+def require_data(leaf: Leaf) -> None:
+    """Raises ValueError, which names the leaf, if the data of an array is gone."""
+    if leaf.value.is_deleted():
+        raise ValueError(
+            f"{leaf.name}: this array has been deleted (it was donated to a jitted function). Save the array that the function returned."
+        )
+
+
+def have_same_shards(one: Any, other: Any) -> bool:
+    """Whether two arrays of one shape and dtype have the same bytes on this process. What other processes hold, they compare."""
+    # The targets are one array, so both lie on the devices in the same way.
+    pairs = zip(one.addressable_shards, other.addressable_shards, strict=True)
+    return all(contents.is_same_array(left.data, right.data) for left, right in pairs)
+
+
+def content(leaf: Leaf, value: jax.Array, key_impl: str | None = None) -> ArrayContent:
+    """Returns the content of an array of which this process has everything. What can be done in one step is: there are thousands.
+
+    Args:
+      leaf: for errors.
+      value: the array.
+      key_impl: implementation of the PRNG keys that `value` is the data of, if it is.
+
+    Raises:
+      ValueError: it has too many axes.
+    """
+    shape, dtype, sharding = value.shape, value.dtype, value.sharding
+    if len(shape) > contents.AXES:
+        raise contents.too_many_axes(leaf)
+    if type(sharding) is _SINGLE or len(sharding.device_set) == 1:
+        pieces: tuple[Piece, ...] = (Piece((0,) * len(shape), shape, np.asarray(value)),)
+        return ArrayContent("jax.Array", shape, dtype, shape, pieces, None, key_impl, sharding)
+    parts = tuple(_shard_piece(shard, shape) for shard in value.addressable_shards if shard.replica_id == 0)
+    return ArrayContent("jax.Array", shape, dtype, grid_of(shape, parts), parts, None, key_impl, sharding)
+
+
+def _shard_piece(shard: Any, shape: tuple[int, ...]) -> Piece:
+    start = tuple(index.indices(extent)[0] for index, extent in zip(shard.index, shape, strict=True))
+    array = np.asarray(shard.data)
+    return Piece(start, array.shape, array)

@@ -1,0 +1,69 @@
+"""numpy.ndarray. Of a subclass, the plain array is stored; a masked array is refused (see `jaxckpt.leaf_kinds.refused`)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxckpt.leaf_kinds import contents, dtypes
+from jaxckpt.leaf_kinds.conversion import Conversion
+from jaxckpt.leaf_kinds.fitting import conversion, require_array, require_shape
+from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, LeafKind, Terms, Texts
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree.flatten import Leaf
+
+
+class _NumpyArrays(LeafKind):
+    name = "numpy array"
+    reader_name = "np.ndarray"
+    stored_as = ("np.ndarray",)
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray)
+
+    def refusal(self, value: Any, action: str) -> str | None:
+        return dtypes.refusal(value.dtype)
+
+    def take(self, leaf: Leaf, copy: bool) -> Content:
+        value = leaf.value
+        contents.require_storable(leaf, value.dtype)
+        if value.ndim > contents.AXES:
+            raise contents.too_many_axes(leaf)
+        array = np.asarray(value)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        elif copy:
+            array = array.copy(order="C")
+        return contents.whole("np.ndarray", array)
+
+    def describe(self, value: Any, texts: Texts) -> str:
+        return f"{self.name} of shape {value.shape}, dtype {value.dtype}"
+
+    def digest(self, value: Any) -> str | None:
+        array = np.asarray(value)
+        return None if array.dtype.hasobject else contents.checksum(array)
+
+    def is_same(self, one: Any, other: Any) -> bool:
+        return contents.is_same_array(one, other)
+
+    def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
+        found = require_array(target.value, leaf, info)
+        require_shape(target, target.value.shape, found, terms)
+        return conversion(target, leaf, found, terms)
+
+    def place(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Delivery:
+        return Delivery(WHOLE, (), _build(target.value.dtype))
+
+
+NUMPY_ARRAYS = _NumpyArrays()
+
+
+def _build(dtype: np.dtype[Any]) -> Callable[[Sequence[Any]], Any]:
+    def build(arrays: Sequence[Any]) -> Any:
+        # A change of byte order at most.
+        array = arrays[0].astype(dtype, copy=False)
+        # Of a small array that stands in the index; a larger one has been read straight into what is returned.
+        return array if array.flags.writeable else array.copy()
+
+    return build

@@ -1,0 +1,124 @@
+"""Arrays on devices: how they are described, and how new ones are put where their targets lie.
+
+All transfers are explicit, so that `jax.transfer_guard("disallow")` lets them pass, and none is a collective.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxckpt.leaf_kinds.kind import WHOLE, Delivery, Texts
+from jaxckpt.storage import compat
+from jaxckpt.storage.arrays.chunks import Box
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+
+_SINGLE = jax.sharding.SingleDeviceSharding
+_new_delivery = tuple.__new__
+
+
+def sharding_of(value: Any) -> Any:
+    """Returns the sharding of an array or of an abstract one, None if it has none."""
+    return getattr(value, "sharding", None)
+
+
+def is_weak(value: Any) -> bool:
+    """Whether an array, abstract or not, is weakly typed; arrays of PRNG keys never are."""
+    return getattr(value, "weak_type", False)
+
+
+def describe(kind: str, value: Any, texts: Texts) -> str:
+    """Returns the description of an array, which is the same on every process that has the same one.
+
+    Args:
+      kind: name of its kind.
+      value: the array, abstract or not.
+      texts: the round of descriptions.
+    """
+    # Thousands of leaves share a few texts, which take longer to make than to look up. Shardings are slow to hash; that of a PRNG
+    # key is made anew each time it is asked for, and has to be kept: another object must not get its id.
+    sharding = sharding_of(value)
+    key = kind, value.shape, value.dtype, is_weak(value), id(sharding)
+    found = texts.known.get(key)
+    if found is None:
+        found = texts.known[key] = sharding, _text(kind, value, sharding, texts)
+    return found[1]
+
+
+def _text(kind: str, value: Any, sharding: Any, texts: Texts) -> str:
+    shape = tuple(value.shape)
+    # An array of this process alone is a host leaf: each process has its own, wherever it lies.
+    where = ""
+    if sharding is not None and not sharding.is_fully_addressable:
+        where = f", on {texts.place(sharding, shape)}"
+    # Programs that differ in weak types compute with different dtypes.
+    weak = " (weak)" if is_weak(value) else ""
+    return f"{kind} of shape {shape}, dtype {value.dtype}{weak}{where}"
+
+
+def delivery(value: Any, sharding: Any) -> Delivery:
+    """Returns how a stored array becomes one of the target's sharding. Called for thousands of leaves.
+
+    Args:
+      value: the target, which is no array of PRNG keys.
+      sharding: where the new array has to lie; None to leave it to JAX, which stays free to move it.
+    """
+    build = _weak if is_weak(value) else _only
+    return _new_delivery(Delivery, (WHOLE, ((sharding, 0),), build))
+
+
+def _only(arrays: Sequence[Any]) -> Any:
+    return arrays[0]
+
+
+def _weak(arrays: Sequence[Any]) -> Any:
+    """A weakly typed array (such as a step counter that began as a Python int) stays one: promotion depends on it."""
+    return compat.as_weak(arrays[0])
+
+
+def divided_delivery(value: Any, info: ArrayInfo, key_impl: str | None) -> Delivery:
+    """Returns how the shards of this process are read, each distinct box once, and put together to an array.
+
+    Args:
+      value: the target, which has a sharding.
+      info: of the stored array.
+      key_impl: implementation of PRNG keys, of which their data is stored; None for other arrays.
+    """
+    shape, dtype, sharding = tuple(value.shape), value.dtype, value.sharding
+    memory_kind = sharding.memory_kind
+    positions: dict[tuple[tuple[int, int], ...], int] = {}
+    places = []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        box = tuple(part.indices(extent)[:2] for part, extent in zip(index, shape, strict=True))
+        places.append((_place(device, memory_kind), positions.setdefault(box, len(positions))))
+    # The data of PRNG keys has further axes, which are not divided.
+    trailing = tuple(slice(0, extent) for extent in info.shape[len(shape) :])
+    boxes: list[Box] = [(*(slice(start, stop) for start, stop in box), *trailing) for box in positions]
+    weak = is_weak(value)
+
+    def build(shards: Sequence[Any]) -> Any:
+        if key_impl is not None:
+            shards = [jax.random.wrap_key_data(shard, impl=key_impl) for shard in shards]
+        array = jax.make_array_from_single_device_arrays(shape, sharding, list(shards), dtype=dtype)
+        return compat.as_weak(array) if weak else array
+
+    return Delivery(boxes, places, build)
+
+
+def is_divided(sharding: Any) -> bool:
+    """Whether an array of this sharding is put together from shards: it lies on several devices, or on those of other processes."""
+    if sharding is None:
+        return False
+    if not sharding.is_fully_addressable:
+        return True
+    # A set of devices is made anew for whoever asks.
+    return type(sharding) is not _SINGLE and len(sharding.device_set) > 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(device: Any, memory_kind: str | None) -> Any:
+    """Returns what `jax.device_put` needs to place a shard: a device, or, for memory that is not its default one, a sharding."""
+    if memory_kind is None or memory_kind == device.default_memory().kind:
+        return device
+    return jax.sharding.SingleDeviceSharding(device, memory_kind=memory_kind)
