@@ -30,6 +30,7 @@ import jaxckpt
 from jaxckpt import storage
 from jaxckpt.directory import managed, state_file
 from jaxckpt.directory.state_text import Records
+from jaxckpt.storage.commit import temporary
 
 HOUR = 3600.0
 ASYNC = functools.partial(jaxckpt.CheckpointOptions, enable_async=True)
@@ -745,21 +746,20 @@ class TestStart:
             import numpy as np
             import jaxckpt
             from jaxckpt import storage
-            from jaxckpt.storage import commit
-            from jaxckpt.storage.commit import temporary
+            from jaxckpt.storage.commit import moves, temporary
             checkpoint = jaxckpt.Checkpoint(value=np.zeros(4), step=0)
             manager = jaxckpt.CheckpointManager(checkpoint, sys.argv[1], 2)
             manager.save()
             other = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "other-1"))
             state = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "checkpoint"))
-            commit._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            moves.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             manager.save()
         """
         process = run_python(code, tmp_path)
         assert process.returncode == -signal.SIGKILL, process.stderr
         (tmp_path / "ckpt-9.orbax-checkpoint-tmp").mkdir()
         assert len(on_disk(tmp_path)) == 5
-        live = storage.temporary.TemporaryDirectory(storage.CheckpointPath(str(tmp_path), "ckpt-8"))
+        live = temporary.TemporaryDirectory(storage.CheckpointPath(str(tmp_path), "ckpt-8"))
         make_manager(tmp_path, 2)
         left = on_disk(tmp_path)
         assert len(left) == 4

@@ -163,4 +163,5 @@ def _changed(path: str) -> float:
     from jaxckpt.directory import state_file
     from jaxckpt.storage import stores
 
-    return state_file.commit_time(path) if stores.is_bucket(path) else os.stat(path).st_mtime
+    modified = stores.modified(path)
+    return state_file.commit_time(path) if modified is None else modified

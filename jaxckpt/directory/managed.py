@@ -15,7 +15,6 @@ from jaxckpt.directory.lock import update
 from jaxckpt.directory.state_text import Records, UnreadableStateError
 from jaxckpt.directory.steps import SavedStep, SavedSteps
 from jaxckpt.storage import CheckpointPath, stores
-from jaxckpt.storage.commit import by_rename
 
 _logger = logging.getLogger("jaxckpt")
 
@@ -137,7 +136,7 @@ class ManagedDirectory:
             doomed = retention.evict(records, view.managed, self._max_to_keep, self._every_n_hours)
             if not _says(root, records):
                 state_file.write_state(root, records)
-            return {name: by_rename.identity(stores.join(root, name)) for name in doomed}
+            return {name: storage.identity(stores.join(root, name)) for name in doomed}
 
         doomed = update(root, evict)
         if not doomed:

@@ -89,7 +89,7 @@ def test_a_mistake_in_jaxckpt_is_not_hidden(monkeypatch, tmp_path, capsys):
     def broken(directory):
         raise AttributeError("a mistake")
 
-    monkeypatch.setattr("jaxckpt.storage.commit.leftovers", broken)
+    monkeypatch.setattr("jaxckpt.storage.leftovers", broken)
     assert main(["list", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Traceback")

@@ -22,9 +22,8 @@ MODULES = (
     *("saving/background", "saving/save"),
     *(
         "storage/commit/checkpoint_path",
-        "storage/commit/by_rename",
-        "storage/commit/removal",
-        "storage/commit/temporary",
+        *("storage/commit/by_rename", "storage/commit/save", "storage/commit/moves"),
+        *("storage/commit/temporary", "storage/owner", "storage/stores/removal"),
     ),
 )
 FILES = {os.path.join(PACKAGE, f"{module}.py") for module in MODULES}

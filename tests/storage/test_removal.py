@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxckpt.storage.commit import removal
-from jaxckpt.storage.commit.removal import remove_tree
+from jaxckpt.storage.stores import removal
+from jaxckpt.storage.stores.removal import remove_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,7 +185,7 @@ def test_a_directory_without_permission(tmp_path: Path) -> None:
     # By a descriptor: the parents of pytest's directories let no other user through.
     code = """
         import os, sys
-        from jaxckpt.storage.commit.removal import remove_tree
+        from jaxckpt.storage.stores.removal import remove_tree
 
         if os.getuid() == 0:
             os.setuid(65534)
