@@ -1,7 +1,7 @@
 """The interface of a committer: how a checkpoint appears and disappears, so that a crash at any moment leaves a whole one or none.
 
 A committer is chosen by a path (`committers.committer_of`) and has no state. To add one, write a class with these methods, let
-`committer_of` return it for its paths, and add a fixture to the conformance suite (``tests/storage/test_committer_conformance.py``).
+`committer_of` return it for its paths, and add it to ``tests/storage/rooms.py``, whose conformance suite it has to pass.
 """
 
 from collections.abc import Callable

@@ -27,18 +27,33 @@ _POLL_SECS = 0.01
 _CONTENT = "checkpoint"
 
 
-def version_of(content: bytes | None) -> bytes:
-    """Returns the version of a file with this content; `ABSENT` for None."""
-    return ABSENT if content is None else hashlib.blake2b(content, digest_size=16).digest()
+def read(path: str, limit: int | None = None) -> tuple[bytes | None, bytes]:
+    """Returns the content of a file and its version; None and `ABSENT` if there is none. Arguments and errors as for `local.read`."""
+    try:
+        descriptor = local.open_regular(path)
+    except FileNotFoundError:
+        return None, ABSENT
+    status = os.fstat(descriptor)
+    content = local.read_descriptor(descriptor, path, limit)
+    return content, _version(content, status)
 
 
-def write(path: str, content: bytes, expected: bytes) -> None:
+def _version(content: bytes, status: os.stat_result) -> bytes:
+    """Returns what tells a file from an earlier one at its path, also if both say the same."""
+    place = f"{status.st_dev} {status.st_ino} {status.st_mtime_ns} ".encode()
+    return hashlib.blake2b(place + content, digest_size=16).digest()
+
+
+def write(path: str, content: bytes, expected: bytes) -> bytes:
     """Writes a file, whole or not at all, and syncs it and its directory.
 
     Args:
       path: of the file.
       content: of the file.
       expected: the version that it must have; `ABSENT` if there must be none.
+
+    Returns:
+      The new version.
 
     Raises:
       ChangedError: it has another version.
@@ -56,11 +71,12 @@ def write(path: str, content: bytes, expected: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            version = _version(content, os.fstat(file.fileno()))
         if expected == ABSENT:
             _create(new, path)
         else:
             with _locked(path):
-                if version_of(local.read(path)) != expected:
+                if read(path)[1] != expected:
                     raise _changed(path)
                 os.replace(new, path)
     except FileNotFoundError as error:
@@ -75,6 +91,7 @@ def write(path: str, content: bytes, expected: bytes) -> None:
             os.rmdir(scratch)
         work.end()
     local.sync_directory(os.path.dirname(path))
+    return version
 
 
 class _Work:

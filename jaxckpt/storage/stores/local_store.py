@@ -87,11 +87,7 @@ class LocalStore:
 
     def read_versioned(self, path: str, limit: int | None = None) -> tuple[bytes | None, bytes]:
         """See `Store`."""
-        try:
-            content = local.read(path, limit)
-        except FileNotFoundError:
-            return None, conditional.version_of(None)
-        return content, conditional.version_of(content)
+        return conditional.read(path, limit)
 
     def ranges(self, path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
         """See `Store`."""
@@ -103,8 +99,7 @@ class LocalStore:
 
     def write_if(self, path: str, content: bytes, expected: bytes) -> bytes:
         """See `Store`."""
-        conditional.write(path, content, expected)
-        return conditional.version_of(content)
+        return conditional.write(path, content, expected)
 
     def remove(self, path: str) -> None:
         """See `Store`."""

@@ -1,7 +1,7 @@
 """The interface of a store: the few file operations that checkpoints need, whatever keeps the files.
 
 A store is chosen by a path (`stores.store_of`) and has no state: every method takes whole paths. To add a store, write a class with these
-methods, let `store_of` return it for its paths, and add a fixture to the conformance suite (``tests/storage/test_store_conformance.py``).
+methods, let `store_of` return it for its paths, and add it to ``tests/storage/rooms.py``, whose conformance suite it has to pass.
 """
 
 import contextlib
