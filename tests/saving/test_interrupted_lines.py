@@ -23,7 +23,8 @@ MODULES = (
     *(
         "storage/commit/checkpoint_path",
         *("storage/commit/by_rename", "storage/commit/save", "storage/commit/moves"),
-        *("storage/commit/temporary", "storage/owner", "storage/stores/removal"),
+        *("storage/commit/temporary", "storage/owner"),
+        *("storage/stores/removal", "storage/stores/descriptors"),
     ),
 )
 FILES = {os.path.join(PACKAGE, f"{module}.py") for module in MODULES}

@@ -20,7 +20,7 @@ from jaxckpt.storage.item import description
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.stores import local
-from jaxckpt.storage.stores.removal import SpareDescriptors
+from jaxckpt.storage.stores.descriptors import SpareDescriptors
 
 _log = logging.getLogger("jaxckpt")
 _REPLACED = "Another checkpoint was saved in its place, which is not deleted"

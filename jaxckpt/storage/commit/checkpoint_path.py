@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from jaxckpt.storage import stores
-from jaxckpt.storage.stores import removal
+from jaxckpt.storage.stores import protected
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +65,4 @@ def _protected(path: str) -> str | None:
     except OSError:
         # Nothing is there, so that nothing can be lost.
         return None
-    return removal.protected().get((there.st_dev, there.st_ino))
+    return protected.directories().get((there.st_dev, there.st_ino))
