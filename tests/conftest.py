@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from storage_server import Bucket, StorageServer, UnavailableError
 
 # Before JAX is imported. Several devices, so that shardings can be tested in one process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -82,3 +84,31 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def storage_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageServer]:
+    """A storage server of the test process; where it does not run, the test is skipped."""
+    try:
+        server = StorageServer(tmp_path_factory.mktemp("storage-server"))
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    before = {name: os.environ.get(name) for name in server.environment()}
+    # TensorStore reads them when it opens the first bucket of the process.
+    os.environ.update(server.environment())
+    yield server
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    server.close()
+
+
+@pytest.fixture
+def bucket(storage_server: StorageServer) -> Iterator[Bucket]:
+    """A new bucket."""
+    made = Bucket(f"test-{uuid.uuid4().hex[:12]}", storage_server)
+    storage_server.make_bucket(made.name)
+    yield made
+    made.rule(None)

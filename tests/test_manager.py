@@ -746,13 +746,13 @@ class TestStart:
             import numpy as np
             import jaxckpt
             from jaxckpt import storage
-            from jaxckpt.storage.commit import temporary
+            from jaxckpt.storage.commit import moves, temporary
             checkpoint = jaxckpt.Checkpoint(value=np.zeros(4), step=0)
             manager = jaxckpt.CheckpointManager(checkpoint, sys.argv[1], 2)
             manager.save()
             other = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "other-1"))
             state = temporary.TemporaryDirectory(storage.CheckpointPath(sys.argv[1], "checkpoint"))
-            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            moves.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             manager.save()
         """
         process = run_python(code, tmp_path)

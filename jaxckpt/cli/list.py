@@ -152,4 +152,5 @@ def _checkpoints(directory: str, state: CheckpointState | None, latest: str | No
 
 
 def _changed(path: str) -> float:
-    return on_disk.commit_time(path) if stores.is_bucket(path) else os.stat(path).st_mtime
+    modified = stores.modified(path)
+    return on_disk.commit_time(path) if modified is None else modified

@@ -56,7 +56,7 @@ def existing_directory(path: str) -> str:
 
 def size_of(path: str) -> int | None:
     """Returns the bytes of all files in the directory `path`; what vanishes meanwhile is not counted. None in a bucket: not known."""
-    if stores.is_bucket(path):
+    if not stores.is_local(path):
         return None
     total = 0
     for folder, _, names in os.walk(path):

@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     training, saving = settings.load(
         arguments.config, steps=arguments.steps, directory=arguments.dir, io_device=arguments.io_device
     )
-    if stores.is_bucket(saving.directory):
+    if not stores.is_local(saving.directory):
         raise ValueError(
             f"{saving.directory}: the demo keeps its losses and its picture there; choose a local directory."
         )

@@ -40,7 +40,7 @@ def update(directory: str, change: Callable[[], _T]) -> _T:
             while True:
                 try:
                     return change()
-                except stores.bucket.ChangedError:
+                except stores.ChangedError:
                     if time.monotonic() > end:
                         raise
                     time.sleep(random.uniform(0.05, 0.5))
@@ -59,12 +59,12 @@ def locked(directory: str) -> Iterator[None]:
       OSError: with errno; `directory` does not exist or cannot be opened.
     """
     with _locks_lock:
-        bucket = stores.is_bucket(directory)
+        is_local = stores.is_local(directory)
         lock = _locks.setdefault(
-            stores.absolute(directory) if bucket else os.path.realpath(directory), threading.Lock()
+            os.path.realpath(directory) if is_local else stores.absolute(directory), threading.Lock()
         )
     with lock:
-        if bucket or sys.platform == "win32":
+        if not is_local or sys.platform == "win32":
             yield
             return
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -24,7 +24,7 @@ def missing(directory: str, records: Records) -> set[str]:
     """
     listed: set[str] = set()
     # One listing instead of a request for each.
-    if stores.is_bucket(directory):
+    if not stores.is_local(directory):
         with contextlib.suppress(FileNotFoundError):
             listed.update(stores.names(directory))
 
@@ -58,9 +58,10 @@ def bound(directory: str, records: Records, gone: Collection[str], new: str | No
 
 
 def _written(directory: str) -> float:
-    """Returns when the state file was written, in seconds; for a bucket, where it is not known, late enough for everything."""
+    """Returns when the state file was written, in seconds; where that is not known, late enough for everything."""
     try:
-        return math.inf if stores.is_bucket(directory) else os.stat(os.path.join(directory, state_file.FILE)).st_mtime
+        modified = stores.modified(os.path.join(directory, state_file.FILE))
+        return math.inf if modified is None else modified
     except FileNotFoundError:
         return -math.inf
 
@@ -92,6 +93,6 @@ def commit_time(path: str) -> float:
     with contextlib.suppress(OSError, CorruptCheckpointError):
         return description.commit_seconds(path)
     try:
-        return 0.0 if stores.is_bucket(path) else os.stat(path).st_mtime
+        return stores.modified(path) or 0.0
     except OSError:
         return 0.0

@@ -1,7 +1,6 @@
 """Checkpoint paths: what a caller may give."""
 
 import os
-import re
 from typing import Any
 
 from jaxckpt._lib.arguments import refusal
@@ -35,19 +34,7 @@ def checked_path(value: Any, argument: str) -> str:
             "such names are reserved for the temporary directories of saves that run or were not finished. "
             "To save, choose another name; to restore, take a committed checkpoint",
         )
-    if stores.is_bucket(path):
-        _check_bucket_path(path, argument)
-    elif scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
-        raise refusal(
-            ValueError,
-            f"{argument}={path!r}",
-            f"{scheme[1]}:// is not supported; local directories and gs:// are. "
-            "Mount the bucket, or save to a local directory",
-        )
-    elif re.match(r"(gs|s3):/", path):
-        raise ValueError(
-            f"{argument}={path!r} has one slash after the colon, which pathlib makes of two; give a str (or an etils.epath.Path)."
-        )
+    stores.store_of(path).check_address(path, argument)
     return path
 
 
@@ -79,22 +66,6 @@ def checked_name(value: Any) -> str:
     if not is_name(value):
         raise ValueError(f"checkpoint_name must be the name of a file, without a directory, got {value!r}.")
     return value
-
-
-def _check_bucket_path(path: str, argument: str) -> None:
-    bucket, _, key = path[len(stores.BUCKET_SCHEME) :].partition("/")
-    if not bucket:
-        raise ValueError(f"{argument}={path!r} names no bucket; an address is 'gs://bucket/directory/name'.")
-    if argument == "file_prefix" and not key.strip("/"):
-        raise ValueError(f"{argument}={path!r} names a bucket only; give a name in it, such as 'gs://{bucket}/ckpt'.")
-    if not {".", ".."}.isdisjoint(key.split("/")):
-        raise refusal(ValueError, f"{argument}={path!r}", "an address of a bucket has no '.' and '..'")
-    if re.search(r"[\n\r]", path):
-        raise refusal(ValueError, f"{argument}={path!r}", "names of objects hold no line breaks")
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise refusal(ValueError, f"{argument}={path!a}", "names of objects are UTF-8 text") from None
 
 
 def absolute(path: str) -> str:

@@ -14,7 +14,6 @@ from jaxckpt.directory import foreign_runs, on_disk, retention, state_file
 from jaxckpt.directory.lock import update
 from jaxckpt.directory.state_file import Records, UnreadableStateError
 from jaxckpt.storage import CheckpointPath, stores
-from jaxckpt.storage.commit import by_rename
 
 _logger = logging.getLogger("jaxckpt")
 
@@ -140,7 +139,7 @@ class CheckpointSeries:
             doomed = retention.evict(records, view.listed, self._max_to_keep, self._every_n_hours)
             if not _says(root, records):
                 state_file.write(root, records)
-            return {name: by_rename.identity(stores.join(root, name)) for name in doomed}
+            return {name: storage.identity(stores.join(root, name)) for name in doomed}
 
         doomed = update(root, evict)
         if not doomed:

@@ -10,7 +10,7 @@ import stat
 
 from jaxckpt._lib.protobuf_text import TextFormatError, fields, unquoted
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import committed, temporary
+from jaxckpt.storage.commit import committed, marks
 from jaxckpt.storage.item import description, digests, tree_metadata
 
 # Bounds: names that are looked at in a directory, bytes of a file.
@@ -32,7 +32,7 @@ def describe(path: str) -> str | None:
     Returns:
       A sentence that goes on after "not an Orbax checkpoint: "; None for what is not recognised, and in a bucket.
     """
-    if stores.is_bucket(path):
+    if not stores.is_local(path):
         return None
     try:
         return _describe(path)
@@ -42,25 +42,19 @@ def describe(path: str) -> str | None:
 
 def describe_directory(path: str) -> str | None:
     """Says what a directory without any checkpoint holds instead. Returns None for what is not recognised, and in a bucket."""
-    return describe(path) if not stores.is_bucket(path) and os.path.isdir(path) else None
+    return describe(path) if stores.is_local(path) and os.path.isdir(path) else None
 
 
 def broken_link(path: str) -> str | None:
     """Returns where the link at `path` leads, if nothing is there; None for everything else."""
-    if stores.is_bucket(path) or not os.path.islink(path) or os.path.exists(path):
+    if not stores.is_local(path) or not os.path.islink(path) or os.path.exists(path):
         return None
     return os.readlink(path)
 
 
-def is_temporary(path: str) -> bool:
-    """Whether `path` has the name of a temporary directory of a save, by Orbax or by jaxckpt."""
-    name = os.path.basename(stores.absolute(path))
-    return "orbax-checkpoint-tmp" in name or temporary.is_temporary(name)
-
-
 def is_tensorflow_prefix(path: str) -> bool:
     """Whether `path` is the name under which TensorFlow saved, such as ``ckpt-3``: there is a file ``ckpt-3.index``."""
-    return not stores.is_bucket(path) and os.path.isfile(f"{path}.index")
+    return stores.is_local(path) and os.path.isfile(f"{path}.index")
 
 
 def _describe(path: str) -> str | None:
@@ -131,7 +125,7 @@ def _is_msgpack_mapping(start: bytes) -> bool:
 def _directory(path: str) -> str | None:
     names = _names(path)
     present = set(names)
-    if is_temporary(path):
+    if marks.is_temporary(path):
         return (
             "it is the temporary directory of a save that was not finished, or still runs. Take a committed checkpoint."
         )

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore, writer
-from jaxckpt.storage.commit import by_rename, claims
+from jaxckpt.storage.commit import claims
+from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item import description, digests, layout, tree_metadata
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
@@ -34,7 +35,7 @@ def check_part(path: str, settings: WriteSettings) -> None:
     Raises:
       ValueError: chunks of which each is an object of its own in a bucket.
     """
-    if stores.is_bucket(path) and not layout.uses_ocdbt(settings):
+    if committer_of(path).in_place and not layout.uses_ocdbt(settings):
         # Nobody can take a directory of a bucket away from a process that was given up on and goes on writing; with an object for each
         # chunk, its data would get into the next checkpoint of that name.
         raise ValueError(
@@ -73,7 +74,7 @@ def _write_part(
     process: int,
     groups: Sequence[Sequence[Entry]] | None,
 ) -> None:
-    if stores.is_bucket(new):
+    if committer_of(new).in_place:
         check_part(new, settings)
         token = _token(new)
         directory = os.path.join(new, part_name(process, token))
@@ -82,12 +83,12 @@ def _write_part(
     elif not layout.uses_ocdbt(settings):
         os.stat(new)
         writer.write_arrays(new, entries, settings, groups)
-        by_rename.sync_tree(new)
+        stores.sync_tree(new)
     else:
         directory = os.path.join(new, part_name(process))
         os.mkdir(directory)
         writer.write_arrays(directory, entries, settings, groups)
-        by_rename.sync_tree(directory)
+        stores.sync_tree(directory)
 
 
 def _token(new: str) -> str:
@@ -95,7 +96,7 @@ def _token(new: str) -> str:
     note = claims.read(new)
     if note is None:
         raise FileNotFoundError(errno.ENOENT, "No save is at work there any more", new)
-    return note.token
+    return note.owner.token
 
 
 @contextlib.contextmanager
@@ -105,8 +106,8 @@ def _not_abandoned(new: str, token: str, directory: str) -> Iterator[None]:
         yield
     finally:
         note = claims.read(new)
-        if note is None or note.token != token:
-            stores.bucket.remove_all(stores.bucket.children(directory))
+        if note is None or note.owner.token != token:
+            stores.remove_tree(directory)
             raise FileNotFoundError(errno.ENOENT, "The save was given up meanwhile", new)
 
 
@@ -137,7 +138,7 @@ def write_jointly(
       TimeoutError: after `settings.timeout_secs`.
     """
     began = time.time_ns()
-    if not stores.is_bucket(new):
+    if not committer_of(new).in_place:
         os.mkdir(new)
     parts = begin_others()
     if not parts:
@@ -149,14 +150,15 @@ def write_jointly(
             writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
         tree_metadata.write(new, snapshot, settings)
     description.write(new, began, snapshot.record)
-    if not stores.is_bucket(new):  # There the marker is the commit, and comes last.
+    # Where the marker is the commit, it comes last.
+    if not committer_of(new).in_place:
         description.mark(new, new)
         digests.write(new)
 
 
 def _databases(new: str, processes: Sequence[int]) -> list[str]:
     """Returns the names of the databases that processes have written."""
-    if not stores.is_bucket(new):
+    if not committer_of(new).in_place:
         return [part_name(process) for process in processes]
     token = _token(new)
     names = [part_name(process, token) for process in processes]

@@ -19,7 +19,8 @@ from jaxckpt.storage import faults, foreign, stores
 from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
-from jaxckpt.storage.commit import claims, committed, in_flight, temporary
+from jaxckpt.storage.commit import committed, in_flight, marks
+from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, tree_metadata
 from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
@@ -70,8 +71,7 @@ class StoredCheckpoint:
     def _open(self, timeout_secs: float, has_targets: bool) -> None:
         # The working directory may be another one when the data is read.
         self._directory = stores.absolute(self._item_directory())
-        # In a bucket, what a replacement has staged lies beside the path, and holds no links.
-        self._inside = Inside(self._directory, None if stores.is_bucket(self.path) else stores.absolute(self.path))
+        self._inside = Inside(self._directory, stores.absolute(self.path))
         text = self.read_file(tree_metadata.FILE)
         self.tree = self._read_tree(text)
         if self.tree.by_jaxckpt is not None or stores.is_file(os.path.join(self._directory, digests.FILE)):
@@ -79,8 +79,7 @@ class StoredCheckpoint:
             digests.check(self._directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
             self.record = self._read_record(self.digests)
-            if stores.is_bucket(self.path):
-                self.presence.identify_by(self.digests, lambda: digests.read(self._inside))
+            self.presence.identify_by(self.digests, lambda: digests.read(self._inside))
         self._strings = self._read_strings()
         self._arrays = StoredArrays(
             self.path, self._inside, self.tree, timeout_secs, has_targets=has_targets, known=self._known
@@ -99,7 +98,7 @@ class StoredCheckpoint:
 
     def _refuse_nothing(self) -> None:
         path = self.path
-        if not self._is_there():
+        if not committer_of(path).is_there(path):
             if (process := in_flight.saving(path)) is not None:
                 raise FileNotFoundError(
                     errno.ENOENT,
@@ -122,9 +121,9 @@ class StoredCheckpoint:
 
     def _item_directory(self) -> str:
         path = self.path
-        if not stores.is_bucket(path) and stores.is_directory(path):
+        if stores.is_local(path) and stores.is_directory(path):
             stores.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
-        if not foreign.is_temporary(path):
+        if not marks.is_temporary(path):
             found = committed.item_directory(path)
             if found is not None:
                 return found
@@ -134,16 +133,9 @@ class StoredCheckpoint:
                 os.path.join(path, tree_metadata.FILE),
                 "this file of the checkpoint is missing. Restore another checkpoint.",
             )
-        if stores.is_bucket(path) and not committed.is_checkpoint(path):
+        if committer_of(path).in_place and not committed.is_checkpoint(path):
             raise CheckpointError(f"{path} is not a committed Orbax checkpoint: it has no commit_success.txt.")
         raise CheckpointError(f"{path} is not an Orbax checkpoint: {recognised or f'it has no {tree_metadata.FILE}.'}")
-
-    def _is_there(self) -> bool:
-        """Whether anything is at the path. In a bucket, what a save or a deletion is (or was) at work on does not count."""
-        path = self.path
-        if not stores.is_bucket(path):
-            return stores.exists(path) or temporary.recover_missing(path)
-        return committed.is_checkpoint(path) or (stores.exists(path) and claims.read(path) is None)
 
     def read_file(self, name: str) -> bytes:
         """Returns the content of a metadata file. Raises CorruptCheckpointError, which names it, or OSError."""
@@ -244,8 +236,7 @@ class StoredCheckpoint:
         """
         with self.presence:
             infos = self._arrays.infos([leaf.param_name for leaf in leaves])
-        if not stores.is_bucket(self.path):
-            self.presence.refuse_another()
+        self.presence.refuse_another(if_cheap=True)
         return infos
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:

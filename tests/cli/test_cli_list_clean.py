@@ -32,7 +32,6 @@ _SAVER = textwrap.dedent(
     """
     import os, signal, sys, numpy as np
     import jaxckpt
-    from jaxckpt.storage import commit
 
     # Stops in the middle of a save: everything is written, nothing committed.
     def stop(*args, **kwargs):

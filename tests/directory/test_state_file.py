@@ -228,8 +228,6 @@ class TestWriteState:
             import resource, sys
             from jaxckpt.directory import state_file
             from jaxckpt.directory.state_file import Records
-            from jaxckpt.storage import commit
-            from jaxckpt.storage.commit import temporary
             resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
             try:
                 state_file.write(sys.argv[1], Records({"new": 2.0}))

@@ -23,7 +23,8 @@ from jaxckpt.job.modes import gather, local_answers, shared
 from jaxckpt.job.protocol import wire
 from jaxckpt.job.session import center, peer, session
 from jaxckpt.storage.arrays import writer
-from jaxckpt.storage.commit import by_rename
+from jaxckpt.storage.commit import moves
+from jaxckpt.storage.stores import local
 
 NAMES = ("a", "b", "c")
 COLUMNS = 17_000  # more than what travels in batches
@@ -39,8 +40,8 @@ _PLACES = {
     "piece": (gather.Supplier, ("_get", "_lend")),
     "vote": (peer.Peer, "_answer"),
     "fetch": (gather._Fetcher, ("_ask", "stream")),
-    "commit": (by_rename, "_publish"),
-    "sync": (by_rename, "sync_tree"),
+    "commit": (moves, "publish"),
+    "sync": (local, "sync_tree"),
     "part": (shared.Writer, "_write"),
     "arrays": (writer, "write_arrays"),
     "outcome": (center.Center, "_tell"),

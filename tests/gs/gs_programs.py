@@ -13,9 +13,9 @@ from jaxckpt.storage.stores import bucket
 SHAPE = (64, 96)
 
 
-def configured(name: str, value: Any) -> None:
-    """Sets an attribute of the module that talks to buckets, in the processes of the job."""
-    setattr(bucket, name, value)
+def impatient(retries: dict[str, Any]) -> None:
+    """Sets how often a request is tried again, in the processes of the job."""
+    bucket.RETRIES.update(retries)
     bucket._context.cache_clear()
 
 
@@ -66,11 +66,11 @@ def restored(path: str, given: jaxckpt.CheckpointOptions, seed: int) -> None:
 def round_trip(directory: str, io: int | None, asynchronous: bool, orbax: dict[str, Any]) -> list[Any]:
     """Saves, replaces, restores, keeps the last two. With an IO process, no other one may ask the bucket for anything."""
 
-    def refuse(path: str) -> None:
+    def refuse(spec: object, key: str, path: str) -> None:
         raise AssertionError(f"process {jax.process_index()} reached for {path}")
 
-    opened = bucket._open if io in (None, jax.process_index()) else refuse
-    with mock.patch.object(bucket, "_open", opened):
+    opened = bucket.open_store if io in (None, jax.process_index()) else refuse
+    with mock.patch.object(bucket, "open_store", opened):
         given = options(io, asynchronous, orbax=orbax)
         with jaxckpt.Checkpoint(**values(1)) as checkpoint:
             exact = checkpoint.write(f"{directory}/exact", given)

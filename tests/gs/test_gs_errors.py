@@ -13,8 +13,9 @@ from storage_server import Bucket, Request
 import jaxckpt
 from jaxckpt import storage
 from jaxckpt.directory import paths
+from jaxckpt.storage import stores
 from jaxckpt.storage.commit import claims
-from jaxckpt.storage.stores import bucket as objects
+from jaxckpt.storage.stores import bucket as client
 
 
 def checkpoint() -> jaxckpt.Checkpoint:
@@ -25,10 +26,10 @@ def checkpoint() -> jaxckpt.Checkpoint:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few retries."""
     for name, value in {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"}.items():
-        monkeypatch.setitem(objects.RETRIES, name, value)
-    objects._context.cache_clear()
+        monkeypatch.setitem(client.RETRIES, name, value)
+    client._context.cache_clear()
     yield
-    objects._context.cache_clear()
+    client._context.cache_clear()
 
 
 class TestMissingBucket:
@@ -82,7 +83,7 @@ class TestRefusedPermission:
         """The store answers with "not found" where it could have said "refused"."""
         saved = checkpoint()
         paths = [saved.save(bucket.path("run/ckpt")) for _ in range(2)]
-        before = {key: objects.read(bucket.path(key)) for key in bucket.keys}
+        before = {key: stores.read(bucket.path(key)) for key in bucket.keys}
         bucket.rule(lambda request: status if request.action == "list" else None)
         manager = jaxckpt.CheckpointManager(
             checkpoint(), bucket.path("run"), max_to_keep=1, init_fn=lambda: pytest.fail("initialized")
@@ -102,7 +103,7 @@ class TestRefusedPermission:
         assert jaxckpt.latest_checkpoint(bucket.path("run")) == paths[1]
         checkpoint().restore(paths[1]).assert_consumed()
         bucket.rule(None)
-        assert {key: objects.read(bucket.path(key)) for key in bucket.keys} == before
+        assert {key: stores.read(bucket.path(key)) for key in bucket.keys} == before
 
     def test_an_empty_directory_is_empty(self, bucket: Bucket) -> None:
         """Also while somebody begins to write there: that is no refused listing."""
@@ -111,11 +112,11 @@ class TestRefusedPermission:
         def rule(request: Request) -> None:
             if request == Request("read", "run/checkpoint"):
                 bucket.rule(None)
-                objects.write(f"{path}/checkpoint", b"")
+                stores.write(f"{path}/checkpoint", b"")
 
-        assert not objects.is_directory(path)
+        assert not stores.is_directory(path)
         bucket.rule(rule)
-        assert objects.names(path) == ["checkpoint"]
+        assert stores.names(path) == ["checkpoint"]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -167,7 +168,7 @@ class TestUnreachable:
         assert not storage.is_checkpoint(bucket.path("run/ckpt-1"))
 
     def test_silence_of_a_single_request(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(objects, "_WAIT_SECS", 0.5)
+        monkeypatch.setattr(client, "_WAIT_SECS", 0.5)
         go_on = threading.Event()
 
         def rule(_: Request) -> None:
@@ -202,15 +203,15 @@ class TestDamage:
     def test_every_object(self, bucket: Bucket) -> None:
         path = jaxckpt.Checkpoint(value=np.arange(60_000.0), small=np.arange(5), text="text").save(bucket.path("ckpt"))
         for key in sorted(bucket.keys - {"checkpoint"}):
-            content = objects.read(bucket.path(key))
+            content = stores.read(bucket.path(key))
             damages = [None, content[:-1], content + b"x"]
             for position in {0, len(content) // 3, len(content) // 2, len(content) - 1}:
                 damages.append(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
             for damage in damages:
                 if damage is None:
-                    objects.remove(bucket.path(key))
+                    stores.remove(bucket.path(key))
                 else:
-                    objects.write(bucket.path(key), damage)
+                    stores.write(bucket.path(key), damage)
                 target = jaxckpt.Checkpoint(value=np.zeros(60_000), small=np.zeros(5, int), text="")
                 try:
                     target.restore(path)
@@ -222,7 +223,7 @@ class TestDamage:
                     np.testing.assert_array_equal(target.small, np.arange(5))
                     assert target.text == "text"
                     assert damage is not None or key.endswith(("_sharding", "_CHECKPOINT_METADATA"))
-            objects.write(bucket.path(key), content)
+            stores.write(bucket.path(key), content)
         assert storage.verify(path).ok
 
     def test_exchanged_data(self, bucket: Bucket) -> None:
@@ -233,7 +234,7 @@ class TestDamage:
             for number in (1.0, 2.0)
         )
         (key,) = [key for key in bucket.keys if key.startswith("ckpt-1/value/c/")]
-        objects.write(bucket.path(key), objects.read(second + key.removeprefix("ckpt-1")))
+        stores.write(bucket.path(key), stores.read(second + key.removeprefix("ckpt-1")))
         with pytest.raises(jaxckpt.CorruptCheckpointError, match="not the one that was written"):
             jaxckpt.load_checkpoint(first).tree()
         assert not storage.verify(first).ok
@@ -332,8 +333,8 @@ class TestDeletedWhileItIsRead:
 
     def test_damage_is_still_damage(self, bucket: Bucket) -> None:
         path = checkpoint().write(bucket.path("run/ckpt"))
-        data = [name for name in objects.tree(path) if name.startswith("d/")]
+        data = [name for name in stores.tree(path) if name.startswith("d/")]
         for name in data:
-            objects.remove(f"{path}/{name}")
+            stores.remove(f"{path}/{name}")
         with pytest.raises(jaxckpt.CorruptCheckpointError):
             checkpoint().restore(path)

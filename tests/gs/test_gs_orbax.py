@@ -76,7 +76,7 @@ def test_orbax_reads_ours(bucket: Bucket) -> None:
     saved.write(replaced)
     saved.write(replaced)
     half = saved.write(bucket.path("half"))
-    stores.bucket.remove(f"{half}/commit_success.txt")
+    stores.remove(f"{half}/commit_success.txt")
     stores.write(f"{half}/_JAXCKPT_OWNER", b"{}")
     found = json.loads(run(READER, whole, replaced, half).splitlines()[-1])
     content = {"value": [0.0, 1.0, 2.0], "text": "text"}
@@ -95,6 +95,6 @@ def test_ours_reads_orbax(bucket: Bucket) -> None:
         np.testing.assert_array_equal(tree["value"], np.arange(4.0))
         assert tree["nested"] == [1, {"text": "text"}]
         assert storage.verify(path).ok
-    stores.bucket.remove(bucket.path("orbax/v0/commit_success.txt"))
+    stores.remove(bucket.path("orbax/v0/commit_success.txt"))
     with pytest.raises(jaxckpt.CheckpointError, match="not a committed"):
         jaxckpt.load_checkpoint(bucket.path("orbax/v0"))

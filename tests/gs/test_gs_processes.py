@@ -14,11 +14,10 @@ import pytest
 from storage_server import Bucket, Request, StorageServer
 
 from jaxckpt import storage, testing
-from jaxckpt.storage import joint
+from jaxckpt.storage import joint, stores
 from jaxckpt.storage.commit import claims
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.storage.stores import bucket as objects
 
 pytestmark = [pytest.mark.job, pytest.mark.timeout(240)]
 
@@ -26,7 +25,7 @@ pytestmark = [pytest.mark.job, pytest.mark.timeout(240)]
 @pytest.fixture(scope="module")
 def job(storage_server: StorageServer) -> Iterator[testing.Job]:
     with testing.Job(processes=2, devices=2, timeout=90, env=storage_server.environment()) as job:
-        job.run(gs_programs.configured, "RETRIES", {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"})
+        job.run(gs_programs.impatient, {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"})
         yield job
 
 
@@ -149,4 +148,4 @@ class TestPartOfASaveThatWasGivenUp:
             joint.write_part(new, part(), WriteSettings(), 1)
         for claim in later:
             claim.release()
-        assert objects.tree(str(bucket)) == []
+        assert stores.tree(str(bucket)) == []

@@ -140,7 +140,7 @@ class TestManager:
     def test_unregistered_checkpoints_are_adopted(self, bucket: Bucket) -> None:
         saved = checkpoint(0)
         saved.save(bucket.path("run/ckpt"))
-        stores.bucket.remove(bucket.path("run/checkpoint"))
+        stores.remove(bucket.path("run/checkpoint"))
         saved.write(bucket.path("run/ckpt-2"))
         manager = jaxckpt.CheckpointManager(saved, bucket.path("run"), max_to_keep=3)
         assert manager.checkpoints == [bucket.path("run/ckpt-1"), bucket.path("run/ckpt-2")]

@@ -23,6 +23,7 @@ from jaxckpt._lib import bounds, documents
 from jaxckpt.storage.arrays import claimed, zarr_metadata
 from jaxckpt.storage.commit import claims
 from jaxckpt.storage.ocdbt import decode, zstd
+from jaxckpt.storage.owner import Owner
 from jaxckpt.storage.stores import inside
 
 GOLDEN = Path(make.__file__).parent
@@ -710,7 +711,12 @@ NOTE = {
 def test_notes_in_a_bucket(fields: dict[str, Any]) -> None:
     """What a note calls staged is copied to the checkpoint, and removed: it must have been made for that."""
     directory = "gs://bucket/run/ckpt-1"
-    assert claims._parsed(json.dumps(NOTE).encode(), directory) == claims.Note(**NOTE)  # type: ignore[arg-type]
+    assert claims._parsed(json.dumps(NOTE).encode(), directory) == claims.Note(
+        NOTE["action"],
+        NOTE["staged"],
+        Owner(NOTE["host"], NOTE["pid"], NOTE["start"], NOTE["token"]),
+        NOTE["time"],  # type: ignore[arg-type]
+    )
     assert claims._parsed(json.dumps({**NOTE, **fields}).encode(), directory) is None
     for content in (b"", b"[]", b"null", b"[" * 100_000, b'{"time": 1e400}', b"\xff"):
         assert claims._parsed(content, directory) is None

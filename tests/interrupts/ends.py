@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import jaxckpt
-from jaxckpt.storage.commit import temporary
+from jaxckpt.storage import owner
 from tests.interrupts import children
 from tests.interrupts.ground import Ground
 from tests.interrupts.model import Model, values, version_of
@@ -201,7 +201,7 @@ class Programs:
             after, self._version - 1, path, registers=True, kept=kept, most=None, clean=True
         )
         found += [text for text in problems if text != f"{_BETWEEN[0]} {unnamed}"]
-        if left := [name for name in after if temporary.is_temporary(name)]:
+        if left := [name for name in after if owner.is_temporary(name)]:
             found.append(f"the save of the next program left {left}")
         alive = model.versions.keys() - model.forgotten
         self._told = {"versions": {name: model.versions[name] for name in alive}, "newest": model.newest}

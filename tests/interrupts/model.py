@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import jaxckpt
-from jaxckpt.storage.commit import temporary
+from jaxckpt.storage import owner
 
 STATE_FILE = "checkpoint"
 
@@ -83,7 +83,7 @@ class Model:
         committed = {}
         for name in entries:
             path = self.directory / name
-            if temporary.is_temporary(name) or name == STATE_FILE:
+            if owner.is_temporary(name) or name == STATE_FILE:
                 continue
             if not jaxckpt.storage.is_checkpoint(str(path)):
                 found.append(f"{name} is neither a checkpoint nor a leftover")
@@ -105,7 +105,7 @@ class Model:
             self.forgotten |= gone
         self.versions |= committed
         own = "" if returned is None else os.path.basename(returned)
-        left = [name for name in entries if temporary.is_temporary(name) and temporary.final_name(name) == own]
+        left = [name for name in entries if owner.is_temporary(name) and owner.final_name(name) == own]
         if clean and left:
             found.append(f"after a call that nothing disturbed there are leftovers: {left}")
         limit = kept if clean else most

@@ -123,9 +123,9 @@ def test_a_manager_saves_in_an_exit_handler_before_any_save_ran(tmp_path: Path) 
 
 STUCK = """
 checkpoint.write(prefix + "-warm")
-from jaxckpt.storage import commit
+from jaxckpt.storage.commit import moves
 began = threading.Event()
-commit._publish = lambda *arguments: (began.set(), time.sleep(1000))
+moves.publish = lambda *arguments: (began.set(), time.sleep(1000))
 checkpoint.save(prefix, options)
 assert began.wait(30)
 """
@@ -201,8 +201,8 @@ def test_the_wait_is_bounded_and_says_so(stage: str, tmp_path: Path) -> None:
         options.orbax = jaxckpt.OrbaxSettings(exit_timeout_secs=1)
         checkpoint.write(prefix + "-warm")
         if {stage!r} == "write":
-            from jaxckpt.storage import commit
-            commit._publish = lambda *arguments: time.sleep(1000)
+            from jaxckpt.storage.commit import moves
+            moves.publish = lambda *arguments: time.sleep(1000)
         else:
             options.experimental_write_callbacks = [lambda: time.sleep(1000)]
         checkpoint.save(prefix, options)

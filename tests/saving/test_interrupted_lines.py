@@ -32,9 +32,9 @@ MODULES = (
     *("saving/background", "saving/save", "saving/saves"),
     *(
         "storage/commit/checkpoint_path",
-        "storage/commit/by_rename",
-        "storage/commit/removal",
-        "storage/commit/temporary",
+        *("storage/commit/by_rename", "storage/commit/save", "storage/commit/moves"),
+        *("storage/commit/temporary", "storage/owner"),
+        *("storage/stores/removal", "storage/stores/descriptors"),
     ),
 )
 FILES = {os.path.join(PACKAGE, f"{module}.py") for module in MODULES}

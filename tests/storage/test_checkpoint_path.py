@@ -11,9 +11,10 @@ import jaxckpt
 from jaxckpt import storage
 from jaxckpt.directory import registration
 from jaxckpt.storage import CheckpointPath
-from jaxckpt.storage.commit import by_rename, temporary
+from jaxckpt.storage.commit import by_rename, moves, temporary
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.stores import renames
 
 
 def snapshot_of(directory: Path) -> dict[str, bytes | None]:
@@ -123,15 +124,15 @@ class TestDeleting:
 
     def test_only_the_one_that_is_meant(self, tmp_path: Path) -> None:
         path = a_checkpoint(tmp_path / "c")
-        old = by_rename.identity(str(path))
+        old = storage.identity(str(path))
         jaxckpt.Checkpoint(value=np.full(3, 2.0)).write(tmp_path / "c")
         with pytest.raises(OSError, match="in its place") as caught:
             storage.delete(path, old)
         assert caught.value.errno == errno.EBUSY
         assert value_at(tmp_path / "c") == 2.0
-        storage.delete(path, by_rename.identity(str(path)))
+        storage.delete(path, storage.identity(str(path)))
         assert os.listdir(tmp_path) == []
-        assert by_rename.identity(str(path)) is None
+        assert storage.identity(str(path)) is None
 
     def test_links_in_it_are_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
@@ -241,7 +242,8 @@ class TestTakingBack:
     @pytest.fixture(params=["exchange", "no exchange"])
     def renames(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         if request.param == "no exchange":
-            monkeypatch.setattr(by_rename, "_rename2", lambda *_: False)
+            monkeypatch.setattr(renames, "exchange", lambda *_: False)
+            monkeypatch.setattr(renames, "rename_new", lambda *_: False)
 
     def register(self) -> None:
         raise OSError(errno.EROFS, "no registration")
@@ -252,7 +254,7 @@ class TestTakingBack:
             Path(new, "_METADATA").write_text("new")
 
         with pytest.raises(OSError, match="no registration"):
-            by_rename.save(
+            storage.save(
                 CheckpointPath.of(str(path)),
                 Snapshot(()),
                 WriteSettings(),
@@ -281,7 +283,7 @@ class TestTakingBack:
         before = snapshot_of(tmp_path)
         for nth in range(1, 4):
             calls = 0
-            real = by_rename._publish
+            real = moves.publish
 
             def failing(*arguments: object, nth: int = nth, real: object = real) -> None:
                 def rename(old: str, new: str) -> None:
@@ -293,11 +295,11 @@ class TestTakingBack:
 
                 real_rename = os.rename
                 with monkeypatch.context() as patch:
-                    patch.setattr(by_rename.os, "rename", rename)
+                    patch.setattr(moves.os, "rename", rename)
                     real(*arguments)  # type: ignore[operator]
 
             with monkeypatch.context() as patch:
-                patch.setattr(by_rename, "_publish", failing)
+                patch.setattr(moves, "publish", failing)
                 self.attempt(tmp_path / "c", replace=True)
             assert snapshot_of(tmp_path) == before, nth
 

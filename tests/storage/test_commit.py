@@ -22,7 +22,6 @@ import pytest
 
 import jaxckpt
 from jaxckpt import storage
-from jaxckpt.storage.commit import by_rename
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -39,7 +38,7 @@ WRITER = """
     import os, sys, time
     import numpy as np
     import jaxckpt
-    from jaxckpt.storage import commit
+    from jaxckpt.storage.stores import renames
 
     directory, kind, variant, start, crippled = sys.argv[1:]
     options = jaxckpt.CheckpointOptions(**{
@@ -48,7 +47,7 @@ WRITER = """
         "files": {"experimental_sharding_callback": jaxckpt.MaxShardSizePolicy(100_000)},
     }[variant])
     if crippled == "yes":  # A file system without RENAME_EXCHANGE, such as NFS.
-        commit._rename2 = lambda *arguments: False
+        renames.exchange = renames.rename_new = lambda *arguments: False
     number = int(start)
     checkpoint = jaxckpt.Checkpoint(value=np.full(60_000, float(number)), small=[number] * 5, text=str(number))
     manager = jaxckpt.CheckpointManager(checkpoint, directory, max_to_keep=2) if kind == "manager" else None
@@ -186,13 +185,13 @@ def test_killed_at_every_rename(moment: int, tmp_path: Path) -> None:
         import os, signal, sys
         import numpy as np
         import jaxckpt
-        from jaxckpt.storage import commit
+        from jaxckpt.storage.stores import local, renames
 
         path, moment, crippled = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "yes"
         checkpoint = jaxckpt.Checkpoint(value=np.ones(60_000), small=[1] * 5, text="1")
         checkpoint.write(path)
         if crippled:
-            commit._rename2 = lambda *arguments: False
+            renames.exchange = renames.rename_new = lambda *arguments: False
         calls = 0
 
         def die():
@@ -201,7 +200,7 @@ def test_killed_at_every_rename(moment: int, tmp_path: Path) -> None:
             if calls == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        places = [(os, "rename"), (os, "replace"), (os, "rmdir"), (os, "unlink"), (commit, "_rename2"), (commit, "sync_directory")]
+        places = [(os, "rename"), (os, "replace"), (os, "rmdir"), (os, "unlink"), (renames, "exchange"), (local, "sync_directory")]
         for module, name in places:
             real = getattr(module, name)
             setattr(module, name, lambda *arguments, real=real, **named: (die(), real(*arguments, **named))[1])
@@ -229,13 +228,13 @@ def test_leftovers_are_listed_and_swept_but_never_a_live_save(tmp_path: Path) ->
         import sys, time
         import numpy as np
         import jaxckpt
-        from jaxckpt.storage import commit
+        from jaxckpt.storage.commit import moves
 
         def stop(*arguments, **named):
             print("waiting", flush=True)
             time.sleep(100)
 
-        commit._publish = stop
+        moves.publish = stop
         jaxckpt.Checkpoint(value=np.zeros(1000)).save(sys.argv[1])
         """
     prefix = tmp_path / "ckpt"
@@ -488,7 +487,7 @@ def test_an_interrupt_stays_one(tmp_path: Path) -> None:
             raise KeyboardInterrupt  # noqa: B904
 
     with pytest.raises(KeyboardInterrupt):
-        by_rename.save(
+        storage.save(
             storage.CheckpointPath(str(tmp_path), "c-1"), Snapshot(()), WriteSettings(), replace=False, write=write
         )
     assert list(tmp_path.iterdir()) == []

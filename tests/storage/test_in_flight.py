@@ -19,13 +19,13 @@ SAVER = """
     import sys
     import numpy as np
     import jaxckpt
-    from jaxckpt.storage import commit
+    from jaxckpt.storage.commit import moves
 
     def wait(*_):
         print("written", flush=True)
         sys.stdin.read()
 
-    commit._publish = wait
+    moves.publish = wait
     jaxckpt.Checkpoint(value=np.zeros(4)).save(sys.argv[1])
 """
 

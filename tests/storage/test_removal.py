@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxckpt.storage.commit import removal
-from jaxckpt.storage.commit.removal import remove_tree
+from jaxckpt.storage.stores import descriptors
+from jaxckpt.storage.stores.removal import remove_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,7 +185,7 @@ def test_a_directory_without_permission(tmp_path: Path) -> None:
     # By a descriptor: the parents of pytest's directories let no other user through.
     code = """
         import os, sys
-        from jaxckpt.storage.commit.removal import remove_tree
+        from jaxckpt.storage.stores.removal import remove_tree
 
         if os.getuid() == 0:
             os.setuid(65534)
@@ -271,10 +271,10 @@ def test_deep_nesting_and_many_files_with_two_descriptors(tmp_path: Path) -> Non
 
 
 def test_descriptors_that_were_put_aside(tree: Path, tmp_path: Path) -> None:
-    spare = removal.SpareDescriptors()
+    spare = descriptors.SpareDescriptors()
     with descriptors_free(0):
         with pytest.raises(OSError, match="Too many open files"):
-            removal.SpareDescriptors()
+            descriptors.SpareDescriptors()
         spare.close()
         remove_tree(str(tmp_path), "tree")
     spare.close()

@@ -1,6 +1,5 @@
 """Reading and replacing the file `checkpoint` of a directory, or the object in a bucket."""
 
-import contextlib
 import errno
 import math
 import os
@@ -11,7 +10,7 @@ from jaxckpt.directory import foreign_runs
 from jaxckpt.directory.state_file.records import Records, UnreadableStateError
 from jaxckpt.directory.state_file.text import from_text, is_sealed, sealed, to_text
 from jaxckpt.storage import CheckpointPath, stores
-from jaxckpt.storage.commit import by_rename, temporary
+from jaxckpt.storage.commit.committers import committer_of
 
 FILE = "checkpoint"
 
@@ -24,7 +23,7 @@ def read(directory: str, name: str = FILE) -> Records | None:
       OSError: with errno: it cannot be read, or `directory` is not one.
     """
     path = os.path.join(directory, name)
-    content, version = _read_versioned(path)
+    content, version = stores.read_versioned(path, bounds.STATE_FILE_BYTES)
     if content is None:
         return None
     text = content.decode("utf-8", "surrogateescape")
@@ -38,45 +37,17 @@ def read(directory: str, name: str = FILE) -> Records | None:
     here = stores.absolute(directory)
     listed, records.entries = records.entries, {}
     for entry, timestamp in listed.items():
-        same = _relative(entry, here)
+        same = stores.relative(entry, here)
         # The last one is the latest, also where it was spelled in two ways.
         records.entries[same] = max(timestamp, records.entries.pop(same, timestamp))
-    records.kept = {_relative(name, here) for name in records.kept}
+    records.kept = {stores.relative(name, here) for name in records.kept}
     return records
 
 
 def is_own(directory: str) -> bool:
     """Whether there is a state file as jaxckpt wrote it. Raises OSError: it cannot be read."""
-    content, _ = _read_versioned(os.path.join(directory, FILE))
+    content, _ = stores.read_versioned(os.path.join(directory, FILE), bounds.STATE_FILE_BYTES)
     return content is not None and is_sealed(content.decode("utf-8", "surrogateescape"))
-
-
-def _read_versioned(path: str) -> tuple[bytes | None, bytes | None]:
-    """Returns the content of a file, None if there is none, and in a bucket its generation."""
-    if stores.is_bucket(path):
-        return stores.bucket.read_versioned(path)
-    try:
-        return stores.read(path, bounds.STATE_FILE_BYTES), None
-    except FileNotFoundError:
-        return None, None
-
-
-def _relative(name: str, directory: str) -> str:
-    """Spells a path inside `directory` relative to it and in one way, so that it stays right when the directory moves."""
-    bucket = stores.is_bucket(directory)
-    if bucket:
-        name = name.removeprefix(directory + "/")
-    if "/" not in name or (bucket and stores.is_bucket(name)):
-        return name
-    if not os.path.isabs(name) and os.pardir not in name.split("/"):
-        return os.path.normpath(name)
-    if bucket:
-        root = "/" + directory.partition("://")[2]
-        relative = os.path.relpath(os.path.join(root, name), root)
-    else:
-        path = os.path.join(directory, name).rstrip("/") or "/"
-        relative = os.path.relpath(stores.identity(path), os.path.realpath(directory))
-    return name if relative.split("/")[0] == os.pardir else relative
 
 
 def check(directory: str) -> None:
@@ -86,7 +57,7 @@ def check(directory: str) -> None:
       IsADirectoryError: with errno.
     """
     path = os.path.join(directory, FILE)
-    if not stores.is_bucket(path) and os.path.isdir(path):
+    if stores.is_local(path) and os.path.isdir(path):
         raise IsADirectoryError(
             errno.EISDIR,
             "A directory is where the state file of the checkpoints has to be; rename it, or save elsewhere",
@@ -114,23 +85,5 @@ def write(directory: str, records: Records) -> None:
     # All checkpoints that exist now were committed before now.
     records.borders = {prefix: time.time() if at == math.inf else at for prefix, at in records.borders.items()}
     content = sealed(to_text(records)).encode("ascii")
-    if path.in_bucket:
-        stores.bucket.write(str(path), content, expected=records.version or stores.bucket.ABSENT)
-        return
     check(directory)
-    folder = temporary.TemporaryDirectory(path)
-    try:
-        try:
-            with open(folder.new, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = error.filename or str(path)
-            raise
-        os.replace(folder.new, str(path))
-    finally:
-        # It is empty, or will be swept: what has been written is written.
-        with contextlib.suppress(OSError):
-            folder.remove()
-    by_rename.sync_directory(directory)
+    committer_of(directory).replace_file(path, content, records.version or stores.ABSENT)

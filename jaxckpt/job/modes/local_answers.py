@@ -85,7 +85,7 @@ class LocalAnswers:
         for (name, _, shape), size in zip(boxes, sizes, strict=True):
             targets.append(memory[at : at + size].view(infos[name].dtype).reshape(shape))
             at += size
-        if stores.is_bucket(self._stored.path):
+        if not stores.is_local(self._stored.path):
             for target, array in zip(targets, arrays_of(boxes), strict=True):
                 target[...] = array
         else:

@@ -17,8 +17,9 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.job.protocol.wire import Header
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handler
-from jaxckpt.storage import stores
+from jaxckpt.storage import owner, stores
 from jaxckpt.storage.commit import temporary
+from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -49,7 +50,7 @@ class Writer:
         end = time.monotonic() + float(header["secs"])
         while True:
             try:
-                with stores.bucket.within(Deadline(max(0.1, end - time.monotonic()), f"Looking for {path}")):
+                with stores.within(Deadline(max(0.1, end - time.monotonic()), f"Looking for {path}")):
                     if stores.read(path) == token.encode():
                         return {"t": "seen", "seen": True}, None
             except OSError:
@@ -60,7 +61,7 @@ class Writer:
 
     def _write(self, header: Header) -> Answer:
         new = str(header["new"])
-        if not stores.is_bucket(new) and not temporary.is_temporary(os.path.basename(os.path.dirname(new))):
+        if not committer_of(new).in_place and not owner.is_temporary(os.path.basename(os.path.dirname(new))):
             raise ProcessError(f"Process 0 asked for a part in {new}, which is not in a temporary directory.", (0,))
         with _not_revived(os.path.dirname(new)):
             storage.write_part(new, self._snapshot, self._settings, self._process)
@@ -74,7 +75,7 @@ def _not_revived(folder: str) -> Iterator[None]:
     If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
     directories that it misses.
     """
-    if stores.is_bucket(folder):
+    if committer_of(folder).in_place:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # As long as it is open, no other gets its number.
@@ -97,8 +98,8 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
       ProcessError: a process does not see the directory, failed, or did not answer.
       OSError: with errno.
     """
-    # In a bucket the directory of the item is the one that this save has claimed.
-    _require_shared(new if stores.is_bucket(new) else os.path.dirname(new), session)
+    # A directory that is written in place is there, and claimed by this save.
+    _require_shared(new if committer_of(new).in_place else os.path.dirname(new), session)
     errors: list[BaseException] = []
     given_up = threading.Event()
     under_way = threading.Lock()
@@ -140,7 +141,7 @@ def _require_shared(folder: str, session: Center) -> None:
     token = secrets.token_hex(16)
     path = os.path.join(folder, temporary.MARK)
     stores.write(path, token.encode())
-    if not stores.is_bucket(path):
+    if stores.is_local(path):
         _sync(path)
     secs = min(_LOOK_SECS, session.timeout / 4)
     answers = session.ask_all({"t": "look", "path": path, "token": token, "secs": secs}, "looking for the directory")

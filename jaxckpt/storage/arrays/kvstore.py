@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxckpt.storage import stores
 from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+from jaxckpt.storage.stores import bucket
 
 
 def check_path(path: str) -> None:
@@ -17,10 +18,7 @@ def check_path(path: str) -> None:
 
 def base(directory: str) -> dict[str, Any]:
     """Returns the TensorStore spec of the files of `directory`."""
-    if stores.is_bucket(directory):
-        name, key = stores.bucket.split(directory)
-        return {"driver": "gcs", "bucket": name, "path": key and key + "/"}
-    return {"driver": "file", "path": os.path.join(stores.absolute(directory), "")}
+    return stores.store_of(directory).spec(directory)
 
 
 def context(concurrency: int = 16) -> Any:
@@ -31,7 +29,7 @@ def context(concurrency: int = 16) -> Any:
         {
             "file_io_concurrency": {"limit": concurrency},
             "data_copy_concurrency": {"limit": max(2, min(16, os.cpu_count() or 1))},
-            "gcs_request_retries": stores.bucket.RETRIES,
+            **bucket.CONTEXT,
             "cache_pool": {"total_bytes_limit": 0},
             "cache_pool#ocdbt": {"total_bytes_limit": 64 << 20},
         }

@@ -68,11 +68,11 @@ def write_arrays(
     """
     stores.make_directory(directory)
     deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
-    if stores.is_bucket(directory) or not layout.uses_ocdbt(settings) or settings.compression is not None:
+    if not stores.is_local(directory) or not layout.uses_ocdbt(settings) or settings.compression is not None:
         # TensorStore begins a new data file with every transaction. An array without elements is in no group.
         for group in (entries,) if groups is None else (*groups, _without_pieces(entries)):
             tensorstore_writer.write(directory, group, settings, deadline)
-        if stores.is_bucket(directory):
+        if not stores.is_local(directory):
             return
         if not layout.uses_ocdbt(settings) or os.path.exists(os.path.join(directory, OCDBT_MANIFEST)):
             return
@@ -101,7 +101,7 @@ def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) ->
       TimeoutError: after `timeout_secs`.
     """
     deadline = Deadline(timeout_secs, f"Merging {directory}")
-    if stores.is_bucket(directory):
+    if not stores.is_local(directory):
         tensorstore_writer.merge(directory, parts, deadline)
         return
     merged: dict[bytes, Value] = {}

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import removal
+from jaxckpt.storage.stores import protected
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,15 @@ class CheckpointPath:
         """Checks the path.
 
         Raises:
-          ValueError: it is relative, has no name of its own, or is one of the directories that no checkpoint may take the place of.
+          ValueError: it is relative, names no bucket, has no name of its own, or is one of the directories that no checkpoint may take
+            the place of.
         """
         if self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name:
             raise ValueError(f"{self}: the path of a checkpoint ends in a name, got {self.name!r}.")
-        if self.in_bucket:
-            if not stores.bucket.split(self.directory)[0]:
-                raise ValueError(f"{self}: this address names no bucket.")
+        # The slash: "gs://bucket" is taken apart into "gs:/" and "bucket".
+        directory = f"{self.directory}/"
+        if not stores.is_local(directory):
+            stores.store_of(directory).check_address(directory, "path")
             return
         if not os.path.isabs(self.directory):
             raise ValueError(f"{self}: the path of a checkpoint must be absolute here.")
@@ -52,11 +54,6 @@ class CheckpointPath:
         directory, _, name = path.rpartition("/")
         return cls(directory if directory or not path.startswith("/") else "/", name)
 
-    @property
-    def in_bucket(self) -> bool:
-        """Whether the checkpoint lies in a bucket."""
-        return stores.is_bucket(f"{self.directory}/")
-
     def __str__(self) -> str:
         return os.path.join(self.directory, self.name)
 
@@ -68,4 +65,4 @@ def _protected(path: str) -> str | None:
     except OSError:
         # Nothing is there, so that nothing can be lost.
         return None
-    return removal.protected().get((there.st_dev, there.st_ino))
+    return protected.directories().get((there.st_dev, there.st_ino))

@@ -1,7 +1,6 @@
-"""Notes in a bucket that say who works on a directory, so that what a dead process left can be told from a save that is running.
+"""Notes that say who works on a directory, so that what a dead process left can be told from a save that is running.
 
-A process of this machine (and process namespace) is alive as long as the system says so. Of another one the note tells: it is written anew
-while the work goes on, so an old one belongs to a dead process.
+A note is written anew while the work goes on: for a process on another machine, that is the sign of life.
 """
 
 import contextlib
@@ -9,17 +8,16 @@ import errno
 import json
 import logging
 import os
-import secrets
 import threading
 import time
 import weakref
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxckpt._lib import bounds, processes
+from jaxckpt._lib import bounds
 from jaxckpt._lib.documents import DamagedError, as_dict, as_int, as_text, parse_strictly
-from jaxckpt.storage.commit import temporary
-from jaxckpt.storage.stores import bucket
+from jaxckpt.storage import owner, stores
+from jaxckpt.storage.owner import Owner
 
 FILE = "_JAXCKPT_OWNER"
 RENEW_SECS = 30.0
@@ -27,8 +25,6 @@ RENEW_SECS = 30.0
 DEAD_AFTER_SECS = 900.0
 Action = Literal["save", "stage", "replace", "delete"]
 _ACTIONS: dict[str, Action] = {"save": "save", "stage": "stage", "replace": "replace", "delete": "delete"}
-# Notes of this process that stand for work, by token. One that an interrupt dropped does not: its directory is a leftover.
-_active: "weakref.WeakValueDictionary[str, Claim]" = weakref.WeakValueDictionary()
 _log = logging.getLogger("jaxckpt")
 
 
@@ -39,33 +35,29 @@ class Note:
     Attributes:
       action: what is being done: "save" and "stage" write a checkpoint, "replace" exchanges one for what was staged, "delete" removes one.
       staged: for "replace": the directory that holds the new checkpoint.
-      host, pid, start: the process, as `processes` tells processes apart.
-      token: tells this work from other work of the same process.
+      owner: whose work it is.
       time: when the note was written, in seconds since the epoch.
     """
 
     action: Action
     staged: str | None
-    host: str
-    pid: int
-    start: int
-    token: str
+    owner: Owner
     time: float
 
     @property
-    def live(self) -> bool:
-        """Whether the process may still be at work."""
-        if self.host != processes.host():
-            return time.time() - self.time < DEAD_AFTER_SECS
-        if self.pid == os.getpid():
-            return self.token in _active
-        return processes.is_running(self.pid, self.start)
+    def age_secs(self) -> float:
+        """Seconds since the note was written."""
+        return max(0.0, time.time() - self.time)
 
     @property
-    def owner(self) -> str:
-        """The process, in words."""
-        where = "" if self.host == processes.host() else " of another machine"
-        return f"process {self.pid}{where}" + ("" if self.live else ", which has ended")
+    def live(self) -> bool:
+        """Whether the owner may still be at work."""
+        return self.owner.is_alive(self.age_secs, DEAD_AFTER_SECS)
+
+    @property
+    def in_words(self) -> str:
+        """The owner, for a message."""
+        return self.owner.in_words(self.live)
 
 
 def read(directory: str) -> Note | None:
@@ -74,9 +66,13 @@ def read(directory: str) -> Note | None:
 
 
 def read_versioned(directory: str) -> tuple[Note | None, bytes]:
-    """Returns the note of a directory, as `read`, and the generation of its object."""
-    content, generation = bucket.read_versioned(os.path.join(directory, FILE))
-    return None if content is None else _parsed(content, directory), generation
+    """Returns the note of a directory, as `read`, and the version of its file."""
+    try:
+        content, version = stores.read_versioned(os.path.join(directory, FILE))
+    except NotADirectoryError:
+        # A file is in the place of the directory.
+        content, version = None, stores.ABSENT
+    return None if content is None else _parsed(content, directory), version
 
 
 def _parsed(content: bytes, directory: str) -> Note | None:
@@ -90,10 +86,12 @@ def _parsed(content: bytes, directory: str) -> Note | None:
         return Note(
             action=_ACTIONS[action],
             staged=staged,
-            host=as_text(found["host"], "host"),
-            pid=as_int(found["pid"], "pid"),
-            start=as_int(found["start"], "start"),
-            token=as_text(found["token"], "token"),
+            owner=Owner(
+                as_text(found["host"], "host"),
+                as_int(found["pid"], "pid"),
+                as_int(found["start"], "start"),
+                as_text(found["token"], "token"),
+            ),
             time=written if type(written) is float else float(as_int(written, "time")),
         )
     except (DamagedError, KeyError):
@@ -102,9 +100,9 @@ def _parsed(content: bytes, directory: str) -> Note | None:
 
 def _is_staged(staged: str, directory: str) -> bool:
     """Whether a path is that of what was staged for `directory`: what a note names is copied, and removed."""
-    parent, name = os.path.split(bucket.normal(directory))
+    parent, name = os.path.split(stores.absolute(directory))
     beside, temporary_name = os.path.split(staged)
-    return beside == parent and temporary.is_temporary(temporary_name) and temporary.final_name(temporary_name) == name
+    return beside == parent and owner.is_temporary(temporary_name) and owner.final_name(temporary_name) == name
 
 
 class Claim:
@@ -116,58 +114,64 @@ class Claim:
         Args:
           directory: where.
           action, staged: as of `Note`.
-          over: generation of the note to write over; None for whatever note a dead process left, or none.
+          over: version of the note to write over; None for whatever note a dead process left, or none.
 
         Raises:
           FileExistsError: a running process is at work there.
           OSError: with errno.
         """
         self._path = os.path.join(directory, FILE)
-        self._note = Note(action, staged, processes.host(), os.getpid(), processes.start(), secrets.token_hex(8), 0.0)
-        _active[self._note.token] = self
+        self._action, self._staged = action, staged
+        self._owner = Owner.new(token_bytes=8)
+        self._owner.begin(self)
         self._ended = threading.Event()
         self._renewing: threading.Thread | None = None
         try:
-            there, generation = read_versioned(directory)
-            if over not in (None, generation):
-                raise bucket.ChangedError(errno.EAGAIN, "The note there is another one now", self._path)
+            stores.make_directory(directory)
+            there, version = read_versioned(directory)
+            if over not in (None, version):
+                raise stores.ChangedError(errno.EAGAIN, "The note there is another one now", self._path)
             if there is not None and there.live:
                 raise FileExistsError(
-                    errno.EEXIST, f"{there.owner.capitalize()} is at work there (a {there.action})", directory
+                    errno.EEXIST, f"{there.in_words.capitalize()} is at work there (a {there.action})", directory
                 )
-            self._generation = self._write(generation)
+            self._version = self._write(version)
         except BaseException as error:
-            _active.pop(self._note.token, None)
-            if isinstance(error, bucket.ChangedError):
+            self._owner.end()
+            if isinstance(error, stores.ChangedError):
                 raise FileExistsError(
                     errno.EEXIST, "Another process began to work there at the same time", directory
                 ) from error
             raise
-        with contextlib.suppress(RuntimeError):  # The program is ending: no thread can be started any more.
+        # Where the program is ending, no thread can be started any more.
+        with contextlib.suppress(RuntimeError):
             self._renewing = threading.Thread(
                 target=_keep, args=(weakref.ref(self), self._ended), name="jaxckpt-claim", daemon=True
             )
             self._renewing.start()
 
     def _content(self) -> bytes:
-        fields = {name: getattr(self._note, name) for name in Note.__dataclass_fields__}
-        return json.dumps({**fields, "time": time.time()}).encode()
+        owner = self._owner
+        fields = {"action": self._action, "staged": self._staged}
+        process = {"host": owner.host, "pid": owner.pid, "start": owner.start, "token": owner.token}
+        return json.dumps({**fields, **process, "time": time.time()}).encode()
 
     def _write(self, expected: bytes) -> bytes:
-        """Writes the note over what has a generation; returns its new one. Raises ChangedError if somebody else was there."""
+        """Writes the note over the version that is expected; returns its new one. Raises ChangedError if somebody else was there."""
         try:
-            return bucket.write(self._path, self._content(), expected)
-        except bucket.ChangedError:
-            there, generation = read_versioned(os.path.dirname(self._path))
-            if there is None or there.token != self._note.token:
+            return stores.write_if(self._path, self._content(), expected)
+        except stores.ChangedError:
+            there, version = read_versioned(os.path.dirname(self._path))
+            if there is None or there.owner != self._owner:
                 raise
-            return generation  # It was written, but the answer got lost, and what tried again found its own work.
+            # It was written, but the answer got lost, and what tried again found its own work.
+            return version
 
     def renew(self) -> bool:
         """Writes the note anew. Returns whether it is still this one's."""
         try:
-            self._generation = self._write(self._generation)
-        except bucket.ChangedError:
+            self._version = self._write(self._version)
+        except stores.ChangedError:
             # Another process took this one for dead; `confirm` says so.
             return False
         except OSError as error:
@@ -181,7 +185,7 @@ class Claim:
           OSError: somebody has.
         """
         there = read(os.path.dirname(self._path))
-        if there is None or there.token != self._note.token:
+        if there is None or there.owner != self._owner:
             raise OSError(
                 errno.ECANCELED,
                 f"Another process took this save for dead, because it had been silent for {DEAD_AFTER_SECS:g} s, and removed it",
@@ -193,12 +197,12 @@ class Claim:
         self._ended.set()
         if self._renewing is not None and self._renewing.ident is not None:
             self._renewing.join(RENEW_SECS)
-        _active.pop(self._note.token, None)
+        self._owner.end()
 
     def release(self) -> None:
         """Removes the note: the work is done. Raises OSError."""
         self.stop()
-        bucket.remove(self._path)
+        stores.remove(self._path)
 
 
 def _keep(claim: "weakref.ref[Claim]", ended: threading.Event) -> None:

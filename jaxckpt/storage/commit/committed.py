@@ -1,17 +1,14 @@
-"""Finding what is committed: by the name of its directory, and in a bucket by its marker."""
+"""Finding checkpoints, removing them, and removing what dead processes left, whichever committer a path has."""
 
 import os
-import stat
 
 from jaxckpt._lib import numbering
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import by_marker, temporary
-from jaxckpt.storage.item import description, digests, tree_metadata
-
-# A directory that has one of these files is a checkpoint, a damaged one perhaps.
-MARKS = (tree_metadata.FILE, digests.FILE, description.FILE)
-# Orbax writes the key that tells its file first.
-_MARK_BYTES = 4096
+from jaxckpt.storage.commit import marks
+from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
+from jaxckpt.storage.commit.committer import Leftover
+from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.item import description, tree_metadata
 
 
 def item_directory(path: str) -> str | None:
@@ -22,27 +19,23 @@ def item_directory(path: str) -> str | None:
     Raises:
       ValueError: there are several trees.
     """
-    if stores.is_bucket(path):
-        home = by_marker.home(path)
-        if home is None:
-            return None
-        path = home
-    if stores.is_file(os.path.join(path, tree_metadata.FILE)):
-        return path
+    home = committer_of(path).home(path)
+    if home is None:
+        return None
+    if stores.is_file(os.path.join(home, tree_metadata.FILE)):
+        return home
     try:
-        names = sorted(stores.names(path))
+        names = sorted(stores.names(home))
     except (FileNotFoundError, NotADirectoryError):
         return None
     items = [
         name
         for name in names
-        if stores.is_file(os.path.join(path, name, tree_metadata.FILE))
-        and "orbax-checkpoint-tmp" not in name
-        and not temporary.is_temporary(name)
+        if stores.is_file(os.path.join(home, name, tree_metadata.FILE)) and not marks.is_temporary_name(name)
     ]
-    if len(items) > 1 and _is_orbax(path):
-        raise ValueError(f"{path} holds several items: {', '.join(items)}. Name one: {os.path.join(path, items[0])!r}.")
-    return os.path.join(path, items[0]) if len(items) == 1 and _is_orbax(path) else None
+    if len(items) > 1 and _is_orbax(home):
+        raise ValueError(f"{home} holds several items: {', '.join(items)}. Name one: {os.path.join(home, items[0])!r}.")
+    return os.path.join(home, items[0]) if len(items) == 1 and _is_orbax(home) else None
 
 
 def _is_orbax(path: str) -> bool:
@@ -51,50 +44,32 @@ def _is_orbax(path: str) -> bool:
 
 def is_checkpoint(path: str) -> bool:
     """Whether `path` is a committed Orbax checkpoint, written by jaxckpt or not, even a damaged one."""
-    name = os.path.basename(stores.absolute(path))
-    if "orbax-checkpoint-tmp" in name or temporary.is_temporary(name):
-        return False
-    if stores.is_bucket(path):
-        return by_marker.home(path) is not None
-    if not os.path.isdir(path):
-        return False
-    return any(stores.is_file(os.path.join(path, mark)) for mark in MARKS)
-
-
-def is_marked(descriptor: int) -> bool:
-    """Whether the open directory is one of a checkpoint beyond doubt, so that it may be deleted or replaced.
-
-    A file called ``_METADATA`` is not enough: other programs have such files. It must say what Orbax's says.
-    """
-    return any(_reads(descriptor, mark, 0) is not None for mark in MARKS if mark != tree_metadata.FILE) or (
-        (text := _reads(descriptor, tree_metadata.FILE, _MARK_BYTES)) is not None and tree_metadata.KEY in text
-    )
-
-
-def _reads(directory: int, name: str, size: int) -> bytes | None:
-    """Returns the first `size` bytes of a regular file of an open directory; None if there is no such file."""
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    except OSError:
-        return None
-    try:
-        return os.read(descriptor, size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    finally:
-        os.close(descriptor)
+    return committer_of(path).is_committed(path)
 
 
 def list_numbered(prefix: str) -> list[int]:
     """Returns the numbers of the committed checkpoints ``prefix-N``, ascending."""
     directory, name = os.path.split(prefix)
-    if stores.is_bucket(directory):
-        names = by_marker.committed(directory)
-    else:
-        try:
-            names = os.listdir(directory or ".")
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-    numbers = numbering.numbers(name, names)
-    if stores.is_bucket(directory):
-        return numbers
-    here = os.path.join(directory or ".", name)
-    return [number for number in numbers if is_checkpoint(numbering.name_of(here, number))]
+    return numbering.numbers(
+        name, committer_of(prefix).committed(directory, lambda entry: numbering.prefix_of(entry) == name)
+    )
+
+
+def identity(path: str) -> object | None:
+    """Returns what tells the checkpoint at `path` from a later one of that name; None if nothing is there. Raises OSError."""
+    return committer_of(path).identity(path)
+
+
+def delete(path: CheckpointPath, expected: object | None = None) -> None:
+    """Removes a checkpoint. See `Committer.delete` for the arguments and errors."""
+    committer_of(path.directory).delete(path, expected)
+
+
+def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
+    """Lists what running or dead processes have in `directory` that is not committed, oldest first. See `Committer.leftovers`."""
+    return committer_of(directory).leftovers(directory, name)
+
+
+def sweep(directory: str, name: str | None = None) -> list[str]:
+    """Removes what dead processes left in `directory`, and returns the paths that were removed. See `Committer.sweep`."""
+    return committer_of(directory).sweep(directory, name)

@@ -1,9 +1,7 @@
 """Saves that have not been committed yet: what a reader of their path should be told."""
 
-import os
-
-from jaxckpt.storage import stores
-from jaxckpt.storage.commit import claims, reservations, temporary
+from jaxckpt.storage.commit import reservations
+from jaxckpt.storage.commit.committers import committer_of
 
 
 def saving(path: str) -> str | None:
@@ -12,13 +10,4 @@ def saving(path: str) -> str | None:
     Raises:
       OSError: it cannot be found out.
     """
-    if reservations.holds(path):
-        return "this process"
-    if stores.is_bucket(path):
-        note = claims.read(path)
-        return note.owner if note is not None and note.live and note.action != "delete" else None
-    directory, name = os.path.split(stores.absolute(path))
-    for leftover in temporary.leftovers(directory, name):
-        if leftover.live and os.path.basename(leftover.final) == name and not temporary.is_deletion(leftover.path):
-            return leftover.owner
-    return None
+    return "this process" if reservations.holds(path) else committer_of(path).saving(path)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Self
 
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import by_marker, committed
+from jaxckpt.storage.commit import committed
+from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item import tree_metadata
 
 # A deletion that is under way removes a file every few milliseconds. Where nothing has changed for so long, nobody is deleting.
@@ -50,31 +51,38 @@ class Presence:
         self._given = path
         # The working directory may be another one when something fails.
         self._path = stores.absolute(path)
+        self._is_local = stores.is_local(self._path)
         self._read_digests: Callable[[], object] | None = None
         self._digests: object = None
         self._opened = self._identity()
-        self._was_checkpoint = stores.is_bucket(self._path) or committed.is_checkpoint(self._path)
+        self._was_checkpoint = not self._is_local or committed.is_checkpoint(self._path)
 
     def identify_by(self, digests: object, read: Callable[[], object]) -> None:
-        """Tells a checkpoint in a bucket, which has no inode, from one that was saved anew there.
+        """Tells a checkpoint from one that was saved anew in its place. In a local store, its inodes do so already.
 
         Args:
           digests: of its files, as they were when it was opened.
           read: reads them again; raises CorruptCheckpointError or OSError.
         """
-        self._digests, self._read_digests = digests, read
+        if not self._is_local:
+            self._digests, self._read_digests = digests, read
 
     def check(self) -> None:
-        """Raises DeletedError if the checkpoint is gone. Costs a look at its directory; in a bucket, where a look is a request, nothing."""
-        if not stores.is_bucket(self._path) and (error := self._fault()) is not None:
+        """Raises DeletedError if the checkpoint is gone, where a look at its directory is cheap: where it is a request, none is made."""
+        if self._is_local and (error := self._fault()) is not None:
             raise error
 
-    def refuse_another(self) -> None:
+    def refuse_another(self, *, if_cheap: bool = False) -> None:
         """Raises DeletedError if another checkpoint is there now. After a read: some of what was read may be the other one's.
 
         That the checkpoint is gone doesn't matter any more, once everything has been read.
+
+        Args:
+          if_cheap: look only where that is no request.
         """
-        if stores.is_bucket(self._path):
+        if if_cheap and not self._is_local:
+            return
+        if not self._is_local:
             another = self._read_digests is not None and self._was_rewritten()
         else:
             now, then = self._identity(), self._opened
@@ -104,7 +112,7 @@ class Presence:
         if self._opened is None and os.path.islink(self._path):
             # A link that led nowhere from the beginning.
             return None
-        if stores.is_bucket(self._path):
+        if not self._is_local:
             # What is no committed checkpoint from the beginning has not been deleted.
             return None if self._opened is None else self._fault()
         deadline = time.monotonic() + _AT_MOST_SECS
@@ -152,8 +160,8 @@ class Presence:
 
     def _identity(self) -> _Identity | None:
         """Returns what tells the checkpoint from another one at its path, None if nothing is there."""
-        if stores.is_bucket(self._path):
-            home = by_marker.home(self._path)
+        if not self._is_local:
+            home = committer_of(self._path).home(self._path)
             return None if home is None else _Identity(home, None)
         try:
             status = os.stat(self._path)

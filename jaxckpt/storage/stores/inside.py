@@ -67,7 +67,7 @@ class Inside:
           top: of the checkpoint, where that is above.
         """
         self.directory = directory
-        self.is_local = not stores.is_bucket(directory)
+        self.is_local = stores.is_local(directory)
         self._top = directory if top is None else top
         self._tops: tuple[str, ...] | None = None
         self._folders: set[str] = set()

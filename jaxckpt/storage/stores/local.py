@@ -1,5 +1,6 @@
 """Files of the operating system."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 
 # Without waiting for the other end of a pipe, and without becoming the terminal's session.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+# How TensorStore's file driver calls a lock, which it removes itself.
+_LOCK = ".__lock"
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -135,5 +138,47 @@ def ranges(path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
     try:
         size = os.fstat(descriptor).st_size
         return [os.pread(descriptor, length, start if start >= 0 else max(0, size + start)) for start, length in parts]
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: str) -> None:
+    """Removes a file; one that does not exist is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sync_tree(directory: str) -> None:
+    """Syncs every file and directory below `directory`, and itself."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            try:
+                _sync(os.path.join(folder, name), os.O_RDONLY)
+            except FileNotFoundError:
+                # TensorStore of another process, which writes into the same directory, has given up its lock meanwhile.
+                if not name.endswith(_LOCK):
+                    raise
+        sync_directory(folder)
+
+
+def sync_file(path: str) -> None:
+    """Syncs the content of a file."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_directory(directory: str) -> None:
+    """Syncs the entries of a directory."""
+    _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: str, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a directory.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            error.filename = path
+            raise
     finally:
         os.close(descriptor)

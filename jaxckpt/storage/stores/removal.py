@@ -11,15 +11,11 @@ import os
 import shutil
 import stat
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-_T = TypeVar("_T")
-# Where descriptors have run out, other threads of a failed save give some back a moment later.
-_PATIENCE_SECS = 2.0
-_PAUSE_SECS = 0.02
+from jaxckpt.storage.stores import protected
+from jaxckpt.storage.stores.descriptors import patiently
+
 # Files may appear in a directory while it is emptied.
 _ROUNDS = 3
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
@@ -27,35 +23,6 @@ _Identity = tuple[int, int]
 
 if sys.platform != "win32":
     _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class SpareDescriptors:
-    """Descriptors that are put aside before a save makes any file, so that its clean-up has some whatever the save used up.
-
-    Close it right before `remove_tree`.
-    """
-
-    def __init__(self, count: int = 2) -> None:
-        """Opens them.
-
-        Args:
-          count: how many; `remove_tree` needs two.
-
-        Raises:
-          OSError: EMFILE or ENFILE; there are not that many left.
-        """
-        self._descriptors: list[int] = []
-        try:
-            for _ in range(count):
-                self._descriptors.append(os.open(os.devnull, os.O_RDONLY))
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Gives them back. Idempotent."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
 
 
 @dataclass
@@ -123,25 +90,8 @@ def _require(found: os.stat_result, identity: _Identity | None, path: str) -> No
     present = (found.st_dev, found.st_ino)
     if identity is not None and present != identity:
         raise OSError(errno.ESTALE, "Another directory is in the place of the one to remove, and was not removed", path)
-    if (what := protected().get(present)) is not None:
+    if (what := protected.directories().get(present)) is not None:
         raise OSError(errno.EBUSY, f"This is {what}, which is not removed", path)
-
-
-def protected() -> dict[tuple[int, int], str]:
-    """Returns ``(st_dev, st_ino)`` of the working directory, the home directory and all directories above them, and each in words."""
-    found: dict[_Identity, str] = {}
-    for what, start in (("the working directory", os.curdir), ("the home directory", os.path.expanduser("~"))):
-        # A working directory may have been removed.
-        with contextlib.suppress(OSError):
-            folder, words = os.path.realpath(start), what
-            while True:
-                status = os.stat(folder)
-                found.setdefault((status.st_dev, status.st_ino), words)
-                folder, below = os.path.dirname(folder), folder
-                words = f"a directory above {what}"
-                if folder == below:
-                    break
-    return found
 
 
 class _Walk:
@@ -219,7 +169,7 @@ class _Walk:
 
     def _leave(self, emptied: _Level, level: _Level) -> None:
         """Goes back to the directory above, and removes the one that was emptied."""
-        self._move(_patiently(lambda: os.open(os.pardir, _DIRECTORY, dir_fd=self._here)))
+        self._move(patiently(lambda: os.open(os.pardir, _DIRECTORY, dir_fd=self._here)))
         if _identity_of(self._here) != level.identity:
             raise OSError(errno.ESTALE, f"{emptied.name!r} in it was moved while it was removed", self._path)
         try:
@@ -238,7 +188,7 @@ class _Walk:
     def _unlink_files(self) -> list[str]:
         """Unlinks what is not a directory in the present one, and returns the names of the directories."""
         try:
-            with _patiently(lambda: os.scandir(self._here)) as entries:
+            with patiently(lambda: os.scandir(self._here)) as entries:
                 listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
         except OSError as error:
             self._note(error)
@@ -282,10 +232,10 @@ def _rmdir(name: str, at: int | None) -> bool:
 def _open_directory(name: str, at: int | None) -> int:
     """Opens a directory, not a link to one, to list and change it."""
     try:
-        descriptor = _patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
+        descriptor = patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
     except PermissionError:
         _permit(name, at)
-        descriptor = _patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
+        descriptor = patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
     mode = os.fstat(descriptor).st_mode
     if mode & stat.S_IRWXU != stat.S_IRWXU:
         # Of another user's nothing can be changed; unlinking then says so.
@@ -300,25 +250,13 @@ def _permit(name: str, at: int | None) -> None:
         return os.chmod(name, stat.S_IRWXU, dir_fd=at, follow_symlinks=False)
     if sys.platform != "linux":
         return None
-    descriptor = _patiently(lambda: os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at))
+    descriptor = patiently(lambda: os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at))
     try:
         # Not os.fchmod: a descriptor of this kind, the only one that can be had, does not allow it.
         os.chmod(f"/proc/self/fd/{descriptor}", stat.S_IRWXU)
     finally:
         os.close(descriptor)
     return None
-
-
-def _patiently(work: Callable[[], _T]) -> _T:
-    """Does what needs a descriptor; where there is none, tries again for a while."""
-    end = time.monotonic() + _PATIENCE_SECS
-    while True:
-        try:
-            return work()
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() > end:
-                raise
-        time.sleep(_PAUSE_SECS)
 
 
 def _identity_of(descriptor: int) -> _Identity:

@@ -156,9 +156,9 @@ class Bucket:
     @property
     def keys(self) -> set[str]:
         """The names of all objects."""
-        from jaxckpt.storage.stores import bucket
+        from jaxckpt.storage import stores
 
-        return set(bucket.tree(str(self)))
+        return set(stores.tree(str(self)))
 
     @property
     def requests(self) -> list[Request]:

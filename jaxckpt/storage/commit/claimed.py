@@ -1,0 +1,61 @@
+"""The directories in which running and dead processes have left a note."""
+
+import os
+
+from jaxckpt.storage import owner, stores
+from jaxckpt.storage.commit import claims, marked
+from jaxckpt.storage.commit.abandoned import is_for
+from jaxckpt.storage.commit.committer import Leftover
+from jaxckpt.storage.item.description import MARKER
+
+
+def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
+    """Lists the directories that somebody is, or was, at work in. See `Committer.leftovers`. Sizes are not known."""
+    found = []
+    for entry, is_marked in _claimed(directory, name):
+        path = os.path.join(directory, entry)
+        note = claims.read(path)
+        if note is None or (is_marked and not owner.is_temporary(entry)):
+            continue
+        final = os.path.join(directory, owner.final_name(entry))
+        found.append(Leftover(path, final, None, note.age_secs, note.live, note.in_words))
+    return sorted(found, key=lambda leftover: -leftover.age_secs)
+
+
+def _claimed(directory: str, name: str | None) -> list[tuple[str, bool]]:
+    """Returns which directories have a note, and whether they have a marker."""
+    marks: dict[str, set[str]] = {}
+    for key in stores.tree(directory):
+        entry, _, rest = key.partition("/")
+        if rest in (MARKER, claims.FILE):
+            marks.setdefault(entry, set()).add(rest)
+    return [
+        (entry, MARKER in found)
+        for entry, found in sorted(marks.items())
+        if claims.FILE in found and is_for(owner.final_name(entry), name)
+    ]
+
+
+def sweep(directory: str, name: str | None = None) -> list[str]:
+    """Removes what dead processes left, after finishing the replacements that they had begun. See `Committer.sweep`."""
+    directory = stores.absolute(directory)
+    removed = []
+    # Staged checkpoints come last: a replacement may need them.
+    for entry, is_marked in sorted(_claimed(directory, name), key=lambda item: owner.is_temporary(item[0])):
+        path = f"{directory}/{entry}"
+        note = claims.read(path)
+        if note is None or note.live:
+            continue
+        if not owner.is_temporary(entry):
+            if is_marked:
+                # Its save died after the commit, or its deletion before it began.
+                stores.remove(f"{path}/{claims.FILE}")
+                continue
+            if marked.finish_replacement(path):
+                removed.append(note.staged or path)
+                continue
+        elif marked.is_needed(path, f"{directory}/{owner.final_name(entry)}"):
+            continue
+        marked.remove(path)
+        removed.append(path)
+    return removed

@@ -1,0 +1,132 @@
+"""One save: write, seal, publish, register; on an error, or an interrupt, nothing of it is left."""
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+
+from jaxckpt._lib.deadline import CancelledError, Deadline, cancelled_by
+from jaxckpt._lib.uninterrupted import interrupt_of, uninterrupted
+from jaxckpt.errors import CheckpointError
+from jaxckpt.storage import faults, stores
+from jaxckpt.storage.commit import by_rename
+from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
+from jaxckpt.storage.commit.committer import Pending
+from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.item import digests
+from jaxckpt.storage.item.content import Snapshot
+from jaxckpt.storage.settings import WriteSettings
+
+Write = Callable[[str, Snapshot, WriteSettings], None]
+
+
+def save(
+    path: CheckpointPath,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    *,
+    replace: bool,
+    write: Write | None = None,
+    ready: Callable[[], None] = lambda: None,
+    register: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes a snapshot as the checkpoint `path`, commits it and registers it.
+
+    After the return it is on stable storage: data, metadata, directories and the commit. On an error nothing is left, and what was to be
+    replaced is in its place (in a bucket, unless it was `register` that failed). An interrupt tears nothing apart: the checkpoint is
+    committed and registered, or is not there.
+
+    Args:
+      path: of the checkpoint directory; its parents are made.
+      snapshot: what to write.
+      settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer.
+      replace: put it in the place of what is at `path`; otherwise that is an error.
+      write: writes the files, given the directory that it makes, `snapshot` and `settings`; None for one process's own way.
+      ready: called when everything is written and synced, right before the commit; may refuse by raising.
+      register: called once the checkpoint is committed; if it raises, the commit is taken back. Not called on the main thread.
+
+    Raises:
+      FileExistsError: something is at `path` and `replace` is false, or what is there is not a checkpoint; or a running process is at
+        work there.
+      OSError: with errno, for example ENOSPC.
+      TimeoutError: after `settings.timeout_secs`.
+    """
+    committer = committer_of(path.directory)
+    with stores.within(Deadline(settings.timeout_secs, f"Saving {path}")):
+        try:
+            pending = committer.begin(path, replace=replace)
+            if write is None and not committer.in_place:
+                # Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
+                _whole(path, pending, snapshot, settings, ready, register)
+            else:
+                _fill(pending, snapshot, settings, write or by_rename.write_item_in_bucket, ready)
+                uninterrupted(functools.partial(pending.publish, register))
+        except BaseException as error:
+            if (interrupt := interrupt_of(error)) is not None:
+                raise interrupt from None
+            if isinstance(error, RuntimeError) and "shutdown" in str(error):
+                raise CheckpointError(_too_late(path)) from error
+            found = None if isinstance(error, OSError) else faults.os_error(error, str(path))
+            if found is not None:
+                raise found from error
+            raise
+
+
+def _fill(
+    pending: Pending, snapshot: Snapshot, settings: WriteSettings, write: Write, ready: Callable[[], None]
+) -> None:
+    """Writes the files, and brings them to stable storage. Discards them if something fails."""
+    try:
+        pending.prepare(snapshot.nbytes if settings.compression is None else None)
+        write(pending.new, snapshot, settings)
+        digests.write(pending.new, late=True, ignored=pending.own_files)
+        pending.seal()
+        ready()
+    except BaseException:
+        pending.discard()
+        raise
+
+
+def _whole(
+    path: CheckpointPath,
+    pending: Pending,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    ready: Callable[[], None],
+    register: Callable[[], None],
+) -> None:
+    """Writes and commits on a thread that no interrupt reaches. The first interrupt gives the save up, if it is not committed yet."""
+    given_up = threading.Event()
+    interrupts: list[BaseException] = []
+
+    def work() -> None:
+        with cancelled_by(given_up):
+            _fill(pending, snapshot, settings, by_rename.write_item, ready)
+            if given_up.is_set():
+                pending.discard()
+                raise CancelledError(str(path))
+        pending.publish(register)
+
+    def interrupted(error: BaseException) -> None:
+        interrupts.append(error)
+        given_up.set()
+
+    try:
+        uninterrupted(work, interrupted)
+    except Exception:
+        if interrupts and interrupts[0] is not sys.exc_info()[1]:
+            # Whatever failed because of it.
+            raise interrupts[0] from None
+        raise
+
+
+def _too_late(path: CheckpointPath) -> str:
+    if threading.current_thread() is threading.main_thread():
+        return (
+            f"{path} cannot be saved any more: the program is ending (an exit handler?), and Python has shut down what a save needs. "
+            "Save earlier, for example in a finally block around the training loop."
+        )
+    return (
+        f"{path} cannot be saved any more: the main thread has ended while this thread goes on, and Python has shut down what a save "
+        "needs. Let the main thread wait for this one: thread.join()."
+    )
