@@ -47,7 +47,7 @@ _HOME_OF = {
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
-        "state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
+        "directory.state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("verify",),
         "testing": ("testing",),
