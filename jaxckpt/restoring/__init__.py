@@ -4,8 +4,9 @@ Targets are matched with stored leaves by name (`matching`), all pairs are valid
 an array read (`reading`), converted if its target needs that (`conversion`), and put where its target lies (`placement`).
 """
 
-from jaxckpt.restoring.matching import Matched, Source, match
+from jaxckpt.restoring.matching import Matched, match
 from jaxckpt.restoring.reading import New, load
 from jaxckpt.restoring.targets import resolved
+from jaxckpt.storage.source import Source
 
 __all__ = ["Matched", "New", "Source", "load", "match", "resolved"]

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 from jaxckpt.restoring.conversion import Conversion
-from jaxckpt.restoring.matching import Pair, Source
+from jaxckpt.restoring.matching import Pair
 from jaxckpt.restoring.targets import sharding_of
 from jaxckpt.restoring.validation import SCALARS
 from jaxckpt.storage import compat
 from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.source import Source
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
 from jaxckpt.tree.kinds import Kind, is_weak, kind_of

@@ -7,8 +7,9 @@ from typing import Any
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.restoring import placement
 from jaxckpt.restoring.conversion import Conversion, Rule
-from jaxckpt.restoring.matching import Pair, Source
+from jaxckpt.restoring.matching import Pair
 from jaxckpt.restoring.validation import Validator
+from jaxckpt.storage.source import Source
 from jaxckpt.tree.kinds import refusal
 
 # Arrays are read and placed in groups, so that the host holds no second copy of a large model.

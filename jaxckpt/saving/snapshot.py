@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from jaxckpt._lib.boxes import grid_of
-from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.job.plan import HOST_OWNER, Plan
 from jaxckpt.saving.shards import GlobalArray, host_content
 from jaxckpt.storage.item import layout, tree_metadata
@@ -27,11 +26,15 @@ _JAX, _SINGLE = Kind.JAX, jax.sharding.SingleDeviceSharding
 _AXES = 32
 
 
-def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
-    """Takes the snapshot of flattened values.
+def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snapshot:
+    """Takes the snapshot of flattened values, or this process's part of it.
+
+    In a job of several processes every leaf is described as on every other process; its pieces are those that this process owns. Host
+    leaves, which belong to no process, have their pieces on process 0.
 
     Args:
       flats: values taken apart by `jaxckpt.tree.flatten.flatten`.
+      plan: says which process of the job owns what; None if this process has everything.
       copy: copy mutable host memory (numpy), because the caller may change it before it is written.
 
     Raises:
@@ -44,60 +47,47 @@ def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
     # The copies are what the caller has asked for; a transfer guard is about those that nobody has.
     with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
         _start_transfers(leaves)
-        entries = [Entry(leaf.path, _content(leaf, copy)) for leaf in walk]
-    return _snapshot(entries, flats)
-
-
-@quiet_gc()
-def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
-    """Takes this process's part of the snapshot of a job of several processes.
-
-    Every leaf is described as on every other process; its pieces are those that this process owns. Host leaves, which belong to no
-    process, have their pieces on process 0.
-
-    Args:
-      flats, copy: as for `take`.
-      plan: says who owns what.
-
-    Raises:
-      As `take`.
-    """
-    flats = list(flats)
-    leaves = [leaf for flat in flats for leaf in flat.leaves]
-    shared: dict[int, GlobalArray] = {}
-    entries = []
-    with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
-        for position, leaf in enumerate(walk):
-            if kind_of(leaf.value) is Kind.JAX:
-                _require_data(leaf, leaf.value)
-                if not leaf.value.is_fully_addressable:
-                    # Starts its transfers: all before the first is waited for.
-                    shared[position] = GlobalArray(leaf.value, plan)
-        for position, leaf in enumerate(walk):
-            if (array := shared.get(position)) is not None:
-                content: ArrayContent | StringContent = array.content()
-                _check_dtype(leaf, array.dtype)
-            else:
-                content = _content(leaf, copy and plan.process == HOST_OWNER)
-                if isinstance(content, ArrayContent):
-                    content = host_content(content, plan)
-            entries.append(Entry(leaf.path, content))
-    return _snapshot(entries, flats)
-
-
-def _snapshot(entries: list[Entry], flats: Iterable[Flat]) -> Snapshot:
+        if plan is None:
+            entries = [Entry(leaf.path, _content(leaf, copy)) for leaf in walk]
+        else:
+            # All transfers are under way before the first is waited for.
+            shared = {id(leaf): GlobalArray(leaf.value, plan) for leaf in walk if _is_shared(leaf)}
+            entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     _refuse_collisions(entries)
     return Snapshot(tuple(entries))
 
 
+def _is_shared(leaf: Leaf) -> bool:
+    """Whether other processes have parts of this leaf."""
+    if kind_of(leaf.value) is not _JAX:
+        return False
+    _require_data(leaf, leaf.value)
+    return not leaf.value.is_fully_addressable
+
+
+def _part(leaf: Leaf, shared: GlobalArray | None, plan: Plan, copy: bool) -> ArrayContent | StringContent:
+    """Returns the content of a leaf as every process describes it, with the data that this process owns."""
+    if shared is not None:
+        content = shared.content()
+        _check_dtype(leaf, shared.dtype)
+        return content
+    own = _content(leaf, copy and plan.process == HOST_OWNER)
+    return host_content(own, plan) if isinstance(own, ArrayContent) else own
+
+
 def _start_transfers(leaves: Sequence[Leaf]) -> None:
-    """Starts all copies from devices to the host before the first is waited for."""
+    """Starts all copies of whole arrays from devices to the host before the first is waited for."""
     if jax.default_backend() == "cpu":
         return  # Views: nothing is copied.
     for leaf in leaves:
         value = leaf.value
-        if kind_of(value) is Kind.JAX and not value.is_deleted() and not is_key_dtype(value.dtype):
+        if (
+            kind_of(value) is _JAX
+            and not value.is_deleted()
+            and value.is_fully_addressable
+            and not is_key_dtype(value.dtype)
+        ):
             value.copy_to_host_async()
 
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxckpt
 from jaxckpt import testing
 from jaxckpt.job.agree import meeting
-from jaxckpt.job.modes import gather, local_answers, shared
+from jaxckpt.job.modes import fetcher, local_answers, shared, supplier
 from jaxckpt.job.protocol import wire
 from jaxckpt.job.session import center, peer, session
 from jaxckpt.storage.arrays import writer
@@ -36,9 +36,9 @@ class Outcome(dict[str, Any]):
 # -- faults -----------------------------------------------------------------------------------------------------------------------
 
 _PLACES = {
-    "piece": (gather.Supplier, ("_get", "_lend")),
+    "piece": (supplier.Supplier, ("_get", "_lend")),
     "vote": (peer.Peer, "_answer"),
-    "fetch": (gather._Fetcher, ("_ask", "stream")),
+    "fetch": (fetcher.Fetcher, ("_ask", "stream")),
     "commit": (by_rename, "_publish"),
     "sync": (by_rename, "sync_tree"),
     "part": (shared.Writer, "_write"),

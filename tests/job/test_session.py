@@ -180,7 +180,7 @@ def test_an_interrupt_while_the_peers_are_asked_for_their_parts(
 
     def work() -> None:
         try:
-            shared.write(str(tmp_path / "new" / "item"), Snapshot(()), WriteSettings(), center)
+            shared.write(center, str(tmp_path / "new" / "item"), Snapshot(()), WriteSettings())
         finally:
             assert not running
             if not started:

@@ -1,33 +1,97 @@
-"""Saving without an IO process: every process writes its own shards into a directory that all of them see.
+"""No process does the file access for the others: each writes its own shards into a directory that all of them see, and reads there.
+
+Process 0 makes the directory and commits.
 
 That they do see the same directory is made sure of before anything is written: process 0 puts a mark into it, and the others look for it.
 """
 
 import contextlib
+import functools
 import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
 
 from jaxckpt import storage
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
+from jaxckpt.job.agree import leaves as agreed
+from jaxckpt.job.agree.call import Contribution
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
+from jaxckpt.job.plan import Plan
 from jaxckpt.job.protocol.wire import Header
 from jaxckpt.job.session.center import Center
-from jaxckpt.job.session.session import Answer, Handler
+from jaxckpt.job.session.session import Answer, Handler, Session
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import temporary
+from jaxckpt.storage.commit.presence import DeletedError
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.tree.flatten import Leaf
 
 _LOOK_SECS = 5.0  # Network file systems may show a new directory a little later.
 _POLL_SECS = 0.05
-ADVICE = (
+_ADVICE = (
     "Without experimental_io_device every process writes its own part, so all of them need the same directory: use a shared directory or "
     "experimental_io_device (the process whose disk it is), on every process."
 )
+
+
+class SharedDirectory:
+    """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
+
+    def plan(self) -> Plan:
+        """Returns a plan by which all processes own their share; see `Mode`."""
+        return Plan(jax.process_index(), None)
+
+    def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
+        """Arranges what this process writes; see `Mode`."""
+        storage.check_part(path, settings)
+        return arrange(taken)
+
+    def agree_to_save(
+        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
+    ) -> Contribution:
+        """Describes the values; see `Mode`."""
+        assert plan is not None
+        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
+
+    def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
+        """Describes the targets; see `Mode`."""
+        return agreed.targets(targets, self.plan())
+
+    def write(
+        self,
+        session: Session,
+        taken: Callable[[], Snapshot],
+        settings: WriteSettings,
+        arrange: Arrange,
+        commit: Commit,
+    ) -> None:
+        """Has every process write its part into the directory that the center makes; see `Mode`."""
+        if isinstance(session, Center):
+            session.decide(functools.partial(commit, taken(), patient(settings), functools.partial(write, session)))
+            return
+        session.decide(no_file_access, Writer(taken(), settings, session.process).handlers())
+
+    def open(self, session: Session, path: str, seconds: float) -> Reading:
+        """Opens the files that this process sees; see `Mode`."""
+        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
+
+    def explained(self, error: BaseException, process: int) -> BaseException:
+        """Says what may be wrong where a process without the files was to read them; see `Mode`."""
+        # A checkpoint that was deleted while it was read was seen by this process.
+        if not isinstance(error, FileNotFoundError) or isinstance(error, DeletedError):
+            return error
+        text = f"{error.strerror}. {_ADVICE} It was process {process}"
+        explained = FileNotFoundError(error.errno, text, error.filename)
+        explained.__cause__ = error
+        return explained
 
 
 class Writer:
@@ -90,8 +154,14 @@ def _not_revived(folder: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center) -> None:
-    """Writes a checkpoint together with all peers, as the `write` of `storage.save`.
+def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
+    """Writes a checkpoint into its directory together with all peers.
+
+    Args:
+      session: with the peers, who are in `SharedDirectory.write`.
+      new: directory of the item, which exists.
+      snapshot: the center's part.
+      settings: how.
 
     Raises:
       ProcessError: a process does not see the directory, failed, or did not answer.
@@ -150,7 +220,7 @@ def _require_shared(folder: str, session: Center) -> None:
         listed = ", ".join(map(str, blind))
         raise ProcessError(
             f"Process{'es' if len(blind) > 1 else ''} {listed} did not find the directory that process {session.process} made for the "
-            f"checkpoint, {folder}. {ADVICE}",
+            f"checkpoint, {folder}. {_ADVICE}",
             blind,
         )
 

@@ -10,7 +10,6 @@ import re
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from jaxckpt._lib.uninterrupted import interrupt_of, uninterrupted
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import faults, orbax, stores
 from jaxckpt.storage.arrays import kvstore, writer
+from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.commit import by_marker, claims, committed, temporary
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.committed import is_checkpoint
@@ -41,38 +41,13 @@ _FILES = {
 }
 
 
-def write_item(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    """Writes a snapshot as the new directory `new`, through Orbax's checkpointer; without it where Python has shut down what it needs."""
-    if not threading.main_thread().is_alive():
-        # An exit handler, or a thread that outlives the main thread: concurrent.futures, which Orbax uses, takes no more work.
-        write_item_in_bucket(new, snapshot, settings)
-        description.mark(new, new)
-        return
-    import orbax.checkpoint as ocp
-
-    checkpointer = orbax.checkpointer(settings)
-    try:
-        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot), custom_metadata=description.custom(snapshot.record))
-        if settings.asynchronous:
-            checkpointer.wait_until_finished()
-    finally:
-        checkpointer.close()
-
-
-def write_item_in_bucket(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    """Writes the same without Orbax's checkpointer, which reaches buckets only with further packages."""
-    began = time.time_ns()
-    writer.write(new, snapshot, settings)
-    description.write(new, began, snapshot.record)
-
-
 def save(
     path: CheckpointPath,
     snapshot: Snapshot,
     settings: WriteSettings,
     *,
     replace: bool,
-    write: Callable[[str, Snapshot, WriteSettings], None] | None = None,
+    write: Fill | None = None,
     ready: Callable[[], None] = lambda: None,
     register: Callable[[], None] = lambda: None,
 ) -> None:
@@ -85,9 +60,9 @@ def save(
     Args:
       path: of the checkpoint directory; its parents are made.
       snapshot: what to write.
-      settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer.
+      settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer, which drives the write on a file system.
       replace: put it in the place of what is at `path`; otherwise that is an error.
-      write: writes the files, given the directory that it makes, `snapshot` and `settings`; None for one process's own way.
+      write: writes the arrays and the tree into a directory that is there; None where this process has all of them.
       ready: called when everything is written and synced, right before the checkpoint gets its name; may refuse by raising.
       register: called once the checkpoint has its name; if it raises, the commit is taken back. Not called on the main thread.
 
@@ -97,7 +72,7 @@ def save(
       TimeoutError: after `settings.timeout_secs`.
     """
     if path.in_bucket:
-        _save_in_bucket(path, snapshot, settings, replace, write or write_item_in_bucket, ready, register)
+        _save_in_bucket(path, snapshot, settings, replace, write or writer.write, ready, register)
         return
     _refuse_occupied(str(path), replace)
     try:
@@ -107,12 +82,7 @@ def save(
         _log.warning("Could not remove leftovers in %s: %s", path.directory, error)
     new = _New(path, temporary.TemporaryDirectory(path), replace, register)
     try:
-        if write is None:
-            # Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
-            _whole(new, snapshot, settings, ready)
-        else:
-            new.write(lambda: write(new.folder.new, snapshot, settings), snapshot, settings, ready)
-            uninterrupted(new.commit)
+        _whole(new, snapshot, settings, write or writer.write, ready)
     except BaseException as error:
         if (interrupt := interrupt_of(error)) is not None:
             raise interrupt from None
@@ -124,14 +94,17 @@ def save(
         raise
 
 
-def _whole(new: "_New", snapshot: Snapshot, settings: WriteSettings, ready: Callable[[], None]) -> None:
-    """Writes and commits on a thread that no interrupt reaches. The first interrupt gives the save up, if it is not committed yet."""
+def _whole(new: "_New", snapshot: Snapshot, settings: WriteSettings, fill: Fill, ready: Callable[[], None]) -> None:
+    """Writes and commits on a thread that no interrupt reaches. The first interrupt gives the save up, if it is not committed yet.
+
+    Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
+    """
     given_up = threading.Event()
     interrupts: list[BaseException] = []
 
     def work() -> None:
         with cancelled_by(given_up):
-            new.write(lambda: write_item(new.folder.new, snapshot, settings), snapshot, settings, ready)
+            new.write(lambda: orbax.write_item(new.folder.new, snapshot, settings, fill), snapshot, settings, ready)
             if given_up.is_set():
                 new.discard()
                 raise CancelledError(str(new.path))
@@ -244,12 +217,12 @@ def _save_in_bucket(
     snapshot: Snapshot,
     settings: WriteSettings,
     replace: bool,
-    write: Callable[[str, Snapshot, WriteSettings], None],
+    fill: Fill,
     ready: Callable[[], None],
     register: Callable[[], None],
 ) -> None:
     def write_all(directory: str) -> None:
-        write(directory, snapshot, settings)
+        orbax.write_item_without_orbax(directory, snapshot, settings, fill)
         digests.write(directory, late=True, ignored=(claims.FILE,))
         ready()
 
