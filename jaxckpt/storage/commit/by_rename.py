@@ -99,12 +99,21 @@ def _whole(new: "_New", snapshot: Snapshot, settings: WriteSettings, fill: Fill,
 
     Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
     """
+
+    def write() -> None:
+        new.write(lambda: orbax.write_item(new.folder.new, snapshot, settings, fill), snapshot, settings, ready)
+
+    if threading.current_thread() is not threading.main_thread():
+        # Nothing interrupts this thread; what waits for it may give the save up in its own way, which must not be hidden here.
+        write()
+        new.commit()
+        return
     given_up = threading.Event()
     interrupts: list[BaseException] = []
 
     def work() -> None:
         with cancelled_by(given_up):
-            new.write(lambda: orbax.write_item(new.folder.new, snapshot, settings, fill), snapshot, settings, ready)
+            write()
             if given_up.is_set():
                 new.discard()
                 raise CancelledError(str(new.path))
