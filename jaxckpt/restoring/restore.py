@@ -72,7 +72,7 @@ class Restore:
             return Contribution(digest_of(described), lambda: described)
 
         self._session = meeting.meet(self._call, contribution)
-        self._session.keep()
+        self._session.adopt()
         return targets
 
     def load(
@@ -119,18 +119,18 @@ class Restore:
         finish = session.collect(provider.handlers(), provider.sent)
 
         def end(error: BaseException | None) -> None:
-            doubt = None
+            fallback = None
             try:
                 if error is None:
                     try:
                         opened[0].check_data_files()  # While the others still read: what they find wrong says more.
                     except Exception as found:
-                        doubt = found
+                        fallback = found
                     except BaseException as interrupt:
                         error = interrupt
-                finish(error, doubt)
+                finish(error, fallback)
             finally:
-                del doubt, error
+                del fallback, error
                 provider.close()
 
         self._finish = end

@@ -110,7 +110,7 @@ class Save:
 
         try:
             self._session = session = meeting.meet(self._call, prepared)
-            session.keep()
+            session.adopt()
         except BaseException:
             self._release()
             raise
@@ -232,7 +232,7 @@ class Save:
                 place, taken, settings, replace=self._replace, write=write, ready=session.confirm, register=register
             )
 
-        session.decide(commit)
+        session.decide(commit, asks=True)
 
     def _conclude(self, session: Session) -> None:
         self._run_callbacks()
@@ -240,7 +240,7 @@ class Save:
 
     def _run_callbacks(self) -> None:
         try:
-            with meeting.Alone():
+            with meeting.on_one_process():
                 callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:

@@ -20,9 +20,21 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.peer_memory import Loans, Reader
 from jaxckpt.job.plan import HOST_OWNER, Box, Share
-from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.protocol.messages import (
+    AskConsent,
+    AskHostValues,
+    AskLent,
+    AskMemory,
+    AskPieces,
+    Borrow,
+    Done,
+    Hosts,
+    Lent,
+    MemoryOffer,
+    Pieces,
+)
 from jaxckpt.job.session.center import Center
-from jaxckpt.job.session.session import Answer, Handler
+from jaxckpt.job.session.session import Answer, Handlers
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, Snapshot, StringContent
 
 _SMALL_BYTES = 64 << 10
@@ -52,41 +64,39 @@ class Supplier:
         """Lets go of what is lent. Idempotent."""
         self._loans.close()
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> Handlers:
         """Returns what this process does for the IO process."""
         return {
-            "offer": self._offer,
-            "consent": self._consent,
-            "lend": self._lend,
-            "lent": self._lent,
-            "get": self._get,
-            "hosts": self._hosts,
+            AskMemory: self._offer,
+            AskConsent: self._consent,
+            Borrow: self._lend,
+            AskLent: self._lent,
+            AskPieces: self._get,
+            AskHostValues: self._hosts,
         }
 
-    def _offer(self, header: Header) -> Answer:
-        return {"t": "offer", "offer": self._loans.offer}, None
+    def _offer(self, request: AskMemory) -> Answer:
+        return MemoryOffer(**self._loans.offer), None
 
-    def _consent(self, header: Header) -> Answer:
-        self._loans.consent(int(header["pid"]))
-        return {"t": "consent"}, None
+    def _consent(self, request: AskConsent) -> Answer:
+        self._loans.consent(request.pid)
+        return Done(), None
 
-    def _lend(self, header: Header) -> Answer:
+    def _lend(self, request: Borrow) -> Answer:
         """Says where the bytes of a box are, and keeps them there until it is told that they have been read."""
-        self._loans.take_back(header["back"])
-        position, start, shape = header["box"]
-        part = self._cut(int(position), tuple(start), tuple(shape))
-        return {"t": "lent", "at": self._loans.lend(int(header["id"]), part), "bytes": part.nbytes}, None
+        self._loans.take_back(request.back)
+        part = self._cut(*request.box)
+        return Lent(self._loans.lend(request.number, part), part.nbytes), None
 
-    def _lent(self, header: Header) -> Answer:
+    def _lent(self, request: AskLent) -> Answer:
         """Sends a range of the bytes of what is lent, where they cannot be read any more."""
-        first, last = header["bytes"]
-        return {"t": "pieces"}, self._loans.lent(int(header["id"]))[first:last]
+        return Pieces(), [self._loans.lent(request.number)[request.first : request.last]]
 
-    def _get(self, header: Header) -> Answer:
+    def _get(self, request: AskPieces) -> Answer:
         parts = []
-        for position, start, shape in header["boxes"]:
-            parts.append(self._cut(int(position), tuple(start), tuple(shape)))
-        return {"t": "pieces"}, parts
+        for position, start, shape in request.boxes:
+            parts.append(self._cut(position, start, shape))
+        return Pieces(), parts
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):
@@ -101,22 +111,24 @@ class Supplier:
                 return part
         raise ProcessError(f"{self._entries[position].name}: this process has no such piece, or has sent it already.")
 
-    def _hosts(self, header: Header) -> Answer:
+    def _hosts(self, request: AskHostValues) -> Answer:
         """Answers what process 0 alone knows: texts, and the form of values whose form is part of their value."""
-        found: list[Any] = []
+        texts: list[tuple[int, str]] = []
+        forms: list[tuple[int, tuple[int, ...], str]] = []
         chars = 0
-        position = int(header["from"])
+        position = request.position
         while position < len(self._entries) and chars < _PAGE_CHARS:
             content = self._entries[position].content
             if isinstance(content, StringContent):
-                found.append([position, content.text])
+                texts.append((position, content.text))
                 chars += len(content.text)
             elif _is_shapeless(content):
                 assert isinstance(content, ArrayContent)
-                found.append([position, [list(content.shape), content.dtype.name]])
+                forms.append((position, content.shape, content.dtype.name))
                 chars += 64
             position += 1
-        return {"t": "hosts", "found": found, "next": position if position < len(self._entries) else None}, None
+        following = position if position < len(self._entries) else None
+        return Hosts(tuple(texts), tuple(forms), following), None
 
 
 def _without_data(entry: Entry) -> Entry:
@@ -151,13 +163,11 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
     """Replaces what this process knows of host leaves by what process 0 says."""
     position: int | None = 0
     while position is not None:
-        header = session.ask(HOST_OWNER, {"t": "hosts", "from": position}, "sending its host leaves").header
-        for found, value in header["found"]:
-            entry = entries[found]
-            if isinstance(value, str):
-                entries[found] = entry._replace(content=StringContent(value))
-                continue
-            shape, dtype = tuple(value[0]), np.dtype(value[1])
+        hosts = session.ask(HOST_OWNER, AskHostValues(position), "sending its host leaves")
+        for found, text in hosts.texts:
+            entries[found] = entries[found]._replace(content=StringContent(text))
+        for found, shape, name in hosts.forms:
+            entry, dtype = entries[found], np.dtype(name)
             content = entry.content
             assert isinstance(content, ArrayContent)
             share = content.share
@@ -166,7 +176,7 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
             entries[found] = entry._replace(
                 content=content._replace(shape=shape, dtype=dtype, write_shape=shape, share=share)
             )
-        position = header["next"]
+        position = hosts.next
 
 
 class _AllPieces(Sequence[Piece]):
@@ -236,12 +246,12 @@ class _Fetcher:
         """Returns what reads the memory of those processes of this host that permit it."""
         doing, session = "telling where its memory is", self._session
         offers = {
-            process: header["offer"]
-            for process, header in session.ask_all({"t": "offer"}, doing, session.local_peers).items()
+            process: dataclasses.asdict(offer)
+            for process, offer in session.ask_all(AskMemory(), doing, session.local_peers).items()
         }
         readers, refused = _opened(offers)
         if refused:
-            session.ask_all({"t": "consent", "pid": os.getpid()}, doing, refused)
+            session.ask_all(AskConsent(os.getpid()), doing, refused)
             readers |= _opened({process: offers[process] for process in refused})[0]
         return readers
 
@@ -263,19 +273,18 @@ class _Fetcher:
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
         nbytes, number = math.prod(box.shape) * content.dtype.itemsize, next(self._numbers)
-        header = {"t": "lend", "id": number, "box": [position, *box], "back": _emptied(self._read[owner])}
+        request = Borrow(number, (position, *box), tuple(_emptied(self._read[owner])))
         doing = f"sending {self.name(position)}"
-        lent = self._session.ask(owner, header, doing).header
-        if lent.get("bytes") != nbytes:
+        lent = self._session.ask(owner, request, doing)
+        if lent.nbytes != nbytes:
             raise ProcessError(f"Process {owner} did not send {self.name(position)}.", (owner,))
         buffer = self._buffers.take(min(nbytes, _BLOCK_BYTES))
         for first in range(0, nbytes, buffer.size):
             block = buffer[: min(buffer.size, nbytes - first)]
             with self._session.blaming(owner, doing):
-                permitted = self._readers[owner].read(lent["at"] + first, block)
+                permitted = self._readers[owner].read(lent.at + first, block)
             if not permitted:
-                header = {"t": "lent", "id": number, "bytes": [first, first + block.size]}
-                self._session.ask(owner, header, doing, into=[block])
+                self._session.ask(owner, AskLent(number, first, first + block.size), doing, into=[block])
             yield block
         self._read[owner].append(number)
 
@@ -328,14 +337,8 @@ class _Fetcher:
             math.prod(box.shape) * content.dtype.itemsize for (_, box), content in zip(boxes, contents, strict=True)
         ]
         whole = self._buffers.take(sum(sizes))
-        message = self._session.ask(
-            owner,
-            {"t": "get", "boxes": [[position, box.start, box.shape] for position, box in boxes]},
-            f"sending {self.name(boxes[0][0])}",
-            into=[whole],
-        )
-        if message.header.get("n") != whole.nbytes:
-            raise ProcessError(f"Process {owner} did not send {self.name(boxes[0][0])}.", (owner,))
+        request = AskPieces(tuple((position, box.start, box.shape) for position, box in boxes))
+        self._session.ask(owner, request, f"sending {self.name(boxes[0][0])}", into=[whole])
         arrays, at = [], 0
         for (_, box), content, size in zip(boxes, contents, sizes, strict=True):
             arrays.append(whole[at : at + size].view(content.dtype).reshape(box.shape))
