@@ -62,7 +62,7 @@ class Restore:
         """
         targets: list[flatten.Leaf] = []
         self._session = meeting.meet(self._call, functools.partial(self._contribution, prepare, targets))
-        self._session.keep()
+        self._session.adopt()
         return targets
 
     def _contribution(self, prepare: Callable[[], Iterable[flatten.Leaf]], targets: list[flatten.Leaf]) -> Contribution:

@@ -93,7 +93,7 @@ class Save:
         try:
             contribution = functools.partial(self._contribution, before, values, reserve)
             self._session = session = meeting.meet(self._call, contribution)
-            session.keep()
+            session.adopt()
         except BaseException:
             self._release()
             raise
@@ -201,7 +201,7 @@ class Save:
 
     def _run_callbacks(self) -> None:
         try:
-            with meeting.Alone():
+            with meeting.on_one_process():
                 callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:

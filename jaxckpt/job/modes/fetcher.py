@@ -5,6 +5,7 @@ of a peer on the same host are read where they are.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -19,6 +20,7 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.peer_memory import Reader
 from jaxckpt.job.plan import Box
+from jaxckpt.job.protocol.messages import AskConsent, AskLent, AskMemory, AskPieces, Borrow
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry
 
@@ -63,12 +65,12 @@ class Fetcher:
         """Returns what reads the memory of those processes of this host that permit it."""
         doing, session = "telling where its memory is", self._session
         offers = {
-            process: header["offer"]
-            for process, header in session.ask_all({"t": "offer"}, doing, session.local_peers).items()
+            process: dataclasses.asdict(offer)
+            for process, offer in session.ask_all(AskMemory(), doing, session.local_peers).items()
         }
         readers, refused = _opened(offers)
         if refused:
-            session.ask_all({"t": "consent", "pid": os.getpid()}, doing, refused)
+            session.ask_all(AskConsent(os.getpid()), doing, refused)
             readers |= _opened({process: offers[process] for process in refused})[0]
         return readers
 
@@ -90,19 +92,18 @@ class Fetcher:
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
         nbytes, number = math.prod(box.shape) * content.dtype.itemsize, next(self._numbers)
-        header = {"t": "lend", "id": number, "box": [position, *box], "back": _emptied(self._read[owner])}
+        request = Borrow(number, (position, *box), tuple(_emptied(self._read[owner])))
         doing = f"sending {self.name(position)}"
-        lent = self._session.ask(owner, header, doing).header
-        if lent.get("bytes") != nbytes:
+        lent = self._session.ask(owner, request, doing)
+        if lent.nbytes != nbytes:
             raise ProcessError(f"Process {owner} did not send {self.name(position)}.", (owner,))
         buffer = self._buffers.take(min(nbytes, _BLOCK_BYTES))
         for first in range(0, nbytes, buffer.size):
             block = buffer[: min(buffer.size, nbytes - first)]
             with self._session.blaming(owner, doing):
-                permitted = self._readers[owner].read(lent["at"] + first, block)
+                permitted = self._readers[owner].read(lent.at + first, block)
             if not permitted:
-                header = {"t": "lent", "id": number, "bytes": [first, first + block.size]}
-                self._session.ask(owner, header, doing, into=[block])
+                self._session.ask(owner, AskLent(number, first, first + block.size), doing, into=[block])
             yield block
         self._read[owner].append(number)
 
@@ -155,14 +156,8 @@ class Fetcher:
             math.prod(box.shape) * content.dtype.itemsize for (_, box), content in zip(boxes, contents, strict=True)
         ]
         whole = self._buffers.take(sum(sizes))
-        message = self._session.ask(
-            owner,
-            {"t": "get", "boxes": [[position, box.start, box.shape] for position, box in boxes]},
-            f"sending {self.name(boxes[0][0])}",
-            into=[whole],
-        )
-        if message.header.get("n") != whole.nbytes:
-            raise ProcessError(f"Process {owner} did not send {self.name(boxes[0][0])}.", (owner,))
+        request = AskPieces(tuple((position, box.start, box.shape) for position, box in boxes))
+        self._session.ask(owner, request, f"sending {self.name(boxes[0][0])}", into=[whole])
         arrays, at = [], 0
         for (_, box), content, size in zip(boxes, contents, sizes, strict=True):
             arrays.append(whole[at : at + size].view(content.dtype).reshape(box.shape))

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxckpt.job.modes.fetcher import SMALL_BYTES, Fetcher
 from jaxckpt.job.plan import HOST_OWNER, Box, Share
+from jaxckpt.job.protocol.messages import AskHostValues
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, Snapshot, StringContent
 
@@ -34,13 +35,11 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
     """Replaces what this process knows of host leaves by what process 0 says."""
     position: int | None = 0
     while position is not None:
-        header = session.ask(HOST_OWNER, {"t": "hosts", "from": position}, "sending its host leaves").header
-        for found, value in header["found"]:
-            entry = entries[found]
-            if isinstance(value, str):
-                entries[found] = entry._replace(content=StringContent(value))
-                continue
-            shape, dtype = tuple(value[0]), np.dtype(value[1])
+        hosts = session.ask(HOST_OWNER, AskHostValues(position), "sending its host leaves")
+        for found, text in hosts.texts:
+            entries[found] = entries[found]._replace(content=StringContent(text))
+        for found, shape, name in hosts.forms:
+            entry, dtype = entries[found], np.dtype(name)
             content = entry.content
             assert isinstance(content, ArrayContent)
             share = content.share
@@ -49,7 +48,7 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
             entries[found] = entry._replace(
                 content=content._replace(shape=shape, dtype=dtype, write_shape=shape, share=share)
             )
-        position = header["next"]
+        position = hosts.next
 
 
 class _AllPieces(Sequence[Piece]):

@@ -16,8 +16,9 @@ from jaxckpt.job.modes.provider import Provider
 from jaxckpt.job.modes.remote import RemoteCheckpoint
 from jaxckpt.job.modes.supplier import Supplier
 from jaxckpt.job.plan import Plan
-from jaxckpt.job.session.center import Center, Finish
+from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
+from jaxckpt.job.session.serving import Finish
 from jaxckpt.job.session.session import Session
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.item.content import Snapshot
@@ -62,7 +63,7 @@ class IoProcess:
         """Has the center write what all of them have; see `Mode`."""
         if isinstance(session, Center):
             fill = functools.partial(_fill, session, arrange)
-            session.decide(functools.partial(commit, taken(), patient(settings), fill))
+            session.decide(functools.partial(commit, taken(), patient(settings), fill), asks=True)
             return
         with contextlib.closing(Supplier(taken())) as supplier:
             session.decide(no_file_access, supplier.handlers())
@@ -96,17 +97,17 @@ def _finish(
     stored: storage.StoredCheckpoint, provider: Provider, collected: Finish, error: BaseException | None
 ) -> None:
     """Ends the reading of all: looks once more whether the data files are those that were written, while the others still read."""
-    doubt = None
+    fallback = None
     try:
         if error is None:
             try:
                 # Raised only if nobody has found anything else wrong: what the others find says more.
                 stored.check_data_files()
             except Exception as found:
-                doubt = found
+                fallback = found
             except BaseException as interrupt:
                 error = interrupt
-        collected(error, doubt)
+        collected(error, fallback)
     finally:
-        del doubt, error
+        del fallback, error
         provider.close()

@@ -24,9 +24,9 @@ from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
 from jaxckpt.job.plan import Plan
-from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
 from jaxckpt.job.session.center import Center
-from jaxckpt.job.session.session import Answer, Handler, Session
+from jaxckpt.job.session.session import Answer, Handlers, Session
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import temporary
 from jaxckpt.storage.commit.presence import DeletedError
@@ -75,7 +75,8 @@ class SharedDirectory:
     ) -> None:
         """Has every process write its part into the directory that the center makes; see `Mode`."""
         if isinstance(session, Center):
-            session.decide(functools.partial(commit, taken(), patient(settings), functools.partial(write, session)))
+            fill = functools.partial(write, session)
+            session.decide(functools.partial(commit, taken(), patient(settings), fill), asks=True)
             return
         session.decide(no_file_access, Writer(taken(), settings, session.process).handlers())
 
@@ -103,32 +104,32 @@ class Writer:
         self._settings = settings
         self._process = process
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> Handlers:
         """Returns what this process does for process 0."""
-        return {"look": self._look, "write": self._write}
+        return {Look: self._look, WritePart: self._write}
 
-    def _look(self, header: Header) -> Answer:
+    def _look(self, request: Look) -> Answer:
         """Says whether this process sees the mark of process 0."""
-        path, token = str(header["path"]), str(header["token"])
-        end = time.monotonic() + float(header["secs"])
+        path = request.path
+        end = time.monotonic() + request.secs
         while True:
             try:
                 with stores.bucket.within(Deadline(max(0.1, end - time.monotonic()), f"Looking for {path}")):
-                    if stores.read(path) == token.encode():
-                        return {"t": "seen", "seen": True}, None
+                    if stores.read(path) == request.token.encode():
+                        return Seen(True), None
             except OSError:
                 pass
             if time.monotonic() > end:
-                return {"t": "seen", "seen": False}, None
+                return Seen(False), None
             time.sleep(_POLL_SECS)
 
-    def _write(self, header: Header) -> Answer:
-        new = str(header["new"])
+    def _write(self, request: WritePart) -> Answer:
+        new = request.path
         if not stores.is_bucket(new) and not temporary.is_temporary(os.path.basename(os.path.dirname(new))):
             raise ProcessError(f"Process 0 asked for a part in {new}, which is not in a temporary directory.", (0,))
         with _not_revived(os.path.dirname(new)):
             storage.write_part(new, self._snapshot, self._settings, self._process)
-        return {"t": "written"}, None
+        return Done(), None
 
 
 @contextlib.contextmanager
@@ -178,7 +179,7 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
             if given_up.is_set():
                 return
             try:
-                session.ask_all({"t": "write", "new": new}, "writing its part")
+                session.ask_all(WritePart(new), "writing its part")
             except BaseException as error:
                 errors.append(error)
 
@@ -213,9 +214,9 @@ def _require_shared(folder: str, session: Center) -> None:
     if not stores.is_bucket(path):
         _sync(path)
     secs = min(_LOOK_SECS, session.timeout / 4)
-    answers = session.ask_all({"t": "look", "path": path, "token": token, "secs": secs}, "looking for the directory")
+    answers = session.ask_all(Look(path, token, secs), "looking for the directory")
     stores.remove(path)
-    blind = sorted(process for process, header in answers.items() if not header.get("seen"))
+    blind = sorted(process for process, answer in answers.items() if not answer.seen)
     if blind:
         listed = ", ".join(map(str, blind))
         raise ProcessError(

@@ -6,8 +6,20 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.peer_memory import Loans
-from jaxckpt.job.protocol.wire import Header
-from jaxckpt.job.session.session import Answer, Handler
+from jaxckpt.job.protocol.messages import (
+    AskConsent,
+    AskHostValues,
+    AskLent,
+    AskMemory,
+    AskPieces,
+    Borrow,
+    Done,
+    Hosts,
+    Lent,
+    MemoryOffer,
+    Pieces,
+)
+from jaxckpt.job.session.session import Answer, Handlers
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot, StringContent
 
 _PAGE_CHARS = 8 << 20
@@ -32,41 +44,39 @@ class Supplier:
         """Lets go of what is lent. Idempotent."""
         self._loans.close()
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> Handlers:
         """Returns what this process does for the IO process."""
         return {
-            "offer": self._offer,
-            "consent": self._consent,
-            "lend": self._lend,
-            "lent": self._lent,
-            "get": self._get,
-            "hosts": self._hosts,
+            AskMemory: self._offer,
+            AskConsent: self._consent,
+            Borrow: self._lend,
+            AskLent: self._lent,
+            AskPieces: self._get,
+            AskHostValues: self._hosts,
         }
 
-    def _offer(self, header: Header) -> Answer:
-        return {"t": "offer", "offer": self._loans.offer}, None
+    def _offer(self, request: AskMemory) -> Answer:
+        return MemoryOffer(**self._loans.offer), None
 
-    def _consent(self, header: Header) -> Answer:
-        self._loans.consent(int(header["pid"]))
-        return {"t": "consent"}, None
+    def _consent(self, request: AskConsent) -> Answer:
+        self._loans.consent(request.pid)
+        return Done(), None
 
-    def _lend(self, header: Header) -> Answer:
+    def _lend(self, request: Borrow) -> Answer:
         """Says where the bytes of a box are, and keeps them there until it is told that they have been read."""
-        self._loans.take_back(header["back"])
-        position, start, shape = header["box"]
-        part = self._cut(int(position), tuple(start), tuple(shape))
-        return {"t": "lent", "at": self._loans.lend(int(header["id"]), part), "bytes": part.nbytes}, None
+        self._loans.take_back(request.back)
+        part = self._cut(*request.box)
+        return Lent(self._loans.lend(request.number, part), part.nbytes), None
 
-    def _lent(self, header: Header) -> Answer:
+    def _lent(self, request: AskLent) -> Answer:
         """Sends a range of the bytes of what is lent, where they cannot be read any more."""
-        first, last = header["bytes"]
-        return {"t": "pieces"}, self._loans.lent(int(header["id"]))[first:last]
+        return Pieces(), [self._loans.lent(request.number)[request.first : request.last]]
 
-    def _get(self, header: Header) -> Answer:
+    def _get(self, request: AskPieces) -> Answer:
         parts = []
-        for position, start, shape in header["boxes"]:
-            parts.append(self._cut(int(position), tuple(start), tuple(shape)))
-        return {"t": "pieces"}, parts
+        for position, start, shape in request.boxes:
+            parts.append(self._cut(position, start, shape))
+        return Pieces(), parts
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):
@@ -81,22 +91,24 @@ class Supplier:
                 return part
         raise ProcessError(f"{self._entries[position].name}: this process has no such piece, or has sent it already.")
 
-    def _hosts(self, header: Header) -> Answer:
+    def _hosts(self, request: AskHostValues) -> Answer:
         """Answers what process 0 alone knows: texts, and the form of values whose form is part of their value."""
-        found: list[Any] = []
+        texts: list[tuple[int, str]] = []
+        forms: list[tuple[int, tuple[int, ...], str]] = []
         chars = 0
-        position = int(header["from"])
+        position = request.position
         while position < len(self._entries) and chars < _PAGE_CHARS:
             content = self._entries[position].content
             if isinstance(content, StringContent):
-                found.append([position, content.text])
+                texts.append((position, content.text))
                 chars += len(content.text)
             elif _is_shapeless(content):
                 assert isinstance(content, ArrayContent)
-                found.append([position, [list(content.shape), content.dtype.name]])
+                forms.append((position, content.shape, content.dtype.name))
                 chars += 64
             position += 1
-        return {"t": "hosts", "found": found, "next": position if position < len(self._entries) else None}, None
+        following = position if position < len(self._entries) else None
+        return Hosts(tuple(texts), tuple(forms), following), None
 
 
 def _without_data(entry: Entry) -> Entry:
