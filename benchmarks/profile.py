@@ -32,7 +32,7 @@ _PHASES = (
     ("start the background", "jaxckpt.saving.background", "Background.take"),
     ("sweep leftovers", "jaxckpt.storage.commit.abandoned", "sweep"),
     ("temporary directory", "jaxckpt.storage.commit.temporary", "TemporaryDirectory.__init__"),
-    ("Orbax checkpointer", "jaxckpt.storage.commit.by_rename", "write_item"),
+    ("Orbax checkpointer", "jaxckpt.storage.orbax", "write_item"),
     ("arrays", "jaxckpt.storage.arrays.writer", "write"),
     ("tree metadata", "jaxckpt.storage.item.tree_metadata", "write"),
     ("digests", "jaxckpt.storage.item.digests", "write"),

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import jax
 
 from jaxckpt.job import devices
+from jaxckpt.job.agree import meeting
+from jaxckpt.job.modes.mode import patient
 from jaxckpt.options import (
     CheckpointOptions,
     MaxShardSizePolicy,
@@ -62,25 +64,36 @@ class OrbaxTranslation:
     @functools.cached_property
     def async_options(self) -> Any:
         """The ocp.AsyncOptions that the checkpointer is given if it is asynchronous."""
-        return orbax_api.async_options(self.array_settings)
+        return orbax_api.async_options(patient(self.array_settings) if meeting.several() else self.array_settings)
 
     @functools.cached_property
     def multiprocessing_options(self) -> Any:
-        """The ocp.options.MultiprocessingOptions: Orbax's defaults, or those of an IO process among several."""
+        """The ocp.options.MultiprocessingOptions: Orbax's defaults, or, among several processes, the one that commits alone."""
         return orbax_api.multiprocessing_options(self.array_settings)
 
     def checkpointer(self) -> Any:
         """Builds an Orbax checkpointer with these settings, for code that calls Orbax itself.
 
         It saves and restores pytrees: ``checkpointer.save(path, args=ocp.args.PyTreeSave(tree))``. It does not run
-        write callbacks. In a job of several processes with an IO process, it works on that process only.
+        write callbacks. In a job of several processes it works on the process that commits only (the IO process, or process 0), and
+        saves what this process has whole; `jaxckpt.Checkpoint` saves what several have together.
 
         Returns:
           An ocp.AsyncCheckpointer exactly if `asynchronous`, otherwise an ocp.Checkpointer. The caller closes it.
+
+        Raises:
+          ValueError: on another process than the one that commits. A synchronous checkpointer raises it when it saves.
         """
 
         def snapshot_of(item: Any) -> Snapshot:
-            taken = snapshot.take([flatten.flatten_item(item)], copy=self.asynchronous)
+            flat = flatten.flatten_item(item)
+            for leaf in flat.leaves:
+                if isinstance(leaf.value, jax.Array) and not leaf.value.is_fully_addressable:
+                    raise ValueError(
+                        f"{leaf.name}: other processes have parts of this array, which this checkpointer would leave out. Save it with "
+                        "jaxckpt.Checkpoint."
+                    )
+            taken = snapshot.take([flat], copy=self.asynchronous)
             return sharding.arranged(taken, self.sharding_callback, jax.process_index(), jax.process_count() > 1)
 
         return orbax_api.checkpointer(self.array_settings, snapshot_of)
@@ -159,17 +172,22 @@ def _io_device(translation: OrbaxTranslation) -> tuple[str, str]:
     arguments = f"primary_host={options.primary_host}, active_processes={options.active_processes}"
     result = f"ocp.options.MultiprocessingOptions({arguments})"
     if process is None:
-        return result, "Every process writes its own shards, to a directory that all of them see."
+        commits = " Process 0 commits." if jax.process_count() > 1 else ""
+        return result, f"Every process writes its own shards, to a directory that all of them see.{commits}"
     if jax.process_count() == 1:
         return result, f"Process {process} does all file access. It is the only process of this job: nothing changes."
     return result, f"Process {process} does all file access; the other processes send it their shards."
 
 
 def _async(translation: OrbaxTranslation) -> tuple[str, str]:
+    where = ""
+    if jax.process_count() > 1:
+        where = f" on process {orbax_api.committing_process(translation.array_settings)}"
+    bucket = "A bucket is written without it."
     if translation.asynchronous:
         why = "save returns once the values are safe from later changes; the files are written in the background."
-        return "ocp.AsyncCheckpointer", why
-    return "ocp.Checkpointer", "save returns when the checkpoint is committed."
+        return f"ocp.AsyncCheckpointer{where}", f"{why} {bucket}"
+    return f"ocp.Checkpointer{where}", f"save returns when the checkpoint is committed. {bucket}"
 
 
 def _sharding(translation: OrbaxTranslation) -> tuple[str, str]:
@@ -187,9 +205,14 @@ def _sharding(translation: OrbaxTranslation) -> tuple[str, str]:
 
 def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
     orbax, settings = translation.options.orbax or OrbaxSettings(), translation.array_settings
-    timeout = _NOTHING
+    timeout, about_timeout = (
+        _NOTHING,
+        "Bounds every wait of a save or restore. Orbax leaves some of its waits without a bound.",
+    )
     if translation.asynchronous:
         timeout = f"ocp.AsyncOptions(timeout_secs={translation.async_options.timeout_secs})"
+        if jax.process_count() > 1:
+            about_timeout = "Bounds every wait of a save or restore. Orbax is given more, so that a process that is late can be named."
     codecs = "bytes, crc32c" if settings.compression is None else f"bytes, {settings.compression}, crc32c"
     smaller = (
         " Smaller than asked for, to stay below a limit." if settings.chunk_byte_size < orbax.chunk_byte_size else ""
@@ -201,7 +224,7 @@ def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
     rows = {
         "timeout_secs": (
             timeout,
-            "Bounds every wait of a save or restore. Orbax leaves some of its waits without a bound.",
+            about_timeout,
         ),
         "exit_timeout_secs": (
             _NOTHING,

@@ -5,8 +5,9 @@ Targets are matched with stored leaves by name (`matching`). All pairs are valid
 (`placement`).
 """
 
-from jaxckpt.restoring.matching import Matched, Source, match
+from jaxckpt.restoring.matching import Matched, match
 from jaxckpt.restoring.reading import New, load
 from jaxckpt.restoring.targets import resolved
+from jaxckpt.storage.source import Source
 
 __all__ = ["Matched", "New", "Source", "load", "match", "resolved"]

@@ -1,40 +1,16 @@
 """Which target finds which stored leaf: by name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
 
 from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.registry import refusal
-from jaxckpt.storage.arrays.chunks import Box
-from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item import layout
-from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
 
 Pair = tuple[Leaf, StoredLeaf]
-
-
-class Source(Protocol):
-    """An open checkpoint: a `StoredCheckpoint`, or one that another process has open."""
-
-    path: str
-    tree: StoredTree
-    record: dict[str, Any]
-
-    def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
-        """Returns shape and dtype of array leaves, by Orbax's name."""
-
-    def nbytes(self, leaf: StoredLeaf) -> int:
-        """Returns the bytes of an array leaf of which `infos` was asked before."""
-
-    def string(self, leaf: StoredLeaf) -> str:
-        """Returns the value of a str leaf."""
-
-    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
-        """Reads arrays, or boxes of them."""
 
 
 @dataclass

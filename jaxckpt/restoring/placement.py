@@ -9,9 +9,10 @@ import numpy as np
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
-from jaxckpt.restoring.matching import Pair, Source
+from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.source import Source
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
 

@@ -11,9 +11,10 @@ from jaxckpt.leaf_kinds.conversion import Conversion, Rule
 from jaxckpt.leaf_kinds.kind import OtherKindError, Terms
 from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
 from jaxckpt.restoring import placement
-from jaxckpt.restoring.matching import Pair, Source
+from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
 
 # Arrays are read and placed in groups, so that the host holds no second copy of a large model.

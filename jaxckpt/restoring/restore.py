@@ -1,22 +1,15 @@
 """One restore: what is stored, matched with the current values, read, and put in their place on every process or on none."""
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from jaxckpt import restoring, storage
-from jaxckpt.job.agree import leaves, meeting
+from jaxckpt import restoring
+from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
-from jaxckpt.job.modes.provider import Provider
-from jaxckpt.job.modes.remote import RemoteCheckpoint
-from jaxckpt.job.modes.shared import ADVICE
-from jaxckpt.job.plan import Plan, digest_of
-from jaxckpt.job.session.center import Center
-from jaxckpt.job.session.peer import Peer
+from jaxckpt.job.modes import mode_of
 from jaxckpt.job.session.session import Session
-from jaxckpt.storage.commit.presence import DeletedError
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.tree import flatten
 from jaxckpt.tree.builders import Undo
@@ -44,12 +37,17 @@ class Restore:
     """One restore. A context manager: the processes of the job stay connected until it is over."""
 
     def __init__(self, call: Call, path: str, io_process: int | None) -> None:
-        """Args: what the processes agree about; the checkpoint; the process that has it, or None if each process sees it."""
+        """Makes a restore that has yet to meet the other processes.
+
+        Args:
+          call: what the processes agree about.
+          path: of the checkpoint.
+          io_process: index of the process that has it; None if each process sees it.
+        """
         self._call = call
         self._path = path
-        self._io_process = io_process
+        self._mode = mode_of(io_process)
         self._session = Session()
-        self._finish: Callable[[BaseException | None], None] | None = None  # instead of a vote
 
     def meet(self, prepare: Callable[[], Iterable[flatten.Leaf]]) -> list[flatten.Leaf]:
         """Meets the other processes.
@@ -64,17 +62,13 @@ class Restore:
           BaseException: what `prepare` raised; ProcessError: see `meeting.meet`.
         """
         targets: list[flatten.Leaf] = []
-
-        def contribution() -> Contribution:
-            targets.extend(restoring.resolved(prepare()))
-            if not meeting.several():
-                return Contribution()
-            described = leaves.descriptions(targets, Plan(jax.process_index(), self._io_process))
-            return Contribution(digest_of(described), lambda: described)
-
-        self._session = meeting.meet(self._call, contribution)
-        self._session.keep()
+        self._session = meeting.meet(self._call, functools.partial(self._contribution, prepare, targets))
+        self._session.adopt()
         return targets
+
+    def _contribution(self, prepare: Callable[[], Iterable[flatten.Leaf]], targets: list[flatten.Leaf]) -> Contribution:
+        targets.extend(restoring.resolved(prepare()))
+        return self._mode.agree_to_restore(targets)
 
     def load(
         self, targets: Iterable[flatten.Leaf], skip: set[str], *, with_counter: bool, cast: bool = False
@@ -90,65 +84,22 @@ class Restore:
         Raises:
           As `Checkpoint.restore`.
         """
+        session = self._session
         loaded: Loaded | None = None
         error: BaseException | None = None
+        finish: Callable[[BaseException | None], None] = session.vote
         try:
-            loaded = _read(self._open(), list(targets), skip, with_counter, cast)
+            reading = self._mode.open(session, self._path, self._call.timeout)
+            finish = reading.finish
+            loaded = _read(reading.source, list(targets), skip, with_counter, cast)
         except BaseException as raised:
-            error = self._advised(raised)
-        finish, self._finish = self._finish or self._session.vote, None
+            error = self._mode.explained(raised, session.process)
         try:
             finish(error)
         finally:
             del error
         assert loaded is not None
         return loaded
-
-    def _open(self) -> restoring.Source:
-        session, seconds = self._session, self._call.timeout
-        if self._io_process is None or not session.several:
-            return storage.StoredCheckpoint(self._path, seconds, has_targets=True)
-        if isinstance(session, Peer):
-            session.decide(_nothing)  # What the IO process met when it opened the checkpoint is raised here too.
-            return RemoteCheckpoint(self._path, session)
-        assert isinstance(session, Center)
-        opened: list[storage.StoredCheckpoint] = []
-        session.decide(
-            lambda: opened.append(storage.StoredCheckpoint(self._path, seconds, check_data=False, has_targets=True))
-        )
-        provider = Provider(opened[0], session.local_peers)
-        finish = session.collect(provider.handlers(), provider.sent)
-
-        def end(error: BaseException | None) -> None:
-            doubt = None
-            try:
-                if error is None:
-                    try:
-                        opened[0].check_data_files()  # While the others still read: what they find wrong says more.
-                    except Exception as found:
-                        doubt = found
-                    except BaseException as interrupt:
-                        error = interrupt
-                finish(error, doubt)
-            finally:
-                del doubt, error
-                provider.close()
-
-        self._finish = end
-        return opened[0]
-
-    def _advised(self, error: BaseException) -> BaseException:
-        """Says what may be wrong where a process without the files was to read them."""
-        # A checkpoint that was deleted while it was read was seen by this process.
-        missing = isinstance(error, FileNotFoundError) and not isinstance(error, DeletedError)
-        if self._session.several and self._io_process is None and missing:
-            assert isinstance(error, FileNotFoundError)
-            advised = FileNotFoundError(
-                error.errno, f"{error.strerror}. {ADVICE} It was process {self._session.process}", error.filename
-            )
-            advised.__cause__ = error
-            return advised
-        return error
 
     def agree(self, error: BaseException | None) -> None:
         """Ends the restore: raises on every process if `error` is not None on any of them."""
@@ -159,10 +110,6 @@ class Restore:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._session.close()
-
-
-def _nothing() -> None:
-    """The work of a process that does no file access."""
 
 
 def _read(

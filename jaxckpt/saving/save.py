@@ -3,8 +3,8 @@
 Everything that can be refused is refused while the save is prepared, before the other processes hear of it and before any file exists.
 """
 
-import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,15 +15,14 @@ from jaxckpt import storage
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.directory import free_numbers, paths
 from jaxckpt.directory.hooks import SaveHooks
-from jaxckpt.job.agree import leaves, meeting
+from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
-from jaxckpt.job.modes import gather, shared
-from jaxckpt.job.plan import Plan, digest_of
-from jaxckpt.job.session.center import Center
+from jaxckpt.job.modes import mode_of
 from jaxckpt.job.session.session import Session, patience
 from jaxckpt.options import CheckpointOptions, callbacks, policy_of, sharding, sharding_callback_of
 from jaxckpt.saving import snapshot
 from jaxckpt.storage import CheckpointPath
+from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.storage.settings import WriteSettings
@@ -64,6 +63,7 @@ class Save:
         self.path = ""
         self.number = 0
         self._settings = settings
+        self._mode = mode_of(settings.io_process)
         self._sharding_callback = sharding_callback_of(options)
         self._hooks = hooks
         self._replace = replace
@@ -90,63 +90,41 @@ class Save:
         Raises:
           BaseException: what is wrong with the values, or on another process (see `meeting.meet`). Nothing is reserved then.
         """
-
-        @quiet_gc()
-        def contribution() -> Contribution:
-            if not meeting.several():
-                self._choose(reserve)
-                self._take(list(values()))
-                return Contribution()
-            flats = list(values())
-            found = self._take_part(flats)
-            if jax.process_index() == self._call.center:
-                self._choose(reserve)
-                found = {**found, "facts": {"number": self.number, "path": self.path}}
-            return Contribution(**found)
-
-        def prepared() -> Contribution:
-            before()
-            return contribution()
-
         try:
-            self._session = session = meeting.meet(self._call, prepared)
-            session.keep()
+            contribution = functools.partial(self._contribution, before, values, reserve)
+            self._session = session = meeting.meet(self._call, contribution)
+            session.adopt()
         except BaseException:
             self._release()
             raise
-        if session.several:
-            self.number, self.path = int(session.facts["number"]), str(session.facts["path"])
+        self.number, self.path = int(session.facts["number"]), str(session.facts["path"])
+
+    def _contribution(
+        self,
+        before: Callable[[], None],
+        values: Callable[[], Iterable[flatten.Flat]],
+        reserve: Callable[["Save"], tuple[int, str]],
+    ) -> Contribution:
+        before()
+        with quiet_gc():
+            facts: dict[str, Any] = {}
+            if jax.process_index() == self._call.center:
+                self._choose(reserve)
+                facts = {"number": self.number, "path": self.path}
+            flats = list(values())
+            plan = self._mode.plan()
+            taken = snapshot.take(flats, plan, copy=self._settings.asynchronous)
+            subject = paths.absolute(self._call.subject)
+            storage.check(subject, taken, self._settings)
+            self._taken = taken = self._mode.part(taken, subject, self._settings, self._arranged)
+            leaves = [leaf for flat in flats for leaf in flat.leaves]
+            return self._mode.agree_to_save(leaves, taken, plan, facts)
 
     def _choose(self, reserve: Callable[["Save"], tuple[int, str]]) -> None:
         self.number, self.path = reserve(self)
         self._reserved = paths.absolute(self.path)
         self._place = place = CheckpointPath.of(self._reserved)
         self._hooks.check(place)
-
-    def _take(self, flats: list[flatten.Flat]) -> None:
-        taken = self._arranged(snapshot.take(flats, copy=self._settings.asynchronous))
-        storage.check(str(self._place), taken, self._settings)
-        self._taken = taken
-
-    def _take_part(self, flats: list[flatten.Flat]) -> dict[str, Any]:
-        plan = Plan(jax.process_index(), self._settings.io_process)
-        taken = snapshot.take_part(flats, plan, copy=self._settings.asynchronous)
-        subject = paths.absolute(self._call.subject)
-        storage.check(subject, taken, self._settings)
-        if self._settings.io_process is None:
-            storage.check_part(subject, self._settings)
-            taken = self._arranged(taken)
-        self._taken = taken
-        named = [leaf for flat in flats for leaf in flat.leaves]
-        described = leaves.descriptions(named, plan)
-        described += [(entry.name, "empty") for entry in taken.entries[len(named) :]]
-        hosts = leaves.host_contents(named)
-        return {
-            "digest": digest_of(described),
-            "leaves": lambda: described,
-            "host_digest": digest_of(hosts),
-            "host_contents": lambda: hosts,
-        }
 
     def _arranged(self, taken: Snapshot) -> Snapshot:
         callback = self._sharding_callback
@@ -189,50 +167,33 @@ class Save:
             self._release()
 
     def _write(self, session: Session) -> None:
+        self._mode.write(session, self._give_away, self._settings, self._arranged, self._commit)
+
+    def _give_away(self) -> Snapshot:
+        """Returns the snapshot and keeps no reference to it: what has been written or sent is let go of."""
         taken, self._taken = self._taken, None
         assert taken is not None
-        taken = dataclasses.replace(taken, record={COUNTER: self.number})
-        settings, process = self._settings, session.process
-        write: Any = None
-        if isinstance(session, Center):
-            # Where a peer does not answer, that is what has to be said, and not that the write took long.
-            settings = dataclasses.replace(
-                settings, timeout_secs=settings.timeout_secs + patience(settings.timeout_secs)
-            )
-            if self._settings.io_process is None:
+        return dataclasses.replace(taken, record={COUNTER: self.number})
 
-                def write(new: str, everything: Snapshot, settings: Any) -> None:
-                    shared.write(new, everything, settings, session)
-            else:
+    def _commit(self, taken: Snapshot, settings: WriteSettings, fill: Fill) -> None:
+        """Writes, commits and registers the checkpoint, on the process that does the file access."""
+        assert self._place is not None
+        storage.save(
+            self._place,
+            taken,
+            settings,
+            replace=self._replace,
+            write=fill,
+            ready=self._session.confirm,
+            register=self._register,
+        )
 
-                def write(new: str, everything: Snapshot, settings: Any) -> None:
-                    storage.write_jointly(new, self._arranged(gather.complete(everything, session)), settings, process)
-        elif session.several:
-            with contextlib.ExitStack() as closing:
-                if self._settings.io_process is None:
-                    handlers = shared.Writer(taken, settings, process).handlers()
-                else:
-                    supplier = closing.enter_context(contextlib.closing(gather.Supplier(taken)))
-                    handlers = supplier.handlers()
-                del taken  # What has been sent is let go of.
-                session.decide(_nothing, handlers)
-            return
-
-        place = self._place
-        assert place is not None
-
-        def register() -> None:
-            # Should this process have been stopped meanwhile, the others have given up.
-            session.check()
-            self._hooks.committed(place)
-            self._registered(self)
-
-        def commit() -> None:
-            storage.save(
-                place, taken, settings, replace=self._replace, write=write, ready=session.confirm, register=register
-            )
-
-        session.decide(commit)
+    def _register(self) -> None:
+        assert self._place is not None
+        # If this process was stopped for a while, the others have given up.
+        self._session.check()
+        self._hooks.committed(self._place)
+        self._registered(self)
 
     def _conclude(self, session: Session) -> None:
         self._run_callbacks()
@@ -240,7 +201,7 @@ class Save:
 
     def _run_callbacks(self) -> None:
         try:
-            with meeting.Alone():
+            with meeting.on_one_process():
                 callbacks.run_callbacks(self._callbacks, self.path)
         finally:
             try:
@@ -273,7 +234,3 @@ def call_of(action: str, subject: str, options: CheckpointOptions, settings: Wri
             **dict(details),
         },
     )
-
-
-def _nothing() -> None:
-    """The work of a process that does no file access."""

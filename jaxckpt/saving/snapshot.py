@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.job.plan import HOST_OWNER, Plan
 from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.kind import Content
@@ -23,11 +22,15 @@ from jaxckpt.tree.flatten import EmptyNode, Flat, Leaf
 from jaxckpt.tree.names import Path
 
 
-def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
-    """Takes the snapshot of flattened values.
+def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snapshot:
+    """Takes the snapshot of flattened values, or this process's part of it.
+
+    In a job of several processes every leaf is described as on every other process; its pieces are those that this process owns. Host
+    leaves, which belong to no process, have their pieces on process 0.
 
     Args:
       flats: values taken apart by `jaxckpt.tree.flatten.flatten`.
+      plan: says which process of the job owns what; None if this process has everything.
       copy: copy mutable host memory (numpy), because the caller may change it before it is written.
 
     Raises:
@@ -39,50 +42,27 @@ def take(flats: Iterable[Flat], *, copy: bool) -> Snapshot:
     leaves = [leaf for flat in flats for leaf in flat.leaves]
     # The copies are what the caller has asked for; a transfer guard is about those that nobody has.
     with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
-        _start_transfers(leaves)
-        entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
-    return _snapshot(entries, flats)
-
-
-@quiet_gc()
-def take_part(flats: Iterable[Flat], plan: Plan, *, copy: bool) -> Snapshot:
-    """Takes this process's part of the snapshot of a job of several processes.
-
-    Every leaf is described as on every other process; its pieces are those that this process owns. Host leaves, which belong to no
-    process, have their pieces on process 0.
-
-    Args:
-      flats, copy: as for `take`.
-      plan: says who owns what.
-
-    Raises:
-      As `take`.
-    """
-    flats = list(flats)
-    leaves = [leaf for flat in flats for leaf in flat.leaves]
-    shared: dict[int, GlobalArray] = {}
-    entries = []
-    with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
-        for position, leaf in enumerate(walk):
-            if kind_of(leaf.value).is_global(leaf):
-                # Starts its transfers: all before the first is waited for.
-                shared[position] = GlobalArray(leaf.value, plan)
-        for position, leaf in enumerate(walk):
-            if (array := shared.get(position)) is not None:
-                content: Content = array.content()
-                require_storable(leaf, array.dtype)
-            else:
-                content = kind_of(leaf.value).take(leaf, copy and plan.process == HOST_OWNER)
-                if isinstance(content, ArrayContent):
-                    content = host_content(content, plan)
-            entries.append(Entry(leaf.path, content))
-    return _snapshot(entries, flats)
-
-
-def _snapshot(entries: list[Entry], flats: Iterable[Flat]) -> Snapshot:
+        if plan is None:
+            _start_transfers(leaves)
+            entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
+        else:
+            # All transfers are under way before the first is waited for.
+            shared = {id(leaf): GlobalArray(leaf.value, plan) for leaf in walk if kind_of(leaf.value).is_global(leaf)}
+            _start_transfers([leaf for leaf in leaves if id(leaf) not in shared])
+            entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     _refuse_collisions(entries)
     return Snapshot(tuple(entries))
+
+
+def _part(leaf: Leaf, shared: GlobalArray | None, plan: Plan, copy: bool) -> Content:
+    """Returns the content of a leaf as every process describes it, with the data that this process owns."""
+    if shared is not None:
+        content = shared.content()
+        require_storable(leaf, shared.dtype)
+        return content
+    own = kind_of(leaf.value).take(leaf, copy and plan.process == HOST_OWNER)
+    return host_content(own, plan) if isinstance(own, ArrayContent) else own
 
 
 def _start_transfers(leaves: Sequence[Leaf]) -> None:

@@ -1,5 +1,6 @@
 """The only module that touches names which Orbax and JAX do not promise to keep. Every use is probed, and a break says so clearly."""
 
+import functools
 import importlib
 from typing import Any, NamedTuple
 
@@ -47,6 +48,31 @@ def base_handler() -> type[Any]:
         if not callable(getattr(found, method, None)):
             _import("orbax.checkpoint.BasePyTreeCheckpointHandler", method)
     return found
+
+
+@functools.cache
+def uncounted(checkpointer: type[Any]) -> type[Any]:
+    """Returns the same kind of Orbax checkpointer, for saves that one process of a job makes alone: Orbax does not count them.
+
+    Orbax numbers the operations of every process, and makes names from the number that the processes of a job then wait for. A process
+    that counts a save which the others do not make waits for other names than they do, at the next save of the whole job, and for ever.
+    To count on the others too would not do: a save in the background, and one that fails, is counted at another moment on each process.
+    Our saves use no such name, because their directories are made before they begin (see `jaxckpt.storage.orbax.async_options`).
+
+    Args:
+      checkpointer: ocp.Checkpointer or ocp.AsyncCheckpointer.
+
+    Raises:
+      ImportError: this version of Orbax counts in another place.
+    """
+    count = "synchronize_next_awaitable_signal_operation_id"
+    if not callable(getattr(checkpointer, count, None)):
+        _import(f"orbax.checkpoint.{checkpointer.__name__}", count)
+    return type(checkpointer.__name__, (checkpointer,), {count: _count_nothing, "__module__": __name__})
+
+
+def _count_nothing(checkpointer: Any) -> None:
+    """Stands for Orbax's method that counts an operation."""
 
 
 def is_no_trace_active() -> bool:

@@ -1,20 +1,18 @@
-"""An Orbax checkpoint written without Orbax's checkpointer, whose barriers and operation counter belong to jobs that save together.
+"""The content of an Orbax item, written by several processes.
 
-Several processes each write a database of their own into the directory of the item, as Orbax lets them do, and one of them makes the
-whole out of it; or one process writes everything.
+Each writes a database of its own into the directory of the item, as Orbax lets them do, and one of them makes the whole out of it.
 """
 
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore, writer
 from jaxckpt.storage.commit import claims
 from jaxckpt.storage.commit.committers import committer_of
-from jaxckpt.storage.item import description, digests, layout, tree_metadata
+from jaxckpt.storage.item import layout, tree_metadata
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -120,40 +118,29 @@ def write_jointly(
     snapshot: Snapshot,
     settings: WriteSettings,
     process: int,
-    begin_others: Callable[[], Sequence[int]] = tuple,
-    end_others: Callable[[], None] = lambda: None,
+    begin_others: Callable[[], Sequence[int]],
+    end_others: Callable[[], None],
 ) -> None:
-    """Writes an item of which other processes may write parts.
+    """Writes an item into its directory together with other processes.
 
     Args:
-      new: directory of the item; it is made. In a bucket it has no marker yet.
+      new: directory of the item, which exists.
       snapshot: describes every leaf; its pieces are those of this process.
       settings: how.
       process: index of this process.
-      begin_others: called when `new` is there; lets other processes begin to write their parts, and returns which ones do.
+      begin_others: lets the other processes begin to write their parts, and returns which ones do.
       end_others: waits for them.
 
     Raises:
       OSError: with errno.
       TimeoutError: after `settings.timeout_secs`.
     """
-    began = time.time_ns()
-    if not committer_of(new).in_place:
-        os.mkdir(new)
     parts = begin_others()
-    if not parts:
-        writer.write(new, snapshot, settings)
-    else:
-        write_part(new, snapshot, settings, process)
-        end_others()
-        if layout.uses_ocdbt(settings):
-            writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
-        tree_metadata.write(new, snapshot, settings)
-    description.write(new, began, snapshot.record)
-    # Where the marker is the commit, it comes last.
-    if not committer_of(new).in_place:
-        description.mark(new, new)
-        digests.write(new)
+    write_part(new, snapshot, settings, process)
+    end_others()
+    if layout.uses_ocdbt(settings):
+        writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
+    tree_metadata.write(new, snapshot, settings)
 
 
 def _databases(new: str, processes: Sequence[int]) -> list[str]:

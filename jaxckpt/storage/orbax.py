@@ -2,15 +2,24 @@
 
 ``PyTreeCheckpointHandler(handler_impl=...)`` is Orbax's public way to replace how a PyTree is written. Ours takes whatever Orbax's
 takes (``ocp.args.PyTreeSave(tree)``), so that code that talks to Orbax directly gets checksums and speed too.
+
+Every save to a file system goes through `write_item`, whatever the mode of the job: Orbax's checkpointer drives it, on the process that
+commits.
 """
 
 import functools
 import logging
+import os
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+from jaxckpt.errors import CheckpointError
+from jaxckpt.storage import stores
 from jaxckpt.storage.arrays import writer
-from jaxckpt.storage.item import digests
+from jaxckpt.storage.arrays.writer import Fill
+from jaxckpt.storage.item import description, digests
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -28,40 +37,104 @@ def async_options(settings: WriteSettings) -> Any:
     return ocp.AsyncOptions(timeout_secs=max(1, int(settings.timeout_secs)), create_directories_asynchronously=False)
 
 
+def committing_process(settings: WriteSettings) -> int:
+    """Returns the index of the process that commits, on which Orbax's checkpointer runs."""
+    return settings.io_process or 0
+
+
 def multiprocessing_options(settings: WriteSettings) -> Any:
-    """Returns the ocp.options.MultiprocessingOptions: Orbax's defaults, or everything on the IO process of a job of several."""
+    """Returns the ocp.options.MultiprocessingOptions: Orbax's defaults, or, in a job of several, the process that commits alone.
+
+    Processes without a file to commit do not meet it in Orbax's barriers: they answer it through the session of their call.
+    """
     import jax
     import orbax.checkpoint as ocp
 
-    if settings.io_process is None or jax.process_count() == 1:
+    if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
+    process = committing_process(settings)
     return ocp.options.MultiprocessingOptions(
-        primary_host=settings.io_process, active_processes={settings.io_process}, barrier_sync_key_prefix=BARRIER_PREFIX
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=BARRIER_PREFIX
     )
 
 
-def checkpointer(settings: WriteSettings, snapshot_of: Callable[[Any], Snapshot] | None = None) -> Any:
-    """Returns the configured Orbax checkpointer: an ocp.AsyncCheckpointer exactly when `settings.asynchronous`.
+def checkpointer(settings: WriteSettings, snapshot_of: Callable[[Any], Snapshot]) -> Any:
+    """Returns an Orbax checkpointer for trees: an ocp.AsyncCheckpointer exactly when `settings.asynchronous`.
+
+    Its commit is Orbax's own.
 
     Args:
       settings: how to write.
-      snapshot_of: takes the snapshot of a tree that is handed to ``save``; not needed where only `Snapshot`s are.
+      snapshot_of: takes the snapshot of a tree that is handed to ``save``.
     """
+    return _checkpointer(settings, _handler_class()(settings, snapshot_of, writer.write, digests.write))
+
+
+def _checkpointer(settings: WriteSettings, implementation: Any, **more: Any) -> Any:
+    import jax
     import orbax.checkpoint as ocp
+
+    from jaxckpt.storage import compat
 
     quieten()
     multiprocessing = multiprocessing_options(settings)
     handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=True,
-        use_zarr3=True,
-        multiprocessing_options=multiprocessing,
-        handler_impl=_handler_class()(settings, multiprocessing, snapshot_of),
+        use_ocdbt=True, use_zarr3=True, multiprocessing_options=multiprocessing, handler_impl=implementation
     )
+    kind: Any = ocp.Checkpointer
     if settings.asynchronous:
-        return ocp.AsyncCheckpointer(
-            handler, async_options=async_options(settings), multiprocessing_options=multiprocessing
-        )
-    return ocp.Checkpointer(handler, multiprocessing_options=multiprocessing)
+        kind, more = ocp.AsyncCheckpointer, {**more, "async_options": async_options(settings)}
+    if jax.process_count() > 1:
+        kind = compat.uncounted(kind)
+    return kind(handler, multiprocessing_options=multiprocessing, **more)
+
+
+def write_item(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill) -> None:
+    """Writes a snapshot as the new directory `new`, driven by Orbax's checkpointer.
+
+    Without it where Python has shut down what Orbax needs: in an exit handler, or on a thread that outlives the main thread.
+
+    Orbax marks the directory as committed where it is (ocp.path.atomicity.CommitFileTemporaryPath), and renames nothing: `new` stands
+    inside of a temporary directory, and the one rename that gives the checkpoint its name is jaxckpt's. Orbax's would replace an empty
+    directory of somebody else, cannot exchange a checkpoint for another in one step, comes before the directory is on stable storage,
+    and cannot be taken back if registering fails.
+
+    Args:
+      new: does not exist yet; its parent does.
+      snapshot: what to write.
+      settings: how.
+      fill: writes the arrays and the tree into the directory when Orbax has made it.
+
+    Raises:
+      CheckpointError: Orbax has ended without an error, and without a commit.
+      BaseException: what `fill` raised.
+    """
+    if not threading.main_thread().is_alive():
+        write_item_without_orbax(new, snapshot, settings, fill)
+        description.mark(new, new)
+        return
+    import orbax.checkpoint as ocp
+
+    implementation = _handler_class()(settings, None, fill, None)
+    driver = _checkpointer(settings, implementation, temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath)
+    try:
+        driver.save(new, args=ocp.args.PyTreeSave(snapshot), custom_metadata=description.custom(snapshot.record))
+        if settings.asynchronous:
+            driver.wait_until_finished()
+    finally:
+        driver.close()
+    if not os.path.exists(os.path.join(new, description.MARKER)):
+        # Orbax takes a cancellation that something in a save raises for one that was asked for, and says nothing.
+        raise CheckpointError(f"Orbax has ended the save to {new} without committing it.")
+
+
+def write_item_without_orbax(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill) -> None:
+    """Writes the same without the marker of a commit, and without Orbax's checkpointer, which reaches buckets only with more packages."""
+    began = time.time_ns()
+    if stores.is_local(new) and not os.path.isdir(new):
+        os.mkdir(new)
+    fill(new, snapshot, settings)
+    description.write(new, began, snapshot.record)
 
 
 @functools.cache
@@ -75,8 +148,8 @@ def quieten() -> None:
 class _Write:
     """The future of a write (Orbax's protocol): the write happens on the thread that asks for the result."""
 
-    def __init__(self, directory: Any, snapshot: Snapshot, settings: WriteSettings) -> None:
-        self._work = functools.partial(writer.write, str(directory), snapshot, settings)
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
         self._done = False
 
     def result(self, timeout: float | None = None) -> None:
@@ -93,11 +166,25 @@ def _handler_class() -> type[Any]:
         """Writes with our engine; restores and describes as Orbax does."""
 
         def __init__(
-            self, settings: WriteSettings, multiprocessing: Any, snapshot_of: Callable[[Any], Snapshot] | None
+            self,
+            settings: WriteSettings,
+            snapshot_of: Callable[[Any], Snapshot] | None,
+            fill: Fill,
+            finish: Callable[[str], None] | None,
         ) -> None:
-            super().__init__(use_ocdbt=True, use_zarr3=True, multiprocessing_options=multiprocessing)
+            """Makes the handler of one checkpointer.
+
+            Args:
+              settings: how to write.
+              snapshot_of: takes the snapshot of a tree; None where only `Snapshot`s are saved.
+              fill: writes a snapshot into the directory that Orbax has made.
+              finish: called with the directory before Orbax commits it; None if the caller does what remains.
+            """
+            super().__init__(use_ocdbt=True, use_zarr3=True, multiprocessing_options=multiprocessing_options(settings))
             self._settings = settings
             self._snapshot_of = snapshot_of
+            self._fill = fill
+            self._finish = finish
 
         async def async_save(self, directory: Any, args: Any) -> list[Any]:
             snapshot = args.item
@@ -105,9 +192,10 @@ def _handler_class() -> type[Any]:
                 if self._snapshot_of is None:
                     raise TypeError(f"Expected a Snapshot to save, got {type(snapshot).__name__}.")
                 snapshot = self._snapshot_of(snapshot)
-            return [_Write(directory, snapshot, self._settings)]
+            return [_Write(functools.partial(self._fill, str(directory), snapshot, self._settings))]
 
         def finalize(self, directory: Any) -> None:
-            digests.write(str(directory))
+            if self._finish is not None:
+                self._finish(str(directory))
 
     return Handler

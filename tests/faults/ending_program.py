@@ -12,9 +12,9 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 3, int(index))
 import fault_programs as programs  # noqa: E402
 
 import jaxckpt  # noqa: E402
-from jaxckpt.job.modes import gather  # noqa: E402
+from jaxckpt.job.modes import fetcher  # noqa: E402
 
-original = gather._Fetcher._ask
+original = fetcher.Fetcher._ask
 
 
 def slowly(self: Any, *args: Any) -> Any:
@@ -22,7 +22,7 @@ def slowly(self: Any, *args: Any) -> Any:
     return original(self, *args)
 
 
-gather._Fetcher._ask = slowly  # type: ignore[method-assign]
+fetcher.Fetcher._ask = slowly  # type: ignore[method-assign]
 checkpoint = jaxckpt.Checkpoint(**programs.tree(7))
 checkpoint.save(prefix, programs.options(int(io), 20, True))
 if index != who:

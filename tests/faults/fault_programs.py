@@ -18,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxckpt
 from jaxckpt import testing
-from jaxckpt.job.agree import meeting
-from jaxckpt.job.modes import gather, local_answers, shared
-from jaxckpt.job.protocol import wire
-from jaxckpt.job.session import center, peer, session
+from jaxckpt.job.agree import leader, meeting
+from jaxckpt.job.modes import fetcher, local_answers, shared, supplier
+from jaxckpt.job.protocol import link, messages
+from jaxckpt.job.session import center, peer
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.commit import moves
 from jaxckpt.storage.stores import local
@@ -37,21 +37,21 @@ class Outcome(dict[str, Any]):
 # -- faults -----------------------------------------------------------------------------------------------------------------------
 
 _PLACES = {
-    "piece": (gather.Supplier, ("_get", "_lend")),
+    "piece": (supplier.Supplier, ("_get", "_lend")),
     "vote": (peer.Peer, "_answer"),
-    "fetch": (gather._Fetcher, ("_ask", "stream")),
+    "fetch": (fetcher.Fetcher, ("_ask", "stream")),
     "commit": (moves, "publish"),
     "sync": (local, "sync_tree"),
     "part": (shared.Writer, "_write"),
     "arrays": (writer, "write_arrays"),
-    "outcome": (center.Center, "_tell"),
+    "outcome": (center.Center, "tell"),
     "request": (peer.Peer, "_next_answer"),
     "provide": (local_answers.LocalAnswers, ("put", "stream")),
-    "verdict": (meeting._Meeting, "_verdict"),
-    "agreed": (wire.Link, "send"),
+    "verdict": (leader.Leader, "_verdict"),
+    "agreed": (link.Link, "send"),
 }
 
-_MESSAGES = {"vote": session.CONFIRM, "agreed": "agreed"}
+_MESSAGES = {"vote": messages.Confirm, "agreed": messages.Agreed}
 
 
 @contextlib.contextmanager
@@ -67,9 +67,7 @@ def _fault(place: str | None, kind: str, nth: int) -> Any:
     def passing(original: Any) -> Any:
         def instead(*args: Any, **kwargs: Any) -> Any:
             nonlocal passed
-            if kind_of_message is None or any(
-                isinstance(arg, dict) and arg.get("t") == kind_of_message for arg in args
-            ):
+            if kind_of_message is None or any(isinstance(arg, kind_of_message) for arg in args):
                 passed += 1
                 if passed == nth:
                     _happen(place, kind)
@@ -259,9 +257,9 @@ def listening_in_a_meeting(prefix: str, io: int) -> list[tuple[str, int]]:
     found: set[tuple[str, int]] = set()
     original = meeting.Listener.wait
 
-    def wait(self: Any, end: float) -> Any:
+    def wait(self: Any, left: Any) -> Any:
         found.update(set(_listening()) - before)
-        return original(self, end)
+        return original(self, left)
 
     meeting.Listener.wait = wait  # type: ignore[method-assign]
     try:
@@ -291,11 +289,11 @@ def harassed(prefix: str, io: int, version: float, bombs: list[bytes], silent: i
                     stranger.settimeout(0.2)
                     heard.append(stranger.recv(1 << 16) + stranger.recv(1 << 16))
 
-    def wait(self: Any, end: float) -> Any:
+    def wait(self: Any, left: Any) -> Any:
         address = (self.address.host, self.address.port)
         for bomb in [b""] * silent + bombs:
             bother(address, bomb)
-        return original(self, end)
+        return original(self, left)
 
     meeting.Listener.wait = wait  # type: ignore[method-assign]
     try:

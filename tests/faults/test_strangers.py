@@ -18,7 +18,7 @@ def frame(header: Any) -> bytes:
     return struct.pack("!I", len(text)) + text
 
 
-PROOF = {"t": "proof", "process": 1, "nonce": "0" * 32, "mac": "0" * 64}
+PROOF = {"t": "Proof", "process": 1, "nonce": "0" * 32, "mac": "0" * 64}
 BOMBS = [
     b"GET / HTTP/1.1\r\n\r\n",
     b"\xff" * 64,
@@ -54,7 +54,7 @@ def test_strangers(tmp_path: Any) -> None:
                 assert found["secs"] < 9, found  # A handshake may take 10 s; nobody has waited for that of a stranger.
                 assert printed == ""
                 for answer in heard:
-                    assert b"hello" in answer or answer == b"", answer
-                    assert b"welcome" not in answer
+                    assert b"Hello" in answer or answer == b"", answer
+                    assert b"Welcome" not in answer
             for found in job.run(programs.restore, f"{disk}/b{io}/ckpt", io, secs=20):
                 assert found["value"][1] == 5

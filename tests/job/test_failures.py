@@ -10,11 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxckpt.errors import CheckpointError, ConfigError, CorruptCheckpointError, ProcessError
+from jaxckpt.job.protocol import frames
+from jaxckpt.job.protocol.messages import Failed
 from jaxckpt.job.session import failures
 
 
 def told(error: BaseException, process: int = 3) -> ProcessError:
-    return failures.rebuild(json.loads(json.dumps(failures.describe(error, process))))
+    head = json.loads(frames.encoded(Failed(failures.describe(error, process)))[4:])
+    message = frames.decoded(head)
+    assert isinstance(message, Failed)
+    return failures.rebuild(message.failure)
 
 
 @pytest.mark.parametrize(

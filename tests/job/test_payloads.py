@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt.job.modes.buffers import Pool
-from jaxckpt.job.protocol.wire import Link, WireError
+from jaxckpt.job.protocol.frames import ProtocolError
+from jaxckpt.job.protocol.link import Link
+from jaxckpt.job.protocol.messages import Done, Pieces
 
 SECS = 20
 
@@ -25,17 +27,16 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     other.close()
 
 
-def transfer(parts: list[np.ndarray], into: Sequence[np.ndarray] | None, *, checksums: bool) -> np.ndarray | None:
+def transfer(parts: list[np.ndarray], into: Sequence[np.ndarray], *, checksums: bool) -> None:
     one, other = socket.socketpair()
     sender, receiver = Link(one, 1), Link(other, 0)
     sender.is_local = not checksums
-    sending = threading.Thread(target=sender.send, args=({"t": "data"}, parts), kwargs={"timeout": SECS})
+    sending = threading.Thread(target=sender.send, args=(Pieces(), parts), kwargs={"timeout": SECS})
     sending.start()
     try:
-        payload = receiver.receive(SECS, into=into).payload
-        sender.send({"t": "next"}, timeout=SECS)
-        assert receiver.receive(SECS).header == {"t": "next"}, "the payload left something in the connection"
-        return payload
+        assert receiver.receive(Pieces, timeout=SECS, into=into) == Pieces()
+        sender.send(Done(), timeout=SECS)
+        assert receiver.receive(Done, timeout=SECS) == Done(), "the bytes left something in the connection"
     finally:
         sending.join(SECS)
         sender.close()
@@ -48,19 +49,16 @@ SIZES = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes=SIZES, checksums=st.booleans(), in_place=st.booleans())
-def test_what_arrives_is_what_was_sent(sizes: list[int], checksums: bool, in_place: bool) -> None:
+@given(sizes=SIZES, checksums=st.booleans(), whole=st.booleans())
+def test_what_arrives_is_what_was_sent(sizes: list[int], checksums: bool, whole: bool) -> None:
     random = np.random.default_rng(sum(sizes))
     parts = [random.integers(0, 256, size, np.uint8) for size in sizes]
-    into = [np.zeros_like(part) for part in parts] if in_place else None
+    into = [np.zeros(sum(sizes), np.uint8)] if whole else [np.zeros_like(part) for part in parts]
 
-    payload = transfer(parts, into, checksums=checksums)
+    transfer(parts, into, checksums=checksums)
 
-    if into is not None:
-        assert all(np.array_equal(part, target) for part, target in zip(parts, into, strict=True))
-    elif parts:
-        assert payload is not None
-        assert np.array_equal(payload, np.concatenate(parts))
+    empty = np.empty(0, np.uint8)
+    assert np.array_equal(np.concatenate([empty, *into]), np.concatenate([empty, *parts]))
 
 
 def test_bytes_go_into_arrays_of_any_dtype_and_shape() -> None:
@@ -82,7 +80,7 @@ def test_a_bit_that_was_flipped_on_the_way_is_an_error(ends: tuple[socket.socket
     content = bytearray()
 
     def record() -> None:
-        recorder.send({"t": "data"}, np.zeros(size, np.uint8), timeout=SECS)
+        recorder.send(Pieces(), [np.zeros(size, np.uint8)], timeout=SECS)
         one.shutdown(socket.SHUT_WR)
 
     recording = threading.Thread(target=record)
@@ -96,14 +94,14 @@ def test_a_bit_that_was_flipped_on_the_way_is_an_error(ends: tuple[socket.socket
     replaying = threading.Thread(target=ends[0].sendall, args=(content,))
     replaying.start()
 
-    with pytest.raises(WireError, match="checksums differ"):
-        receiver.receive(SECS)
+    with pytest.raises(ProtocolError, match="process 0 sent the bytes of Pieces.*checksums differ"):
+        receiver.receive(Pieces, timeout=SECS, into=[np.empty(size, np.uint8)])
 
     replaying.join(SECS)
 
 
 def test_a_payload_of_another_size_than_its_place_is_an_error() -> None:
-    with pytest.raises(WireError, match="a payload of 10 bytes instead of 12"):
+    with pytest.raises(ProtocolError, match="Pieces with 10 bytes instead of 12"):
         transfer([np.zeros(10, np.uint8)], [np.zeros(12, np.uint8)], checksums=False)
 
 

@@ -1,22 +1,28 @@
 """Listener and caller: who belongs to the job gets in, nobody else, and nobody waits for strangers."""
 
 import socket
-import sys
 import threading
 import time
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from jaxckpt._lib import uninterrupted
 from jaxckpt.job.protocol import handshake
-from jaxckpt.job.protocol.handshake import Address, Listener, dial
-from jaxckpt.job.protocol.wire import Link, WireError
+from jaxckpt.job.protocol.frames import WireError
+from jaxckpt.job.protocol.handshake import Listener, dial
+from jaxckpt.job.protocol.link import Link
+from jaxckpt.job.protocol.messages import Hello, Proof, Vote, Welcome
+from jaxckpt.job.protocol.parts import Address
 
 
 def soon() -> float:
     return time.monotonic() + 20
+
+
+def for_a_moment(secs: float) -> Callable[[], float]:
+    end = time.monotonic() + secs
+    return lambda: end - time.monotonic()
 
 
 def dials(address: Address, processes: list[int]) -> dict[int, Link]:
@@ -36,7 +42,6 @@ def dials(address: Address, processes: list[int]) -> dict[int, Link]:
 @pytest.fixture
 def listener() -> Any:
     listener = Listener("127.0.0.1", [1, 2, 3])
-    listener.start()
     yield listener
     listener.close()
 
@@ -48,7 +53,7 @@ def close(*links: Any) -> None:
 
 def test_all_come(listener: Listener) -> None:
     there = dials(listener.address, [1, 2, 3])
-    here, missing = listener.wait(soon())
+    here, missing = listener.wait(lambda: 20)
     assert sorted(here) == [1, 2, 3]
     assert not missing
     listener.stop()
@@ -56,14 +61,14 @@ def test_all_come(listener: Listener) -> None:
     listener.close()  # The connections that were handed out stay.
     for process, link in here.items():
         assert link.process == process
-        link.send({"t": process}, timeout=5)
-        assert there[process].receive(5).header == {"t": process}
+        link.send(Welcome(str(process)), timeout=5)
+        assert there[process].receive(Welcome, timeout=5) == Welcome(str(process))
     close(*here.values(), *there.values())
 
 
 def test_who_is_missing(listener: Listener) -> None:
     there = dials(listener.address, [1, 3])
-    here, missing = listener.wait(time.monotonic() + 0.05)
+    here, missing = listener.wait(for_a_moment(0.05))
     assert sorted(here) == [1, 3]
     assert missing == {2}
     close(*here.values(), *there.values())
@@ -73,7 +78,7 @@ def test_strangers_do_not_delay_anybody(listener: Listener) -> None:
     address = (listener.address.host, listener.address.port)
     strangers = [socket.create_connection(address, timeout=5) for _ in range(300)]
     there = dials(listener.address, [1, 2, 3])
-    here, missing = listener.wait(time.monotonic() + 5)
+    here, missing = listener.wait(for_a_moment(5))
     assert not missing
     listener.close()
     for stranger in strangers:  # All of them are closed, and have got no more than a challenge.
@@ -93,7 +98,7 @@ def test_a_wrong_token(listener: Listener) -> None:
     wrong = Address(listener.address.host, listener.address.port, "ab" * 32)
     with pytest.raises(WireError):
         dial(wrong, 1, 0, soon())
-    here, missing = listener.wait(time.monotonic() + 0.05)
+    here, missing = listener.wait(for_a_moment(0.05))
     assert not here
     assert missing == {1, 2, 3}
 
@@ -107,33 +112,31 @@ def test_a_process_that_comes_again_replaces_itself(listener: Listener) -> None:
     first = dial(listener.address, 1, 0, soon())
     again = dial(listener.address, 1, 0, soon())
     with pytest.raises(WireError):
-        first.receive(5)
+        first.receive(Vote, timeout=5)
     others = dials(listener.address, [2, 3])
-    here, _ = listener.wait(soon())
-    here[1].send({"t": "x"}, timeout=5)
-    assert again.receive(5).header == {"t": "x"}
+    here, _ = listener.wait(lambda: 20)
+    here[1].send(Vote(None), timeout=5)
+    assert again.receive(Vote, timeout=5) == Vote(None)
     close(first, again, *others.values(), *here.values())
 
 
 @pytest.mark.parametrize("waited", [False, True])
 def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
     listener = Listener("127.0.0.1", [1])
-    listener.start()
     link = dial(listener.address, 1, 0, soon())
     if waited:
-        listener.wait(soon())
+        listener.wait(lambda: 20)
     listener.close()  # As after a KeyboardInterrupt, in wait() or behind it.
     with pytest.raises(WireError):
-        link.receive(5)
+        link.receive(Vote, timeout=5)
     link.close()
 
 
 def test_who_comes_after_the_end_of_the_wait_is_told() -> None:
     listener = Listener("127.0.0.1", [1, 2])
-    listener.start()
-    listener.wait(time.monotonic())
+    listener.wait(lambda: 0)
     with pytest.raises(OSError):  # noqa: PT011  Closed before or after the handshake.
-        dial(listener.address, 1, 0, soon()).receive(5)
+        dial(listener.address, 1, 0, soon()).receive(Vote, timeout=5)
     listener.close()
     listener.close()
     with pytest.raises(OSError):  # noqa: PT011  Refused or reset.
@@ -163,14 +166,13 @@ def test_a_recorded_handshake_is_worth_nothing(listener: Listener) -> None:
     thread.join(20)
     relay.close()
     with socket.create_connection((listener.address.host, listener.address.port), timeout=5) as stranger:
-        assert b"hello" in stranger.recv(4096)
+        assert b"Hello" in stranger.recv(4096)
         stranger.sendall(recorded[0])
         assert stranger.recv(4096) == b""
 
 
 def test_a_listener_that_does_not_know_the_token_is_found_out() -> None:
     impostor = Listener("127.0.0.1", [1])
-    impostor.start()
     impostor.address, real = Address(impostor.address.host, impostor.address.port, "cd" * 32), impostor.address
     with pytest.raises(WireError):
         dial(real, 1, 0, soon())
@@ -183,9 +185,9 @@ def test_a_listener_that_says_what_it_heard_is_found_out() -> None:
     def reflect() -> None:
         connection, _ = mirror.accept()
         with connection, Listener_link(connection) as link:
-            link.send({"t": "hello", "nonce": "00"}, timeout=5)
-            proof = link.receive(5).header
-            link.send({"t": "welcome", "mac": proof["mac"]}, timeout=5)
+            link.send(Hello("00"), timeout=5)
+            proof = link.receive(Proof, timeout=5)
+            link.send(Welcome(proof.mac), timeout=5)
 
     thread = threading.Thread(target=reflect)
     thread.start()
@@ -220,47 +222,54 @@ def test_an_address_that_is_not_of_this_host() -> None:
     assert caught.value.errno
 
 
-def test_an_interrupt_of_the_start_leaves_no_thread() -> None:
-    before = set(threading.enumerate())
-    # Nothing of what holds the locks of `threading`: at some of its lines no signal would be heeded.
-    codes = {Listener.start.__code__, uninterrupted.start.__code__, threading.Event.wait.__code__}
-    closed: list[Listener] = []
-    for wanted in range(1, 20):
-        lines = 0
+def test_a_listener_for_which_there_is_no_thread_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[socket.socket] = []
+    create = socket.create_server
 
-        def trace(frame: FrameType, event: str, argument: Any, wanted: int = wanted) -> Any:
-            nonlocal lines
-            if event == "line" and frame.f_code in codes:
-                lines += 1
-                if lines == wanted:
-                    raise KeyboardInterrupt
-            return trace
+    def recorded(*args: Any, **kwargs: Any) -> socket.socket:
+        bound.append(create(*args, **kwargs))
+        return bound[-1]
 
-        listener = Listener("127.0.0.1", [1])
-        interrupted = False
-        traced = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            listener.start()
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            sys.settrace(traced)
-        listener.close()
-        listener.close()
-        closed.append(listener)
-        if not interrupted:
-            break
-    assert not interrupted
-    assert wanted > 4
-    end = time.monotonic() + 10
-    # Not those that an interrupt kept from starting, which Python lists all the same.
-    while left := {each for each in threading.enumerate() if "listener" in each.name and each.is_alive()} - before:
-        assert time.monotonic() < end, left
-        time.sleep(0.01)
-    for listener in closed:
-        with pytest.raises(OSError):  # noqa: PT011  Nobody listens.
-            dial(listener.address, 1, 0, soon())
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(socket, "create_server", recorded)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Listener("127.0.0.1", [1])
+    assert [each.fileno() for each in bound] == [-1]
+
+
+def test_a_wait_ends_when_it_is_cut_short() -> None:
+    listener = Listener("127.0.0.1", [1])
+    left = [20.0]
+    cut = threading.Timer(0.05, lambda: left.__setitem__(0, 0.0))
+    cut.start()
+    began = time.monotonic()
+    assert listener.wait(lambda: left[0]) == ({}, {1})
+    assert time.monotonic() - began < 10
+    listener.close()
+
+
+@pytest.mark.parametrize("nonce", ["\ud800", "\u00e9"])
+def test_texts_that_are_no_text(nonce: str) -> None:
+    """Half of a character, and one that is not ASCII, in the place of a number: refused as everything else is."""
+    mirror = socket.create_server(("127.0.0.1", 0))
+
+    def welcome() -> None:
+        connection, _ = mirror.accept()
+        with connection, Listener_link(connection) as link:
+            link.send(Hello(nonce), timeout=5)
+            link.receive(Proof, timeout=5)
+            link.send(Welcome(nonce), timeout=5)
+
+    thread = threading.Thread(target=welcome)
+    thread.start()
+    host, port = mirror.getsockname()
+    with pytest.raises(WireError, match="does not belong"):
+        dial(Address(host, port, "ab" * 32), 1, 0, soon())
+    thread.join(20)
+    mirror.close()
 
 
 @pytest.mark.parametrize(

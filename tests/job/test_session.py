@@ -1,8 +1,8 @@
 """Center and peers over socket pairs: one outcome for all, the right process named, and no wait without a bound."""
 
-import _thread
 import contextlib
 import errno
+import signal
 import socket
 import threading
 import time
@@ -15,11 +15,26 @@ import pytest
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes import shared
-from jaxckpt.job.protocol.wire import Link
-from jaxckpt.job.session import center as center_module
+from jaxckpt.job.protocol.link import Link
+from jaxckpt.job.protocol.messages import (
+    AskBoxes,
+    AskMemory,
+    AskPieces,
+    AskStored,
+    AskTexts,
+    Decided,
+    Done,
+    Leaves,
+    Look,
+    MemoryOffer,
+    Pieces,
+    Seen,
+    Texts,
+    WritePart,
+)
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
-from jaxckpt.job.session.session import Session
+from jaxckpt.job.session.session import Handlers, PeerHandlers, Session
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -27,12 +42,12 @@ SECS = 0.6
 
 
 @contextlib.contextmanager
-def together(peers: int = 2, secs: float = 20, *, kept: bool = True) -> Iterator[tuple[Center, list[Peer]]]:
+def together(peers: int = 2, secs: float = 20, *, adopted: bool = True) -> Iterator[tuple[Center, list[Peer]]]:
     ends = [socket.socketpair() for _ in range(peers)]
     others = [Peer(index + 1, Link(two, 0), {}, secs, "save('x')") for index, (_, two) in enumerate(ends)]
     center = Center(0, {index + 1: Link(one, index + 1) for index, (one, _) in enumerate(ends)}, {}, secs, "save('x')")
-    if kept:
-        center.keep()
+    if adopted:
+        center.adopt()
     try:
         yield center, others
     finally:
@@ -67,6 +82,13 @@ class Thread(threading.Thread):
         assert not self.is_alive()
         assert self._error is not None, self._value
         return self._error
+
+
+OFFER = MemoryOffer(1, 2, "")
+
+
+def offer(request: Any) -> Any:
+    return OFFER, None
 
 
 def no() -> Any:
@@ -105,15 +127,14 @@ def test_a_result_that_does_not_fit_into_json_fails_everywhere() -> None:
 
 
 def test_an_error_of_a_peer_is_its_own_and_the_others_name_it() -> None:
-    def handler(header: Any) -> Any:
+    def handler(request: Any) -> Any:
         raise KeyError("gone")
 
     with together() as (center, peers):
-        good = {"get": lambda header: ({"t": "ok"}, None)}
-        one = Thread(lambda: peers[0].decide(no, good))
-        two = Thread(lambda: peers[1].decide(no, {"get": handler}))
+        one = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
+        two = Thread(lambda: peers[1].decide(no, {AskMemory: handler}))
         with pytest.raises(KeyError) as caught:
-            center.decide(lambda: center.ask_all({"t": "get"}, "giving"))
+            center.decide(lambda: center.ask_all(AskMemory(), "giving"))
         assert caught.value.processes == (2,)  # type: ignore[attr-defined]
         assert type(two.error()) is KeyError
         found = one.error()
@@ -125,17 +146,17 @@ def test_an_error_of_a_peer_is_its_own_and_the_others_name_it() -> None:
 def test_an_error_of_a_peer_after_the_center_has_given_up(error: BaseException) -> None:
     """It may have come about because of that: all raise the same. An interrupt of its own stays one."""
 
-    def handler(header: Any) -> Any:
+    def handler(request: Any) -> Any:
         raise error
 
     def work() -> None:
         with pytest.raises(ProcessError):
-            center.ask_all({"t": "get"}, "giving")
+            center.ask_all(AskMemory(), "giving")
         raise PermissionError(errno.EACCES, "no", "/x")
 
     with together() as (center, peers):
-        one = Thread(lambda: peers[0].decide(no, {"get": handler}))
-        two = Thread(lambda: peers[1].decide(no, {"get": lambda header: ({"t": "ok"}, None)}))
+        one = Thread(lambda: peers[0].decide(no, {AskMemory: handler}))
+        two = Thread(lambda: peers[1].decide(no, {AskMemory: offer}))
         with pytest.raises(PermissionError):
             center.decide(work)
         assert isinstance(two.error(), PermissionError)
@@ -158,12 +179,12 @@ def test_an_interrupt_while_the_peers_are_asked_for_their_parts(
     parts: list[int] = []
     asking: list[threading.Thread] = []
 
-    def part(header: Any) -> Any:
+    def part(request: Any) -> Any:
         running.append(1)
         parts.append(1)
         time.sleep(0.3)
         running.pop()
-        return {"t": "written"}, None
+        return Done(), None
 
     start = threading.Thread.start
 
@@ -180,7 +201,7 @@ def test_an_interrupt_while_the_peers_are_asked_for_their_parts(
 
     def work() -> None:
         try:
-            shared.write(str(tmp_path / "new" / "item"), Snapshot(()), WriteSettings(), center)
+            shared.write(center, str(tmp_path / "new" / "item"), Snapshot(()), WriteSettings())
         finally:
             assert not running
             if not started:
@@ -190,7 +211,7 @@ def test_an_interrupt_while_the_peers_are_asked_for_their_parts(
     monkeypatch.setattr(shared.storage, "write_jointly", lambda new, snapshot, settings, process, begin, end: begin())
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     (tmp_path / "new").mkdir()
-    handlers = {"look": lambda header: ({"t": "seen", "seen": True}, None), "write": part}
+    handlers: Handlers = {Look: lambda request: (Seen(True), None), WritePart: part}
     with together() as (center, peers):
         threads = [Thread(lambda peer=peer: peer.decide(no, handlers)) for peer in peers]
         with pytest.raises(KeyboardInterrupt):
@@ -211,11 +232,11 @@ def test_a_peer_that_is_gone_is_named() -> None:
 
 def test_a_peer_that_is_silent_is_named_and_asked_only_once() -> None:
     with together(2, SECS) as (center, peers):
-        one = Thread(lambda: peers[0].decide(no, {"get": lambda header: ({"t": "ok"}, None)}))
+        one = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
         asking: list[Thread] = []
 
         def work() -> None:
-            asking.extend(Thread(lambda: center.ask(2, {"t": "get"}, "giving")) for _ in range(20))
+            asking.extend(Thread(lambda: center.ask(2, AskMemory(), "giving")) for _ in range(20))
             for thread in asking:
                 thread.join(30)
             raise asking[0].error()
@@ -230,11 +251,11 @@ def test_a_peer_that_is_silent_is_named_and_asked_only_once() -> None:
 
 def test_who_was_waited_for_is_named_where_another_bound_is_reached_first() -> None:
     with together(2, 20) as (center, peers):
-        one = Thread(lambda: peers[0].decide(no, {"get": lambda header: ({"t": "ok"}, None)}))
+        one = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
 
         def work() -> None:
-            center.ask(1, {"t": "get"}, "giving")
-            Thread(lambda: center.ask(2, {"t": "get"}, "giving"))
+            center.ask(1, AskMemory(), "giving")
+            Thread(lambda: center.ask(2, AskMemory(), "giving"))
             deadline = time.monotonic() + 20
             while 2 not in center._asked and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -305,14 +326,14 @@ def test_the_last_message_is_not_destroyed_by_the_end_of_the_connection() -> Non
         def work() -> None:
             raise PermissionError(13, "no", "x")
 
-        def handler(header: Any) -> Any:
+        def handler(request: Any) -> Any:
             with pytest.raises(PermissionError):
                 center.decide(work)
             center.close()
-            return {"t": "ok"}, np.zeros(1 << 22, np.uint8)
+            return Pieces(), [np.zeros(1 << 22, np.uint8)]
 
-        thread = Thread(lambda: peers[0].decide(no, {"get": handler}))
-        center._links[1].send({"t": "get"}, timeout=5)
+        thread = Thread(lambda: peers[0].decide(no, {AskPieces: handler}))
+        center._links[1].send(AskPieces(()), timeout=5)
         assert isinstance(thread.error(), PermissionError)
 
 
@@ -347,28 +368,28 @@ def test_peers_are_served_until_they_vote_and_not_after_a_failure() -> None:
         served: list[int] = []
         failed = threading.Event()
 
-        def read(process: int, header: Any) -> Any:
+        def read(process: int, request: Any) -> Any:
             served.append(process)
-            return {"t": "data"}, np.full(4, process, np.uint8)
+            return Pieces(), [np.full(4, process, np.uint8)]
 
         def reading(peer: Peer) -> None:
             error: BaseException | None = None
             try:
                 found = np.zeros(4, np.uint8)
-                list(peer.requests([({"t": "read"}, [found])], "reading"))
+                list(peer.requests([(AskBoxes(()), [found])], "reading"))
                 assert (found == peer.process).all()
                 failed.wait(20)
-                list(peer.requests([({"t": "read"}, [found])] * 3, "reading"))
+                list(peer.requests([(AskBoxes(()), [found])] * 3, "reading"))
             except BaseException as raised:
                 error = raised
             peer.vote(error)
 
-        finish = center.collect({"read": read})
+        finish = center.collect({AskBoxes: read})
         threads = [Thread(lambda peer=peer: reading(peer)) for peer in peers]
         deadline = time.monotonic() + 20
         while len(served) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        mine = KeyboardInterrupt()
+        mine = OSError(errno.EIO, "mine")
         ending = Thread(lambda: finish(mine))
         time.sleep(0.2)
         failed.set()
@@ -387,29 +408,34 @@ def test_a_peer_that_is_lost_in_a_vote_fails_it_everywhere() -> None:
         assert one.error().processes == (2,)  # type: ignore[attr-defined]
 
 
-def test_an_interrupt_while_the_center_tells_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the rest of a message, or for one that does not come."""
-    send = Link.send
-    told: list[Link] = []
-
-    def slow(self: Link, header: Any, payload: Any = None, *, timeout: float) -> None:
-        told.append(self)
-        _thread.interrupt_main()
-        time.sleep(0.05)
-        send(self, header, payload, timeout=timeout)
-
+def test_a_message_that_makes_no_sense_names_the_process_and_the_message() -> None:
     with together(2) as (center, peers):
-        threads = [Thread(lambda peer=peer: peer.decide(no)) for peer in peers]
-        monkeypatch.setattr(Link, "send", slow)
-        with pytest.raises(KeyboardInterrupt):
-            center.decide(lambda: "all is well")
-        assert [thread.value() for thread in threads] == ["all is well"] * 2
-        assert len(told) == 2
+        one = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
+        two = Thread(lambda: peers[1].decide(no, {AskMemory: lambda request: (Texts({}), None)}))
+        with pytest.raises(
+            ProcessError, match="Process 2 does not speak as jaxckpt does.*process 2 sent Texts, where"
+        ) as caught:
+            center.decide(lambda: center.ask_all(AskMemory(), "giving"))
+        assert caught.value.processes == (2,)
+        for thread in (one, two):
+            assert thread.error().processes == (2,)  # type: ignore[attr-defined]
 
 
-def test_a_session_that_nobody_has_is_closed() -> None:
+def test_a_request_that_has_no_meaning_here_names_both() -> None:
+    with together(1) as (center, peers):
+        thread = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
+        with pytest.raises(ProcessError, match="Process 0 asked process 1 for WritePart, which has no meaning"):
+            center.decide(lambda: center.ask(1, WritePart("x"), "writing"))
+        assert "WritePart" in str(thread.error())
+    with together(1) as (center, peers):
+        center.collect({})
+        with pytest.raises(ProcessError, match="Process 1 asked process 0 for AskStored, which has no meaning"):
+            peers[0].request(AskStored(0), "reading")
+
+
+def test_a_session_that_nobody_owns_is_closed() -> None:
     """An interrupt came between making it and giving it to the caller; what was raised keeps it alive."""
-    with together(1, secs=1, kept=False) as (_, peers):
+    with together(1, secs=1, adopted=False) as (_, peers):
         began = time.monotonic()
         with pytest.raises(ProcessError, match="closed the connection"):
             peers[0].decide(no)
@@ -427,34 +453,251 @@ def test_threads_end_with_the_session() -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("begun", [0, 1, 2])
-def test_an_interrupt_while_the_center_begins_to_serve(begun: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever threads have been started by then serve on, and nobody starts others that wait for the same messages."""
-    start = center_module._start
+# -- interrupts of the main thread, on which these tests run ----------------------------------------------------------------------------
 
-    def interrupted(one: Callable[[int], None], processes: Any) -> Any:
-        monkeypatch.setattr(center_module, "_start", start)
-        start(one, list(processes)[:begun])
-        time.sleep(0.05)
-        raise KeyboardInterrupt
+
+def interrupt() -> None:
+    """Sends Ctrl-C to the main thread: a real signal, which ends its waits."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+class Interrupting:
+    """Interrupts the main thread when a thread comes by, and goes on after the main thread has seen it, or a little later."""
+
+    def __init__(self, nth: int = 1) -> None:
+        self._nth = nth
+        self.passed = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.passed += 1
+        if self.passed == self._nth:
+            assert threading.current_thread() is not threading.main_thread(), "messages are none of the main thread's"
+            interrupt()
+            time.sleep(0.2)
+
+
+def test_an_interrupt_while_the_center_tells_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the rest of a message, or for one that does not come."""
+    send, interrupting = Link.send, Interrupting()
+
+    def slow(self: Link, message: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(message, Decided):
+            interrupting()
+        send(self, message, *args, **kwargs)
+
+    with together(2) as (center, peers):
+        threads = [Thread(lambda peer=peer: peer.decide(no)) for peer in peers]
+        monkeypatch.setattr(Link, "send", slow)
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(lambda: "all is well")
+        assert [thread.value() for thread in threads] == ["all is well"] * 2
+        assert interrupting.passed == 2
+
+
+def test_an_interrupt_while_the_center_waits_for_an_answer() -> None:
+    """It is over at once, the others hear why, and no message is torn."""
+    interrupting, hung = Interrupting(), threading.Event()
+
+    def never(request: Any) -> Any:
+        interrupting()
+        hung.wait(20)
+        return OFFER, None
+
+    with together(2, 60) as (center, peers):
+        one = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
+        two = Thread(lambda: peers[1].decide(no, {AskMemory: never}))
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(lambda: center.ask_all(AskMemory(), "giving"), asks=True)
+        assert time.monotonic() - began < 20
+        hung.set()
+        for thread in (one, two):
+            assert "Process 0 failed: KeyboardInterrupt" in str(thread.error())
+
+
+def test_an_interrupt_after_all_have_confirmed_gives_nothing_up() -> None:
+    interrupting = Interrupting()
+    committed: list[bool] = []
+
+    def commit() -> str:
+        center.confirm()
+        interrupting()
+        center.ask_all(AskMemory(), "giving")
+        committed.append(True)
+        return "done"
+
+    with together(2) as (center, peers):
+        threads = [Thread(lambda peer=peer: peer.decide(no, {AskMemory: offer})) for peer in peers]
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(commit, asks=True)
+        assert committed
+        assert [thread.value() for thread in threads] == ["done"] * 2
+
+
+def test_an_interrupt_before_all_have_confirmed_commits_nothing() -> None:
+    interrupting = Interrupting()
+
+    def commit() -> None:
+        interrupting()
+        center.confirm()
+        raise AssertionError("confirmed")
+
+    with together(2) as (center, peers):
+        threads = [Thread(lambda peer=peer: peer.decide(no)) for peer in peers]
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(commit, asks=True)
+        for thread in threads:
+            assert "Process 0 failed: KeyboardInterrupt" in str(thread.error())
+
+
+@pytest.mark.parametrize("doing", ["waits", "answers", "votes", "reads"])
+def test_an_interrupt_of_a_peer(doing: str) -> None:
+    """It ends at once, and the center names the process."""
+    interrupting = Interrupting()
+    (one, two) = socket.socketpair()
+    peer, center = Peer(1, Link(two, 0), {}, 60, "save('x')"), Center(0, {1: Link(one, 1)}, {}, 60, "save('x')")
+    center.adopt()
+
+    def handler(request: Any) -> Any:
+        interrupting()
+        return OFFER, None
+
+    def confirm() -> None:
+        with contextlib.suppress(ProcessError):
+            center.confirm()
+        interrupting()
+        time.sleep(0.3)
+        center.confirm()
+
+    def vote() -> None:
+        center.collect({})
+        assert center._serving is not None
+        assert center._serving._has_voted[1].wait(20)
+        interrupting()
+        time.sleep(0.3)
+        center.vote(None)
+
+    def read() -> None:
+        def slow(process: int, request: Any) -> Any:
+            interrupting()
+            time.sleep(0.3)
+            return Leaves((), None, {}), None
+
+        center.collect({AskStored: slow})(None)
+
+    calls: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "waits": (lambda: center.decide(confirm), lambda: peer.decide(no)),
+        "answers": (
+            lambda: center.decide(lambda: [center.ask(1, AskMemory(), "giving") for _ in range(2)]),
+            lambda: peer.decide(no, {AskMemory: handler}),
+        ),
+        "votes": (vote, lambda: peer.vote(None)),
+        "reads": (read, lambda: peer.request(AskStored(0), "reading")),
+    }
+    of_center, of_peer = calls[doing]
+    thread = Thread(of_center)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        of_peer()
+    assert time.monotonic() - began < 20
+    peer.close()
+    assert thread.error().processes == (1,)  # type: ignore[attr-defined]
+    center.close()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_an_interrupt_of_the_center_while_others_read(first: bool) -> None:
+    """It waits for nobody, not even for a peer that hangs; whatever a peer does, it hears why."""
+    hung = threading.Event()
 
     def restore(peer: Peer) -> None:
-        error = None
+        error: BaseException | None = None
+        if peer.process == 2:
+            hung.wait(20)
         try:
-            peer.request({"t": "leaves"}, "reading")
+            list(peer.requests([(AskTexts(()), None)] * 3, "reading"))
         except ProcessError as raised:
             error = raised
         peer.vote(error)
 
-    handlers = {"leaves": lambda process, header: ({"t": "leaves"}, None)}
-    began = time.monotonic()
+    handlers: PeerHandlers = {AskTexts: lambda process, request: (Texts({}), None)}
+    with together(2, 60) as (center, peers):
+        threads = [Thread(lambda peer=peer: restore(peer)) for peer in peers]
+        finish = center.collect(handlers)
+        time.sleep(0.1)
+        began = time.monotonic()
+        if first:
+            mine = KeyboardInterrupt()
+            with pytest.raises(KeyboardInterrupt) as caught:
+                finish(mine)
+            assert caught.value is mine
+        else:
+            timer = threading.Timer(0.2, interrupt)
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                finish(None)
+        assert time.monotonic() - began < 20
+        hung.set()
+        for thread in threads:
+            assert "Process 0 failed: KeyboardInterrupt" in str(thread.error())
+
+
+def test_an_interrupt_while_the_center_begins_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All threads are started, and the vote ends what they do, although nobody has got what `collect` returns."""
+    start, interrupting = threading.Thread.start, Interrupting()
+
+    def interrupted(self: threading.Thread) -> None:
+        if self.name.startswith("jaxckpt process"):
+            interrupting()
+        start(self)
+
+    def restore(peer: Peer) -> None:
+        error = None
+        try:
+            peer.request(AskTexts(()), "reading")
+        except ProcessError as raised:
+            error = raised
+        peer.vote(error)
+
+    handlers: PeerHandlers = {AskTexts: lambda process, request: (Texts({}), None)}
     with together(2) as (center, peers):
         threads = [Thread(lambda peer=peer: restore(peer)) for peer in peers]
-        monkeypatch.setattr(center_module, "_start", interrupted)
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:
             center.collect(handlers)
+        monkeypatch.setattr(threading.Thread, "start", start)
         with pytest.raises(KeyboardInterrupt):
             center.vote(caught.value)
         for thread in threads:
             assert "KeyboardInterrupt" in str(thread.error())
-    assert time.monotonic() - began < 10  # The bound of a wait is 20 s.
+
+
+def test_a_second_interrupt_ends_a_wait_that_the_first_does_not() -> None:
+    release = threading.Event()
+    with together(1, 60) as (center, peers):
+        thread = Thread(lambda: peers[0].decide(no))
+        for delay in (0.2, 0.4):
+            threading.Timer(delay, interrupt).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(lambda: release.wait(30), asks=True)
+        assert time.monotonic() - began < 20
+        release.set()
+        # The work, which does not look whether it is given up, has been done.
+        assert thread.value() is True
+
+
+def test_work_that_asks_nobody_is_done_by_the_caller() -> None:
+    """Write callbacks run on the caller's thread, and Ctrl-C reaches them."""
+    found: list[threading.Thread] = []
+
+    def work() -> None:
+        found.append(threading.current_thread())
+        raise KeyboardInterrupt
+
+    with together(1) as (center, peers):
+        thread = Thread(lambda: peers[0].decide(no))
+        with pytest.raises(KeyboardInterrupt):
+            center.decide(work)
+        assert found == [threading.main_thread()]
+        assert "Process 0 failed: KeyboardInterrupt" in str(thread.error())

@@ -1,68 +1,75 @@
-"""An interrupt while a process waits for its turn to meet the others: the next call gets it."""
+"""One meeting of a process at a time, and an interrupt while it waits for its turn: the next call gets it."""
 
-import sys
+import signal
 import threading
-from types import FrameType
-from typing import Any
+import time
 
 import pytest
 
-from jaxckpt.errors import ProcessError
-from jaxckpt.job.agree import meeting
+from jaxckpt.job.agree import attendance, meeting
 from jaxckpt.job.agree.call import Call, Contribution
+from jaxckpt.storage import compat
 
 
-def test_an_interrupt_loses_no_turn() -> None:
-    code = meeting._meet.__code__
-    seen: list[str] = []
+@pytest.fixture
+def _coordinated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a job of several processes, whose coordination service is never asked here."""
+    monkeypatch.setattr(compat, "coordination", lambda: (None, None))
+    monkeypatch.setattr(attendance, "INTERRUPTED_SECS", 0.5)
 
-    def interrupted_at(wanted: int) -> BaseException | None:
-        lines = 0
-        met = False
 
-        def trace_line(frame: FrameType, event: str, argument: Any) -> Any:
-            nonlocal lines
-            # Only up to the meeting: the line after the one that takes the turn is among these.
-            if event == "line" and not met:
-                lines += 1
-                if lines == wanted:
-                    raise KeyboardInterrupt
-            return trace_line
+def _meet(secs: float) -> None:
+    meeting._meet(Call("save", "ckpt", 0, secs), Contribution(), None)
 
-        def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            nonlocal met
-            met = met or frame.f_code is meeting._Meeting.__init__.__code__
-            return trace_line if frame.f_code is code else None
 
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            meeting._meet(Call("save", "ckpt", 0, 1.0), Contribution(), None)
-        except (KeyboardInterrupt, ProcessError) as error:
-            return error
-        finally:
-            sys.settrace(before)
-        return None
+def _interrupt() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    for wanted in range(1, 20):
-        error = interrupted_at(wanted)
-        seen.append(type(error).__name__)
-        free: list[bool] = []
 
-        def look(free: list[bool] = free) -> None:
-            free.append(meeting._turns.acquire(timeout=1))
-            if free[0]:
-                meeting._turns.release()
+@pytest.mark.usefixtures("_coordinated")
+def test_a_turn_that_does_not_come() -> None:
+    with meeting._turns, pytest.raises(TimeoutError, match="another call of this process still waits"):
+        _meet(0.2)
+    assert not meeting._turns.locked()
 
-        thread = threading.Thread(target=look)
-        thread.start()
-        thread.join()
-        if not free[0]:
-            meeting._turns.release()
-            pytest.fail(f"interrupted at its line {wanted}, the turn was never given back")
-        # Without an interrupt it fails, in a job of one process: there is nobody to meet.
-        if isinstance(error, ProcessError):
-            break
-    assert seen[:-1] == ["KeyboardInterrupt"] * (len(seen) - 1)
-    assert len(seen) > 4
-    assert seen[-1] == "ProcessError"
+
+@pytest.mark.usefixtures("_coordinated")
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_while_it_waits_for_its_turn(times: int) -> None:
+    began = time.monotonic()
+    with meeting._turns:
+        for number in range(times):
+            threading.Timer(0.2 * (number + 1), _interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            _meet(60)
+    assert time.monotonic() - began < 30
+    # A second one leaves the thread behind that waits for the turn: it does not keep it.
+    end = time.monotonic() + 20
+    while any("uninterrupted" in each.name for each in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert meeting._turns.acquire(timeout=1)
+    meeting._turns.release()
+
+
+@pytest.mark.usefixtures("_coordinated")
+def test_an_interrupt_in_a_meeting_gives_the_turn_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hold(mine: attendance.Attendance) -> None:
+        _interrupt()
+        end = time.monotonic() + 20
+        while mine.interrupt is None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        raise OSError("nobody came")
+
+    monkeypatch.setattr(meeting, "_hold", hold)
+    with pytest.raises(KeyboardInterrupt):
+        _meet(60)
+    assert not meeting._turns.locked()
+
+
+def test_a_mark_of_code_that_runs_on_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "several", lambda: True)
+    call = Call("save", "ckpt", 0, 1.0)
+    with meeting.on_one_process(), pytest.raises(RuntimeError, match="from a write callback"):
+        meeting.meet(call, Contribution)

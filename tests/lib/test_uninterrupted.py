@@ -13,7 +13,7 @@ import pytest
 
 import jaxckpt
 from jaxckpt._lib.uninterrupted import finish_left, interrupt_of, start, uninterrupted
-from jaxckpt.storage.commit import by_rename
+from jaxckpt.storage import orbax
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +249,7 @@ def test_what_the_handler_of_an_interrupt_meets_is_no_interrupt() -> None:
 
 
 def test_a_save_raises_an_interrupt_of_a_wait_of_orbax_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_rename, "write_item", lambda *args: _wait())
+    monkeypatch.setattr(orbax, "write_item", lambda *args: _wait())
     with pytest.raises(KeyboardInterrupt):
         jaxckpt.Checkpoint(a=1).save(tmp_path / "ckpt")
     assert os.listdir(tmp_path) == []

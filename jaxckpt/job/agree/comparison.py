@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree.call import Call, Contribution, named
-from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.protocol.messages import Card
 
-Ask = Callable[[int, str], Sequence[tuple[str, str]]]  # a process, and what to ask it for: "leaves" or "hosts"
+# Asks a process for its leaves, or, if true, for the contents of its host leaves.
+Ask = Callable[[int, bool], Sequence[tuple[str, str]]]
 
 
-def compare_calls(call: Call, cards: Mapping[int, Header], me: int) -> None:
+def compare_calls(call: Call, cards: Mapping[int, Card], me: int) -> None:
     """Raises ProcessError unless every process makes the same call with the same options."""
-    mine = cards[me]["call"]
-    different = {process: card["call"] for process, card in cards.items() if card["call"] != mine}
+    mine = cards[me].call
+    different = {process: card.call for process, card in cards.items() if card.call != mine}
     if not different:
         return
     process = min(different)
@@ -30,14 +31,14 @@ def compare_calls(call: Call, cards: Mapping[int, Header], me: int) -> None:
     )
 
 
-def compare_trees(call: Call, contribution: Contribution, cards: Mapping[int, Header], me: int, ask: Ask) -> None:
+def compare_trees(call: Call, contribution: Contribution, cards: Mapping[int, Card], me: int, ask: Ask) -> None:
     """Raises ProcessError, naming the first difference, unless every process has the same leaves."""
-    mine = cards[me]["digest"]
-    different = sorted(process for process, card in cards.items() if card["digest"] != mine)
+    mine = cards[me].digest
+    different = sorted(process for process, card in cards.items() if card.digest != mine)
     if not different:
         return
     process = different[0]
-    theirs = ask(process, "leaves")
+    theirs = ask(process, False)
     found = _first_difference(contribution.leaves(), theirs, me, process)
     raise ProcessError(
         f"{call}: the trees differ: {found}. Every process has to pass the same leaves, with the same shapes, dtypes and "
@@ -47,14 +48,15 @@ def compare_trees(call: Call, contribution: Contribution, cards: Mapping[int, He
 
 
 def compare_host_leaves(
-    call: Call, contribution: Contribution, cards: Mapping[int, Header], me: int, ask: Ask
+    call: Call, contribution: Contribution, cards: Mapping[int, Card], me: int, ask: Ask
 ) -> list[str]:
-    """Returns a warning for every host leaf that has not the same value everywhere."""
-    mine = cards[me]["hosts"]
-    different = sorted(process for process, card in cards.items() if card["hosts"] != mine)
+    """Returns a warning for every host leaf whose value differs between processes."""
+    mine = cards[me].hosts
+    different = sorted(process for process, card in cards.items() if card.hosts != mine)
     leaves: dict[str, list[int]] = {}
-    for process in different[:8]:  # Enough to act upon; a thousand processes would all say the same.
-        for (name, here), (_, there) in zip(contribution.host_contents(), ask(process, "hosts"), strict=False):
+    # Enough to act upon; a thousand processes would all say the same.
+    for process in different[:8]:
+        for (name, here), (_, there) in zip(contribution.host_contents(), ask(process, True), strict=False):
             if here != there:
                 leaves.setdefault(name, []).append(process)
     return [

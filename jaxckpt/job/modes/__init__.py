@@ -1,1 +1,20 @@
-"""How a call reaches the files: of every process, or of an IO process, and how bytes get there."""
+"""How processes reach the files of a checkpoint, and how pieces of arrays travel between them. Chosen once for a call: `mode_of`."""
+
+from jaxckpt.job.agree import meeting
+from jaxckpt.job.modes.alone import Alone
+from jaxckpt.job.modes.io_process import IoProcess
+from jaxckpt.job.modes.mode import Mode, Reading
+from jaxckpt.job.modes.shared import SharedDirectory
+
+__all__ = ["Mode", "Reading", "mode_of"]
+
+
+def mode_of(io_process: int | None) -> Mode:
+    """Returns the mode of this job.
+
+    Args:
+      io_process: index of the process that does all file access; None if each does its own.
+    """
+    if not meeting.several():
+        return Alone()
+    return SharedDirectory() if io_process is None else IoProcess(io_process)

@@ -8,14 +8,14 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import SharedMemory
 from jaxckpt.job.modes.remote import UNDER_WAY, ReadKey, slices_of
-from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.protocol.messages import AskSlots, Filled, Put, Slots, Stream
+from jaxckpt.job.protocol.parts import SlotOffer
 from jaxckpt.job.session.session import Answer
 from jaxckpt.storage import stores
 from jaxckpt.storage.arrays.stored import ArrayInfo
@@ -48,7 +48,7 @@ class LocalAnswers:
         if memory is not None:
             memory.withdraw()
 
-    def share(self, process: int, header: Header) -> Answer:
+    def share(self, process: int, request: AskSlots) -> Answer:
         """Tells a peer where its slots are."""
         with self._lock:
             if self._memory is None and self._peers:
@@ -57,9 +57,8 @@ class LocalAnswers:
                 with contextlib.suppress(OSError):  # A system without such memory: all goes through the connections.
                     self._memory = SharedMemory(count * self._slot_bytes)
         if self._memory is None or process not in self._peers:
-            return {"t": "memory", "offer": None}, None
-        offer = {**self._memory.offer, "at": self._at(process, 0), "slot_bytes": self._slot_bytes}
-        return {"t": "memory", "offer": offer}, None
+            return Slots(None), None
+        return Slots(SlotOffer(**self._memory.offer, at=self._at(process, 0), slot_bytes=self._slot_bytes)), None
 
     def _at(self, process: int, slot: int) -> int:
         return (UNDER_WAY * self._peers.index(process) + slot) * self._slot_bytes
@@ -69,18 +68,18 @@ class LocalAnswers:
             raise ProcessError(f"process {process} asked for {nbytes} bytes in slot {slot}, which it does not have")
         return self._memory.array(self._at(process, slot), nbytes)
 
-    def put(self, process: int, header: Header, infos_of: Infos, arrays_of: Arrays) -> Answer:
+    def put(self, process: int, request: Put, infos_of: Infos, arrays_of: Arrays) -> Answer:
         """Reads small boxes into a slot, one after the other.
 
         Args:
-          process, header: the peer and its request.
+          process, request: the peer and its request.
           infos_of: tells of arrays, by Orbax's names.
           arrays_of: reads boxes that several processes may ask for.
         """
-        boxes = [_key(box) for box in header["boxes"]]
+        boxes = request.boxes
         infos = infos_of({name for name, _, _ in boxes})
         sizes = [math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes]
-        memory = self._slot(process, int(header["slot"]), sum(sizes))
+        memory = self._slot(process, request.slot, sum(sizes))
         targets, at = [], 0
         for (name, _, shape), size in zip(boxes, sizes, strict=True):
             targets.append(memory[at : at + size].view(infos[name].dtype).reshape(shape))
@@ -91,19 +90,19 @@ class LocalAnswers:
         else:
             # Read once more for another peer, from the page cache, which costs no more than to copy it from a cache of our own.
             self._stored.read([(name, slices_of(start, shape)) for name, start, shape in boxes], targets)
-        return {"t": "put", "bytes": at}, None
+        return Filled(at), None
 
-    def stream(self, process: int, header: Header, infos_of: Infos, arrays_of: Arrays) -> Answer:
+    def stream(self, process: int, request: Stream, infos_of: Infos, arrays_of: Arrays) -> Answer:
         """Puts the next bytes of a large box into a slot. Args: as of `put`."""
-        first, last = (int(each) for each in header["bytes"])
-        target = self._slot(process, int(header["slot"]), last - first)
+        first, last = request.first, request.last
+        target = self._slot(process, request.slot, last - first)
         if first == 0:
-            self._streams[process] = self._open(_key(header["box"]), infos_of, arrays_of)
+            self._streams[process] = self._open(request.box, infos_of, arrays_of)
         stream = self._streams[process]
         stream.fill(target)
         if last >= stream.nbytes:
             del self._streams[process]
-        return {"t": "put", "bytes": target.size}, None
+        return Filled(target.size), None
 
     def _open(self, key: ReadKey, infos_of: Infos, arrays_of: Arrays) -> "_Stream":
         name, start, shape = key
@@ -126,8 +125,3 @@ class _ReadBefore:
 
 
 _Stream = WatchedStream | _ReadBefore
-
-
-def _key(box: Sequence[Any]) -> ReadKey:
-    name, start, shape = box
-    return str(name), tuple(start), tuple(shape)

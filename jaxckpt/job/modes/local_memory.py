@@ -43,7 +43,7 @@ class SharedMemory:
         os.pwrite(descriptor, proof, nbytes)
         # Goes when the last array that uses it goes.
         self._map = _mapped(descriptor, nbytes)
-        self.offer = {"pid": os.getpid(), "fd": descriptor, "size": nbytes, "proof": proof.hex()}
+        self.offer: dict[str, Any] = {"pid": os.getpid(), "fd": descriptor, "size": nbytes, "proof": proof.hex()}
 
     def withdraw(self) -> None:
         """Ends the offer; those who have opened it go on. Idempotent."""

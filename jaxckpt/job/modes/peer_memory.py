@@ -61,7 +61,11 @@ class Loans:
         self._proof = np.frombuffer(secrets.token_bytes(_PROOF_BYTES), np.uint8)
         self._lent: dict[int, np.ndarray] = {}
         self._consents = False
-        self.offer = {"pid": os.getpid(), "at": _address(self._proof), "proof": self._proof.tobytes().hex()}
+        self.offer: dict[str, Any] = {
+            "pid": os.getpid(),
+            "at": _address(self._proof),
+            "proof": self._proof.tobytes().hex(),
+        }
 
     def consent(self, reader: int) -> None:
         """Allows a process, by its id, to read, where the kernel asks for that, and no other one is allowed it by another save."""

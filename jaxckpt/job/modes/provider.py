@@ -5,14 +5,25 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 
 from jaxckpt.job.modes.local_answers import LocalAnswers
 from jaxckpt.job.modes.remote import PAGE, ReadKey, slices_of
-from jaxckpt.job.protocol.wire import Header
-from jaxckpt.job.session.session import Answer
+from jaxckpt.job.protocol.messages import (
+    AskBoxes,
+    AskInfos,
+    AskSlots,
+    AskStored,
+    AskTexts,
+    Infos,
+    Leaves,
+    Pieces,
+    Put,
+    Stream,
+    Texts,
+)
+from jaxckpt.job.session.session import Answer, PeerHandlers
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
 
@@ -34,16 +45,16 @@ class Provider:
         self._changed = threading.Condition()
         self._granted: dict[int, int] = {}  # process → bytes of the answer that it is given
 
-    def handlers(self) -> dict[str, Any]:
+    def handlers(self) -> PeerHandlers:
         """Returns what this process does for its peers."""
         return {
-            "leaves": self._leaves,
-            "infos": self._infos,
-            "texts": self._texts,
-            "read": self._read,
-            "memory": self._local.share,
-            "put": lambda process, header: self._local.put(process, header, self._array_infos, self._arrays),
-            "stream": lambda process, header: self._local.stream(process, header, self._array_infos, self._arrays),
+            AskStored: self._leaves,
+            AskInfos: self._infos,
+            AskTexts: self._texts,
+            AskBoxes: self._read,
+            AskSlots: self._local.share,
+            Put: lambda process, request: self._local.put(process, request, self._array_infos, self._arrays),
+            Stream: lambda process, request: self._local.stream(process, request, self._array_infos, self._arrays),
         }
 
     def close(self) -> None:
@@ -52,45 +63,37 @@ class Provider:
         with self._lock:
             self._recent.clear()
 
-    def _leaves(self, process: int, header: Header) -> Answer:
+    def _leaves(self, process: int, request: AskStored) -> Answer:
         leaves = self._stored.tree.leaves
-        start = int(header["from"])
-        page = [
-            [[list(key) for key in leaf.path], leaf.param_name, leaf.value_type, leaf.kind, leaf.key_impl]
-            for leaf in leaves[start : start + PAGE]
-        ]
-        return {
-            "t": "leaves",
-            "leaves": page,
-            "next": start + PAGE if start + PAGE < len(leaves) else None,
-            "record": {} if start else self._stored.record,
-        }, None
+        start = request.position
+        page = tuple(
+            [
+                (leaf.path, leaf.param_name, leaf.value_type, leaf.kind, leaf.key_impl)
+                for leaf in leaves[start : start + PAGE]
+            ]
+        )
+        following = start + PAGE if start + PAGE < len(leaves) else None
+        return Leaves(page, following, {} if start else self._stored.record), None
 
-    def _infos(self, process: int, header: Header) -> Answer:
-        wanted = set(header["names"])
+    def _infos(self, process: int, request: AskInfos) -> Answer:
+        wanted = set(request.names)
         leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
         infos = self._stored.infos(leaves)
-        return {
-            "t": "infos",
-            "infos": {
-                name: [list(info.shape), info.dtype.name, None if info.chunk_shape is None else list(info.chunk_shape)]
-                for name, info in infos.items()
-            },
-        }, None
+        return Infos({name: (info.shape, info.dtype.name, info.chunk_shape) for name, info in infos.items()}), None
 
     def _array_infos(self, names: Iterable[str]) -> Mapping[str, ArrayInfo]:
         return self._stored.infos([self._by_name[name] for name in names])
 
-    def _texts(self, process: int, header: Header) -> Answer:
-        wanted = set(header["names"])
+    def _texts(self, process: int, request: AskTexts) -> Answer:
+        wanted = set(request.names)
         leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
-        return {"t": "texts", "texts": {leaf.param_name: self._stored.string(leaf) for leaf in leaves}}, None
+        return Texts({leaf.param_name: self._stored.string(leaf) for leaf in leaves}), None
 
-    def _read(self, process: int, header: Header) -> Answer:
-        boxes: list[ReadKey] = [(str(name), tuple(start), tuple(shape)) for name, start, shape in header["boxes"]]
+    def _read(self, process: int, request: AskBoxes) -> Answer:
+        boxes = request.boxes
         infos = self._array_infos({name for name, _, _ in boxes})
         self._grant(process, sum(math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes))
-        return {"t": "data"}, [np.ascontiguousarray(array) for array in self._arrays(boxes)]
+        return Pieces(), [np.ascontiguousarray(array) for array in self._arrays(boxes)]
 
     def _grant(self, process: int, nbytes: int) -> None:
         """Waits until an answer may be held. Bounded: peers that do not take theirs are given up after the timeout."""

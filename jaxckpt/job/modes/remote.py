@@ -1,5 +1,6 @@
 """Restoring with an IO process, the side of the others: they ask for the boxes that their devices need, and for nothing more."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -12,9 +13,9 @@ import numpy as np
 
 from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt._lib.quiet_gc import quiet_gc
-from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import OpenedMemory, open_offered
-from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.protocol.messages import AskBoxes, AskInfos, AskSlots, AskStored, AskTexts, Put, Stream
+from jaxckpt.job.protocol.parts import Request
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
@@ -28,7 +29,7 @@ UNDER_WAY = 2
 Box = tuple[slice, ...]
 ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]  # Orbax's name of a leaf; first index and extents of a box
 _Part = tuple[np.ndarray, ReadKey]  # where to, what
-_Asked = tuple[Header, Sequence[np.ndarray] | None, Callable[[], None]]
+_Asked = tuple[Request[Any], Sequence[np.ndarray] | None, Callable[[], None]]
 
 
 class RemoteCheckpoint:
@@ -53,12 +54,10 @@ class RemoteCheckpoint:
         leaves: list[StoredLeaf] = []
         position: int | None = 0
         while position is not None:
-            header = session.request({"t": "leaves", "from": position}, f"reading {path}").header
-            for keys, name, value_type, kind, key_impl in header["leaves"]:
-                keyed = tuple((str(text), bool(is_index)) for text, is_index in keys)
-                leaves.append(StoredLeaf(keyed, name, value_type, kind, key_impl))
-            self.record |= header["record"]
-            position = header["next"]
+            page = session.request(AskStored(position), f"reading {path}")
+            leaves += [StoredLeaf(*line) for line in page.leaves]
+            self.record |= page.record
+            position = page.next
         self.tree = StoredTree(tuple(leaves), use_zarr3=True, complete_chunks=True, by_jaxckpt=None)
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
@@ -66,9 +65,9 @@ class RemoteCheckpoint:
         names = [leaf.param_name for leaf in leaves]
         wanted = [name for name in names if name not in self._infos]
         for page in _pages(wanted):
-            header = self._session.request({"t": "infos", "names": page}, f"reading {self.path}").header
-            for name, (shape, dtype, chunks) in header["infos"].items():
-                self._infos[name] = ArrayInfo(tuple(shape), _dtype(dtype), None if chunks is None else tuple(chunks))
+            infos = self._session.request(AskInfos(page), f"reading {self.path}").infos
+            for name, (shape, dtype, chunks) in infos.items():
+                self._infos[name] = ArrayInfo(shape, _dtype(dtype), chunks)
         return {name: self._infos[name] for name in names}
 
     def nbytes(self, leaf: StoredLeaf) -> int:
@@ -81,8 +80,7 @@ class RemoteCheckpoint:
         if leaf.param_name not in self._texts:
             names = [each.param_name for each in self.tree.leaves if each.is_string]
             for page in _pages(names):
-                header = self._session.request({"t": "texts", "names": page}, f"reading {self.path}").header
-                self._texts.update(header["texts"])
+                self._texts.update(self._session.request(AskTexts(page), f"reading {self.path}").texts)
         return self._texts[leaf.param_name]
 
     @quiet_gc()
@@ -118,26 +116,26 @@ class RemoteCheckpoint:
         if self._memory_asked or not self._session.center_is_local:
             return
         self._memory_asked = True
-        offer = self._session.request({"t": "memory"}, f"reading {self.path}").header["offer"]
+        offer = self._session.request(AskSlots(), f"reading {self.path}").offer
         if offer is not None:
-            self._memory = open_offered(offer)
-            self._slot_at, self._slot_bytes = int(offer["at"]), int(offer["slot_bytes"])
+            self._memory = open_offered(dataclasses.asdict(offer))
+            self._slot_at, self._slot_bytes = offer.at, offer.slot_bytes
 
     def _fetch(self, parts: Sequence[_Part]) -> None:
         """Asks for boxes, and has them put where they belong."""
         asked = self._through_connection(parts) if self._memory is None else self._through_memory(parts, self._memory)
         pending: deque[Callable[[], None]] = deque()
 
-        def requests() -> Iterator[tuple[Header, Sequence[np.ndarray] | None]]:
-            for header, into, taken in asked:
+        def requests() -> Iterator[tuple[Request[Any], Sequence[np.ndarray] | None]]:
+            for request, into, taken in asked:
                 pending.append(taken)
-                yield header, into
+                yield request, into
 
-        for message in self._session.requests(requests(), f"reading {self.path}", under_way=UNDER_WAY):
-            if message.header.get("t") not in ("data", "put"):
-                center = self._session.center
-                raise ProcessError(f"Process {center} answered {message.header.get('t')!r} for {self.path}.", (center,))
-            pending.popleft()()
+        def take() -> None:
+            for _ in self._session.requests(requests(), f"reading {self.path}", under_way=UNDER_WAY):
+                pending.popleft()()
+
+        self._session.protected(take)
 
     def _through_connection(self, parts: Sequence[_Part]) -> Iterator[_Asked]:
         """Yields requests, each with the arrays that the answer is received into, and what remains to be done then."""
@@ -145,7 +143,7 @@ class RemoteCheckpoint:
             targets = [target for target, _ in batch]
             # The bytes of a box have to be in a row; where its place is not, they are copied there afterwards.
             into = [target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target in targets]
-            yield {"t": "read", "boxes": [key for _, key in batch]}, into, functools.partial(_copy, into, targets)
+            yield AskBoxes(tuple(key for _, key in batch)), into, functools.partial(_copy, into, targets)
 
     def _through_memory(self, parts: Sequence[_Part], memory: OpenedMemory) -> Iterator[_Asked]:
         """Yields requests whose answers are put into the slots by turns: when one is named again, what was in it has been taken."""
@@ -154,19 +152,18 @@ class RemoteCheckpoint:
             targets = [target for target, _ in batch]
             if _nbytes(targets) <= self._slot_bytes:
                 slot = next(slots)
-                header: Header = {"t": "put", "slot": slot, "boxes": [key for _, key in batch]}
-                yield header, None, functools.partial(self._take, memory, slot, targets)
+                request = Put(slot, tuple(key for _, key in batch))
+                yield request, None, functools.partial(self._take, memory, slot, targets)
                 continue
             ((target, key),) = batch
             whole = target if target.flags.c_contiguous else np.empty(target.shape, target.dtype)
             flat = whole.reshape(-1).view(np.uint8)
             for first in range(0, flat.size, self._slot_bytes):
                 slot, block = next(slots), flat[first : first + self._slot_bytes]
-                header = {"t": "stream", "slot": slot, "box": key, "bytes": [first, first + block.size]}
                 taken = functools.partial(self._take, memory, slot, [block])
                 if first + block.size == flat.size and whole is not target:
                     taken = functools.partial(self._take, memory, slot, [block], whole, target)
-                yield header, None, taken
+                yield Stream(slot, key, first, first + block.size), None, taken
 
     def _take(
         self,
@@ -240,9 +237,9 @@ def _cuts(first: int, last: int, step: int, chunk: int) -> list[tuple[int, int]]
     return cuts
 
 
-def _pages(names: Sequence[str]) -> Iterator[list[str]]:
+def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for start in range(0, len(names), PAGE):
-        yield list(names[start : start + PAGE])
+        yield tuple(names[start : start + PAGE])
 
 
 def _whole(shape: tuple[int, ...]) -> Box:

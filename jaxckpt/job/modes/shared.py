@@ -1,34 +1,99 @@
-"""Saving without an IO process: every process writes its own shards into a directory that all of them see.
+"""No process does the file access for the others: each writes its own shards into a directory that all of them see, and reads there.
+
+Process 0 makes the directory and commits.
 
 That they do see the same directory is made sure of before anything is written: process 0 puts a mark into it, and the others look for it.
 """
 
 import contextlib
+import functools
 import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
 
 from jaxckpt import storage
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.protocol.wire import Header
+from jaxckpt.job.agree import leaves as agreed
+from jaxckpt.job.agree.call import Contribution
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
+from jaxckpt.job.plan import Plan
+from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
 from jaxckpt.job.session.center import Center
-from jaxckpt.job.session.session import Answer, Handler
+from jaxckpt.job.session.session import Answer, Handlers, Session
 from jaxckpt.storage import owner, stores
 from jaxckpt.storage.commit import temporary
 from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit.presence import DeletedError
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.tree.flatten import Leaf
 
 _LOOK_SECS = 5.0  # Network file systems may show a new directory a little later.
 _POLL_SECS = 0.05
-ADVICE = (
+_ADVICE = (
     "Without experimental_io_device every process writes its own part, so all of them need the same directory: use a shared directory or "
     "experimental_io_device (the process whose disk it is), on every process."
 )
+
+
+class SharedDirectory:
+    """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
+
+    def plan(self) -> Plan:
+        """Returns a plan by which all processes own their share; see `Mode`."""
+        return Plan(jax.process_index(), None)
+
+    def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
+        """Arranges what this process writes; see `Mode`."""
+        storage.check_part(path, settings)
+        return arrange(taken)
+
+    def agree_to_save(
+        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
+    ) -> Contribution:
+        """Describes the values; see `Mode`."""
+        assert plan is not None
+        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
+
+    def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
+        """Describes the targets; see `Mode`."""
+        return agreed.targets(targets, self.plan())
+
+    def write(
+        self,
+        session: Session,
+        taken: Callable[[], Snapshot],
+        settings: WriteSettings,
+        arrange: Arrange,
+        commit: Commit,
+    ) -> None:
+        """Has every process write its part into the directory that the center makes; see `Mode`."""
+        if isinstance(session, Center):
+            fill = functools.partial(write, session)
+            session.decide(functools.partial(commit, taken(), patient(settings), fill), asks=True)
+            return
+        session.decide(no_file_access, Writer(taken(), settings, session.process).handlers())
+
+    def open(self, session: Session, path: str, seconds: float) -> Reading:
+        """Opens the files that this process sees; see `Mode`."""
+        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
+
+    def explained(self, error: BaseException, process: int) -> BaseException:
+        """Says what may be wrong where a process without the files was to read them; see `Mode`."""
+        # A checkpoint that was deleted while it was read was seen by this process.
+        if not isinstance(error, FileNotFoundError) or isinstance(error, DeletedError):
+            return error
+        text = f"{error.strerror}. {_ADVICE} It was process {process}"
+        explained = FileNotFoundError(error.errno, text, error.filename)
+        explained.__cause__ = error
+        return explained
 
 
 class Writer:
@@ -40,32 +105,32 @@ class Writer:
         self._settings = settings
         self._process = process
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> Handlers:
         """Returns what this process does for process 0."""
-        return {"look": self._look, "write": self._write}
+        return {Look: self._look, WritePart: self._write}
 
-    def _look(self, header: Header) -> Answer:
+    def _look(self, request: Look) -> Answer:
         """Says whether this process sees the mark of process 0."""
-        path, token = str(header["path"]), str(header["token"])
-        end = time.monotonic() + float(header["secs"])
+        path = request.path
+        end = time.monotonic() + request.secs
         while True:
             try:
                 with stores.within(Deadline(max(0.1, end - time.monotonic()), f"Looking for {path}")):
-                    if stores.read(path) == token.encode():
-                        return {"t": "seen", "seen": True}, None
+                    if stores.read(path) == request.token.encode():
+                        return Seen(True), None
             except OSError:
                 pass
             if time.monotonic() > end:
-                return {"t": "seen", "seen": False}, None
+                return Seen(False), None
             time.sleep(_POLL_SECS)
 
-    def _write(self, header: Header) -> Answer:
-        new = str(header["new"])
+    def _write(self, request: WritePart) -> Answer:
+        new = request.path
         if not committer_of(new).in_place and not owner.is_temporary(os.path.basename(os.path.dirname(new))):
             raise ProcessError(f"Process 0 asked for a part in {new}, which is not in a temporary directory.", (0,))
         with _not_revived(os.path.dirname(new)):
             storage.write_part(new, self._snapshot, self._settings, self._process)
-        return {"t": "written"}, None
+        return Done(), None
 
 
 @contextlib.contextmanager
@@ -91,8 +156,14 @@ def _not_revived(folder: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center) -> None:
-    """Writes a checkpoint together with all peers, as the `write` of `storage.save`.
+def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
+    """Writes a checkpoint into its directory together with all peers.
+
+    Args:
+      session: with the peers, who are in `SharedDirectory.write`.
+      new: directory of the item, which exists.
+      snapshot: the center's part.
+      settings: how.
 
     Raises:
       ProcessError: a process does not see the directory, failed, or did not answer.
@@ -109,7 +180,7 @@ def write(new: str, snapshot: Snapshot, settings: WriteSettings, session: Center
             if given_up.is_set():
                 return
             try:
-                session.ask_all({"t": "write", "new": new}, "writing its part")
+                session.ask_all(WritePart(new), "writing its part")
             except BaseException as error:
                 errors.append(error)
 
@@ -144,14 +215,14 @@ def _require_shared(folder: str, session: Center) -> None:
     if stores.is_local(path):
         _sync(path)
     secs = min(_LOOK_SECS, session.timeout / 4)
-    answers = session.ask_all({"t": "look", "path": path, "token": token, "secs": secs}, "looking for the directory")
+    answers = session.ask_all(Look(path, token, secs), "looking for the directory")
     stores.remove(path)
-    blind = sorted(process for process, header in answers.items() if not header.get("seen"))
+    blind = sorted(process for process, answer in answers.items() if not answer.seen)
     if blind:
         listed = ", ".join(map(str, blind))
         raise ProcessError(
             f"Process{'es' if len(blind) > 1 else ''} {listed} did not find the directory that process {session.process} made for the "
-            f"checkpoint, {folder}. {ADVICE}",
+            f"checkpoint, {folder}. {_ADVICE}",
             blind,
         )
 

@@ -16,45 +16,27 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from jaxckpt._lib.uninterrupted import start
-from jaxckpt.job.protocol.wire import Header, Link, WireError
+from jaxckpt.job.protocol import fields
+from jaxckpt.job.protocol.frames import WireError
+from jaxckpt.job.protocol.link import Link, Said, Stop
+from jaxckpt.job.protocol.messages import Hello, Proof, Welcome
+from jaxckpt.job.protocol.parts import Address
 
 BIND_VARIABLE = "JAXCKPT_BIND_ADDRESS"
 _HANDSHAKE_SECS = 10.0
-_MAX_HANDSHAKE_HEADER = 4096
+_MAX_HEAD = 4096
 _MAX_STRANGERS = 128
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a process listens, and the token that proves that a caller belongs to the job."""
-
-    host: str
-    port: int
-    token: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the address for the wire."""
-        return {"host": self.host, "port": self.port, "token": self.token}
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Address":
-        """Returns the address that `to_json` described. Raises WireError."""
-        try:
-            return cls(str(value["host"]), int(value["port"]), str(value["token"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise WireError(f"not an address: {error!r}") from None
+_SLICE_SECS = 0.1
 
 
 class Listener:
     """Accepts the other processes of one operation. Strangers are dropped, and delay nobody: handshakes run side by side."""
 
     def __init__(self, interface: str, expected: Iterable[int]) -> None:
-        """Listens on an interface. Nobody is let in before `start`.
+        """Listens on an interface, and begins to let processes in.
 
         Args:
           interface: the local address to bind; never a wildcard.
@@ -62,12 +44,14 @@ class Listener:
 
         Raises:
           OSError: it cannot be bound, or means every interface.
+          RuntimeError: there is no thread to be had.
         """
         self._expected = frozenset(expected)
         self._changed = threading.Condition()
         self._links: dict[int, Link] = {}
         self._shaking: OrderedDict[Link, None] = OrderedDict()
-        self._over = False  # Whoever comes now comes too late.
+        # A process that comes now comes too late.
+        self._over = False
         try:
             family = socket.AF_INET6 if ":" in interface else socket.AF_INET
             self._socket = socket.create_server(
@@ -86,31 +70,29 @@ class Listener:
                 errno.EADDRNOTAVAIL, f"{BIND_VARIABLE}={interface} means every interface; give the address of one"
             )
         self.address = Address(host, port, secrets.token_hex(32))
-        # Whether the thread that closes the socket runs.
-        self._accepting = False
+        try:
+            start(threading.Thread(target=self._accept, name="jaxckpt listener", daemon=True))
+        except RuntimeError:
+            self._socket.close()
+            raise
 
-    def start(self) -> None:
-        """Begins to let processes in. The caller has the listener by now, and closes it also where an interrupt comes in here.
+    def wait(self, left: Callable[[], float]) -> tuple[dict[int, Link], set[int]]:
+        """Waits until all expected processes are there, and lets nobody in any more.
 
-        Raises:
-          RuntimeError: there is no thread to be had.
-        """
-        start(threading.Thread(target=self._accept, name="jaxckpt listener", daemon=True))
-
-    def wait(self, end: float) -> tuple[dict[int, Link], set[int]]:
-        """Waits until all expected processes are there, at most until the moment `end` (of time.monotonic), and lets nobody in any more.
+        Args:
+          left: returns how many seconds to wait yet; it may change its mind.
 
         Returns:
           The connections, by process, and the processes that are missing.
         """
         with self._changed:
-            while len(self._links) < len(self._expected) and (left := end - time.monotonic()) > 0:
-                self._changed.wait(min(left, 1.0))
+            while len(self._links) < len(self._expected) and (secs := left()) > 0:
+                self._changed.wait(min(secs, _SLICE_SECS))
             self._over = True
             return dict(self._links), set(self._expected - self._links.keys())
 
     def hand_out(self) -> None:
-        """Says that somebody has the connections and will close them."""
+        """Gives the connections to the caller, who closes them."""
         with self._changed:
             self._links = {}
 
@@ -130,17 +112,13 @@ class Listener:
         self._stop(unused)
 
     def _stop(self, unused: Iterable[Link]) -> None:
+        # Wakes accept(); the thread closes the socket.
         with contextlib.suppress(OSError):
-            # Wakes accept(); the thread closes the socket.
             self._socket.shutdown(socket.SHUT_RDWR)
-        if not self._accepting:
-            # Should the thread begin now, it finds the socket closed.
-            self._socket.close()
         for link in unused:
             link.close()
 
     def _accept(self) -> None:
-        self._accepting = True
         with self._socket:
             while True:
                 try:
@@ -148,7 +126,8 @@ class Listener:
                 except OSError:
                     if self._over:
                         return
-                    time.sleep(0.05)  # Out of descriptors, perhaps; those who wait are bounded by their own deadline.
+                    # Out of descriptors, perhaps; those who wait are bounded by their own deadline.
+                    time.sleep(0.05)
                     continue
                 self._admit(Link(connection, -1))
 
@@ -161,7 +140,8 @@ class Listener:
             stranger.close()
         try:
             threading.Thread(target=self._welcome, args=(link,), name="jaxckpt handshake", daemon=True).start()
-        except RuntimeError:  # No thread to be had. Whoever it was tries again.
+        except RuntimeError:
+            # No thread to be had: the caller tries again.
             with self._changed:
                 self._shaking.pop(link, None)
             link.close()
@@ -172,10 +152,12 @@ class Listener:
             self._shake_hands(link)
             with self._changed:
                 if not self._over:
-                    unwanted = self._links.pop(link.process, None)  # It gave up, and came again.
+                    # The process may have given up, and come again.
+                    unwanted = self._links.pop(link.process, None)
                     self._links[link.process] = link
                     self._changed.notify_all()
-        except Exception:  # Whatever a stranger says, it gets no answer, and nobody else notices.
+        except Exception:
+            # A stranger gets no answer, whatever it says, and delays nobody.
             pass
         finally:
             with self._changed:
@@ -184,25 +166,20 @@ class Listener:
                 unwanted.close()
 
     def _shake_hands(self, link: Link) -> None:
-        end = time.monotonic() + _HANDSHAKE_SECS  # Bounds who is silent, and who sends a byte a second.
+        # Bounds a caller that is silent, and one that sends a byte a second.
+        end = time.monotonic() + _HANDSHAKE_SECS
         mine = secrets.token_hex(16)
-        link.send({"t": "hello", "nonce": mine}, timeout=_HANDSHAKE_SECS)
-        header = _hear(link, end)
-        process, theirs = header["process"], str(header["nonce"])
-        if (
-            type(process) is not int
-            or process not in self._expected
-            or not hmac.compare_digest(str(header["mac"]), _mac(self.address.token, "caller", mine, theirs, process))
-        ):
+        link.send(Hello(mine), timeout=_HANDSHAKE_SECS)
+        proof = _hear(link, Proof, end)
+        expected = _mac(self.address.token, "caller", mine, proof.nonce, proof.process)
+        if proof.process not in self._expected or not _same(proof.mac, expected):
             raise WireError("wrong token")
-        link.send(
-            {"t": "welcome", "mac": _mac(self.address.token, "listener", theirs, mine, process)},
-            timeout=_HANDSHAKE_SECS,
-        )
-        link.process = process
+        welcome = _mac(self.address.token, "listener", proof.nonce, mine, proof.process)
+        link.send(Welcome(welcome), timeout=_HANDSHAKE_SECS)
+        link.process = proof.process
 
 
-def dial(address: Address, me: int, them: int, end: float) -> Link:
+def dial(address: Address, me: int, them: int, end: float, stop: Stop | None = None) -> Link:
     """Connects to a listener and proves to belong to the job.
 
     Args:
@@ -210,32 +187,29 @@ def dial(address: Address, me: int, them: int, end: float) -> Link:
       me: index of this process.
       them: index of the process that listens.
       end: moment (of time.monotonic) at which to give up.
+      stop: is called several times a second while this waits for answers; what it raises ends the wait.
 
     Raises:
-      OSError: nobody listens there any more, or whoever does is not of this job.
+      OSError: nothing listens there any more, or what does is not of this job.
     """
     timeout = max(0.1, min(_HANDSHAKE_SECS, end - time.monotonic()))
     end = time.monotonic() + timeout
     link = Link(socket.create_connection((address.host, address.port), timeout=timeout), them)
     try:
-        theirs = str(_hear(link, end)["nonce"])
+        theirs = _hear(link, Hello, end, stop).nonce
         mine = secrets.token_hex(16)
-        proof = _mac(address.token, "caller", theirs, mine, me)
-        link.send({"t": "proof", "process": me, "nonce": mine, "mac": proof}, timeout=timeout)
-        if not hmac.compare_digest(str(_hear(link, end)["mac"]), _mac(address.token, "listener", mine, theirs, me)):
-            raise WireError(f"whoever listens on {address.host}:{address.port} does not belong to this job")
-    except BaseException as error:
+        link.send(Proof(me, mine, _mac(address.token, "caller", theirs, mine, me)), timeout=timeout)
+        expected = _mac(address.token, "listener", mine, theirs, me)
+        if not _same(_hear(link, Welcome, end, stop).mac, expected):
+            raise WireError(f"the process that listens on {address.host}:{address.port} does not belong to this job")
+    except BaseException:
         link.close()
-        if isinstance(error, (KeyError, TypeError)):
-            raise WireError(
-                f"whoever listens on {address.host}:{address.port} does not speak as jaxckpt does"
-            ) from None
         raise
     return link
 
 
-def _hear(link: Link, end: float) -> Header:
-    return link.receive(_HANDSHAKE_SECS, max_payload=0, max_header=_MAX_HANDSHAKE_HEADER, end=end).header
+def _hear(link: Link, expected: type[Said], end: float, stop: Stop | None = None) -> Said:
+    return link.receive(expected, timeout=_HANDSHAKE_SECS, max_head=_MAX_HEAD, end=end, stop=stop)
 
 
 def interface_towards(coordinator: str | None) -> str:
@@ -261,14 +235,16 @@ def interface_towards(coordinator: str | None) -> str:
         host = "127.0.0.1"
     family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)  # Sends nothing; only looks up the route.
+        # Sends nothing; only looks up the route.
+        probe.connect(address)
         return str(probe.getsockname()[0])
 
 
 def _is_wildcard(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:  # A name; what it stands for is looked at once it is bound.
+    except ValueError:
+        # A name: its address is looked at once it is bound.
         return host in ("*", "")
     mapped = getattr(address, "ipv4_mapped", None)
     return address.is_unspecified or (mapped is not None and bool(mapped.is_unspecified))
@@ -276,17 +252,27 @@ def _is_wildcard(host: str) -> bool:
 
 def to_bytes(address: Address) -> bytes:
     """Returns the address as the coordination service stores it."""
-    return json.dumps(address.to_json()).encode()
+    return json.dumps(vars(address)).encode()
 
 
 def from_bytes(content: bytes) -> Address:
     """Returns the address that `to_bytes` stored. Raises WireError."""
     try:
-        return Address.from_json(json.loads(content))
+        address: Address = fields.build(Address, json.loads(content))
+        return address
     except ValueError as error:
         raise WireError(f"not an address: {error}") from None
 
 
 def _mac(token: str, role: str, challenge: str, nonce: str, process: int) -> str:
     message = "|".join((role, challenge, nonce, str(process)))
-    return hmac.new(bytes.fromhex(token), message.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(bytes.fromhex(token), _utf8(message), hashlib.sha256).hexdigest()
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(_utf8(one), _utf8(other))
+
+
+def _utf8(text: str) -> bytes:
+    # A stranger may send halves of characters.
+    return text.encode("utf-8", "surrogatepass")

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxckpt.errors import CheckpointError, ConfigError, CorruptCheckpointError, ProcessError
+from jaxckpt.job.protocol.parts import Failure
 
-# What goes over the wire: process, kind, text, errno, strerror, filename, where, what, traceback.
-Failure = dict[str, Any]
 _TRACEBACK_CHARS = 8000
 _TEXT_CHARS = 20_000
 _KINDS: dict[str, type[Exception]] = {
@@ -77,7 +76,7 @@ def describe(error: BaseException, process: int) -> Failure:
     An error that is itself about another process's failure keeps that process.
     """
     known = getattr(error, "failure", None)
-    if isinstance(error, ProcessError) and isinstance(known, dict):
+    if isinstance(error, ProcessError) and isinstance(known, Failure):
         return known
     kind = next(
         (base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS and base is _KINDS[base.__name__]), ""
@@ -85,19 +84,19 @@ def describe(error: BaseException, process: int) -> Failure:
     text = _shortened(_safely(lambda: _text_of(error)))
     name = type(error).__name__
     own = error if isinstance(error, OSError) else OSError()
-    return {
-        "process": process,
-        "processes": list(error.processes) if isinstance(error, ProcessError) else [process],
-        "about": isinstance(error, ProcessError),  # The text says already which processes it is about.
-        "kind": kind,
-        "text": text if isinstance(error, ProcessError) else f"{name}: {text}" if text else name,
-        "errno": own.errno if isinstance(own.errno, int) else None,
-        "strerror": _safely(lambda: str(own.strerror)) if own.strerror is not None else None,
-        "filename": _safely(lambda: str(own.filename)) if own.filename is not None else None,
-        "where": _place(error, "where"),
-        "what": _place(error, "what"),
-        "traceback": _safely(lambda: "".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
-    }
+    return Failure(
+        process=process,
+        processes=tuple(error.processes) if isinstance(error, ProcessError) else (process,),
+        about=isinstance(error, ProcessError),
+        kind=kind,
+        text=text if isinstance(error, ProcessError) else f"{name}: {text}" if text else name,
+        errno=int(own.errno) if isinstance(own.errno, int) else None,
+        strerror=_safely(lambda: str(own.strerror)) if own.strerror is not None else None,
+        filename=_safely(lambda: str(own.filename)) if own.filename is not None else None,
+        where=_place(error, "where"),
+        what=_place(error, "what"),
+        traceback=_safely(lambda: "".join(traceback.format_exception(error)))[-_TRACEBACK_CHARS:],
+    )
 
 
 def _text_of(error: BaseException) -> str:
@@ -128,15 +127,13 @@ def _shortened(text: str) -> str:
 
 def rebuild(failure: Failure) -> ProcessError:
     """Returns the error to raise for the failure of another process. Its cause is that process's traceback."""
-    cls = _MIXED.get(str(failure["kind"]), ProcessError)
-    text = str(failure["text"])
-    if not failure["about"]:
-        text = f"Process {failure['process']} failed: {text}"
-    error = cls(text, tuple(int(process) for process in failure["processes"]))
+    cls = _MIXED.get(failure.kind, ProcessError)
+    text = failure.text if failure.about else f"Process {failure.process} failed: {failure.text}"
+    error = cls(text, failure.processes)
     error.failure = failure  # type: ignore[attr-defined]
     if isinstance(error, OSError):
-        error.errno, error.strerror, error.filename = failure["errno"], failure["strerror"], failure["filename"]
+        error.errno, error.strerror, error.filename = failure.errno, failure.strerror, failure.filename
     if isinstance(error, CorruptCheckpointError):
-        error.where, error.what = failure.get("where"), failure.get("what")
-    error.__cause__ = RemoteTracebackError(failure["traceback"])
+        error.where, error.what = failure.where, failure.what
+    error.__cause__ = RemoteTracebackError(failure.traceback)
     return error

@@ -3,28 +3,45 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from jaxckpt._lib.uninterrupted import uninterrupted
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.protocol.wire import Header, Link, Message
+from jaxckpt.job.protocol.frames import ProtocolError
+from jaxckpt.job.protocol.grammar import SAYS, Phase, Side, answers_to
+from jaxckpt.job.protocol.link import Link, Said
+from jaxckpt.job.protocol.messages import Confirm, Decided, Done, Failed, Vote
+from jaxckpt.job.protocol.parts import Answer as Answered
+from jaxckpt.job.protocol.parts import Failure, Message, Request
 from jaxckpt.job.session import failures
-from jaxckpt.job.session.session import CONFIRM, LINGER_SECS, Answer, Handler, Result, Session, patience
+from jaxckpt.job.session.interrupts import Interrupts
+from jaxckpt.job.session.session import LINGER_SECS, Answer, Handlers, Result, Session, meaningless, patience
 
 _UNDER_WAY = 2
+_Into = Sequence[np.ndarray] | None
 
 
 class Peer(Session):
     """The session on a process that another one does the file access for."""
 
     def __init__(self, process: int, link: Link, facts: Mapping[str, Any], timeout: float, what: str) -> None:
-        """Args: the connection to the center; the others as for `Center`."""
+        """Makes a session, which owns the connection.
+
+        Args:
+          process: index of this process.
+          link: the connection to the center.
+          facts: what everyone knows.
+          timeout: the bound in seconds for every wait.
+          what: the call, in words.
+        """
         super().__init__(process, facts)
         self.several = True
         self.is_center = False
         self._link = link
         self._what = what
+        self._interrupts = Interrupts()
         self._own_error: BaseException | None = None
         # The center notices, and names, a process that does not answer; it must be given the time to say so.
         self._timeout = timeout
@@ -40,57 +57,77 @@ class Peer(Session):
         """Whether the center is, by its address, on this host."""
         return self._link.is_local
 
-    def decide(self, work: Callable[[], Result], handlers: Mapping[str, Handler] | None = None) -> Result:
-        while True:
-            header = self._receive("waiting for its outcome").header
-            match header.get("t"):
-                case "decided":
-                    result: Result = header["result"]
-                    return result
-                case "failed":
-                    self._raise(header["failure"])
-                case request if request == CONFIRM:
-                    self._answer(lambda header: ({"t": "here"}, None), header)
-                case request:
-                    self._answer((handlers or {}).get(str(request)), header)
+    def protected(self, work: Callable[[], Result]) -> Result:
+        return self._interrupts.protect(work)
 
-    def _answer(self, handler: Handler | None, header: Header) -> None:
-        try:
-            if handler is None:
-                raise ProcessError(f"process {self.center} asked for {header.get('t')!r}, which has no meaning here")
-            answer, payload = handler(header)
-        except BaseException as error:
-            self._own_error = error
-            answer, payload = {"t": "failed", "failure": failures.describe(error, self.process)}, None
+    # -- the center works, and asks ---------------------------------------------------------------------------------------------------
+
+    def decide(self, work: Callable[[], Result], handlers: Handlers | None = None, *, asks: bool = False) -> Result:
+        result: Result = self.protected(lambda: self._answer_until_decided(handlers or {}))
+        return result
+
+    def _answer_until_decided(self, handlers: Handlers) -> Any:
+        while True:
+            message: Message = self._hear(*SAYS[Phase.WORK][Side.HUB], doing="waiting for its outcome")
+            if isinstance(message, Decided):
+                return message.result
+            if isinstance(message, Failed):
+                self._raise(message.failure)
+            self._answer(message, handlers)
+
+    def _answer(self, request: Message, handlers: Handlers) -> None:
+        answer, arrays = self._answer_to(request, handlers)
         with self._blaming("sending it what it had asked for"):
             try:
-                self._link.send(answer, payload, timeout=self._timeout)
+                # That it failed is said even where it has been given up.
+                stop = None if isinstance(answer, Failed) else self._interrupts.check
+                self._link.send(answer, arrays or (), timeout=self._timeout, stop=stop)
             except TimeoutError:
                 raise
             except OSError:
-                # It has closed the connection. What it said before tells why.
-                header = self._link.receive(LINGER_SECS, max_payload=0).header
-                if header.get("t") == "failed":
-                    self._raise(header["failure"])
+                # It has closed the connection. The last thing that it said tells why.
+                message = self._link.receive(*SAYS[Phase.WORK][Side.HUB], timeout=LINGER_SECS)
+                if isinstance(message, Failed):
+                    self._raise(message.failure)
                 raise
 
-    def request(self, header: Header, doing: str) -> Message:
+    def _answer_to(self, request: Message, handlers: Handlers) -> Answer:
+        if isinstance(request, Confirm):
+            return Done(), None
+        try:
+            handler = handlers.get(type(request))
+            if handler is None:
+                raise ProcessError(meaningless(request, self.center, self.process), (self.center,))
+            return handler(request)
+        except BaseException as error:
+            self._own_error = reason = self._interrupts.first or error
+            return Failed(failures.describe(reason, self.process)), None
+
+    # -- every process works, and asks the center -------------------------------------------------------------------------------------
+
+    def request(self, request: Request[Answered], doing: str) -> Answered:
         """Asks the center, which is in `collect`, and waits for the answer.
+
+        Args:
+          request: what to ask.
+          doing: what for, for messages.
 
         Raises:
           ProcessError: the center failed (the same kind of error as there), ended, or did not answer in time.
         """
-        (answer,) = self.requests([(header, None)], doing)
-        return answer
+
+        def ask() -> Answered:
+            (answer,) = self.requests([(request, None)], doing)
+            return cast(Answered, answer)
+
+        return self.protected(ask)
 
     def requests(
-        self,
-        asked: Iterable[tuple[Header, Sequence[np.ndarray] | None]],
-        doing: str,
-        *,
-        under_way: int = _UNDER_WAY,
+        self, asked: Iterable[tuple[Request[Any], _Into]], doing: str, *, under_way: int = _UNDER_WAY
     ) -> Iterator[Message]:
-        """Asks the center one thing after the other, and yields the answers. What is asked next is on its way meanwhile.
+        """Asks the center one thing after the other, and yields the answers. The next request is on its way meanwhile.
+
+        Take all of them inside of `protected`.
 
         Args:
           asked: requests, small ones if there are several, and arrays that the bytes of the answer are put into.
@@ -100,73 +137,80 @@ class Peer(Session):
         Raises:
           ProcessError: as `request`.
         """
-        waiting: deque[Sequence[np.ndarray] | None] = deque()
+        waiting: deque[tuple[Request[Any], _Into]] = deque()
         with self._link.talking:
-            for header, into in asked:
+            for request, into in asked:
                 with self._blaming(doing):
-                    self._link.send(header, timeout=self._timeout)
-                waiting.append(into)
+                    self._link.send(request, timeout=self._timeout, stop=self._interrupts.check)
+                waiting.append((request, into))
                 if len(waiting) == under_way:
                     yield self._next_answer(waiting, doing)
             while waiting:
                 yield self._next_answer(waiting, doing)
 
-    def _next_answer(self, waiting: deque[Sequence[np.ndarray] | None], doing: str) -> Message:
-        message = self._receive(doing, waiting.popleft())
-        if message.header.get("t") != "failed":
-            return message
-        while waiting:  # What comes next must not be taken for the answer to what is asked next.
-            self._receive(doing, waiting.popleft())
-        raise failures.rebuild(message.header["failure"])
+    def _next_answer(self, waiting: deque[tuple[Request[Any], _Into]], doing: str) -> Message:
+        request, into = waiting.popleft()
+        answer: Message = self._hear(*answers_to(request), doing=doing, into=into)
+        if not isinstance(answer, Failed):
+            return answer
+        # The next answer must not be taken for one to what is asked next. An interrupt of the center may have torn their order.
+        with contextlib.suppress(ProcessError):
+            while waiting:
+                request, into = waiting.popleft()
+                self._hear(*answers_to(request), doing=doing, into=into)
+        raise failures.rebuild(answer.failure)
 
-    def vote(
-        self, error: BaseException | None, handlers: Mapping[str, Callable[[int, Header], Answer]] | None = None
-    ) -> None:
+    def vote(self, error: BaseException | None, fallback_error: BaseException | None = None) -> None:
         self._own_error = error
+        self.protected(lambda: self._vote(error))
+
+    def _vote(self, error: BaseException | None) -> None:
         failure = None if error is None else failures.describe(error, self.process)
         with self._blaming("telling it how this process fared"):
-            self._link.send({"t": "vote", "failure": failure}, timeout=self._timeout)
-        header = self._receive("waiting for how the others fared").header
-        if header.get("t") == "failed":
-            self._raise(header["failure"])
-        if error is not None:  # Cannot be: the center would not have agreed.
+            self._link.send(Vote(failure), timeout=self._timeout)
+        outcome: Message = self._hear(*SAYS[Phase.EACH][Side.HUB], doing="waiting for how the others fared")
+        if isinstance(outcome, Failed):
+            self._raise(outcome.failure)
+        # Cannot be: the center would not have agreed.
+        if error is not None:
             raise error
 
-    def _raise(self, failure: failures.Failure) -> None:
+    # -- both -------------------------------------------------------------------------------------------------------------------------
+
+    def _raise(self, failure: Failure) -> None:
         own = self._own_error
         if own is None:
             raise failures.rebuild(failure)
-        if not isinstance(own, Exception) or self.process in (failure["process"], *failure["processes"]):
+        if not isinstance(own, Exception) or self.process in (failure.process, *failure.processes):
             raise own
         # All processes raise the same; and this one may have failed because another one had.
         error = failures.rebuild(failure)
         error.add_note(f"Besides, on this process: {type(own).__name__}: {own}")
         raise error
 
-    def _receive(self, doing: str, into: Sequence[np.ndarray] | None = None) -> Message:
+    def _hear(self, *expected: type[Said], doing: str, into: _Into = None) -> Said:
         with self._blaming(doing):
-            return self._link.receive(self._patience, max_payload=0, into=into)
+            return self._link.receive(*expected, timeout=self._patience, into=into, stop=self._interrupts.check)
 
     @contextlib.contextmanager
-    def _blaming(self, doing: str) -> Any:
+    def _blaming(self, doing: str) -> Iterator[None]:
         try:
             yield
         except ProcessError:
             raise
         except OSError as error:
-            if self._own_error is not None:  # Nobody answers it any more; it is what this process has to report.
+            # Nobody answers this process any more; its own error is what it has to report.
+            if self._own_error is not None:
                 raise self._own_error from None
-            if not isinstance(error, TimeoutError):
-                raise ProcessError(
-                    f"Process {self.center}, which does the file access, ended or closed the connection while this process was "
-                    f"{doing}, in {self._what}: {error}.",
-                    (self.center,),
-                ) from error
-            raise ProcessError(
-                f"Process {self.center}, which does the file access, gave no sign of life within {self._timeout:g} s "
-                f"(OrbaxSettings.timeout_secs) while this process was {doing}, in {self._what}.",
-                (self.center,),
-            ) from error
+            raise ProcessError(self._blame(error, doing), (self.center,)) from error
+
+    def _blame(self, error: OSError, doing: str) -> str:
+        who, context = f"Process {self.center}, which does the file access,", f"{doing}, in {self._what}"
+        if isinstance(error, TimeoutError):
+            return f"{who} gave no sign of life within {self._timeout:g} s (OrbaxSettings.timeout_secs) while this process was {context}."
+        if isinstance(error, ProtocolError):
+            return f"{who} does not speak as jaxckpt does, while this process was {context}: {error}."
+        return f"{who} ended or closed the connection while this process was {context}: {error}."
 
     def close(self) -> None:
-        self._link.close()
+        uninterrupted(self._link.close)

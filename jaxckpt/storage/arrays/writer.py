@@ -7,7 +7,8 @@ and everything in buckets, through TensorStore.
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from jaxckpt.storage.ocdbt.encode import INLINE_BYTES
 from jaxckpt.storage.ocdbt.files import checksummed
 from jaxckpt.storage.ocdbt.writer import Chunk, Database
 from jaxckpt.storage.settings import WriteSettings
+
+# Writes the arrays and the tree of a snapshot into a directory that is there, as `write` does.
+Fill: TypeAlias = Callable[[str, Snapshot, WriteSettings], None]
 
 
 def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:

@@ -5,50 +5,18 @@ import errno
 import logging
 import os
 import stat
-import threading
-import time
 from collections.abc import Callable
 
 from jaxckpt._lib import numbering
-from jaxckpt.storage import orbax
-from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.commit import abandoned, marks, moves
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.committer import Leftover
 from jaxckpt.storage.commit.temporary import TemporaryDirectory
-from jaxckpt.storage.item import description
-from jaxckpt.storage.item.content import Snapshot
-from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.stores import local
 from jaxckpt.storage.stores.descriptors import SpareDescriptors
 
 _log = logging.getLogger("jaxckpt")
 _REPLACED = "Another checkpoint was saved in its place, which is not deleted"
-
-
-def write_item(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    """Writes a snapshot as the new directory `new`, through Orbax's checkpointer; without it where Python has shut down what it needs."""
-    if not threading.main_thread().is_alive():
-        # An exit handler, or a thread that outlives the main thread: concurrent.futures, which Orbax uses, takes no more work.
-        write_item_in_bucket(new, snapshot, settings)
-        description.mark(new, new)
-        return
-    import orbax.checkpoint as ocp
-
-    checkpointer = orbax.checkpointer(settings)
-    try:
-        checkpointer.save(new, args=ocp.args.PyTreeSave(snapshot), custom_metadata=description.custom(snapshot.record))
-        if settings.asynchronous:
-            checkpointer.wait_until_finished()
-    finally:
-        checkpointer.close()
-
-
-def write_item_in_bucket(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    """Writes the same without Orbax's checkpointer, which reaches buckets only with further packages."""
-    began = time.time_ns()
-    writer.write(new, snapshot, settings)
-    description.write(new, began, snapshot.record)
 
 
 class RenameCommitter:

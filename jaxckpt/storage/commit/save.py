@@ -8,16 +8,15 @@ from collections.abc import Callable
 from jaxckpt._lib.deadline import CancelledError, Deadline, cancelled_by
 from jaxckpt._lib.uninterrupted import interrupt_of, uninterrupted
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import faults, stores
-from jaxckpt.storage.commit import by_rename
+from jaxckpt.storage import faults, orbax, stores
+from jaxckpt.storage.arrays import writer
+from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.committer import Pending
 from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item import digests
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
-
-Write = Callable[[str, Snapshot, WriteSettings], None]
 
 
 def save(
@@ -26,7 +25,7 @@ def save(
     settings: WriteSettings,
     *,
     replace: bool,
-    write: Write | None = None,
+    write: Fill | None = None,
     ready: Callable[[], None] = lambda: None,
     register: Callable[[], None] = lambda: None,
 ) -> None:
@@ -39,9 +38,9 @@ def save(
     Args:
       path: of the checkpoint directory; its parents are made.
       snapshot: what to write.
-      settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer.
+      settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer, which drives the write on a file system.
       replace: put it in the place of what is at `path`; otherwise that is an error.
-      write: writes the files, given the directory that it makes, `snapshot` and `settings`; None for one process's own way.
+      write: writes the arrays and the tree into a directory that is there; None where this process has all of them.
       ready: called when everything is written and synced, right before the commit; may refuse by raising.
       register: called once the checkpoint is committed; if it raises, the commit is taken back. Not called on the main thread.
 
@@ -55,12 +54,11 @@ def save(
     with stores.within(Deadline(settings.timeout_secs, f"Saving {path}")):
         try:
             pending = committer.begin(path, replace=replace)
-            if write is None and not committer.in_place:
-                # Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
-                _whole(path, pending, snapshot, settings, ready, register)
-            else:
-                _fill(pending, snapshot, settings, write or by_rename.write_item_in_bucket, ready)
+            if committer.in_place:
+                _fill(pending, snapshot, settings, write or writer.write, ready, orbax.write_item_without_orbax)
                 uninterrupted(functools.partial(pending.publish, register))
+            else:
+                _whole(path, pending, snapshot, settings, write or writer.write, ready, register)
         except BaseException as error:
             if (interrupt := interrupt_of(error)) is not None:
                 raise interrupt from None
@@ -73,12 +71,17 @@ def save(
 
 
 def _fill(
-    pending: Pending, snapshot: Snapshot, settings: WriteSettings, write: Write, ready: Callable[[], None]
+    pending: Pending,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    fill: Fill,
+    ready: Callable[[], None],
+    write_item: Callable[[str, Snapshot, WriteSettings, Fill], None],
 ) -> None:
     """Writes the files, and brings them to stable storage. Discards them if something fails."""
     try:
         pending.prepare(snapshot.nbytes if settings.compression is None else None)
-        write(pending.new, snapshot, settings)
+        write_item(pending.new, snapshot, settings, fill)
         digests.write(pending.new, late=True, ignored=pending.own_files)
         pending.seal()
         ready()
@@ -92,16 +95,25 @@ def _whole(
     pending: Pending,
     snapshot: Snapshot,
     settings: WriteSettings,
+    fill: Fill,
     ready: Callable[[], None],
     register: Callable[[], None],
 ) -> None:
-    """Writes and commits on a thread that no interrupt reaches. The first interrupt gives the save up, if it is not committed yet."""
+    """Writes and commits on a thread that no interrupt reaches. The first interrupt gives the save up, if it is not committed yet.
+
+    Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Nothing interrupts this thread; what waits for it may give the save up in its own way, which must not be hidden here.
+        _fill(pending, snapshot, settings, fill, ready, orbax.write_item)
+        pending.publish(register)
+        return
     given_up = threading.Event()
     interrupts: list[BaseException] = []
 
     def work() -> None:
         with cancelled_by(given_up):
-            _fill(pending, snapshot, settings, by_rename.write_item, ready)
+            _fill(pending, snapshot, settings, fill, ready, orbax.write_item)
             if given_up.is_set():
                 pending.discard()
                 raise CancelledError(str(path))

@@ -651,7 +651,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.job.modes import gather, local_memory, peer_memory, remote
+    from jaxckpt.job.modes import local_memory, peer_memory, remote, supplier
 
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     by_rows, by_columns, replicated = (
@@ -680,12 +680,12 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
         return mock.patch.object(owner, name, call)
 
-    opened, offer = local_memory.open_offered, gather.Supplier._offer
+    opened, offer = local_memory.open_offered, supplier.Supplier._offer
     if jax.process_index() in without_memory:
         opened, offer = lambda offer: None, _offer_of_somebody_else
     with (
         mock.patch.object(remote, "open_offered", opened),
-        mock.patch.object(gather.Supplier, "_offer", offer),
+        mock.patch.object(supplier.Supplier, "_offer", offer),
         counted(peer_memory.Loans, "lend"),
         counted(local_memory.OpenedMemory, "read"),
     ):
@@ -703,7 +703,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
     return counts["lend"], counts["read"]
 
 
-def _offer_of_somebody_else(supplier: Any, header: Any) -> Any:
+def _offer_of_somebody_else(self: Any, header: Any) -> Any:
     """What a process says that has the same number as another one, because it lives in a container of its own."""
     return {"t": "offer", "offer": {"pid": 1, "at": 8, "proof": "00" * 32}}, None
 
