@@ -1460,7 +1460,9 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule()
     def commit_without_registering(self) -> None:
         """As a crash between the two leaves it."""
-        number = max([*self.contents, 0]) + 1
+        # Not a number that the state file lists although its checkpoint was deleted: the new one would count as registered when the
+        # deleted one was, and what was committed before it, as taken out of the list by the user. The model does not know that.
+        number = max([*self.contents, *self.listed, 0]) + 1
         self.checkpoint.saved, began = self.saved + 1, self.clock.time()
         self.checkpoint.write(self.directory / f"name-{number}")
         self.committed(number, began)
