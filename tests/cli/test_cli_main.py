@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxckpt
-from jaxckpt.cli import COMMANDS, main, output
+from jaxckpt._lib import output
+from jaxckpt.cli import COMMANDS, main
 
 
 def test_help_names_every_command(capsys):
