@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxckpt.tree.flatten import Flat
 
+_PACKAGE = __name__.partition(".")[0]
 _STEPS = frozenset({"step", "steps", "global_step", "iteration", "iterations", "epoch"})
 
 
@@ -121,6 +122,6 @@ def _has_moved(last: Any, now: Any) -> bool:
 def _callers_level() -> int:
     """Returns the `stacklevel` of the first caller outside of this package, for a call of `warnings.warn` by the caller."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
         level, frame = level + 1, frame.f_back
     return level
