@@ -45,7 +45,6 @@ def hang(prefix: str, io: int, action: str, place: str) -> fault_programs.Outcom
     def press() -> None:
         time.sleep(1.5)
         os.kill(os.getpid(), signal.SIGINT)
-        # A first one waits for the peer, which has so long to answer.
         time.sleep(1.5)
         second.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 _SHOWN_CHARS = 40
+# Types whose values are what JSON holds. Sequences of them, of which there may be 100,000 in a message, are looked at as a whole.
+_PLAIN = frozenset((int, str, bool))
 Read = Callable[[Any], Any]
 
 
@@ -29,7 +31,7 @@ def reader_of(hint: Any) -> Read:
     """
     if hint is Any:
         return lambda value: value
-    if hint in (int, str, bool):
+    if hint in _PLAIN:
         return _exactly(hint)
     if hint is float:
         return _finite
@@ -39,9 +41,9 @@ def reader_of(hint: Any) -> Read:
     if origin is types.UnionType and len(arguments) == 2 and arguments[1] is type(None):
         return _or_none(reader_of(arguments[0]))
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        return _several(reader_of(arguments[0]))
+        return _several_plain(arguments[0]) if arguments[0] in _PLAIN else _several(reader_of(arguments[0]))
     if origin is tuple:
-        return _row([reader_of(each) for each in arguments])
+        return _row_plain(arguments) if set(arguments) <= _PLAIN else _row([reader_of(each) for each in arguments])
     if origin is dict and arguments[0] is str:
         return _mapping(reader_of(arguments[1]))
     raise TypeError(f"no value of JSON can be read as {hint}")
@@ -118,6 +120,30 @@ def _row(readers: list[Read]) -> Read:
         if type(value) is not list or len(value) != len(readers):
             raise _unfit(value, f"a list of {len(readers)}")
         return tuple([reader(each) for reader, each in zip(readers, value, strict=True)])
+
+    return read
+
+
+def _several_plain(kind: type) -> Read:
+    one = _exactly(kind)
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise _unfit(value, "a list")
+        if not {kind}.issuperset(map(type, value)):
+            for each in value:
+                one(each)
+        return tuple(value)
+
+    return read
+
+
+def _row_plain(kinds: tuple[type, ...]) -> Read:
+    wanted = list(kinds)
+    careful = _row([_exactly(kind) for kind in kinds])
+
+    def read(value: Any) -> tuple[Any, ...]:
+        return tuple(value) if type(value) is list and [*map(type, value)] == wanted else careful(value)
 
     return read
 

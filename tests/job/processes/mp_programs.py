@@ -703,9 +703,11 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
     return counts["lend"], counts["read"]
 
 
-def _offer_of_somebody_else(self: Any, header: Any) -> Any:
+def _offer_of_somebody_else(self: Any, request: Any) -> Any:
     """What a process says that has the same number as another one, because it lives in a container of its own."""
-    return {"t": "offer", "offer": {"pid": 1, "at": 8, "proof": "00" * 32}}, None
+    from jaxckpt.job.protocol import messages
+
+    return messages.MemoryOffer(1, 8, "00" * 32), None
 
 
 # -- the documentation --------------------------------------------------------------------------------------------------------------
