@@ -238,8 +238,8 @@ class CheckpointManager:
 
         Args:
           options: how; by default those of the manager.
-          skip_corrupt: if the latest checkpoint is damaged, warn and take the newest one that verifies, preserved ones
-            included. Nothing is initialized over damaged checkpoints: if none verifies, the error of the latest one is
+          skip_corrupt: if the latest checkpoint cannot be restored because it is damaged, warn and take the newest other one
+            that verifies, preserved ones included. Nothing is initialized over damaged checkpoints: if none verifies, the error of the latest one is
             raised.
 
         Returns:

@@ -117,7 +117,9 @@ def _listing(names: Sequence[str], limit: int = 20) -> str:
 
 def _warn(description: str) -> None:
     warnings.warn(
-        f"Partial restore of {description}. Call expect_partial() on the status to accept this, or assert_consumed() to be sure.",
+        f"Partial restore of {description}. Call expect_partial() on the status that restore() returns to accept this, or "
+        "assert_consumed() to be sure. (A manager's restore_or_initialize() returns no status: use "
+        "checkpoint.restore(manager.latest_checkpoint) instead.)",
         UserWarning,
         stacklevel=3,
     )

@@ -172,7 +172,10 @@ def _require_packages() -> None:
 
     missing = [name for name in ("flax", "optax", "sklearn", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f'the demo needs {", ".join(missing)}, which is not installed: pip install "jaxckpt[demo]"')
+        raise ImportError(
+            f"the demo needs what is not installed: {', '.join(missing)}. Install jaxckpt with its extra 'demo': pip install "
+            '"jaxckpt[demo]", or, in a clone, pip install ".[demo]"'
+        )
 
 
 def _describe(saving: "CheckpointConfig", where: "Place") -> str:

@@ -113,7 +113,10 @@ def _refuse_other_kinds(value: Any) -> None:
         or kind in tuple("bSUOmM")
         or (isinstance(shape, tuple) and shape)
     ):
-        raise TypeError(f"step_counter must give the current step, an int; got {value!r}.")
+        advice = (
+            " Give a function that reads it: step_counter=lambda: checkpoint.step." if isinstance(value, str) else ""
+        )
+        raise TypeError(f"step_counter must give the current step, an int; got {value!r}.{advice}")
 
 
 def _step(value: Any) -> int:

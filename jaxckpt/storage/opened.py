@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxckpt._lib import bounds
+from jaxckpt._lib import bounds, numbering
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import faults, foreign, stores
@@ -25,6 +25,9 @@ from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, tree_metadata
 from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
+
+# How many checkpoints an error names.
+_SHOWN = 5
 
 
 class StoredCheckpoint:
@@ -108,11 +111,7 @@ class StoredCheckpoint:
                 )
             if foreign.is_tensorflow_prefix(path):
                 raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
-            raise FileNotFoundError(
-                errno.ENOENT,
-                "No checkpoint at this path. save() appends a number ('ckpt-1') and returns the full path; pass that one",
-                path,
-            )
+            raise FileNotFoundError(errno.ENOENT, _nothing_there(path), path)
         if (target := foreign.broken_link(path)) is not None:
             what = (
                 f"A link to {target}, where nothing is: a checkpoint there was deleted or moved. Pass one that exists"
@@ -288,3 +287,18 @@ class WatchedStream:
         """As `ArrayStream.fill`. Raises FileNotFoundError where the checkpoint was deleted."""
         with self._presence:
             self._stream.fill(target)
+
+
+def _nothing_there(path: str) -> str:
+    """Says what a caller may have meant with a path at which there is nothing."""
+    directory, name = os.path.split(path)
+    if not stores.is_directory(directory):
+        return "No checkpoint at this path: its directory does not exist"
+    prefix = numbering.prefix_of(name)
+    numbers = committed.list_numbered(os.path.join(directory, prefix or name))
+    shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
+    held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
+    if prefix is not None and numbers:
+        return f"No checkpoint at this path. {held}"
+    advice = "save() appends a number ('ckpt-1') and returns the full path; pass that one"
+    return f"No checkpoint at this path. {advice}{f'. {held}' if numbers else ''}"

@@ -360,3 +360,18 @@ class TestReader:
             jaxckpt.list_variables(tmp_path)
         with pytest.raises(TypeError):
             jaxckpt.load_checkpoint(3)  # type: ignore[arg-type]
+
+
+def test_a_path_with_nothing_says_what_is_there(tmp_path: Path) -> None:
+    checkpoint = jaxckpt.Checkpoint(value=1)
+    for _ in range(7):
+        checkpoint.save(tmp_path / "ckpt")
+    for path, message in (
+        ("ckpt-99", "No checkpoint at this path. Its directory holds ..., ckpt-3, ckpt-4, ckpt-5, ckpt-6, ckpt-7"),
+        ("ckpt", "pass that one. Its directory holds ..., ckpt-3"),
+        ("other-1", "save() appends a number ('ckpt-1') and returns the full path; pass that one"),
+        ("nowhere/ckpt-1", "No checkpoint at this path: its directory does not exist"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            checkpoint.restore(tmp_path / path)
+        assert message in str(caught.value)

@@ -1,5 +1,6 @@
 """The renames by which a finished directory gets its final name, and their undoing. Each is atomic."""
 
+import errno
 import os
 
 from jaxckpt.storage.commit.temporary import TemporaryDirectory
@@ -17,6 +18,12 @@ def identity_at(path: str) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
+_TAKEN = (
+    "Another program has saved a checkpoint of this name meanwhile. Give each program that saves a directory, or a checkpoint name, of "
+    "its own"
+)
+
+
 def publish(folder: TemporaryDirectory, path: str, replace: bool) -> None:
     """Moves the finished directory `folder.new` to its final name.
 
@@ -29,9 +36,14 @@ def publish(folder: TemporaryDirectory, path: str, replace: bool) -> None:
       OSError: with errno; perhaps after a part of it, which `take_back` undoes.
     """
     if not replace or not os.path.lexists(path):
-        if not renames.rename_new(folder.new, path):
-            # Fails as well if a directory with files is there.
-            os.rename(folder.new, path)
+        try:
+            if not renames.rename_new(folder.new, path):
+                # Fails as well if a directory with files is there.
+                os.rename(folder.new, path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            raise FileExistsError(errno.EEXIST, _TAKEN, path) from error
         return
     if renames.exchange(folder.new, path):
         # What was at `path` has changed places with the new one.
