@@ -22,7 +22,7 @@ class Interrupts:
         self._given_up = threading.Event()
         self._can_be_given_up = True
 
-    def protect(self, work: Callable[[], _Result], interrupted: Callable[[], None] = lambda: None) -> _Result:
+    def protect(self, work: Callable[[], _Result]) -> _Result:
         """Does `work` where an interrupt does not tear a message: the main thread, which alone is interrupted, only waits for it.
 
         An interrupt gives the work up: `check`, and every `Deadline` of the work, raises. A second one is raised at once; the work then
@@ -30,7 +30,6 @@ class Interrupts:
 
         Args:
           work: bounded; calls `check` while it waits.
-          interrupted: called on the main thread, in the first interrupt, when `check` raises already.
 
         Raises:
           BaseException: the first interrupt, also in place of what the work raised because of it; otherwise what the work raised.
@@ -47,7 +46,6 @@ class Interrupts:
             self.first = self.first or interrupt
             if self._can_be_given_up:
                 self._given_up.set()
-            interrupted()
 
         try:
             uninterrupted(cancellable, give_up)
