@@ -30,16 +30,19 @@ def directory(tmp_path):
 
 _SAVER = textwrap.dedent(
     """
-    import os, signal, sys, numpy as np
+    import os, signal, sys, threading, numpy as np
     import jaxckpt
 
-    # Stops in the middle of a save: everything is written, nothing committed.
+    first = threading.Lock()
+
+    # Stops in the middle of a save, when the first file is to be synced: nothing is committed.
     def stop(*args, **kwargs):
-        print("saving", flush=True)
+        if first.acquire(blocking=False):
+            print("saving", flush=True)
         sys.stdin.read()
         os._exit(1)
 
-    os.rename = os.replace = stop
+    os.fsync = stop
     jaxckpt.Checkpoint(w=np.ones(1000, np.float32)).save(sys.argv[1])
     """
 )

@@ -250,7 +250,6 @@ class TestTakingBack:
 
     def attempt(self, path: Path, *, replace: bool) -> None:
         def write(new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-            os.mkdir(new)
             Path(new, "_METADATA").write_text("new")
 
         with pytest.raises(OSError, match="no registration"):
