@@ -22,7 +22,7 @@ from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.commit import claims, committed, in_flight, temporary
 from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, tree_metadata
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ocdbt_databases import open_index
 
 import jaxckpt
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage.arrays import chunks
 from jaxckpt.storage.arrays.chunks import Read
-from jaxckpt.storage.ocdbt.decode import Place
-from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import Place
 
 COUNT = 200
 
@@ -40,7 +40,7 @@ def restored(path: Path) -> dict[str, np.ndarray]:
 
 def places(path: Path) -> dict[str, Place]:
     """Returns where the only chunk of every small array is."""
-    values = Index(str(path), jaxckpt._lib.deadline.Deadline(60, "reading")).entries()
+    values = open_index(path).entries()
     found = {key.decode().removeprefix("model.").partition("/")[0]: value for key, value in values if b"/c/" in key}
     return {name: place for name, place in found.items() if "large" not in name}
 

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxckpt._lib import checksum
 from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.documents import DamagedError
 from jaxckpt._lib.threads import Threads
 from jaxckpt.storage.item import layout
-from jaxckpt.storage.ocdbt.decode import DamagedError, Place
 from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.stores.inside import Inside
 
 Box = tuple[slice, ...]
@@ -96,12 +98,10 @@ def plan(
 
 def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Returns the array of a chunk whose codecs are bytes and crc32c. Raises DamagedError."""
-    import google_crc32c
-
     data = value[: -layout.CHECKSUM_BYTES]
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise DamagedError("its data has not the length that was written")
-    if google_crc32c.value(data) != int.from_bytes(value[-layout.CHECKSUM_BYTES :], "little"):
+    if not checksum.is_sealed(data, value[-layout.CHECKSUM_BYTES :]):
         raise DamagedError("the checksum of its data does not match")
     return np.frombuffer(data, dtype).reshape(shape)
 
@@ -248,17 +248,13 @@ class _Checked:
 
     def fill(self, target: np.ndarray) -> None:
         """Fills an array of uint8 with the next bytes."""
-        import google_crc32c
-
-        frozen = target.view()
-        frozen.flags.writeable = False  # google_crc32c takes nothing that can be written to.
         done = 0
         while done < target.size:
             view = memoryview(target[done : done + _BLOCK])  # type: ignore[arg-type]
             got = os.preadv(self._descriptor, [view], self._offset + self._done)
             if got <= 0:
                 raise DamagedError("its data file is shorter than it was")
-            self._checksum = google_crc32c.extend(self._checksum, frozen[done : done + got])
+            self._checksum = checksum.extended(self._checksum, target[done : done + got])
             done += got
             self._done += got
 
@@ -267,7 +263,7 @@ class _Checked:
         while self._done < nbytes:
             self.fill(np.empty(min(_BLOCK, nbytes - self._done), np.uint8))
         stored = os.pread(self._descriptor, layout.CHECKSUM_BYTES, self._offset + nbytes)
-        if stored != self._checksum.to_bytes(layout.CHECKSUM_BYTES, "little"):
+        if stored != checksum.encoded(self._checksum):
             raise DamagedError("the checksum of its data does not match")
 
 

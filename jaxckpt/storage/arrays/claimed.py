@@ -8,10 +8,10 @@ import math
 import os
 
 from jaxckpt._lib import bounds
+from jaxckpt._lib.documents import DamagedError
 from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
-from jaxckpt.storage.ocdbt.decode import DamagedError
 from jaxckpt.storage.stores.inside import Stored as Stored
 
 _INDEX_BYTES = 16  # For each chunk in a shard.

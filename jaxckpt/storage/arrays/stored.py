@@ -9,15 +9,15 @@ import numpy as np
 from jaxckpt._lib import bounds
 from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt._lib.deadline import Deadline
-from jaxckpt._lib.documents import damage
+from jaxckpt._lib.documents import DamagedError, damage
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import faults
 from jaxckpt.storage.arrays import chunks, claimed, kvstore, zarr_metadata
 from jaxckpt.storage.arrays.chunks import Box, Read, ReadError
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo as ArrayInfo
 from jaxckpt.storage.item import layout, tree_metadata
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST, DamagedError, Place, UnknownFormatError
-from jaxckpt.storage.ocdbt.index import Index, read_place
+from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST, Place, UnknownFormatError
 from jaxckpt.storage.stores.inside import Inside
 
 
@@ -173,7 +173,7 @@ class StoredArrays:
             where = os.path.join(self._directory, OCDBT_MANIFEST)
             if is_ocdbt:
                 try:
-                    self._index = Index(self._inside, self._deadline)
+                    self._index = Index(self._inside, self._deadline.left)
                 except UnknownFormatError as error:
                     # TensorStore might read it, but ends the process on some databases.
                     what = f"this database is of a form that neither jaxckpt nor Orbax writes ({error})."
@@ -207,7 +207,7 @@ class StoredArrays:
                 if isinstance(found, Place):
                     if found.length > bounds.ARRAY_METADATA_BYTES:
                         raise DamagedError(f"its {file} has {found.length} bytes")
-                    found = read_place(self._inside, found)
+                    found = self._inside.read_range(*found)
                 yield found
             except (DamagedError, OSError) as error:
                 raise self._fault(error, name) from error
@@ -271,7 +271,7 @@ class StoredArrays:
         try:
             if name not in self._stored and (index is not None or self._inside.is_local):
                 folder = layout.array_path(name)
-                stored = self._inside.stored(folder) if index is None else index.stored(folder)
+                stored = self._inside.stored(folder) if index is None else _lengths(index, folder)
                 # What lies below it may be another array, with larger chunks.
                 self._stored[name] = stored._replace(largest=0) if name in self._parents else stored
             is_bounded = not self._has_targets or name in self._special
@@ -347,6 +347,11 @@ class ArrayStream:
             self._chunk.fill(target)
         except (DamagedError, OSError) as error:
             raise self._arrays._fault(error, self._name) from error
+
+
+def _lengths(index: Index, folder: str) -> claimed.Stored:
+    lengths = index.lengths(folder)
+    return claimed.Stored(len(lengths), sum(lengths), max(lengths, default=0))
 
 
 def _plan(

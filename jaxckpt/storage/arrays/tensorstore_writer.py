@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxckpt._lib import checksum
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.threads import Threads
 from jaxckpt.storage.arrays import kvstore
+from jaxckpt.storage.arrays.database import REMOTE_CHUNKS
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, padded
-from jaxckpt.storage.ocdbt.files import checksummed
-from jaxckpt.storage.ocdbt.writer import REMOTE_CHUNKS
 from jaxckpt.storage.settings import WriteSettings
 
 
@@ -118,7 +118,7 @@ class _ArrayWriter:
             name = box.entry.param_name
             if self._is_small(box.content):
                 index = tuple(start // extent for start, extent in zip(box.start, box.content.write_shape, strict=True))
-                data = checksummed(padded(array, box.content.write_shape))
+                data = checksum.sealed(padded(array, box.content.write_shape).tobytes())
                 pending.append(store.write(layout.array_path(name) + layout.chunk_key(index), data))
                 continue
             if name not in opening:

@@ -11,19 +11,21 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from jaxckpt._lib import checksum
 from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.documents import DamagedError
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import tensorstore_writer
+from jaxckpt.storage.arrays.database import Chunk, Database
 from jaxckpt.storage.item import layout, tree_metadata
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, Snapshot, padded
-from jaxckpt.storage.ocdbt import index as ocdbt_index
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST, DamagedError, Place, UnknownFormatError
-from jaxckpt.storage.ocdbt.decode import Entry as Value
 from jaxckpt.storage.ocdbt.encode import INLINE_BYTES
-from jaxckpt.storage.ocdbt.files import checksummed
-from jaxckpt.storage.ocdbt.writer import Chunk, Database
+from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST, Place, UnknownFormatError
+from jaxckpt.storage.ocdbt.model import Entry as Value
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.stores.inside import Inside
 
 
 def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
@@ -107,7 +109,7 @@ def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) ->
     merged: dict[bytes, Value] = {}
     try:
         for part in parts:
-            for key, value in ocdbt_index.Index(os.path.join(directory, part), deadline).entries():
+            for key, value in Index(Inside(os.path.join(directory, part)), deadline.left).entries():
                 if isinstance(value, Place):
                     value = value._replace(file=f"{part}/{value.file}")
                 merged.setdefault(key, Value(key, value))
@@ -156,7 +158,7 @@ def _values(
                 nbytes = math.prod(chunks) * content.dtype.itemsize
                 key = path + layout.chunk_key(index)
                 if group is None and not piece.is_remote and nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES:
-                    yield Value(key.encode(), checksummed(padded(piece.fetch(start, shape), chunks)))
+                    yield Value(key.encode(), checksum.sealed(padded(piece.fetch(start, shape), chunks).tobytes()))
                 else:
                     yield Chunk(key, nbytes, piece.is_remote, load, group)
 

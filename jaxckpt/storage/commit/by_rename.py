@@ -26,7 +26,7 @@ from jaxckpt.storage.commit.removal import SpareDescriptors
 from jaxckpt.storage.commit.temporary import TemporaryDirectory
 from jaxckpt.storage.item import description, digests, layout, tree_metadata
 from jaxckpt.storage.item.content import ArrayContent, Snapshot
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.settings import WriteSettings
 
 _log = logging.getLogger("jaxckpt")
