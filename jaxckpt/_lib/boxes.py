@@ -1,8 +1,45 @@
-"""Boxes of an array: the grid they lie on."""
+"""Boxes of an array, and the grid that they lie on."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+# A box of an array, as numpy's indexing takes it.
+Slices = tuple[slice, ...]
+
+
+class Box(NamedTuple):
+    """A box of an array.
+
+    Attributes:
+      start: first index along each axis.
+      shape: extent along each axis.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def slices_of(start: Sequence[int], shape: Sequence[int]) -> Slices:
+    """Returns a box as slices.
+
+    Args:
+      start: first index along each axis.
+      shape: extent along each axis.
+    """
+    return tuple([slice(first, first + extent) for first, extent in zip(start, shape, strict=True)])
+
+
+def spans_of(box: Slices | None, shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns where a box begins and ends along each axis.
+
+    Args:
+      box: of the array; None for all of it.
+      shape: of the array.
+    """
+    if box is None:
+        return [(0, extent) for extent in shape]
+    return [part.indices(extent)[:2] for part, extent in zip(box, shape, strict=True)]
 
 
 def grid_of(shape: tuple[int, ...], boxes: Sequence[Any]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from jaxckpt._lib import bounds
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 
 _INT64 = 1 << 63
@@ -134,8 +135,6 @@ def as_extents(value: Any, what: str, low: int = 0, axes: int | None = None) -> 
       low: the smallest that each may be.
       axes: how many there have to be; None if that does not matter.
     """
-    from jaxckpt._lib import bounds
-
     extents = tuple(as_int(extent, what, low) for extent in as_list(value, what))
     if len(extents) > bounds.AXES:
         raise DamagedError(f"{what} has {len(extents)} axes, more than {bounds.AXES}")

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxckpt._lib.boxes import Slices
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
@@ -33,7 +33,7 @@ class Source(Protocol):
     def string(self, leaf: StoredLeaf) -> str:
         """Returns the value of a str leaf."""
 
-    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
+    def read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
         """Reads arrays, or boxes of them."""
 
 
@@ -71,9 +71,10 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
     found = Matched()
     layout.refuse_collisions([target.path for target in targets])
-    names = {target.name for target in targets}
-    for target in targets:
-        name = target.name
+    # Names are worked out once: there are thousands.
+    target_names = [target.name for target in targets]
+    names = set(target_names)
+    for target, name in zip(targets, target_names, strict=True):
         if name in skip:
             found.skipped.append(name)
         elif name in by_name:

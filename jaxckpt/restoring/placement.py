@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxckpt._lib.boxes import Slices
 from jaxckpt.restoring.conversion import Conversion
 from jaxckpt.restoring.matching import Pair, Source
 from jaxckpt.restoring.targets import sharding_of
 from jaxckpt.restoring.validation import SCALARS
 from jaxckpt.storage import compat
-from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree import leaf_errors
@@ -41,7 +41,7 @@ def load_group(
     Returns:
       New values by name of the leaf.
     """
-    requests: list[tuple[str, Box | None]] = []
+    requests: list[tuple[str, Slices | None]] = []
     builders: list[tuple[Leaf, int, Callable[[np.ndarray], Any]]] = []
     # What goes to devices is placed in one batched transfer: whole arrays for one device, and shards.
     plain: list[tuple[Leaf, int]] = []
@@ -134,7 +134,7 @@ def _place(device: Any, memory_kind: str | None) -> Any:
 
 def _sharded(
     target: Leaf, info: ArrayInfo, key_impl: str | None
-) -> tuple[list[Box], list[tuple[Any, int]], Callable[[list[jax.Array]], Any]]:
+) -> tuple[list[Slices], list[tuple[Any, int]], Callable[[list[jax.Array]], Any]]:
     """Returns the distinct boxes that this process's devices need, which box goes where, and what makes a global array of the shards."""
     shape, dtype, sharding = tuple(target.value.shape), target.value.dtype, target.value.sharding
     # Of the data of PRNG keys, which is not divided.

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from jaxckpt._lib import bounds
+from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import faults, foreign, stores
 from jaxckpt.storage.arrays import kvstore
-from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.commit import claims, committed, in_flight, temporary
 from jaxckpt.storage.commit.presence import Presence
@@ -95,7 +95,7 @@ class StoredCheckpoint:
             self._arrays.infos([leaf.param_name])
         except CorruptCheckpointError:
             return leaf
-        return dataclasses.replace(leaf, value_type="np.ndarray")
+        return leaf._replace(value_type="np.ndarray")
 
     def _refuse_nothing(self) -> None:
         path = self.path
@@ -242,17 +242,22 @@ class StoredCheckpoint:
         Raises:
           CorruptCheckpointError: naming the leaf.
         """
+        names = [leaf.param_name for leaf in leaves]
+        if all(self._arrays.known(name) is not None for name in names):
+            return self._arrays.infos(names)
         with self.presence:
-            infos = self._arrays.infos([leaf.param_name for leaf in leaves])
+            infos = self._arrays.infos(names)
         if not stores.is_bucket(self.path):
             self.presence.refuse_another()
         return infos
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
-        return self._arrays.infos([leaf.param_name])[leaf.param_name].nbytes
+        info = self._arrays.known(leaf.param_name)
+        assert info is not None
+        return info.nbytes
 
-    def stream(self, name: str, box: Box) -> "WatchedStream | None":
+    def stream(self, name: str, box: Slices) -> "WatchedStream | None":
         """Returns what reads a box of an array block by block; None if it has to be read as a whole. See `StoredArrays.stream`.
 
         When all has been read, `check_data_files` has the last word.
@@ -262,7 +267,7 @@ class StoredCheckpoint:
         return None if stream is None else WatchedStream(stream, self.presence)
 
     def read(
-        self, requests: Sequence[tuple[str, Box | None]], into: Sequence[np.ndarray] | None = None
+        self, requests: Sequence[tuple[str, Slices | None]], into: Sequence[np.ndarray] | None = None
     ) -> list[np.ndarray]:
         """Reads arrays, or boxes of them.
 

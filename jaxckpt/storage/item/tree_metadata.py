@@ -10,7 +10,7 @@ import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxckpt._lib import bounds
 from jaxckpt._lib.documents import (
@@ -240,8 +240,7 @@ def _write_text(path: str, text: str) -> None:
     stores.write(path, text.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class StoredLeaf:
+class StoredLeaf(NamedTuple):
     """What the tree metadata says of a leaf.
 
     Attributes:

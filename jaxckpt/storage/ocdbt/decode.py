@@ -4,10 +4,11 @@ Decoded are the forms that jaxckpt and Orbax write: one manifest file, with comp
 another form, `DamagedError` that the bytes are not what was written.
 """
 
+import itertools
 import operator
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -115,14 +116,12 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
     if max(positions, default=0) >= 1 << 62:
         raise DamagedError("a value lies beyond the end of any file")
     offsets = iter(positions)
-    entries = []
-    for key, size, kind in zip(keys, sizes, kinds, strict=True):
-        if kind:
-            entries.append(Entry(key, Place(files.path(next(numbers)), next(offsets), size)))
-        else:
-            entries.append(Entry(key, cursor.take(size)))
+    values: list[bytes | Place] = []
+    inline = cursor.cut([size for size, kind in zip(sizes, kinds, strict=True) if not kind])
+    for size, kind in zip(sizes, kinds, strict=True):
+        values.append(Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline))
     cursor.end()
-    return entries
+    return list(map(Entry, keys, values))
 
 
 def _check_order(keys: Sequence[bytes]) -> None:
@@ -188,6 +187,14 @@ class _Cursor:
             raise DamagedError("it is too short")
         return self._data[start : self._at]
 
+    def cut(self, lengths: Sequence[int]) -> Iterator[bytes]:
+        """Returns parts of these lengths, one after the other."""
+        ends = list(itertools.accumulate(lengths, initial=self._at))
+        self._at = ends[-1]
+        if self._at > len(self._data):
+            raise DamagedError("it is too short")
+        return map(self._data.__getitem__, map(slice, ends, ends[1:]))
+
     def end(self) -> None:
         if self._at != len(self._data):
             raise DamagedError("it is too long")
@@ -237,12 +244,12 @@ class _Cursor:
         """Returns keys, of which each shares its beginning with the one before. None is longer than `limit`."""
         total = sum(prefixes) + sum(lengths)
         self._memory.take(total)
+        if max(map(operator.add, prefixes, lengths)) > limit:
+            raise DamagedError("a key is too long")
         keys, key = [], b""
-        for cut, length in zip(prefixes, lengths, strict=True):
+        for cut, rest in zip(prefixes, self.cut(lengths), strict=True):
             if cut > len(key):
                 raise DamagedError("a key shares more with the one before than that has")
-            if cut + length > limit:
-                raise DamagedError("a key is too long")
-            key = key[:cut] + self.take(length)
+            key = key[:cut] + rest
             keys.append(key)
         return keys
