@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # A box of an array, as numpy's indexing takes it.
 Slices = tuple[slice, ...]
 
@@ -28,6 +30,16 @@ def slices_of(start: Sequence[int], shape: Sequence[int]) -> Slices:
       shape: extent along each axis.
     """
     return tuple([slice(first, first + extent) for first, extent in zip(start, shape, strict=True)])
+
+
+def part_of(array: np.ndarray, box: Slices | None) -> np.ndarray:
+    """Returns a view of a box of an array; an array also where it has no axis."""
+    if box is None:
+        return array
+    # Without the dots it would be a scalar then.
+    index: Any = (*box, ...)
+    part: np.ndarray = array[index]
+    return part
 
 
 def spans_of(box: Slices | None, shape: Sequence[int]) -> list[tuple[int, int]]:

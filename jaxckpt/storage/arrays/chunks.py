@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxckpt._lib import checksum
 from jaxckpt._lib.aligned import aligned_empty
-from jaxckpt._lib.boxes import Slices, spans_of
+from jaxckpt._lib.boxes import Slices, part_of, spans_of
 from jaxckpt._lib.documents import DamagedError
 from jaxckpt.storage.arrays import claimed
 from jaxckpt.storage.arrays.places import Places
@@ -79,7 +79,7 @@ def plan(
         # Thousands of small arrays stand in the index: nothing but this is done for one.
         if isinstance(found, bytes):
             whole = decode(found, info.dtype, chunk)
-            return whole if box is None else whole[box]
+            return part_of(whole, box)
     spans = spans_of(box, info.shape)
     shape = tuple(max(0, stop - start) for start, stop in spans)
     if target is None and info.nbytes > _ASK_BYTES:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxckpt._lib import bounds
-from jaxckpt._lib.boxes import Slices
+from jaxckpt._lib.boxes import Slices, part_of
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError
 from jaxckpt.storage.arrays import chunks, kvstore
@@ -97,7 +97,7 @@ class TensorStoreReader:
             reading.append((request, (array if request.box is None else array[request.box]).read()))
         for request, future in small:
             value = self._wait(future, request.name, deadline)
-            out[request.position] = self._decoded(request, value)[request.box or ()]
+            out[request.position] = part_of(self._decoded(request, value), request.box)
         for request, future in reading:
             out[request.position] = self._wait(future, request.name, deadline)
 

@@ -10,10 +10,12 @@ import numpy as np
 from jaxckpt._lib import checksum
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.threads import Threads
+from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.database import REMOTE_CHUNKS
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, padded
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.settings import WriteSettings
 
 
@@ -44,18 +46,37 @@ def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, dea
         writer.write(metadata, boxes)
 
 
+def write_nothing(directory: str, settings: WriteSettings, deadline: Deadline) -> None:
+    """Makes a database without any key. Arguments and errors as for `write`."""
+    import tensorstore as ts
+
+    spec = kvstore.ocdbt(directory, layout.target_data_file_size(settings))
+    store = deadline.wait(ts.KvStore.open(spec, context=kvstore.context()))
+    # The manifest is made with the first key.
+    deadline.wait(store.write("nothing", b""))
+    deadline.wait(store.write("nothing", None))
+
+
 def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
     """See `jaxckpt.storage.arrays.writer.merge`."""
     import tensorstore as ts
 
+    if not stores.is_bucket(directory):
+        for part in parts:
+            # TensorStore takes a directory without a manifest for one of files.
+            os.stat(os.path.join(directory, part, OCDBT_MANIFEST))
     context = kvstore.context()
     spec = kvstore.ocdbt(directory, WriteSettings().target_data_file_size)
     transaction = ts.Transaction(atomic=True)
     merged = deadline.wait(ts.KvStore.open(spec, context=context)).with_transaction(transaction)
     # The last one that is copied wins.
     for part in reversed(parts):
-        store = deadline.wait(ts.KvStore.open(kvstore.existing(os.path.join(directory, part)), context=context))
-        deadline.wait(store.experimental_copy_range_to(merged))
+        where = os.path.join(directory, part)
+        try:
+            store = deadline.wait(ts.KvStore.open(kvstore.existing(where), context=context))
+            deadline.wait(store.experimental_copy_range_to(merged))
+        except ValueError as error:
+            raise faults.reading(error, where, directory) from error
     deadline.wait(transaction.commit_async())
 
 
