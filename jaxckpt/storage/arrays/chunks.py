@@ -74,22 +74,34 @@ def plan(
     chunk = info.chunk_shape
     assert chunk is not None
     path = layout.array_path(name)
+    found: bytes | Place | None = None
     if chunk == info.shape:
-        found = places.get(path + layout.chunk_key((0,) * len(chunk)))
+        found = _chunk(places, path + layout.chunk_key((0,) * len(chunk)), info.nbytes)
         # Thousands of small arrays stand in the index: nothing but this is done for one.
         if isinstance(found, bytes):
-            whole = decode(found, info.dtype, chunk)
-            return part_of(whole, box)
+            return part_of(decode(found, info.dtype, chunk), box)
     spans = spans_of(box, info.shape)
-    shape = tuple(max(0, stop - start) for start, stop in spans)
+    shape = tuple([max(0, stop - start) for start, stop in spans])
     if target is None and info.nbytes > _ASK_BYTES:
         if info.nbytes > (stored := places.most(path).bytes):
             raise DamagedError(f"it claims {info.nbytes} bytes, but the checkpoint holds {stored}")
         claimed.check_memory(math.prod(shape) * info.dtype.itemsize)
     array = aligned_empty(shape, info.dtype) if target is None else target
-    if array.size:
+    if isinstance(found, Place) and array.size:
+        reads.append(Read(name, found, chunk, tuple([slice(*span) for span in spans]), array))
+    elif array.size:
         reads.extend(_reads(places, name, array, [start for start, _ in spans], info.shape, chunk))
     return array
+
+
+def _chunk(places: Places, key: str, nbytes: int) -> bytes | Place:
+    """Returns a chunk of `nbytes` bytes, or where it is. Raises DamagedError if there is none, or if it has another size."""
+    found = places.get(key)
+    if found is None:
+        raise DamagedError(f"its chunk {key} is missing")
+    if isinstance(found, Place) and found.length != nbytes + layout.CHECKSUM_BYTES:
+        raise DamagedError(f"its chunk {key} has {found.length} bytes")
+    return found
 
 
 def _reads(
@@ -116,9 +128,7 @@ def _reads(
         raise DamagedError("it has more chunks than the checkpoint holds")
     for number in itertools.product(*ranges):
         key = path + layout.chunk_key(number)
-        found = places.get(key)
-        if found is None:
-            raise DamagedError(f"its chunk {key} is missing")
+        found = _chunk(places, key, nbytes)
         target: list[slice] = []
         part: list[slice] = []
         for i, cut, first, extent, whole in zip(number, chunk, start, array.shape, shape, strict=True):
@@ -127,9 +137,8 @@ def _reads(
             part.append(slice(low - i * cut, high - i * cut))
         if isinstance(found, bytes):
             array[tuple(target)] = decode(found, array.dtype, chunk)[tuple(part)]
-        elif found.length != nbytes + layout.CHECKSUM_BYTES:
-            raise DamagedError(f"its chunk {key} has {found.length} bytes")
         else:
+            # With the dots it is an array also without any axis.
             yield Read(name, found, chunk, tuple(part), array[(*target, ...)])  # type: ignore[arg-type]
 
 
