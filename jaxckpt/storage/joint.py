@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore, writer
 from jaxckpt.storage.commit import by_rename, claims
-from jaxckpt.storage.item import description, digests, layout, tree_metadata
+from jaxckpt.storage.item import description, digests, layout, tree_text
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -147,7 +147,7 @@ def write_jointly(
         end_others()
         if layout.uses_ocdbt(settings):
             writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
-        tree_metadata.write(new, snapshot, settings)
+        tree_text.write(new, snapshot, settings)
     description.write(new, began, snapshot.record)
     if not stores.is_bucket(new):  # There the marker is the commit, and comes last.
         description.mark(new, new)

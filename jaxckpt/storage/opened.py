@@ -21,7 +21,7 @@ from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.commit import claims, committed, in_flight, temporary
 from jaxckpt.storage.commit.presence import Presence
-from jaxckpt.storage.item import description, digests, tree_metadata
+from jaxckpt.storage.item import description, digests, strings, tree_metadata
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
 
@@ -168,18 +168,14 @@ class StoredCheckpoint:
         ocdbt = OCDBT_MANIFEST in self.digests
         for name in self.digests:
             is_of_array = not ocdbt and name.endswith("/zarr.json")
-            if (
-                name in (tree_metadata.STRINGS, OCDBT_MANIFEST)
-                or name.startswith(tree_metadata.ARRAY_METADATAS)
-                or is_of_array
-            ):
+            if name in (strings.FILE, OCDBT_MANIFEST) or name.startswith(tree_metadata.ARRAY_METADATAS) or is_of_array:
                 content = self.read_file(name)
                 digests.check(self._directory, name, content, self.digests)
                 if is_of_array:
                     self._known[name] = content
-        if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
+        if any(leaf.is_string for leaf in self.tree.leaves) and strings.FILE not in self.digests:
             raise CorruptCheckpointError.at(
-                os.path.join(self._directory, tree_metadata.STRINGS), "this file of the checkpoint is missing."
+                os.path.join(self._directory, strings.FILE), "this file of the checkpoint is missing."
             )
 
     def _read_record(self, noted: digests.Digests) -> dict[str, Any]:
@@ -202,8 +198,8 @@ class StoredCheckpoint:
     def _read_strings(self) -> dict[str, Any]:
         if not any(leaf.is_string for leaf in self.tree.leaves):
             return {}
-        where = os.path.join(self._directory, tree_metadata.STRINGS)
-        return tree_metadata.read_strings(self.read_file(tree_metadata.STRINGS), where)
+        where = os.path.join(self._directory, strings.FILE)
+        return strings.read(self.read_file(strings.FILE), where)
 
     @property
     def inside(self) -> Inside:
@@ -218,11 +214,11 @@ class StoredCheckpoint:
     def string(self, leaf: tree_metadata.StoredLeaf) -> str:
         """Returns the value of a str leaf."""
         try:
-            return tree_metadata.find_string(self._strings, leaf.param_name)
+            return strings.find(self._strings, leaf.param_name)
         except KeyError:
             raise CorruptCheckpointError.at(
                 leaf.name,
-                f"the checkpoint {self.path} is damaged: this str is missing from {tree_metadata.STRINGS}.",
+                f"the checkpoint {self.path} is damaged: this str is missing from {strings.FILE}.",
             ) from None
 
     def shardings(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ import jaxckpt
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import StoredCheckpoint
 from jaxckpt.storage.arrays import writer
-from jaxckpt.storage.item import digests, layout, tree_metadata
+from jaxckpt.storage.item import digests, layout, tree_text
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Key
@@ -85,7 +85,7 @@ def entries(process: int | None, *, remote: bool) -> list[Entry]:
 def finish(directory: Path, settings: WriteSettings) -> Path:
     """Makes a checkpoint of arrays that have been written."""
     snapshot = Snapshot(tuple(entries(None, remote=True)))
-    tree_metadata.write(str(directory), snapshot, settings)
+    tree_text.write(str(directory), snapshot, settings)
     digests.write(str(directory))
     return directory
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib.boxes import Box
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.peer_memory import Loans, Reader
-from jaxckpt.job.plan import HOST_OWNER, Box, Share
+from jaxckpt.job.plan import HOST_OWNER, Share
 from jaxckpt.job.protocol.wire import Header
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handler

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import SharedMemory
-from jaxckpt.job.modes.remote import UNDER_WAY, ReadKey, slices_of
+from jaxckpt.job.modes.remote import UNDER_WAY, ReadKey
 from jaxckpt.job.protocol.wire import Header
 from jaxckpt.job.session.session import Answer
 from jaxckpt.storage import stores

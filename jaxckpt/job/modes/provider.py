@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib.boxes import slices_of
 from jaxckpt.job.modes.local_answers import LocalAnswers
-from jaxckpt.job.modes.remote import PAGE, ReadKey, slices_of
+from jaxckpt.job.modes.remote import PAGE, ReadKey
 from jaxckpt.job.protocol.wire import Header
 from jaxckpt.job.session.session import Answer
 from jaxckpt.storage.arrays.stored import ArrayInfo

@@ -10,7 +10,7 @@ from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.storage import stores
 from jaxckpt.storage.arrays import engine, kvstore, own_writer, tensorstore_writer
-from jaxckpt.storage.item import layout, tree_metadata
+from jaxckpt.storage.item import layout, tree_text
 from jaxckpt.storage.item.content import Entry, Snapshot
 from jaxckpt.storage.ocdbt.model import UnknownFormatError
 from jaxckpt.storage.settings import WriteSettings
@@ -31,7 +31,7 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     """
     write_arrays(directory, snapshot.entries, settings, snapshot.groups)
     with quiet_gc():
-        tree_metadata.write(directory, snapshot, settings)
+        tree_text.write(directory, snapshot, settings)
 
 
 def write_arrays(

@@ -24,7 +24,7 @@ from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.committed import is_checkpoint
 from jaxckpt.storage.commit.removal import SpareDescriptors
 from jaxckpt.storage.commit.temporary import TemporaryDirectory
-from jaxckpt.storage.item import description, digests, layout, tree_metadata
+from jaxckpt.storage.item import description, digests, layout, strings, tree_metadata
 from jaxckpt.storage.item.content import ArrayContent, Snapshot
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.settings import WriteSettings
@@ -36,7 +36,7 @@ _LOCK = ".__lock"
 _REPLACED = "Another checkpoint was saved in its place, which is not deleted"
 # Files of a checkpoint, which an array's directory cannot be called.
 _FILES = {
-    *(tree_metadata.FILE, tree_metadata.STRINGS, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
+    *(tree_metadata.FILE, strings.FILE, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
     *(OCDBT_MANIFEST, description.FILE, description.MARKER, "", ".", ".."),
 }
 
