@@ -19,7 +19,7 @@ from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.settings import WriteSettings
 
 
-class _Box(NamedTuple):
+class _Part(NamedTuple):
     """A part of an array that is written at once: a whole piece, or a chunk of one that is fetched."""
 
     entry: Entry
@@ -94,7 +94,7 @@ class _ArrayWriter:
         )
         self._store = deadline.wait(ts.KvStore.open(self._spec, context=self._context))
 
-    def write(self, arrays: Sequence[tuple[Entry, ArrayContent]], boxes: Sequence[_Box]) -> None:
+    def write(self, arrays: Sequence[tuple[Entry, ArrayContent]], boxes: Sequence[_Part]) -> None:
         """Writes one batch: the metadata of small arrays that begin in it, and boxes."""
         import tensorstore as ts
 
@@ -120,7 +120,7 @@ class _ArrayWriter:
     def _start(
         self,
         arrays: Sequence[tuple[Entry, ArrayContent]],
-        boxes: Sequence[_Box],
+        boxes: Sequence[_Part],
         fetched: Sequence[np.ndarray],
         store: Any,
         transaction: Any,
@@ -154,7 +154,7 @@ class _ArrayWriter:
     def _is_small(self, content: ArrayContent) -> bool:
         return content.nbytes <= min(layout.SMALL_BYTES, layout.largest_chunk(self._settings))
 
-    def _fetch(self, boxes: Sequence[_Box]) -> list[np.ndarray]:
+    def _fetch(self, boxes: Sequence[_Part]) -> list[np.ndarray]:
         """Returns the data of boxes; what has to be fetched is fetched at the same time."""
         found: dict[int, np.ndarray] = {}
         waiting = [position for position, box in enumerate(boxes) if box.piece.is_remote]
@@ -192,24 +192,24 @@ class _ArrayWriter:
         return ts.open(spec, create=True, open=True, context=self._context, transaction=transaction)
 
 
-def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iterator[_Box]:
+def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iterator[_Part]:
     if 0 in content.shape:
         return
     chunks = layout.chunks_of(content, settings)
     for piece in content.pieces:
         if not piece.is_remote:
-            yield _Box(entry, content, piece, piece.start, piece.shape)
+            yield _Part(entry, content, piece, piece.start, piece.shape)
             continue
         for _, start, shape in layout.chunks_in(piece.start, piece.shape, chunks, content.shape):
-            yield _Box(entry, content, piece, start, shape)
+            yield _Part(entry, content, piece, start, shape)
 
 
 def _batches(
     entries: Iterable[Entry], settings: WriteSettings
-) -> Iterator[tuple[list[tuple[Entry, ArrayContent]], list[_Box]]]:
+) -> Iterator[tuple[list[tuple[Entry, ArrayContent]], list[_Part]]]:
     """Groups boxes, in order, so that a batch holds at most `memory` bytes (or one box), and few that are fetched."""
     arrays: list[tuple[Entry, ArrayContent]] = []
-    boxes: list[_Box] = []
+    boxes: list[_Part] = []
     held = remote = 0
     for entry in entries:
         content = entry.content
