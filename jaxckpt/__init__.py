@@ -43,11 +43,11 @@ _HOME_OF = {
     for module, names in {
         "checkpoint": ("Checkpoint",),
         "config": ("CheckpointConfig", "load_config"),
-        "directory.state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
         "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
+        "directory.state_file": ("checkpoints_iterator", "get_checkpoint_state", "latest_checkpoint"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("verify",),
         "testing": ("testing",),

@@ -1277,7 +1277,7 @@ def test_the_laptop_files_are_the_same() -> None:
 
 
 def test_the_demos_config_loads() -> None:
-    path = ROOT / "jaxckpt" / "cli" / "demo" / "demo.yaml"
+    path = ROOT / "jaxckpt" / "demo" / "demo.yaml"
     config = load_config(path, section="checkpoint")
     assert config.options.enable_async
 
