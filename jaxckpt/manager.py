@@ -239,8 +239,8 @@ class CheckpointManager:
         Args:
           options: how; by default those of the manager.
           skip_corrupt: if the latest checkpoint cannot be restored because it is damaged, warn and take the newest other one
-            that verifies, preserved ones included. Nothing is initialized over damaged checkpoints: if none verifies, the error of the latest one is
-            raised.
+            that verifies, preserved ones included. Nothing is initialized over damaged checkpoints: if none verifies, the
+            error of the latest one is raised.
 
         Returns:
           Path of the checkpoint that was restored; None if there was none. Checkpoints of another program (Orbax, Flax) in

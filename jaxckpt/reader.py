@@ -267,7 +267,7 @@ def list_variables(path: StrPath) -> list[tuple[str, tuple[int, ...]]]:
       CheckpointError, OSError: as for `load_checkpoint`.
     """
     reader = load_checkpoint(path)
-    return [(name, reader.shape(name)) for name in reader.keys()]
+    return [(name, tuple(shape)) for name, shape in reader.get_variable_to_shape_map().items()]
 
 
 @overload

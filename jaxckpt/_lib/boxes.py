@@ -1,8 +1,57 @@
-"""Boxes of an array: the grid they lie on."""
+"""Boxes of an array, and the grid that they lie on."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# A box of an array, as numpy's indexing takes it.
+Slices = tuple[slice, ...]
+
+
+class Box(NamedTuple):
+    """A box of an array.
+
+    Attributes:
+      start: first index along each axis.
+      shape: extent along each axis.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def slices_of(start: Sequence[int], shape: Sequence[int]) -> Slices:
+    """Returns a box as slices.
+
+    Args:
+      start: first index along each axis.
+      shape: extent along each axis.
+    """
+    return tuple([slice(first, first + extent) for first, extent in zip(start, shape, strict=True)])
+
+
+def part_of(array: np.ndarray, box: Slices | None) -> np.ndarray:
+    """Returns a view of a box of an array; an array also where it has no axis."""
+    if box is None:
+        return array
+    # Without the dots it would be a scalar then.
+    index: Any = (*box, ...)
+    part: np.ndarray = array[index]
+    return part
+
+
+def spans_of(box: Slices | None, shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns where a box begins and ends along each axis.
+
+    Args:
+      box: of the array; None for all of it.
+      shape: of the array.
+    """
+    if box is None:
+        return [(0, extent) for extent in shape]
+    return [part.indices(extent)[:2] for part, extent in zip(box, shape, strict=True)]
 
 
 def grid_of(shape: tuple[int, ...], boxes: Sequence[Any]) -> tuple[int, ...]:

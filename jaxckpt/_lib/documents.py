@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from jaxckpt._lib import bounds
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 
 _INT64 = 1 << 63
@@ -42,25 +43,22 @@ class damage:  # noqa: N801  Used as a function is.
 
 
 def parse(content: bytes | str) -> Any:
-    """Parses JSON: UTF-8, every number finite. Raises DamagedError; RecursionError where it is nested too deeply."""
-    try:
-        return _DECODER.decode(content if isinstance(content, str) else content.decode("utf-8", "surrogatepass"))
-    except DamagedError:
-        raise
-    except RecursionError:
-        # Its own text is about Python.
-        raise DamagedError("its JSON is nested too deeply") from None
-    except ValueError as error:
-        raise DamagedError(f"its JSON is not readable ({str(error)[:200]})") from error
+    """Parses JSON: UTF-8, every number finite. Raises DamagedError."""
+    return _decoded(_DECODER, content)
 
 
 def parse_strictly(content: bytes | str) -> Any:
     """Parses JSON as `parse`, and refuses objects that name a key twice. For small files: it takes longer."""
+    return _decoded(_STRICT_DECODER, content)
+
+
+def _decoded(decoder: json.JSONDecoder, content: bytes | str) -> Any:
     try:
-        return _STRICT_DECODER.decode(content if isinstance(content, str) else content.decode("utf-8", "surrogatepass"))
+        return decoder.decode(content if isinstance(content, str) else content.decode("utf-8", "surrogatepass"))
     except DamagedError:
         raise
     except RecursionError:
+        # Its own text is about Python.
         raise DamagedError("its JSON is nested too deeply") from None
     except ValueError as error:
         raise DamagedError(f"its JSON is not readable ({str(error)[:200]})") from error
@@ -134,8 +132,6 @@ def as_extents(value: Any, what: str, low: int = 0, axes: int | None = None) -> 
       low: the smallest that each may be.
       axes: how many there have to be; None if that does not matter.
     """
-    from jaxckpt._lib import bounds
-
     extents = tuple(as_int(extent, what, low) for extent in as_list(value, what))
     if len(extents) > bounds.AXES:
         raise DamagedError(f"{what} has {len(extents)} axes, more than {bounds.AXES}")

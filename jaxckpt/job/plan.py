@@ -9,16 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxckpt._lib.boxes import grid_of
+from jaxckpt._lib.boxes import Box, grid_of
 
 HOST_OWNER = 0
-
-
-class Box(NamedTuple):
-    """Part of an array: first index and extent along each axis."""
-
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxckpt._lib.boxes import Slices
 from jaxckpt.leaf_kinds.conversion import Conversion
-from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.content import ArrayContent, StringContent
 from jaxckpt.storage.item.notes import Note
@@ -62,7 +62,7 @@ class Delivery(NamedTuple):
       build: makes the value. It is given what was transferred; without places what was read; the str if the leaf is stored as one.
     """
 
-    boxes: Sequence[Box | None]
+    boxes: Sequence[Slices | None]
     places: Sequence[tuple[Any, int]]
     build: Callable[[Sequence[Any]], Any]
 

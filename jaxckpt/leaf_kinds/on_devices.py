@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
+from jaxckpt._lib.boxes import Slices
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery, Texts
 from jaxckpt.storage import compat
-from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 
 _SINGLE = jax.sharding.SingleDeviceSharding
@@ -94,7 +94,7 @@ def divided_delivery(value: Any, info: ArrayInfo, key_impl: str | None) -> Deliv
         places.append((_place(device, memory_kind), positions.setdefault(box, len(positions))))
     # The data of PRNG keys has further axes, which are not divided.
     trailing = tuple(slice(0, extent) for extent in info.shape[len(shape) :])
-    boxes: list[Box] = [(*(slice(start, stop) for start, stop in box), *trailing) for box in positions]
+    boxes: list[Slices] = [(*(slice(start, stop) for start, stop in box), *trailing) for box in positions]
     weak = is_weak(value)
 
     def build(shards: Sequence[Any]) -> Any:

@@ -47,9 +47,10 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
     found = Matched()
     layout.refuse_collisions([target.path for target in targets])
-    names = {target.name for target in targets}
-    for target in targets:
-        name = target.name
+    # Names are worked out once: there are thousands.
+    target_names = [target.name for target in targets]
+    names = set(target_names)
+    for target, name in zip(targets, target_names, strict=True):
         if name in skip:
             found.skipped.append(name)
         elif name in by_name:

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxckpt._lib.boxes import Slices
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.restoring.matching import Pair
-from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.source import Source
 from jaxckpt.tree import leaf_errors
@@ -31,7 +31,7 @@ def load_group(
     Returns:
       New values by name of the leaf.
     """
-    requests: list[tuple[str, Box | None]] = []
+    requests: list[tuple[str, Slices | None]] = []
     # Each with the position of its first request.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
     # The request whose array goes to a place, and the place.

@@ -1,11 +1,12 @@
 """One restore's reading: everything is validated, then read, converted and placed in groups."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from jaxckpt._lib.groups import groups
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule
 from jaxckpt.leaf_kinds.kind import OtherKindError, Terms
@@ -65,7 +66,8 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
         if conversion is not None:
             conversions[leaf.param_name] = conversion
     values = {target.name: _from_text(target, leaf, stored) for target, leaf in pairs if leaf.is_string}
-    for group in _groups(arrays, stored):
+    # Without any array as well: the data files are checked with the first group.
+    for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), _GROUP_BYTES)) or [[]]:
         values.update(placement.load_group(group, infos, stored, conversions))
     return New(values, [each.name for each in conversions.values() if each.rule is Rule.CAST])
 
@@ -85,16 +87,3 @@ def _other_kind(pair: Pair, info: ArrayInfo | None, path: str) -> ValueError:
 
 def _from_text(target: Leaf, leaf: StoredLeaf, stored: Source) -> Any:
     return kind_of(target.value).place(target, leaf, None).build([stored.string(leaf)])
-
-
-def _groups(arrays: Sequence[Pair], stored: Source) -> Iterator[list[Pair]]:
-    group: list[Pair] = []
-    held = 0
-    for target, leaf in arrays:
-        nbytes = stored.nbytes(leaf)
-        if group and held + nbytes > _GROUP_BYTES:
-            yield group
-            group, held = [], 0
-        group.append((target, leaf))
-        held += nbytes
-    yield group

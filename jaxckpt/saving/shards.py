@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxckpt.job.plan import HOST_OWNER, Box, Plan
+from jaxckpt._lib.boxes import Box
+from jaxckpt.job.plan import HOST_OWNER, Plan
 from jaxckpt.leaf_kinds.dtypes import is_key_dtype
 from jaxckpt.storage.item.content import ArrayContent, Piece
 

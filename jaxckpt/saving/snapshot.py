@@ -15,7 +15,7 @@ from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.kind import Content
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.saving.shards import GlobalArray, host_content
-from jaxckpt.storage.item import layout, tree_metadata
+from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import EmptyNode, Flat, Leaf
@@ -107,11 +107,11 @@ def _refuse_collisions(entries: Sequence[Entry]) -> None:
     except UnicodeEncodeError:
         bad = next(entry for entry in entries if not _is_text(entry.param_name))
         raise ValueError(f"{bad.name}: this key holds a lone surrogate, which is no text. Rename the key.") from None
-    strings: dict[str, Any] = {}
+    texts: dict[str, Any] = {}
     for entry in entries:
         if isinstance(entry.content, StringContent) and ("/" in entry.param_name or "~" in entry.param_name):
             try:
-                tree_metadata.put_string(strings, entry.param_name, "")
+                strings.put(texts, entry.param_name, "")
             except ValueError:
                 raise ValueError(
                     f"{entry.name}: Orbax cannot tell this str from another one, because of a '/' or '~'. Rename the key."

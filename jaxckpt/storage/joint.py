@@ -12,7 +12,7 @@ from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore, writer
 from jaxckpt.storage.commit import claims
 from jaxckpt.storage.commit.committers import committer_of
-from jaxckpt.storage.item import layout, tree_metadata
+from jaxckpt.storage.item import layout, tree_text
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -140,7 +140,7 @@ def write_jointly(
     end_others()
     if layout.uses_ocdbt(settings):
         writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
-    tree_metadata.write(new, snapshot, settings)
+    tree_text.write(new, snapshot, settings)
 
 
 def _databases(new: str, processes: Sequence[int]) -> list[str]:

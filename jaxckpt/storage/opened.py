@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from jaxckpt._lib import bounds, numbering
+from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import faults, foreign, stores
 from jaxckpt.storage.arrays import kvstore
-from jaxckpt.storage.arrays.chunks import Box
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.commit import committed, in_flight, marks
 from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.commit.presence import Presence
-from jaxckpt.storage.item import description, digests, tree_metadata
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+from jaxckpt.storage.item import description, digests, strings, tree_metadata
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
 
 # How many checkpoints an error names.
@@ -39,6 +39,8 @@ class StoredCheckpoint:
       digests: of its files, or None if plain Orbax wrote it.
       presence: tells whether the checkpoint is still there. Every method raises FileNotFoundError where it is not.
       record: what jaxckpt remembers of the save besides the tree; see `Snapshot.record`.
+      directory: the directory that holds the tree: the checkpoint itself, or an item below it.
+      inside: the files of that directory.
     """
 
     def __init__(
@@ -73,19 +75,19 @@ class StoredCheckpoint:
 
     def _open(self, timeout_secs: float, has_targets: bool) -> None:
         # The working directory may be another one when the data is read.
-        self._directory = stores.absolute(self._item_directory())
-        self._inside = Inside(self._directory, stores.absolute(self.path))
+        self.directory = stores.absolute(self._item_directory())
+        self.inside = Inside(self.directory, stores.absolute(self.path))
         text = self.read_file(tree_metadata.FILE)
         self.tree = self._read_tree(text)
-        if self.tree.by_jaxckpt is not None or stores.is_file(os.path.join(self._directory, digests.FILE)):
-            self.digests = digests.read(self._inside)
-            digests.check(self._directory, tree_metadata.FILE, text, self.digests)
+        if self.tree.by_jaxckpt is not None or stores.is_file(os.path.join(self.directory, digests.FILE)):
+            self.digests = digests.read(self.inside)
+            digests.check(self.directory, tree_metadata.FILE, text, self.digests)
             self._check_small_files()
             self.record = self._read_record(self.digests)
-            self.presence.identify_by(self.digests, lambda: digests.read(self._inside))
+            self.presence.identify_by(self.digests, lambda: digests.read(self.inside))
         self._strings = self._read_strings()
         self._arrays = StoredArrays(
-            self.path, self._inside, self.tree, timeout_secs, has_targets=has_targets, known=self._known
+            self.path, self.inside, self.tree, timeout_secs, has_targets=has_targets, known=self._known
         )
         if any(leaf.is_foreign for leaf in self.tree.leaves):
             leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
@@ -97,7 +99,7 @@ class StoredCheckpoint:
             self._arrays.infos([leaf.param_name])
         except CorruptCheckpointError:
             return leaf
-        return dataclasses.replace(leaf, value_type="np.ndarray")
+        return leaf._replace(value_type="np.ndarray")
 
     def _refuse_nothing(self) -> None:
         path = self.path
@@ -138,19 +140,19 @@ class StoredCheckpoint:
 
     def read_file(self, name: str) -> bytes:
         """Returns the content of a metadata file. Raises CorruptCheckpointError, which names it, or OSError."""
-        path = os.path.join(self._directory, name)
+        path = os.path.join(self.directory, name)
         with damage(path):
             try:
-                return self._inside.read(name, bounds.METADATA_FILE_BYTES)
+                return self.inside.read(name, bounds.METADATA_FILE_BYTES)
             except OSError as error:
                 fault = faults.reading(error, path, self.path)
                 raise fault from (None if fault is error else error)
 
     def _read_tree(self, content: bytes) -> tree_metadata.StoredTree:
         try:
-            return tree_metadata.read(self._inside, content)
+            return tree_metadata.read(self.inside, content)
         except OSError as error:
-            fault = faults.reading(error, os.path.join(self._directory, tree_metadata.ARRAY_METADATAS), self.path)
+            fault = faults.reading(error, os.path.join(self.directory, tree_metadata.ARRAY_METADATAS), self.path)
             raise fault from (None if fault is error else error)
 
     def _check_small_files(self) -> None:
@@ -159,18 +161,14 @@ class StoredCheckpoint:
         ocdbt = OCDBT_MANIFEST in self.digests
         for name in self.digests:
             is_of_array = not ocdbt and name.endswith("/zarr.json")
-            if (
-                name in (tree_metadata.STRINGS, OCDBT_MANIFEST)
-                or name.startswith(tree_metadata.ARRAY_METADATAS)
-                or is_of_array
-            ):
+            if name in (strings.FILE, OCDBT_MANIFEST) or name.startswith(tree_metadata.ARRAY_METADATAS) or is_of_array:
                 content = self.read_file(name)
-                digests.check(self._directory, name, content, self.digests)
+                digests.check(self.directory, name, content, self.digests)
                 if is_of_array:
                     self._known[name] = content
-        if any(leaf.is_string for leaf in self.tree.leaves) and tree_metadata.STRINGS not in self.digests:
+        if any(leaf.is_string for leaf in self.tree.leaves) and strings.FILE not in self.digests:
             raise CorruptCheckpointError.at(
-                os.path.join(self._directory, tree_metadata.STRINGS), "this file of the checkpoint is missing."
+                os.path.join(self.directory, strings.FILE), "this file of the checkpoint is missing."
             )
 
     def _read_record(self, noted: digests.Digests) -> dict[str, Any]:
@@ -178,8 +176,8 @@ class StoredCheckpoint:
         if description.FILE not in noted:
             return {}
         content = self.read_file(description.FILE)
-        digests.check(self._directory, description.FILE, content, noted)
-        return description.read(os.path.join(self._directory, description.FILE), content)
+        digests.check(self.directory, description.FILE, content, noted)
+        return description.read(os.path.join(self.directory, description.FILE), content)
 
     def check_data_files(self) -> None:
         """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""
@@ -188,43 +186,33 @@ class StoredCheckpoint:
         with self.presence:
             for name, expected in self.digests.items():
                 if expected.is_of_data:
-                    digests.check_data(self._inside, name, self.digests)
+                    digests.check_data(self.inside, name, self.digests)
 
     def _read_strings(self) -> dict[str, Any]:
         if not any(leaf.is_string for leaf in self.tree.leaves):
             return {}
-        where = os.path.join(self._directory, tree_metadata.STRINGS)
-        return tree_metadata.read_strings(self.read_file(tree_metadata.STRINGS), where)
-
-    @property
-    def inside(self) -> Inside:
-        """The files of the checkpoint."""
-        return self._inside
-
-    @property
-    def directory(self) -> str:
-        """The directory that holds the tree: the checkpoint itself, or an item below it."""
-        return self._directory
+        where = os.path.join(self.directory, strings.FILE)
+        return strings.read(self.read_file(strings.FILE), where)
 
     def string(self, leaf: tree_metadata.StoredLeaf) -> str:
         """Returns the value of a str leaf."""
         try:
-            return tree_metadata.find_string(self._strings, leaf.param_name)
+            return strings.find(self._strings, leaf.param_name)
         except KeyError:
             raise CorruptCheckpointError.at(
                 leaf.name,
-                f"the checkpoint {self.path} is damaged: this str is missing from {tree_metadata.STRINGS}.",
+                f"the checkpoint {self.path} is damaged: this str is missing from {strings.FILE}.",
             ) from None
 
     def shardings(self) -> dict[str, str]:
         """Returns Orbax's text for the sharding each array was saved with, by Orbax's name of the leaf."""
-        path = os.path.join(self._directory, tree_metadata.SHARDINGS)
+        path = os.path.join(self.directory, tree_metadata.SHARDINGS)
         with self.presence:
             if not stores.is_file(path):
                 return {}
             content = self.read_file(tree_metadata.SHARDINGS)
             if self.digests is not None:
-                digests.check(self._directory, tree_metadata.SHARDINGS, content, self.digests)
+                digests.check(self.directory, tree_metadata.SHARDINGS, content, self.digests)
             return tree_metadata.read_shardings(content, path)
 
     def infos(self, leaves: Iterable[tree_metadata.StoredLeaf]) -> dict[str, ArrayInfo]:
@@ -233,16 +221,21 @@ class StoredCheckpoint:
         Raises:
           CorruptCheckpointError: naming the leaf.
         """
+        names = [leaf.param_name for leaf in leaves]
+        if all(self._arrays.known(name) is not None for name in names):
+            return self._arrays.infos(names)
         with self.presence:
-            infos = self._arrays.infos([leaf.param_name for leaf in leaves])
+            infos = self._arrays.infos(names)
         self.presence.refuse_another(if_cheap=True)
         return infos
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:
         """Returns the bytes of an array leaf of which `infos` was asked before."""
-        return self._arrays.infos([leaf.param_name])[leaf.param_name].nbytes
+        info = self._arrays.known(leaf.param_name)
+        assert info is not None
+        return info.nbytes
 
-    def stream(self, name: str, box: Box) -> "WatchedStream | None":
+    def stream(self, name: str, box: Slices) -> "WatchedStream | None":
         """Returns what reads a box of an array block by block; None if it has to be read as a whole. See `StoredArrays.stream`.
 
         When all has been read, `check_data_files` has the last word.
@@ -252,7 +245,7 @@ class StoredCheckpoint:
         return None if stream is None else WatchedStream(stream, self.presence)
 
     def read(
-        self, requests: Sequence[tuple[str, Box | None]], into: Sequence[np.ndarray] | None = None
+        self, requests: Sequence[tuple[str, Slices | None]], into: Sequence[np.ndarray] | None = None
     ) -> list[np.ndarray]:
         """Reads arrays, or boxes of them.
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxckpt.storage.arrays.chunks import Box
+from jaxckpt._lib.boxes import Slices
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
 
@@ -26,5 +26,5 @@ class Source(Protocol):
     def string(self, leaf: StoredLeaf) -> str:
         """Returns the value of a str leaf."""
 
-    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
+    def read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
         """Reads arrays, or boxes of them."""

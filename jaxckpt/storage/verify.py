@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxckpt._lib.groups import groups
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import stores
 from jaxckpt.storage.item import description, digests, layout, tree_metadata
@@ -109,7 +110,8 @@ def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | N
         except CheckpointError as error:
             problems.append(_problem(error, leaf.name))
     total, done = 0, 0
-    for group in _groups(readable, stored):
+    # Each leaf counts a few bytes more than it has, so that a group of scalars ends as well.
+    for group in groups(readable, lambda leaf: stored.nbytes(leaf) + layout.CHECKSUM_BYTES, _GROUP_BYTES):
         for leaf in group if not _readable(stored, group) else ():
             try:
                 stored.read([(leaf.param_name, None)])
@@ -149,19 +151,6 @@ def _readable(stored: StoredCheckpoint, group: list[tree_metadata.StoredLeaf]) -
     except CheckpointError:
         return False
     return True
-
-
-def _groups(leaves: list[tree_metadata.StoredLeaf], stored: StoredCheckpoint) -> list[list[tree_metadata.StoredLeaf]]:
-    groups: list[list[tree_metadata.StoredLeaf]] = []
-    held = _GROUP_BYTES
-    for leaf in leaves:
-        nbytes = stored.nbytes(leaf)
-        if held + nbytes > _GROUP_BYTES or not groups:
-            groups.append([])
-            held = 0
-        groups[-1].append(leaf)
-        held += max(nbytes, layout.CHECKSUM_BYTES)
-    return groups
 
 
 def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:

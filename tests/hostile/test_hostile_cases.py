@@ -19,12 +19,11 @@ from hostile import cases, ocdbt
 from hostile.ocdbt import Database, Tree, nodes
 
 import jaxckpt
-from jaxckpt._lib import bounds, documents
+from jaxckpt._lib import bounds, documents, inner_path
 from jaxckpt.storage.arrays import claimed, zarr_metadata
 from jaxckpt.storage.commit import claims
 from jaxckpt.storage.ocdbt import decode, zstd
 from jaxckpt.storage.owner import Owner
-from jaxckpt.storage.stores import inside
 
 GOLDEN = Path(make.__file__).parent
 ORBAX = "orbax-0.12.8/v0_zarr3_ocdbt"
@@ -724,10 +723,10 @@ def test_notes_in_a_bucket(fields: dict[str, Any]) -> None:
 
 def test_names_of_files() -> None:
     for name in ("a", "d/0123", "ocdbt.process_0/d/01", "a..b", "...", "x/..y", "ünï ✓"):
-        assert inside.checked_name(name) == name
+        assert inner_path.checked_name(name) == name
     for name in ("", "/a", "..", "../a", "a/..", "a/../b", "a\0", "x" * 5000, "\ud800"):
         with pytest.raises(documents.DamagedError):
-            inside.checked_name(name)
+            inner_path.checked_name(name)
 
 
 def test_zstd() -> None:

@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxckpt
 from jaxckpt._lib.deadline import Deadline
-from jaxckpt.storage.ocdbt.decode import Place
 from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import Place
+from jaxckpt.storage.stores.inside import Inside
 
 Groups = Sequence[Mapping[str, Mapping[str, Any]]]
 
@@ -57,7 +58,7 @@ def options(callback: Any, **settings: Any) -> jaxckpt.CheckpointOptions:
 def files_of(path: str) -> dict[str, set[str]]:
     """Returns the data files of each leaf (by Orbax's name) that has chunks."""
     found: dict[str, set[str]] = {}
-    for key, value in Index(path, Deadline(60.0, "Reading")).entries():
+    for key, value in Index(Inside(path), Deadline(60.0, "Reading").left).entries():
         name, chunk, _ = key.decode().rpartition("/c")
         if chunk:
             assert isinstance(value, Place), key  # Not in a node of the tree, which all groups share.

@@ -12,9 +12,10 @@ import numpy as np
 import tensorstore as ts
 
 from jaxckpt._lib.deadline import Deadline
-from jaxckpt.storage.ocdbt import index as ocdbt_index
-from jaxckpt.storage.ocdbt.decode import Entry, Place
-from jaxckpt.storage.ocdbt.writer import Chunk, Database
+from jaxckpt.storage.arrays.database import Chunk, Database
+from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import Entry, Place
+from jaxckpt.storage.stores.inside import Inside
 
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})  # Databases that are copied have to share it.
 
@@ -33,13 +34,20 @@ def by_tensorstore(directory: Path) -> dict[str, bytes]:
 
 def by_us(directory: Path) -> dict[str, bytes]:
     """Everything in a database, as our reader reads it."""
-    index = ocdbt_index.Index(str(directory), Deadline(60, "the test"))
     return {
-        entry.key.decode(): ocdbt_index.read_place(str(directory), entry.value)
-        if isinstance(entry.value, Place)
-        else entry.value
-        for entry in index.entries()
+        entry.key.decode(): read_place(directory, entry.value) if isinstance(entry.value, Place) else entry.value
+        for entry in open_index(directory).entries()
     }
+
+
+def open_index(directory: Path, seconds: float = 60) -> Index:
+    """The index of a database."""
+    return Index(Inside(str(directory)), Deadline(seconds, "the test").left)
+
+
+def read_place(directory: Path, place: Place) -> bytes:
+    """The bytes at a place of a database."""
+    return Inside(str(directory)).read_range(*place)
 
 
 def chunk(key: str, content: bytes, *, is_remote: bool = False) -> Chunk:

@@ -13,8 +13,8 @@ import pytest
 import jaxckpt
 from jaxckpt.storage import compat
 from jaxckpt.storage.arrays import writer
-from jaxckpt.storage.commit import by_rename
 from jaxckpt.storage.item import digests
+from jaxckpt.storage.stores import local
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
@@ -44,10 +44,10 @@ def test_one_temporary_directory_one_rename_and_digests_once(tmp_path: Path, mon
         seen.append([os.path.relpath(path, tmp_path) for path in Path(directory).parents[0].iterdir()])
         sync(directory)
 
-    original, write_digests, sync = os.rename, digests.write, by_rename.sync_tree
+    original, write_digests, sync = os.rename, digests.write, local.sync_tree
     monkeypatch.setattr(os, "rename", rename)
     monkeypatch.setattr(digests, "write", noting)
-    monkeypatch.setattr(by_rename, "sync_tree", sync_tree)
+    monkeypatch.setattr(local, "sync_tree", sync_tree)
     path = jaxckpt.Checkpoint(a=np.arange(10)).save(tmp_path / "ckpt")
     assert [len(names) for names in seen] == [1]
     assert renamed == []

@@ -20,7 +20,7 @@ import pytest
 from orbax.checkpoint import v1
 
 import jaxckpt
-from jaxckpt.storage.ocdbt import writer
+from jaxckpt.storage.arrays import database
 
 pytestmark = pytest.mark.slow
 
@@ -258,7 +258,7 @@ def test_a_data_file_of_another_checkpoint_that_differs_in_one_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All checksums in it are right, and hardly anything tells the files apart."""
-    monkeypatch.setattr(writer, "_WRITERS", 1)  # Two would take the chunks in any order.
+    monkeypatch.setattr(database, "_WRITERS", 1)  # Two would take the chunks in any order.
     first = np.random.default_rng(7).standard_normal(MIB).astype(np.float32)
     second = first.copy()
     second[MIB // 3] += 1

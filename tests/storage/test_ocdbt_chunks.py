@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ocdbt_databases import open_index
 
 import jaxckpt
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage.arrays import chunks
+from jaxckpt.storage.arrays import pread
 from jaxckpt.storage.arrays.chunks import Read
-from jaxckpt.storage.ocdbt.decode import Place
-from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import Place
 
 COUNT = 200
 
@@ -40,13 +40,13 @@ def restored(path: Path) -> dict[str, np.ndarray]:
 
 def places(path: Path) -> dict[str, Place]:
     """Returns where the only chunk of every small array is."""
-    values = Index(str(path), jaxckpt._lib.deadline.Deadline(60, "reading")).entries()
+    values = open_index(path).entries()
     found = {key.decode().removeprefix("model.").partition("/")[0]: value for key, value in values if b"/c/" in key}
     return {name: place for name, place in found.items() if "large" not in name}
 
 
 def test_few_calls_read_many_chunks(saved: Path) -> None:
-    with mock.patch.object(chunks, "_content", wraps=chunks._content) as reading:
+    with mock.patch.object(pread, "_content", wraps=pread._content) as reading:
         found = restored(saved)
     for name, array in state().items():
         np.testing.assert_array_equal(found[name], array)
@@ -81,7 +81,7 @@ def test_what_is_read_together(spans: list[tuple[str, int, int]]) -> None:
     nothing = np.empty(0, np.uint8)
     reads = [Read("", Place(file, offset, length), (), (), nothing) for file, offset, length in spans]
     reads.sort(key=lambda read: read.place)
-    batches = list(chunks._batches(reads))
+    batches = list(pread._batches(reads))
     assert [read for batch in batches for read in batch] == reads
     for batch in batches:
         assert len({read.place.file for read in batch}) == 1

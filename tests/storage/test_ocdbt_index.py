@@ -9,12 +9,11 @@ import hypothesis
 import pytest
 import tensorstore as ts
 from hypothesis import strategies as st
-from ocdbt_databases import by_tensorstore, by_us, chunk, store, write
+from ocdbt_databases import by_tensorstore, by_us, chunk, open_index, read_place, store, write
 
-from jaxckpt._lib.deadline import Deadline
-from jaxckpt.storage.ocdbt import index as ocdbt_index
-from jaxckpt.storage.ocdbt import writer
-from jaxckpt.storage.ocdbt.decode import DamagedError, Place, UnknownFormatError
+from jaxckpt._lib.documents import DamagedError
+from jaxckpt.storage.ocdbt import tree
+from jaxckpt.storage.ocdbt.model import Place, UnknownFormatError
 
 FLIPS = 2 * int(os.environ.get("JAXCKPT_FLIPS", "450"))
 PLAIN = {"compression": None, "manifest_kind": "single"}
@@ -106,7 +105,7 @@ def test_merged_databases(node: int, tmp_path: Path) -> None:
 def outcome(directory: Path, expected: dict[str, bytes]) -> str:
     """Reads every key: each is right, or is an error. Anything else fails the test."""
     try:
-        index = ocdbt_index.Index(str(directory), Deadline(60, "the test"))
+        index = open_index(directory)
     except (DamagedError, UnknownFormatError):
         return "unreadable"
     result = "harmless"
@@ -114,7 +113,7 @@ def outcome(directory: Path, expected: dict[str, bytes]) -> str:
         try:
             found = index.get(key)
             if isinstance(found, Place):
-                found = ocdbt_index.read_place(str(directory), found)
+                found = read_place(directory, found)
         except (DamagedError, FileNotFoundError):
             result = "damaged"
             continue
@@ -131,7 +130,7 @@ def test_flipped_bits_of_the_index(kind: str, tmp_path: Path, monkeypatch: pytes
         merged_by_tensorstore(directory, 1000)
     else:
         if kind == "several nodes":
-            monkeypatch.setattr(writer, "NODE_BYTES", 300)
+            monkeypatch.setattr(tree, "NODE_BYTES", 300)
         write(directory, {f"layer/{number}": b"value %d" % number * (number % 9) for number in range(100)})
     expected = {key: value for key, value in by_tensorstore(directory).items() if len(value) < 1500}
     rng = random.Random(3)
@@ -153,14 +152,14 @@ def test_flipped_bits_of_the_index(kind: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_damaged_node_hides_only_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "NODE_BYTES", 300)
+    monkeypatch.setattr(tree, "NODE_BYTES", 300)
     values = {f"{number:04}": b"v" for number in range(100)}
     write(tmp_path, values)
     (file,) = (tmp_path / "d").iterdir()
     content = bytearray(file.read_bytes())
     content[30] ^= 1  # in the first leaf
     file.write_bytes(content)
-    index = ocdbt_index.Index(str(tmp_path), Deadline(60, "the test"))
+    index = open_index(tmp_path)
     hidden = []
     for key, value in values.items():
         try:
@@ -185,5 +184,5 @@ def test_missing_and_exchanged_files(tmp_path: Path) -> None:
 
 def test_the_deadline(tmp_path: Path) -> None:
     write(tmp_path, {"a": b"1"})
-    with pytest.raises(TimeoutError, match="Reading took longer"):
-        ocdbt_index.Index(str(tmp_path), Deadline(-1, "Reading"))
+    with pytest.raises(TimeoutError, match="took longer"):
+        open_index(tmp_path, seconds=-1)

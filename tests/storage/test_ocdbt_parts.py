@@ -19,7 +19,7 @@ import jaxckpt
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import StoredCheckpoint
 from jaxckpt.storage.arrays import writer
-from jaxckpt.storage.item import digests, layout, tree_metadata
+from jaxckpt.storage.item import digests, layout, tree_text
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Key
@@ -85,7 +85,7 @@ def entries(process: int | None, *, remote: bool) -> list[Entry]:
 def finish(directory: Path, settings: WriteSettings) -> Path:
     """Makes a checkpoint of arrays that have been written."""
     snapshot = Snapshot(tuple(entries(None, remote=True)))
-    tree_metadata.write(str(directory), snapshot, settings)
+    tree_text.write(str(directory), snapshot, settings)
     digests.write(str(directory))
     return directory
 
@@ -108,14 +108,14 @@ def check(directory: Path) -> None:
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("remote", [False, True])
-def test_pieces(settings: WriteSettings, remote: bool, tmp_path: Path) -> None:
+def test_pieces(settings: WriteSettings, remote: bool, engine: str, tmp_path: Path) -> None:
     with nothing_left_behind():
         writer.write_arrays(str(tmp_path / "c"), entries(None, remote=remote), settings)
     check(finish(tmp_path / "c", settings))
 
 
 @pytest.mark.parametrize("kind", ["plain", "zstd"])
-def test_parts(kind: str, tmp_path: Path) -> None:
+def test_parts(kind: str, engine: str, tmp_path: Path) -> None:
     directory, settings = tmp_path / "c", SETTINGS[kind]
     parts = ["ocdbt.process_0", "ocdbt.process_1", "ocdbt.process_2"]
     for process, part in enumerate(parts):
@@ -159,7 +159,7 @@ def test_parts_that_tensorstore_compressed(tmp_path: Path) -> None:
     assert by_tensorstore(tmp_path) == {"key 0": b"v" * 2000, "key 1": b"v" * 2000, "both": b"0"}
 
 
-def test_merging_what_is_missing_or_damaged(tmp_path: Path) -> None:
+def test_merging_what_is_missing_or_damaged(engine: str, tmp_path: Path) -> None:
     writer.write_arrays(str(tmp_path / "ocdbt.process_0"), entries(0, remote=False), SETTINGS["plain"])
     with pytest.raises(FileNotFoundError, match=r"ocdbt\.process_1"):
         writer.merge(str(tmp_path), ["ocdbt.process_0", "ocdbt.process_1"])

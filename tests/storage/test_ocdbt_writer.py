@@ -16,11 +16,12 @@ import tensorstore as ts
 from hypothesis import strategies as st
 from ocdbt_databases import by_tensorstore, by_us, chunk, nothing_left_behind, store, write
 
+from jaxckpt._lib import checksum as checksums
 from jaxckpt._lib.deadline import Deadline
-from jaxckpt.storage.ocdbt import files, writer
-from jaxckpt.storage.ocdbt.decode import Entry
-from jaxckpt.storage.ocdbt.files import DataFile
-from jaxckpt.storage.ocdbt.writer import Chunk, Database
+from jaxckpt.storage.arrays.database import Chunk, Database
+from jaxckpt.storage.ocdbt import tree
+from jaxckpt.storage.ocdbt.data_file import DataFile
+from jaxckpt.storage.ocdbt.model import Entry
 
 KEYS = st.lists(
     st.sampled_from(["a", "b", "ab", "layer_1", "layer_10", "é", "c", "0", "x" * 200, "\U0001f600"]), max_size=5
@@ -47,7 +48,7 @@ def test_tensorstore_reads_everything(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer, "NODE_BYTES", node)
+    monkeypatch.setattr(tree, "NODE_BYTES", node)
     directory = tmp_path_factory.mktemp("database")
     expected = {}
     written: dict[str, Any] = {}
@@ -62,9 +63,7 @@ def test_tensorstore_reads_everything(
     assert found.keys() == expected.keys()
     for key, value in found.items():
         if isinstance(written[key], Chunk):
-            *content, checksum = value[:-4], value[-4:]
-            assert content == [expected[key]]
-            assert checksum == files.checksummed(np.frombuffer(expected[key], np.uint8))[-4:]
+            assert value == checksums.sealed(expected[key])
         else:
             assert value == expected[key]
     if limit is not None and node <= limit:
@@ -73,7 +72,7 @@ def test_tensorstore_reads_everything(
 
 @pytest.mark.parametrize("node", [64, 1000])
 def test_several_levels(node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "NODE_BYTES", node)
+    monkeypatch.setattr(tree, "NODE_BYTES", node)
     values = {f"layer/{number:05}/{'w' * (number % 7)}": b"%d" % number for number in range(1000)}
     write(tmp_path, values)
     assert by_tensorstore(tmp_path) == by_us(tmp_path) == values

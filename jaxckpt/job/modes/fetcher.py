@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib.boxes import Box
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.peer_memory import Reader
-from jaxckpt.job.plan import Box
 from jaxckpt.job.protocol.messages import AskConsent, AskLent, AskMemory, AskPieces, Borrow
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry

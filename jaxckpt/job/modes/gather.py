@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib.boxes import Box
 from jaxckpt.job.modes.fetcher import SMALL_BYTES, Fetcher
-from jaxckpt.job.plan import HOST_OWNER, Box, Share
+from jaxckpt.job.plan import HOST_OWNER, Share
 from jaxckpt.job.protocol.messages import AskHostValues
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, Snapshot, StringContent

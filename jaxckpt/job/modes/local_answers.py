@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import SharedMemory
-from jaxckpt.job.modes.remote import UNDER_WAY, ReadKey, slices_of
+from jaxckpt.job.modes.remote import UNDER_WAY, ReadKey
 from jaxckpt.job.protocol.messages import AskSlots, Filled, Put, Slots, Stream
 from jaxckpt.job.protocol.parts import SlotOffer
 from jaxckpt.job.session.session import Answer

@@ -8,8 +8,9 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from jaxckpt._lib.boxes import slices_of
 from jaxckpt.job.modes.local_answers import LocalAnswers
-from jaxckpt.job.modes.remote import PAGE, ReadKey, slices_of
+from jaxckpt.job.modes.remote import PAGE, ReadKey
 from jaxckpt.job.protocol.messages import (
     AskBoxes,
     AskInfos,

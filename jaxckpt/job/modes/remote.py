@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxckpt._lib.aligned import aligned_empty
+from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.job.modes.local_memory import OpenedMemory, open_offered
 from jaxckpt.job.protocol.messages import AskBoxes, AskInfos, AskSlots, AskStored, AskTexts, Put, Stream
@@ -26,7 +27,6 @@ _REQUEST_BOXES = 256  # The next request has to fit into the buffers of the conn
 # Requests whose answers have not been taken. As many slots does the IO process keep for each peer on its host.
 UNDER_WAY = 2
 
-Box = tuple[slice, ...]
 ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]  # Orbax's name of a leaf; first index and extents of a box
 _Part = tuple[np.ndarray, ReadKey]  # where to, what
 _Asked = tuple[Request[Any], Sequence[np.ndarray] | None, Callable[[], None]]
@@ -84,7 +84,7 @@ class RemoteCheckpoint:
         return self._texts[leaf.param_name]
 
     @quiet_gc()
-    def read(self, requests: Sequence[tuple[str, Box | None]]) -> list[np.ndarray]:
+    def read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
         """Reads arrays, or boxes of them, as `StoredCheckpoint.read`."""
         self._open_memory()
         out: list[np.ndarray] = []
@@ -242,13 +242,8 @@ def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(names[start : start + PAGE])
 
 
-def _whole(shape: tuple[int, ...]) -> Box:
+def _whole(shape: tuple[int, ...]) -> Slices:
     return tuple(slice(0, extent) for extent in shape)
-
-
-def slices_of(start: Sequence[int], shape: Sequence[int]) -> Box:
-    """Returns a box as slices."""
-    return tuple(slice(first, first + extent) for first, extent in zip(start, shape, strict=True))
 
 
 def _dtype(name: str) -> np.dtype[Any]:

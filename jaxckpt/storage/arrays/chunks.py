@@ -1,27 +1,24 @@
-"""Chunks → arrays, straight from the data files: no copy but the one from the file, checksummed while it is in the cache."""
+"""Which chunks fill a box of an array, and what each of them holds. Pure, but for asking where the chunks are."""
 
 import itertools
 import math
-import os
-import threading
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxckpt._lib.deadline import Deadline
-from jaxckpt._lib.threads import Threads
+from jaxckpt._lib import checksum
+from jaxckpt._lib.aligned import aligned_empty
+from jaxckpt._lib.boxes import Slices, part_of, spans_of
+from jaxckpt._lib.documents import DamagedError
+from jaxckpt.storage.arrays import claimed
+from jaxckpt.storage.arrays.places import Places
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import layout
-from jaxckpt.storage.ocdbt.decode import DamagedError, Place
-from jaxckpt.storage.ocdbt.index import Index
-from jaxckpt.storage.stores.inside import Inside
+from jaxckpt.storage.ocdbt.model import Place
 
-Box = tuple[slice, ...]
-_BLOCK = 1 << 20  # is read, then checksummed, while it is in the cache
-_SMALL = 64 << 10  # chunks up to this are read together
-_GAP = 16 << 10  # between them that is read for nothing
-_READERS = max(2, min(8, os.cpu_count() or 1))
+# Whether an array claims more than there is, is not asked for one that is smaller.
+_ASK_BYTES = 1 << 20
 
 
 class Read(NamedTuple):
@@ -38,48 +35,100 @@ class Read(NamedTuple):
     owner: str
     place: Place
     shape: tuple[int, ...]
-    part: Box
+    part: Slices
     target: np.ndarray
 
-
-class ReadError(Exception):
-    """Reading a chunk of the array `owner` failed, because of its `__cause__`."""
-
-    def __init__(self, owner: str) -> None:
-        super().__init__(owner)
-        self.owner = owner
+    @property
+    def is_of_first_bytes(self) -> bool:
+        """Whether the first bytes of the chunk are wanted, in their order: all, or up to the end of its first axis longer than one."""
+        for axis, extent in enumerate(self.shape):
+            if self.part[axis].start != 0:
+                return False
+            if extent != 1:
+                rest = zip(self.part[axis + 1 :], self.shape[axis + 1 :], strict=True)
+                return all(box.start == 0 and box.stop == whole for box, whole in rest)
+        return True
 
 
 def plan(
-    owner: str, index: Index, array: np.ndarray, start: Sequence[int], shape: Sequence[int], chunk: tuple[int, ...]
+    places: Places, name: str, info: ArrayInfo, box: Slices | None, reads: list[Read], target: np.ndarray | None
+) -> np.ndarray:
+    """Returns an array for a box, and adds what has to be read to fill it.
+
+    Args:
+      places: where the chunks are.
+      name: Orbax's name of the array.
+      info: of the array.
+      box: of the array; None for all of it.
+      reads: what has to be read is added here.
+      target: an array of the shape of the box, to be filled; None for a new one.
+
+    Returns:
+      `target` where there is anything to read. One that is complete at once may be read-only.
+
+    Raises:
+      DamagedError: a chunk is missing, or is not what was written, or the array claims more than is stored.
+      MemoryError: the machine has less memory than the box takes.
+      OSError: the store cannot say where a chunk is.
+    """
+    chunk = info.chunk_shape
+    assert chunk is not None
+    path = layout.array_path(name)
+    found: bytes | Place | None = None
+    if chunk == info.shape:
+        found = _chunk(places, path + layout.chunk_key((0,) * len(chunk)), info.nbytes)
+        # Thousands of small arrays stand in the index: nothing but this is done for one.
+        if isinstance(found, bytes):
+            return part_of(decode(found, info.dtype, chunk), box)
+    spans = spans_of(box, info.shape)
+    shape = tuple([max(0, stop - start) for start, stop in spans])
+    if target is None and info.nbytes > _ASK_BYTES:
+        if info.nbytes > (stored := places.most(path).bytes):
+            raise DamagedError(f"it claims {info.nbytes} bytes, but the checkpoint holds {stored}")
+        claimed.check_memory(math.prod(shape) * info.dtype.itemsize)
+    array = aligned_empty(shape, info.dtype) if target is None else target
+    if isinstance(found, Place) and array.size:
+        reads.append(Read(name, found, chunk, tuple([slice(*span) for span in spans]), array))
+    elif array.size:
+        reads.extend(_reads(places, name, array, [start for start, _ in spans], info.shape, chunk))
+    return array
+
+
+def _chunk(places: Places, key: str, nbytes: int) -> bytes | Place:
+    """Returns a chunk of `nbytes` bytes, or where it is. Raises DamagedError if there is none, or if it has another size."""
+    found = places.get(key)
+    if found is None:
+        raise DamagedError(f"its chunk {key} is missing")
+    if isinstance(found, Place) and found.length != nbytes + layout.CHECKSUM_BYTES:
+        raise DamagedError(f"its chunk {key} has {found.length} bytes")
+    return found
+
+
+def _reads(
+    places: Places, name: str, array: np.ndarray, start: Sequence[int], shape: Sequence[int], chunk: tuple[int, ...]
 ) -> Iterator[Read]:
     """Yields the reads that fill a box of an array. Values that stand in the index are put there at once.
 
     Args:
-      owner: name of the array: the prefix of its keys, and for errors.
-      index: of the database.
-      array: new array, to be filled, of the shape of the box.
+      places: where the chunks are.
+      name: Orbax's name of the array.
+      array: to be filled, of the shape of the box.
       start: first index of the box along each axis.
       shape: of the whole array.
       chunk: shape of its chunks.
-
-    Raises:
-      DamagedError: a chunk is missing, or is not what was written.
-      OSError: the index could not be read there.
     """
-    path = layout.array_path(owner)
+    path = layout.array_path(name)
     ranges = [
         range(first // cut, -(-(first + extent) // cut))
         for first, extent, cut in zip(start, array.shape, chunk, strict=True)
     ]
     nbytes = math.prod(chunk) * array.dtype.itemsize
-    if math.prod(map(len, ranges)) > len(index):
+    number_of_chunks = math.prod(map(len, ranges))
+    if number_of_chunks > 1 and number_of_chunks > places.most(path).chunks:
         raise DamagedError("it has more chunks than the checkpoint holds")
     for number in itertools.product(*ranges):
         key = path + layout.chunk_key(number)
-        found = index.get(key)
-        if found is None:
-            raise DamagedError(f"its chunk {key} is missing")
+        found = _chunk(places, key, nbytes)
         target: list[slice] = []
         part: list[slice] = []
         for i, cut, first, extent, whole in zip(number, chunk, start, array.shape, shape, strict=True):
@@ -88,219 +137,16 @@ def plan(
             part.append(slice(low - i * cut, high - i * cut))
         if isinstance(found, bytes):
             array[tuple(target)] = decode(found, array.dtype, chunk)[tuple(part)]
-        elif found.length != nbytes + layout.CHECKSUM_BYTES:
-            raise DamagedError(f"its chunk {key} has {found.length} bytes")
         else:
-            yield Read(owner, found, chunk, tuple(part), array[(*target, ...)])  # type: ignore[arg-type]
+            # With the dots it is an array also without any axis.
+            yield Read(name, found, chunk, tuple(part), array[(*target, ...)])  # type: ignore[arg-type]
 
 
 def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Returns the array of a chunk whose codecs are bytes and crc32c. Raises DamagedError."""
-    import google_crc32c
-
     data = value[: -layout.CHECKSUM_BYTES]
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise DamagedError("its data has not the length that was written")
-    if google_crc32c.value(data) != int.from_bytes(value[-layout.CHECKSUM_BYTES :], "little"):
+    if not checksum.is_sealed(data, value[-layout.CHECKSUM_BYTES :]):
         raise DamagedError("the checksum of its data does not match")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-def run(inside: Inside, reads: list[Read], deadline: Deadline) -> None:
-    """Does all reads, in a few threads, in the order in which they lie on disk.
-
-    Args:
-      inside: the directory of the database.
-      reads: what to read.
-      deadline: bounds all of it.
-
-    Raises:
-      ReadError: from the first DamagedError or OSError.
-      TimeoutError: after the deadline.
-    """
-    if not reads:
-        return
-    batches = _batches(sorted(reads, key=lambda read: read.place))
-    lock = threading.Lock()
-    threads = Threads(deadline, f"Reading {inside.directory}")
-
-    def work() -> None:
-        file, descriptor = "", -1
-        try:
-            while not threads.stopped:
-                with lock:
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                try:
-                    if file != batch[0].place.file:
-                        if descriptor >= 0:
-                            os.close(descriptor)
-                            descriptor = -1
-                        file = batch[0].place.file
-                        descriptor = inside.open(file)
-                    _read_batch(descriptor, batch)
-                except (DamagedError, OSError) as error:
-                    if isinstance(error, OSError):
-                        error.filename = inside.path(file)
-                    raise ReadError(batch[0].owner) from error
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-
-    threads.at_least(min(_READERS, len(reads)), work)
-    threads.join()
-
-
-def _batches(reads: Iterable[Read]) -> Iterator[list[Read]]:
-    """Groups small chunks that lie one after the other: to read them one by one takes many times as long as to read them at once.
-
-    Args:
-      reads: in the order of their places.
-    """
-    batch: list[Read] = []
-    for read in reads:
-        place = read.place
-        if batch and not (
-            place.length <= _SMALL
-            and place.file == batch[0].place.file
-            and place.offset <= _end(batch[-1].place) + _GAP
-            and _end(place) <= batch[0].place.offset + _BLOCK
-        ):
-            yield batch
-            batch = []
-        batch.append(read)
-        if place.length > _SMALL:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _end(place: Place) -> int:
-    return place.offset + place.length
-
-
-def _read_batch(descriptor: int, batch: list[Read]) -> None:
-    """Does the reads of a batch. Raises DamagedError; ReadError where it is not the first one that is damaged."""
-    if len(batch) == 1:
-        _read(descriptor, batch[0])
-        return
-    start = batch[0].place.offset
-    content = _content(descriptor, start, max(_end(read.place) for read in batch) - start)
-    for read in batch:
-        at = read.place.offset - start
-        try:
-            chunk = decode(content[at : at + read.place.length], read.target.dtype, read.shape)
-        except DamagedError as error:
-            raise ReadError(read.owner) from error
-        read.target[...] = chunk[read.part]
-
-
-def _content(descriptor: int, offset: int, nbytes: int) -> bytes:
-    """Returns a range of a file; less where it ends before."""
-    content = os.pread(descriptor, nbytes, offset)
-    while len(content) < nbytes:
-        more = os.pread(descriptor, nbytes - len(content), offset + len(content))
-        if not more:
-            break
-        content += more
-    return content
-
-
-def _read(descriptor: int, read: Read) -> None:
-    nbytes = read.place.length - layout.CHECKSUM_BYTES
-    target = read.target
-    if _is_beginning(read.part, read.shape) and target.flags.c_contiguous:
-        _fill(descriptor, read.place.offset, target.reshape(-1).view(np.uint8), nbytes)
-        return
-    chunk = np.empty(nbytes, np.uint8)
-    _fill(descriptor, read.place.offset, chunk, nbytes)
-    target[...] = chunk.view(target.dtype).reshape(read.shape)[read.part]
-
-
-def _is_beginning(part: Box, shape: tuple[int, ...]) -> bool:
-    """Whether a part of a chunk is its first bytes: whole, or cut at the end of the first axis that is longer than one."""
-    for axis, extent in enumerate(shape):
-        if part[axis].start != 0:
-            return False
-        if extent != 1:
-            return all(
-                box.start == 0 and box.stop == whole
-                for box, whole in zip(part[axis + 1 :], shape[axis + 1 :], strict=True)
-            )
-    return True
-
-
-def _fill(descriptor: int, offset: int, target: np.ndarray, nbytes: int) -> None:
-    """Fills `target` with the first of `nbytes` bytes of a chunk, and checks all of them against the crc32c that follows."""
-    checked = _Checked(descriptor, offset)
-    checked.fill(target)
-    checked.finish(nbytes)
-
-
-class _Checked:
-    """Reads the bytes of a chunk one after the other, and checksums them while they are in the cache."""
-
-    def __init__(self, descriptor: int, offset: int) -> None:
-        self._descriptor, self._offset = descriptor, offset
-        self._checksum = self._done = 0
-
-    def fill(self, target: np.ndarray) -> None:
-        """Fills an array of uint8 with the next bytes."""
-        import google_crc32c
-
-        frozen = target.view()
-        frozen.flags.writeable = False  # google_crc32c takes nothing that can be written to.
-        done = 0
-        while done < target.size:
-            view = memoryview(target[done : done + _BLOCK])  # type: ignore[arg-type]
-            got = os.preadv(self._descriptor, [view], self._offset + self._done)
-            if got <= 0:
-                raise DamagedError("its data file is shorter than it was")
-            self._checksum = google_crc32c.extend(self._checksum, frozen[done : done + got])
-            done += got
-            self._done += got
-
-    def finish(self, nbytes: int) -> None:
-        """Checks the chunk of `nbytes` bytes. What has not been read lies, in a chunk at the edge, outside of the array."""
-        while self._done < nbytes:
-            self.fill(np.empty(min(_BLOCK, nbytes - self._done), np.uint8))
-        stored = os.pread(self._descriptor, layout.CHECKSUM_BYTES, self._offset + nbytes)
-        if stored != self._checksum.to_bytes(layout.CHECKSUM_BYTES, "little"):
-            raise DamagedError("the checksum of its data does not match")
-
-
-class ChunkStream:
-    """The bytes of a box that is one chunk, or the beginning of one, block by block."""
-
-    def __init__(self, inside: Inside, read: Read) -> None:
-        """Args: the directory of the database; what to read, of which the target is not used."""
-        self.nbytes = read.target.nbytes
-        self._left = self.nbytes
-        self._chunk_bytes = read.place.length - layout.CHECKSUM_BYTES
-        self._path = inside.path(read.place.file)
-        descriptor = inside.open(read.place.file)
-        weakref.finalize(self, os.close, descriptor).atexit = False
-        self._checked = _Checked(descriptor, read.place.offset)
-
-    def fill(self, target: np.ndarray) -> None:
-        """Fills an array of uint8 with the next bytes. The last call checks the chunk: before that, nothing is known to be right.
-
-        Raises:
-          DamagedError: the chunk is not what was written.
-          OSError: it cannot be read.
-        """
-        try:
-            self._checked.fill(target)
-            self._left -= target.size
-            if not self._left:
-                self._checked.finish(self._chunk_bytes)
-        except OSError as error:
-            error.filename = self._path
-            raise
-
-
-def is_streamable(read: Read) -> bool:
-    """Whether what is wanted of a chunk are its first bytes, in their order."""
-    return _is_beginning(read.part, read.shape)

@@ -8,11 +8,11 @@ import math
 import os
 
 from jaxckpt._lib import bounds
-from jaxckpt.storage.arrays.chunks import Box
+from jaxckpt._lib.boxes import Slices, spans_of
+from jaxckpt._lib.documents import DamagedError
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
-from jaxckpt.storage.ocdbt.decode import DamagedError
 from jaxckpt.storage.stores.inside import Stored as Stored
 
 _INDEX_BYTES = 16  # For each chunk in a shard.
@@ -34,7 +34,9 @@ class Absent:
             )
 
 
-def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absent | None, *, is_complete: bool) -> None:
+def check(
+    info: ArrayInfo, box: Slices | None, stored: Stored | None, absent: Absent | None, *, is_complete: bool
+) -> None:
     """Makes sure that an array can be read.
 
     Args:
@@ -50,9 +52,7 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
     """
     grid = info.grid
     assert grid is not None
-    spans = [(0, extent) for extent in info.shape]
-    if box is not None:
-        spans = [part.indices(extent)[:2] for part, extent in zip(box, info.shape, strict=True)]
+    spans = spans_of(box, info.shape)
     itemsize = info.dtype.itemsize
     nbytes = math.prod(max(0, stop - start) for start, stop in spans) * itemsize
     chunks = math.prod(max(0, -(-stop // cut) - start // cut) for (start, stop), cut in zip(spans, grid, strict=True))
@@ -84,9 +84,13 @@ def check(info: ArrayInfo, box: Box | None, stored: Stored | None, absent: Absen
             raise DamagedError(f"it claims {nbytes} bytes, but the checkpoint holds {stored.bytes}")
         if absent is not None:
             absent.take(nbytes - most)
-    # A file may have holes, and any size.
-    if max(nbytes, chunk_bytes, stored.largest) > _memory():
-        raise MemoryError(f"it takes {max(nbytes, chunk_bytes, stored.largest)} bytes")
+    check_memory(max(nbytes, chunk_bytes, stored.largest))
+
+
+def check_memory(nbytes: int) -> None:
+    """Raises MemoryError for more bytes than the machine has: a file may have holes, and any size."""
+    if nbytes > _memory():
+        raise MemoryError(f"it takes {nbytes} bytes")
 
 
 @functools.cache

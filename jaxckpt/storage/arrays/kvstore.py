@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from jaxckpt.storage import stores
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores import bucket
 
 

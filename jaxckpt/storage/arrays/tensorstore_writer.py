@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxckpt._lib import checksum
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.threads import Threads
+from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore
+from jaxckpt.storage.arrays.database import REMOTE_CHUNKS
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, padded
-from jaxckpt.storage.ocdbt.files import checksummed
-from jaxckpt.storage.ocdbt.writer import REMOTE_CHUNKS
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.settings import WriteSettings
 
 
-class _Box(NamedTuple):
+class _Part(NamedTuple):
     """A part of an array that is written at once: a whole piece, or a chunk of one that is fetched."""
 
     entry: Entry
@@ -44,18 +46,37 @@ def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, dea
         writer.write(metadata, boxes)
 
 
+def write_nothing(directory: str, settings: WriteSettings, deadline: Deadline) -> None:
+    """Makes a database without any key. Arguments and errors as for `write`."""
+    import tensorstore as ts
+
+    spec = kvstore.ocdbt(directory, layout.target_data_file_size(settings))
+    store = deadline.wait(ts.KvStore.open(spec, context=kvstore.context()))
+    # The manifest is made with the first key.
+    deadline.wait(store.write("nothing", b""))
+    deadline.wait(store.write("nothing", None))
+
+
 def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
     """See `jaxckpt.storage.arrays.writer.merge`."""
     import tensorstore as ts
 
+    if stores.is_local(directory):
+        for part in parts:
+            # TensorStore takes a directory without a manifest for one of files.
+            os.stat(os.path.join(directory, part, OCDBT_MANIFEST))
     context = kvstore.context()
     spec = kvstore.ocdbt(directory, WriteSettings().target_data_file_size)
     transaction = ts.Transaction(atomic=True)
     merged = deadline.wait(ts.KvStore.open(spec, context=context)).with_transaction(transaction)
     # The last one that is copied wins.
     for part in reversed(parts):
-        store = deadline.wait(ts.KvStore.open(kvstore.existing(os.path.join(directory, part)), context=context))
-        deadline.wait(store.experimental_copy_range_to(merged))
+        where = os.path.join(directory, part)
+        try:
+            store = deadline.wait(ts.KvStore.open(kvstore.existing(where), context=context))
+            deadline.wait(store.experimental_copy_range_to(merged))
+        except ValueError as error:
+            raise faults.reading(error, where, directory) from error
     deadline.wait(transaction.commit_async())
 
 
@@ -73,7 +94,7 @@ class _ArrayWriter:
         )
         self._store = deadline.wait(ts.KvStore.open(self._spec, context=self._context))
 
-    def write(self, arrays: Sequence[tuple[Entry, ArrayContent]], boxes: Sequence[_Box]) -> None:
+    def write(self, arrays: Sequence[tuple[Entry, ArrayContent]], boxes: Sequence[_Part]) -> None:
         """Writes one batch: the metadata of small arrays that begin in it, and boxes."""
         import tensorstore as ts
 
@@ -99,7 +120,7 @@ class _ArrayWriter:
     def _start(
         self,
         arrays: Sequence[tuple[Entry, ArrayContent]],
-        boxes: Sequence[_Box],
+        boxes: Sequence[_Part],
         fetched: Sequence[np.ndarray],
         store: Any,
         transaction: Any,
@@ -118,7 +139,7 @@ class _ArrayWriter:
             name = box.entry.param_name
             if self._is_small(box.content):
                 index = tuple(start // extent for start, extent in zip(box.start, box.content.write_shape, strict=True))
-                data = checksummed(padded(array, box.content.write_shape))
+                data = checksum.sealed(padded(array, box.content.write_shape).tobytes())
                 pending.append(store.write(layout.array_path(name) + layout.chunk_key(index), data))
                 continue
             if name not in opening:
@@ -133,7 +154,7 @@ class _ArrayWriter:
     def _is_small(self, content: ArrayContent) -> bool:
         return content.nbytes <= min(layout.SMALL_BYTES, layout.largest_chunk(self._settings))
 
-    def _fetch(self, boxes: Sequence[_Box]) -> list[np.ndarray]:
+    def _fetch(self, boxes: Sequence[_Part]) -> list[np.ndarray]:
         """Returns the data of boxes; what has to be fetched is fetched at the same time."""
         found: dict[int, np.ndarray] = {}
         waiting = [position for position, box in enumerate(boxes) if box.piece.is_remote]
@@ -171,24 +192,24 @@ class _ArrayWriter:
         return ts.open(spec, create=True, open=True, context=self._context, transaction=transaction)
 
 
-def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iterator[_Box]:
+def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iterator[_Part]:
     if 0 in content.shape:
         return
     chunks = layout.chunks_of(content, settings)
     for piece in content.pieces:
         if not piece.is_remote:
-            yield _Box(entry, content, piece, piece.start, piece.shape)
+            yield _Part(entry, content, piece, piece.start, piece.shape)
             continue
         for _, start, shape in layout.chunks_in(piece.start, piece.shape, chunks, content.shape):
-            yield _Box(entry, content, piece, start, shape)
+            yield _Part(entry, content, piece, start, shape)
 
 
 def _batches(
     entries: Iterable[Entry], settings: WriteSettings
-) -> Iterator[tuple[list[tuple[Entry, ArrayContent]], list[_Box]]]:
+) -> Iterator[tuple[list[tuple[Entry, ArrayContent]], list[_Part]]]:
     """Groups boxes, in order, so that a batch holds at most `memory` bytes (or one box), and few that are fetched."""
     arrays: list[tuple[Entry, ArrayContent]] = []
-    boxes: list[_Box] = []
+    boxes: list[_Part] = []
     held = remote = 0
     for entry in entries:
         content = entry.content

@@ -3,14 +3,14 @@
 import os
 
 from jaxckpt.storage.arrays import kvstore
-from jaxckpt.storage.item import description, digests, layout, tree_metadata
+from jaxckpt.storage.item import description, digests, layout, strings, tree_metadata
 from jaxckpt.storage.item.content import ArrayContent, Snapshot
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.settings import WriteSettings
 
 # Files of a checkpoint, which an array's directory cannot be called.
 _FILES = {
-    *(tree_metadata.FILE, tree_metadata.STRINGS, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
+    *(tree_metadata.FILE, strings.FILE, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
     *(OCDBT_MANIFEST, description.FILE, description.MARKER, "", ".", ".."),
 }
 

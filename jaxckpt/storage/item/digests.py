@@ -13,13 +13,15 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from jaxckpt._lib import bounds
+from jaxckpt._lib.checksum import crc32c
 from jaxckpt._lib.documents import DamagedError, as_dict, as_int, as_list, as_text, damage, parse_strictly
+from jaxckpt._lib.inner_path import checked_name
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.item import description
-from jaxckpt.storage.ocdbt import files as ocdbt_files
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST
-from jaxckpt.storage.stores.inside import Inside, checked_name
+from jaxckpt.storage.ocdbt.data_file import NAME_BYTES
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
+from jaxckpt.storage.stores.inside import Inside
 
 FILE = "_JAXCKPT"
 _NAMED = "named"
@@ -167,7 +169,7 @@ def _identity(path: str, ocdbt: bool) -> list[Any]:
     size = stores.size(path)
     if size is None:
         return [size, _ends(path)]
-    if ocdbt and ocdbt_files.is_named(path):
+    if ocdbt and _is_named(path):
         return [size, _NAMED]
     return [size, _sample(path, size, next(iter(_SAMPLES)))]
 
@@ -175,12 +177,18 @@ def _identity(path: str, ocdbt: bool) -> list[Any]:
 def _is_noted(path: str, size: int | None, noted: str) -> bool:
     """Whether a data file of that size is the one of which `noted` was noted."""
     if noted == _NAMED:
-        return ocdbt_files.is_named(path)
+        return _is_named(path)
     if noted.startswith(_ENDS):
         return _ends(path) == noted
     # Where the size was not known, only the ends were noted.
     assert size is not None
     return _sample(path, size, f"{noted.partition(' ')[0]} ") == noted
+
+
+def _is_named(path: str) -> bool:
+    """Whether a file begins with its own name, as the data files of our own writer do. Raises OSError."""
+    (begin,) = stores.ranges(path, [(0, NAME_BYTES)])
+    return begin.hex() == os.path.basename(path)
 
 
 def _sample(path: str, size: int, kind: str) -> str:
@@ -209,6 +217,4 @@ def is_data(name: str, ocdbt: bool) -> bool:
 
 def checksum(content: bytes) -> str:
     """Returns the crc32c of `content` in hexadecimal."""
-    import google_crc32c
-
-    return f"{google_crc32c.value(content):08x}"
+    return f"{crc32c(content):08x}"

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib import checksum
 from jaxckpt.storage.item.content import ArrayContent
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Path, leaf_name
 
-CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = checksum.BYTES
 # Arrays up to this size are encoded here and put into the store directly: opening a TensorStore costs 20 times as much as the bytes.
 SMALL_BYTES = 1 << 17
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}

@@ -1,66 +1,34 @@
 """Decodes OCDBT's manifest and B-tree nodes, as TensorStore's documentation of the `ocdbt` driver defines them. Pure.
 
-Known here is what jaxckpt and Orbax write: one manifest file, with compression or without. `UnknownFormatError` says that it is another,
-`DamagedError` that the bytes are not what was written.
+Decoded are the forms that jaxckpt and Orbax write: one manifest file, with compression or without. `UnknownFormatError` says that it is
+another form, `DamagedError` that the bytes are not what was written.
 """
 
+import itertools
 import operator
 import os
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxckpt._lib import bounds
-from jaxckpt._lib.documents import DamagedError as DamagedError
+from jaxckpt._lib import bounds, checksum
+from jaxckpt._lib.documents import DamagedError
+from jaxckpt._lib.inner_path import checked_name
 from jaxckpt.storage.ocdbt import zstd
-from jaxckpt.storage.stores.inside import checked_name
+from jaxckpt.storage.ocdbt.model import (
+    HEADER_BYTES,
+    MANIFEST,
+    MISSING,
+    NODE,
+    Entry,
+    Node,
+    Place,
+    Root,
+    UnknownFormatError,
+)
 
-OCDBT_MANIFEST = "manifest.ocdbt"
-MANIFEST, NODE = 0x0CDB3A2A, 0x0CDB20DE
-HEADER_BYTES, CHECKSUM_BYTES = 14, 4
-MISSING = (1 << 64) - 1  # Offset and length of the root of an empty tree.
 _VARINT_BYTES = 10
-
-
-class UnknownFormatError(ValueError):
-    """Not a form that is decoded here; TensorStore knows more."""
-
-
-class Place(NamedTuple):
-    """Where bytes are: `length` bytes at `offset` in `file`, whose path is relative to the database."""
-
-    file: str
-    offset: int
-    length: int
-
-
-class Node(NamedTuple):
-    """A reference to a B-tree node.
-
-    Attributes:
-      first: smallest key in its subtree, below the prefix that its parent adds.
-      common: length of the prefix of `first` that the keys in the node leave out.
-      place: where it is.
-      base: directory that the paths in the node are relative to.
-      keys, tree_bytes, value_bytes: statistics of the subtree: keys, bytes of its nodes, bytes of its values in data files.
-    """
-
-    first: bytes
-    common: int
-    place: Place
-    base: str = ""
-    keys: int = 0
-    tree_bytes: int = 0
-    value_bytes: int = 0
-
-
-class Entry(NamedTuple):
-    """A key and its value: the bytes, or where they are."""
-
-    key: bytes
-    value: bytes | Place
 
 
 class Memory:
@@ -74,13 +42,6 @@ class Memory:
         self.left -= nbytes
         if self.left < 0:
             raise DamagedError("its keys share so much that they take more memory than their bytes on disk justify")
-
-
-class Root(NamedTuple):
-    """What a manifest says of the newest version: its root node (None: no keys) and the levels of interior nodes."""
-
-    node: Node | None
-    height: int
 
 
 def decode_manifest(content: bytes) -> Root:
@@ -115,13 +76,14 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
     """Returns the children of an interior node, or the entries of a leaf, whose keys ascend.
 
     Args:
-      content: of the node.
-      height: above the leaves.
-      base: `Node.base`.
-      memory: bounds what the keys may take.
+      content: the bytes of the node.
+      height: levels of nodes below it; 0 for a leaf.
+      base: the `Node.base` of the reference to it.
+      memory: bounds the memory that the keys may take; None for a bound of its own.
 
     Raises:
-      UnknownFormatError, DamagedError: see the module.
+      UnknownFormatError: it is of a form that is not decoded here.
+      DamagedError: it is not what was written.
     """
     memory = Memory() if memory is None else memory
     cursor = _Cursor(content, NODE, memory)
@@ -154,14 +116,12 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
     if max(positions, default=0) >= 1 << 62:
         raise DamagedError("a value lies beyond the end of any file")
     offsets = iter(positions)
-    entries = []
-    for key, size, kind in zip(keys, sizes, kinds, strict=True):
-        if kind:
-            entries.append(Entry(key, Place(files.path(next(numbers)), next(offsets), size)))
-        else:
-            entries.append(Entry(key, cursor.take(size)))
+    values: list[bytes | Place] = []
+    inline = cursor.cut([size for size, kind in zip(sizes, kinds, strict=True) if not kind])
+    for size, kind in zip(sizes, kinds, strict=True):
+        values.append(Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline))
     cursor.end()
-    return entries
+    return list(map(Entry, keys, values))
 
 
 def _check_order(keys: Sequence[bytes]) -> None:
@@ -195,14 +155,12 @@ class _Cursor:
     """Reads the body of a manifest or node from its beginning, after its length and checksum were checked."""
 
     def __init__(self, content: bytes, magic: int, memory: Memory) -> None:
-        import google_crc32c
-
-        if len(content) < HEADER_BYTES + CHECKSUM_BYTES or struct.unpack_from(">I", content)[0] != magic:
+        if len(content) < HEADER_BYTES + checksum.BYTES or struct.unpack_from(">I", content)[0] != magic:
             raise DamagedError("this is no part of an OCDBT database")
         if struct.unpack_from("<Q", content, 4)[0] != len(content):
             raise DamagedError("its length is not the one that was written")
-        self._data = content[:-CHECKSUM_BYTES]
-        if google_crc32c.value(self._data) != int.from_bytes(content[-CHECKSUM_BYTES:], "little"):
+        self._data = content[: -checksum.BYTES]
+        if not checksum.is_sealed(self._data, content[-checksum.BYTES :]):
             raise DamagedError("its checksum does not match")
         if content[12] != 0 or content[13] > 1:
             raise UnknownFormatError("a later version of the format, or an unknown compression")
@@ -228,6 +186,14 @@ class _Cursor:
         if self._at > len(self._data):
             raise DamagedError("it is too short")
         return self._data[start : self._at]
+
+    def cut(self, lengths: Sequence[int]) -> Iterator[bytes]:
+        """Returns parts of these lengths, one after the other."""
+        ends = list(itertools.accumulate(lengths, initial=self._at))
+        self._at = ends[-1]
+        if self._at > len(self._data):
+            raise DamagedError("it is too short")
+        return map(self._data.__getitem__, map(slice, ends, ends[1:]))
 
     def end(self) -> None:
         if self._at != len(self._data):
@@ -278,12 +244,12 @@ class _Cursor:
         """Returns keys, of which each shares its beginning with the one before. None is longer than `limit`."""
         total = sum(prefixes) + sum(lengths)
         self._memory.take(total)
+        if max(map(operator.add, prefixes, lengths)) > limit:
+            raise DamagedError("a key is too long")
         keys, key = [], b""
-        for cut, length in zip(prefixes, lengths, strict=True):
+        for cut, rest in zip(prefixes, self.cut(lengths), strict=True):
             if cut > len(key):
                 raise DamagedError("a key shares more with the one before than that has")
-            if cut + length > limit:
-                raise DamagedError("a key is too long")
-            key = key[:cut] + self.take(length)
+            key = key[:cut] + rest
             keys.append(key)
         return keys

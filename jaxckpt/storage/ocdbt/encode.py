@@ -8,7 +8,8 @@ import struct
 import time
 from collections.abc import Sequence
 
-from jaxckpt.storage.ocdbt.decode import CHECKSUM_BYTES, HEADER_BYTES, MANIFEST, MISSING, NODE, Entry, Node, Place, Root
+from jaxckpt._lib import checksum
+from jaxckpt.storage.ocdbt.model import HEADER_BYTES, MANIFEST, MISSING, NODE, Entry, Node, Place, Root
 
 INLINE_BYTES = 1024  # Values up to this size stand in the B-tree.
 _MAX_DECODED_NODE_BYTES = 8 << 20  # TensorStore's default
@@ -119,12 +120,9 @@ def common_prefix(one: bytes, other: bytes) -> int:
 
 
 def _framed(magic: int, body: bytes) -> bytes:
-    import google_crc32c
-
-    length = HEADER_BYTES + len(body) + CHECKSUM_BYTES
-    framed = struct.pack(">I", magic) + struct.pack("<Q", length) + b"\0\0" + body  # version 0, no compression
-    checksum: int = google_crc32c.value(framed)
-    return framed + checksum.to_bytes(CHECKSUM_BYTES, "little")
+    length = HEADER_BYTES + len(body) + checksum.BYTES
+    # Version 0 of the format, no compression.
+    return checksum.sealed(struct.pack(">I", magic) + struct.pack("<Q", length) + b"\0\0" + body)
 
 
 def _varint(value: int) -> bytes:

@@ -7,16 +7,36 @@ The tree may be a stranger's: no node is read twice, all of them together are no
 
 import bisect
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 from jaxckpt._lib import bounds
-from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.documents import DamagedError
 from jaxckpt.storage.ocdbt import decode
-from jaxckpt.storage.ocdbt.decode import OCDBT_MANIFEST, DamagedError, Entry, Memory, Node, Place, UnknownFormatError
-from jaxckpt.storage.stores.inside import Inside, Stored
+from jaxckpt.storage.ocdbt.decode import Memory
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST, Entry, Node, Place, UnknownFormatError
 
-_NODE_BYTES = 1 << 30  # No node is larger: what says so is damaged.
+# No node is larger: one that claims to be is damaged.
+_NODE_BYTES = 1 << 30
+
+
+class Files(Protocol):
+    """The files of a database. Names are relative to its directory.
+
+    Every method raises DamagedError for a name that leads out of the directory, and OSError where the file cannot be read.
+    """
+
+    def path(self, name: str) -> str:
+        """Returns the path of a file, for messages."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Returns the content of a file, which has at most `limit` bytes."""
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Returns `length` bytes of a file from `offset` on. Raises DamagedError where it has fewer."""
+
+    def size(self, name: str) -> int | None:
+        """Returns the size of a file in bytes; None where it is not known without reading all of it."""
 
 
 class _Gap(NamedTuple):
@@ -34,21 +54,21 @@ class Index:
       value_bytes: of all values together; no array can have more that is not compressed.
     """
 
-    def __init__(self, inside: Inside | str, deadline: Deadline) -> None:
+    def __init__(self, files: Files, check_time: Callable[[], object]) -> None:
         """Reads the index.
 
         Args:
-          inside: the directory of the database.
-          deadline: bounds all reads.
+          files: of the database.
+          check_time: called before each node is read; raises where no time is left.
 
         Raises:
           UnknownFormatError: the database is of a form that only TensorStore reads.
           DamagedError: the manifest is damaged, a file is not a regular one, or values lie on top of each other.
           OSError: something cannot be read (but a missing file of nodes is a gap).
-          TimeoutError: after the deadline.
+          Exception: whatever `check_time` raises.
         """
-        self._inside = Inside(inside) if isinstance(inside, str) else inside
-        self._deadline = deadline
+        self._files = files
+        self._check_time = check_time
         self._values: dict[bytes, bytes | Place] = {}
         self._gaps: list[_Gap] = []
         self._memory = Memory()
@@ -59,7 +79,7 @@ class Index:
         self._used: defaultdict[str, int] = defaultdict(int)
         self._sorted: list[bytes] | None = None
         self._inline_bytes = 0
-        root = decode.decode_manifest(self._inside.read(OCDBT_MANIFEST, bounds.MANIFEST_BYTES))
+        root = decode.decode_manifest(self._files.read(OCDBT_MANIFEST, bounds.MANIFEST_BYTES))
         if root.node is not None:
             self._read(root.node, root.height, b"", b"", None)
         self._check_values()
@@ -89,26 +109,23 @@ class Index:
             raise self._gaps[0].error.with_traceback(None)
         yield from map(Entry._make, self._values.items())
 
-    def stored(self, prefix: str) -> Stored:
-        """Returns what there is of the values whose keys begin with `prefix`."""
+    def lengths(self, prefix: str) -> list[int]:
+        """Returns how many bytes each of the values has whose keys begin with `prefix`."""
         if self._sorted is None:
             self._sorted = sorted(self._values)
         low = prefix.encode("utf-8", "surrogatepass")
-        number = nbytes = largest = 0
+        found = []
         for position in range(bisect.bisect_left(self._sorted, low), len(self._sorted)):
             key = self._sorted[position]
             if not key.startswith(low):
                 break
             value = self._values[key]
-            length = value.length if isinstance(value, Place) else len(value)
-            number += 1
-            nbytes += length
-            largest = max(largest, length)
-        return Stored(number, nbytes, largest)
+            found.append(value.length if isinstance(value, Place) else len(value))
+        return found
 
     def _read(self, node: Node, height: int, prefix: bytes, low: bytes, high: bytes | None) -> None:
         """Reads a node and what is below it, which are keys of that prefix, in that range."""
-        self._deadline.left()
+        self._check_time()
         try:
             content = self._node(node.place)
             items = decode.decode_node(content, height, node.base, self._memory)
@@ -136,7 +153,7 @@ class Index:
         """Returns the bytes of a node, which no other node refers to."""
         if place.file not in self._node_files:
             self._node_files.add(place.file)
-            size = self._inside.size(place.file)
+            size = self._files.size(place.file)
             # Of an object in a bucket the size is not known. A node costs a request there.
             self._node_bytes += _NODE_BYTES if size is None else size
         self._node_bytes -= place.length
@@ -145,7 +162,7 @@ class Index:
         self._nodes.add(place)
         if place.length > _NODE_BYTES:
             raise DamagedError(f"a B-tree node claims {place.length} bytes")
-        return self._inside.read_range(place.file, place.offset, place.length)
+        return self._files.read_range(place.file, place.offset, place.length)
 
     def _take(self, entries: list[Entry], prefix: bytes, low: bytes, high: bytes | None) -> None:
         if prefix + entries[0].key < low or (high is not None and prefix + entries[-1].key >= high):
@@ -164,12 +181,12 @@ class Index:
         """Makes sure that values are in regular files, and that no two of them share bytes: what is read is not more than what is there."""
         for file, used in self._used.items():
             try:
-                size = self._inside.size(file)
+                size = self._files.size(file)
             except FileNotFoundError:
                 # The leaves whose data is missing will say so.
                 continue
             except OSError as error:
-                raise DamagedError(f"{self._inside.path(file)}: {error.strerror}") from error
+                raise DamagedError(f"{self._files.path(file)}: {error.strerror}") from error
             if size is None or used > size:
                 self._check_overlaps(file, used, size)
 
@@ -186,15 +203,4 @@ class Index:
             end = max(end, offset + length)
         if size is None and end:
             # In a bucket: what has its last byte is as large as it claims to be.
-            self._inside.read_range(file, end - 1, 1)
-
-
-def read_place(inside: Inside | str, place: Place) -> bytes:
-    """Returns the bytes at a place.
-
-    Raises:
-      DamagedError: the file is shorter, or lies outside of the database.
-      OSError: it cannot be read.
-    """
-    inside = Inside(inside) if isinstance(inside, str) else inside
-    return inside.read_range(place.file, place.offset, place.length)
+            self._files.read_range(file, end - 1, 1)

@@ -10,8 +10,8 @@ import re
 import stat
 from typing import NamedTuple
 
-from jaxckpt._lib import bounds
 from jaxckpt._lib.documents import DamagedError
+from jaxckpt._lib.inner_path import checked_name
 from jaxckpt.storage import stores
 from jaxckpt.storage.stores import local
 
@@ -30,25 +30,6 @@ class Stored(NamedTuple):
     files: int
     bytes: int
     largest: int
-
-
-def checked_name(name: str) -> str:
-    """Returns a path relative to the checkpoint that a file of it names.
-
-    Raises:
-      DamagedError: it leaves the directory, or no file can be called so.
-    """
-    # Most names are two parts without a dot.
-    if not name or name[0] == "/" or "\0" in name or len(name) > bounds.PATH_BYTES:
-        raise DamagedError(f"the file name {name[:80]!r} is impossible")
-    if ".." in name and ".." in name.split("/"):
-        raise DamagedError(f"the file name {name[:80]!r} leads out of the checkpoint")
-    if not name.isascii():
-        try:
-            os.fsencode(name)
-        except UnicodeEncodeError as error:
-            raise DamagedError(f"the file name {name[:80]!a} is not text") from error
-    return name
 
 
 class Inside:

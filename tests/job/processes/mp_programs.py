@@ -166,11 +166,12 @@ class ByTopName:
 def assert_grouped(path: str) -> None:
     """Asserts that data files hold chunks of one top-level name each, and that no chunk stands in the index."""
     from jaxckpt._lib.deadline import Deadline
-    from jaxckpt.storage.ocdbt.decode import Place
     from jaxckpt.storage.ocdbt.index import Index
+    from jaxckpt.storage.ocdbt.model import Place
+    from jaxckpt.storage.stores.inside import Inside
 
     names: dict[str, set[str]] = {}
-    for key, value in Index(path, Deadline(60.0, "Reading")).entries():
+    for key, value in Index(Inside(path), Deadline(60.0, "Reading").left).entries():
         if not key.endswith(b"zarr.json"):
             assert isinstance(value, Place), key
             names.setdefault(value.file, set()).add(key.decode().split(".")[0])

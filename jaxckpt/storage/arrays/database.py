@@ -7,24 +7,24 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxckpt._lib import checksum, durable
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.threads import Threads
-from jaxckpt.storage.ocdbt import encode
-from jaxckpt.storage.ocdbt.decode import CHECKSUM_BYTES, OCDBT_MANIFEST, Entry, Node, Place, Root
+from jaxckpt.storage.ocdbt import encode, tree
+from jaxckpt.storage.ocdbt.data_file import DataFile, write_all
 from jaxckpt.storage.ocdbt.encode import INLINE_BYTES
-from jaxckpt.storage.ocdbt.files import DataFile, checksummed, sync_and_close, write_file
+from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST, Entry, Place, Root
 
-NODE_BYTES = 4 << 20  # of a B-tree node, well below the limit that the manifest declares
+# Chunks of other processes that are held at once.
+REMOTE_CHUNKS = 4
 _WRITERS = max(2, min(8, os.cpu_count() or 1))
 _SYNCERS = 4
 _UNSYNCED_FILES = 16
-REMOTE_CHUNKS = 4  # of other processes that are held at once
-_T = TypeVar("_T")
 
 
 class Chunk(NamedTuple):
@@ -99,7 +99,7 @@ class Database:
             raise
         self._finish_syncing(None)
         # The last file: without it there is no database.
-        write_file(os.path.join(self._directory, OCDBT_MANIFEST), manifest)
+        _write_manifest(os.path.join(self._directory, OCDBT_MANIFEST), manifest)
 
     def _write_values(self) -> None:
         """The work of a writing thread: its own data file after the other."""
@@ -120,9 +120,9 @@ class Database:
                     break
                 try:
                     data = value.load()
-                    stored = value.nbytes + CHECKSUM_BYTES
+                    stored = value.nbytes + checksum.BYTES
                     if value.group is None and stored <= INLINE_BYTES and isinstance(data, np.ndarray):
-                        self._entries.append(Entry(value.key.encode(), checksummed(data)))
+                        self._entries.append(Entry(value.key.encode(), checksum.sealed(data.tobytes())))
                         continue
                     if file is not None and (
                         value.group != group
@@ -136,7 +136,7 @@ class Database:
                     place = file.append([data] if isinstance(data, np.ndarray) else data)
                     if place.length != stored:
                         raise ValueError(
-                            f"{value.key}: {place.length - CHECKSUM_BYTES} bytes came instead of {value.nbytes}"
+                            f"{value.key}: {place.length - checksum.BYTES} bytes came instead of {value.nbytes}"
                         )
                     self._entries.append(Entry(value.key.encode(), place))
                 finally:
@@ -192,7 +192,7 @@ class Database:
             if self._syncers.stopped:
                 os.close(descriptor)
             else:
-                sync_and_close(descriptor, path)
+                durable.sync_and_close(descriptor, path)
 
     def _finish_syncing(self, error: BaseException | None) -> None:
         if error is not None:
@@ -211,36 +211,13 @@ class Database:
                     os.close(self._closing.popleft()[0])
 
     def _write_tree(self) -> Root:
-        """Writes the leaves, and interior nodes above them until one node is left; returns that."""
-        if not self._entries:
-            return Root(None, 0)
-        tree = _TreeFile(self)
+        nodes = _TreeFile(self)
         try:
-            root = self._write_nodes(tree)
-            tree.close()
+            root = tree.write(self._entries, nodes.append)
+            nodes.close()
         finally:
-            tree.abandon()
+            nodes.abandon()
         return root
-
-    def _write_nodes(self, tree: "_TreeFile") -> Root:
-        groups = list(_grouped(self._entries, lambda entry: len(entry.key) + _inline_bytes(entry) + 40, 1))
-        nodes = []
-        for group in groups:
-            # The root has no parent that could add a prefix.
-            common = 0 if len(groups) == 1 else encode.common_prefix(group[0].key, group[-1].key)
-            place = tree.append(encode.encode_leaf(group, common))
-            outside = sum(entry.value.length for entry in group if isinstance(entry.value, Place))
-            nodes.append(Node(group[0].key, common, place, "", len(group), place.length, outside))
-        height = 0
-        while len(nodes) > 1:
-            height += 1
-            above = []
-            for part in _grouped(nodes, lambda node: len(node.first) + 40, 2):
-                place = tree.append(encode.encode_interior(part, height))
-                keys, inner, outside = (sum(column) for column in zip(*(node[4:] for node in part), strict=True))
-                above.append(Node(part[0].first, 0, place, "", keys, inner + place.length, outside))
-            nodes = above
-        return Root(nodes[0], height)
 
 
 class _TreeFile:
@@ -274,17 +251,11 @@ def _key(entry: Entry) -> bytes:
     return entry.key
 
 
-def _inline_bytes(entry: Entry) -> int:
-    return len(entry.value) if isinstance(entry.value, bytes) else 0
-
-
-def _grouped(items: Sequence[_T], size: Callable[[_T], int], fewest: int) -> Iterator[Sequence[_T]]:
-    """Divides items into groups that make a node each: of `NODE_BYTES`, and of `fewest` items at least."""
-    start = held = 0
-    for position, item in enumerate(items):
-        nbytes = size(item)
-        if held + nbytes > NODE_BYTES and position - start >= fewest:
-            yield items[start:position]
-            start, held = position, 0
-        held += nbytes
-    yield items[start:]
+def _write_manifest(path: str, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        write_all(descriptor, content, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    durable.sync_and_close(descriptor, path)

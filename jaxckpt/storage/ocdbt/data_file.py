@@ -1,4 +1,4 @@
-"""Files of an OCDBT database: data files, which values and nodes are appended to, and the manifest."""
+"""A data file of an OCDBT database: values and nodes are appended to it."""
 
 import os
 import secrets
@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxckpt.storage import stores
-from jaxckpt.storage.ocdbt.decode import CHECKSUM_BYTES, Place
+from jaxckpt._lib import checksum
+from jaxckpt.storage.ocdbt.model import Place
 
-_BLOCK = 1 << 20  # is checksummed, then written, while it is in the cache
 NAME_BYTES = 16
+# Is checksummed, then written, while it is in the cache.
+_BLOCK = 1 << 20
 
 
 class DataFile:
@@ -45,19 +46,16 @@ class DataFile:
             os.close(descriptor)
 
     def append(self, data: Iterable[np.ndarray]) -> Place:
-        """Writes the bytes of contiguous arrays, and the crc32c of all of them."""
-        import google_crc32c
-
+        """Writes a value: the bytes of contiguous arrays, and the crc32c of all of them."""
         start = self.size
-        checksum = 0
+        found = 0
         for array in data:
             content = array.reshape(-1).view(np.uint8)
-            content.flags.writeable = False  # google_crc32c takes nothing that can be written to.
             for position in range(0, content.size, _BLOCK):
                 block = content[position : position + _BLOCK]
-                checksum = google_crc32c.extend(checksum, block)
+                found = checksum.extended(found, block)
                 self._write(block)
-        self._write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+        self._write(checksum.encoded(found))
         return Place(self.name, start, self.size - start)
 
     def append_bytes(self, content: bytes) -> Place:
@@ -67,47 +65,11 @@ class DataFile:
         return Place(self.name, start, len(content))
 
     def _write(self, data: np.ndarray | bytes) -> None:
-        self.size += _write(self.descriptor, data, self.path)
+        self.size += write_all(self.descriptor, data, self.path)
 
 
-def is_named(path: str) -> bool:
-    """Whether a file begins with its own name, as `DataFile` makes them. Raises OSError."""
-    (begin,) = stores.ranges(path, [(0, NAME_BYTES)])
-    return begin.hex() == os.path.basename(path)
-
-
-def checksummed(data: np.ndarray) -> bytes:
-    """Returns the bytes of an array, followed by their crc32c."""
-    import google_crc32c
-
-    content = data.tobytes()
-    checksum: int = google_crc32c.value(content)
-    return content + checksum.to_bytes(CHECKSUM_BYTES, "little")
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Writes a new file and syncs it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        _write(descriptor, content, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    sync_and_close(descriptor, path)
-
-
-def sync_and_close(descriptor: int, path: str) -> None:
-    """Brings a file to stable storage, and closes it in any case."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        error.filename = path
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _write(descriptor: int, data: np.ndarray | bytes, path: str) -> int:
+def write_all(descriptor: int, data: np.ndarray | bytes, path: str) -> int:
+    """Writes all of `data` to an open file, and returns how many bytes that are. Raises OSError, which names `path`."""
     view = memoryview(data)  # type: ignore[arg-type]
     size = len(view)
     try:

@@ -1,0 +1,120 @@
+"""Arrays → an OCDBT database, by the own code: what is neither compressed nor in a bucket, nor a file for each chunk."""
+
+import functools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from jaxckpt._lib import checksum
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.documents import DamagedError
+from jaxckpt.storage import faults
+from jaxckpt.storage.arrays.database import Chunk, Database
+from jaxckpt.storage.item import layout
+from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, padded
+from jaxckpt.storage.ocdbt.encode import INLINE_BYTES
+from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import Entry as Value
+from jaxckpt.storage.ocdbt.model import Place
+from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.stores.inside import Inside
+
+
+def write(
+    directory: str,
+    entries: Sequence[Entry],
+    groups: Sequence[Sequence[Entry]] | None,
+    settings: WriteSettings,
+    deadline: Deadline,
+) -> None:
+    """Writes the arrays among `entries` as a new database. Arguments and errors as for `writer.write_arrays`, and a deadline."""
+    database = Database(
+        directory,
+        layout.target_data_file_size(settings),
+        settings.max_file_size,
+        settings.memory_limit_bytes,
+        deadline,
+    )
+    database.write(_values(entries, settings) if groups is None else _grouped_values(entries, groups, settings))
+
+
+def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
+    """See `writer.merge`.
+
+    Raises:
+      UnknownFormatError: a part is of a form that only TensorStore reads.
+    """
+    merged: dict[bytes, Value] = {}
+    for part in parts:
+        try:
+            for key, value in Index(Inside(os.path.join(directory, part)), deadline.left).entries():
+                if isinstance(value, Place):
+                    value = value._replace(file=f"{part}/{value.file}")
+                merged.setdefault(key, Value(key, value))
+        except DamagedError as error:
+            raise faults.reading(error, os.path.join(directory, part), directory) from error
+    Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(iter(merged.values()))
+
+
+def without_pieces(entries: Iterable[Entry]) -> list[Entry]:
+    """Returns the arrays that have no elements."""
+    return [entry for entry in entries if isinstance(entry.content, ArrayContent) and 0 in entry.content.shape]
+
+
+def _grouped_values(
+    entries: Iterable[Entry], groups: Sequence[Sequence[Entry]], settings: WriteSettings
+) -> Iterator[Chunk | Value]:
+    """Yields what the database holds, the chunks group by group."""
+    yield from (value for value in _values(without_pieces(entries), settings))
+    described: set[str] = set()
+    for number, group in enumerate(groups):
+        for entry in group:
+            if 0 not in entry.content.shape:  # type: ignore[union-attr]
+                yield from _values((entry,), settings, group=number, is_described=entry.param_name in described)
+                described.add(entry.param_name)
+
+
+def _values(
+    entries: Iterable[Entry], settings: WriteSettings, *, group: int | None = None, is_described: bool = False
+) -> Iterator[Chunk | Value]:
+    """Yields what the database holds: of every array its zarr.json (unless `is_described`), and its chunks."""
+    for entry in entries:
+        content = entry.content
+        if not isinstance(content, ArrayContent):
+            continue
+        path = layout.array_path(entry.param_name)
+        chunks = layout.chunks_of(content, settings)
+        if not is_described:
+            yield Value((path + "zarr.json").encode(), layout.metadata_json(content.shape, content.dtype, chunks))
+        if 0 in content.shape:
+            continue
+        for piece in content.pieces:
+            for index, start, shape in layout.chunks_in(piece.start, piece.shape, chunks, content.shape):
+                load = functools.partial(_load, entry, piece, start, shape, chunks, content.dtype)
+                nbytes = math.prod(chunks) * content.dtype.itemsize
+                key = path + layout.chunk_key(index)
+                if group is None and not piece.is_remote and nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES:
+                    yield Value(key.encode(), checksum.sealed(padded(piece.fetch(start, shape), chunks).tobytes()))
+                else:
+                    yield Chunk(key, nbytes, piece.is_remote, load, group)
+
+
+def _load(
+    entry: Entry,
+    piece: Piece,
+    start: tuple[int, ...],
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+) -> np.ndarray | Iterator[np.ndarray]:
+    """Returns a chunk, contiguous, or its bytes in blocks; one that reaches over the edge of the array is filled up with zeros."""
+    data = piece.stream(start, shape)
+    if isinstance(data, Blocks):
+        if data.shape == chunk and data.dtype == dtype:
+            return data.blocks
+        data = data.whole()
+    if data.shape != shape or data.dtype != dtype:
+        raise ValueError(f"{entry.name}: expected data of shape {shape} and {dtype}, got {data.shape} and {data.dtype}")
+    return padded(data, chunk)

@@ -1,0 +1,211 @@
+"""Reading chunks from their files: no copy but the one from the file, checksummed while it is in the cache."""
+
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from jaxckpt._lib import checksum
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.documents import DamagedError
+from jaxckpt._lib.threads import Threads
+from jaxckpt.storage.arrays.chunks import Read, decode
+from jaxckpt.storage.item import layout
+from jaxckpt.storage.ocdbt.model import Place
+from jaxckpt.storage.stores.inside import Inside
+
+# Is read, then checksummed, while it is in the cache.
+_BLOCK = 1 << 20
+# Chunks up to this are read together,
+_SMALL = 64 << 10
+# with what is between them.
+_GAP = 16 << 10
+_READERS = max(2, min(8, os.cpu_count() or 1))
+
+
+class ReadError(Exception):
+    """Reading a chunk of the array `owner` failed, because of its `__cause__`."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner
+
+
+def run(inside: Inside, reads: list[Read], deadline: Deadline) -> None:
+    """Does all reads, in a few threads, in the order in which they lie on disk.
+
+    Args:
+      inside: the directory of the database.
+      reads: what to read.
+      deadline: bounds all of it.
+
+    Raises:
+      ReadError: from the first DamagedError or OSError.
+      TimeoutError: after the deadline.
+    """
+    if not reads:
+        return
+    batches = _batches(sorted(reads, key=lambda read: read.place))
+    lock = threading.Lock()
+    threads = Threads(deadline, f"Reading {inside.directory}")
+
+    def work() -> None:
+        file, descriptor = "", -1
+        try:
+            while not threads.stopped:
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                try:
+                    if file != batch[0].place.file:
+                        if descriptor >= 0:
+                            os.close(descriptor)
+                            descriptor = -1
+                        file = batch[0].place.file
+                        descriptor = inside.open(file)
+                    _read_batch(descriptor, batch)
+                except (DamagedError, OSError) as error:
+                    if isinstance(error, OSError):
+                        error.filename = inside.path(file)
+                    raise ReadError(batch[0].owner) from error
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    threads.at_least(min(_READERS, len(reads)), work)
+    threads.join()
+
+
+def _batches(reads: Iterable[Read]) -> Iterator[list[Read]]:
+    """Groups small chunks that lie one after the other: to read them one by one takes many times as long as to read them at once.
+
+    Args:
+      reads: in the order of their places.
+    """
+    batch: list[Read] = []
+    for read in reads:
+        place = read.place
+        if batch and not (
+            place.length <= _SMALL
+            and place.file == batch[0].place.file
+            and place.offset <= _end(batch[-1].place) + _GAP
+            and _end(place) <= batch[0].place.offset + _BLOCK
+        ):
+            yield batch
+            batch = []
+        batch.append(read)
+        if place.length > _SMALL:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _end(place: Place) -> int:
+    return place.offset + place.length
+
+
+def _read_batch(descriptor: int, batch: list[Read]) -> None:
+    """Does the reads of a batch. Raises DamagedError; ReadError where it is not the first one that is damaged."""
+    if len(batch) == 1 and batch[0].place.length > _SMALL:
+        _read(descriptor, batch[0])
+        return
+    start = batch[0].place.offset
+    content = _content(descriptor, start, max(_end(read.place) for read in batch) - start)
+    for read in batch:
+        at = read.place.offset - start
+        try:
+            chunk = decode(content[at : at + read.place.length], read.target.dtype, read.shape)
+        except DamagedError as error:
+            raise ReadError(read.owner) from error
+        read.target[...] = chunk[read.part]
+
+
+def _content(descriptor: int, offset: int, nbytes: int) -> bytes:
+    """Returns a range of a file; less where it ends before."""
+    content = os.pread(descriptor, nbytes, offset)
+    while len(content) < nbytes:
+        more = os.pread(descriptor, nbytes - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def _read(descriptor: int, read: Read) -> None:
+    nbytes = read.place.length - layout.CHECKSUM_BYTES
+    target = read.target
+    if read.is_of_first_bytes and target.flags.c_contiguous:
+        _fill(descriptor, read.place.offset, target.reshape(-1).view(np.uint8), nbytes)
+        return
+    chunk = np.empty(nbytes, np.uint8)
+    _fill(descriptor, read.place.offset, chunk, nbytes)
+    target[...] = chunk.view(target.dtype).reshape(read.shape)[read.part]
+
+
+def _fill(descriptor: int, offset: int, target: np.ndarray, nbytes: int) -> None:
+    """Fills `target` with the first of `nbytes` bytes of a chunk, and checks all of them against the crc32c that follows."""
+    checked = _Checked(descriptor, offset)
+    checked.fill(target)
+    checked.finish(nbytes)
+
+
+class _Checked:
+    """Reads the bytes of a chunk one after the other, and checksums them while they are in the cache."""
+
+    def __init__(self, descriptor: int, offset: int) -> None:
+        self._descriptor, self._offset = descriptor, offset
+        self._checksum = self._done = 0
+
+    def fill(self, target: np.ndarray) -> None:
+        """Fills an array of uint8 with the next bytes."""
+        done = 0
+        while done < target.size:
+            view = memoryview(target[done : done + _BLOCK])  # type: ignore[arg-type]
+            got = os.preadv(self._descriptor, [view], self._offset + self._done)
+            if got <= 0:
+                raise DamagedError("its data file is shorter than it was")
+            self._checksum = checksum.extended(self._checksum, target[done : done + got])
+            done += got
+            self._done += got
+
+    def finish(self, nbytes: int) -> None:
+        """Checks the chunk of `nbytes` bytes. What has not been read lies, in a chunk at the edge, outside of the array."""
+        while self._done < nbytes:
+            self.fill(np.empty(min(_BLOCK, nbytes - self._done), np.uint8))
+        stored = os.pread(self._descriptor, layout.CHECKSUM_BYTES, self._offset + nbytes)
+        if stored != checksum.encoded(self._checksum):
+            raise DamagedError("the checksum of its data does not match")
+
+
+class ChunkStream:
+    """The bytes of a box that is one chunk, or the beginning of one, block by block."""
+
+    def __init__(self, inside: Inside, read: Read) -> None:
+        """Args: the directory of the database; what to read, of which the target is not used."""
+        self.nbytes = read.target.nbytes
+        self._left = self.nbytes
+        self._chunk_bytes = read.place.length - layout.CHECKSUM_BYTES
+        self._path = inside.path(read.place.file)
+        descriptor = inside.open(read.place.file)
+        weakref.finalize(self, os.close, descriptor).atexit = False
+        self._checked = _Checked(descriptor, read.place.offset)
+
+    def fill(self, target: np.ndarray) -> None:
+        """Fills an array of uint8 with the next bytes. The last call checks the chunk: before that, nothing is known to be right.
+
+        Raises:
+          DamagedError: the chunk is not what was written.
+          OSError: it cannot be read.
+        """
+        try:
+            self._checked.fill(target)
+            self._left -= target.size
+            if not self._left:
+                self._checked.finish(self._chunk_bytes)
+        except OSError as error:
+            error.filename = self._path
+            raise

@@ -1,0 +1,162 @@
+"""Writes Orbax's description of a tree: what `tree_metadata` reads, ``_sharding``, ``array_metadatas/`` and ``_strings.json``.
+
+The format is Orbax's (0.12); tests load what is written here with Orbax itself.
+"""
+
+import base64
+import json
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jaxckpt.storage import compat, stores
+from jaxckpt.storage.item import layout, strings
+from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
+from jaxckpt.storage.item.tree_metadata import ARRAY_METADATAS, FILE, FORMAT, SHARDINGS
+from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.tree.names import Key, Path
+
+# What a tree without any leaf is described as: its root, an empty dict.
+_NOTHING = (Entry((), EmptyContent("Dict")),)
+
+
+def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, process: int = 0) -> None:
+    """Writes the description of `snapshot` into `directory`.
+
+    Raises:
+      OSError: with errno.
+    """
+    # As text, leaf by leaf: dicts in dicts for thousands of leaves take several times as long.
+    tree: list[str] = []
+    texts: dict[str, Any] = {}
+    shardings: dict[str, str] = {}
+    arrays: list[str] = []
+    kinds: dict[str, str] = {}
+    sharding_texts: dict[int, str | None] = {}
+    entries = snapshot.entries or _NOTHING
+    keys = _keys([entry.path for entry in entries])
+    for entry in entries:
+        content = entry.content
+        name = entry.param_name
+        if isinstance(content, EmptyContent):
+            value = f'{{"value_type": "{content.typestr}", "skip_deserialize": true}}'
+        elif isinstance(content, StringContent):
+            value = '{"value_type": "string", "skip_deserialize": false}'
+            strings.put(texts, name, content.text)
+        else:
+            if content.kind is not None:
+                kinds[name] = content.kind
+            write_shape = ""
+            if content.value_type == "jax.Array":
+                write_shape = f', "write_shape": {_extents(content.write_shape)}'
+                arrays.append(_array_metadata(name, content, settings))
+                key = id(content.sharding)  # Shardings are slow to hash, and thousands of leaves share a few.
+                if key not in sharding_texts:
+                    sharding_texts[key] = compat.sharding_text(content.sharding)
+                if (text := sharding_texts[key]) is not None:
+                    shardings[base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()] = text
+            value = f'{{"value_type": "{content.value_type}", "skip_deserialize": false{write_shape}}}'
+        path = _quoted(str(tuple([text for text, _ in entry.path])))
+        tree.append(f'{path}: {{"key_metadata": [{keys.text(entry.path)}], "value_metadata": {value}}}')
+    rest = json.dumps(
+        {
+            "use_ocdbt": layout.uses_ocdbt(settings),
+            "use_zarr3": True,
+            "store_array_data_equal_to_fill_value": True,
+            "custom_metadata": {"jaxckpt": {"format": FORMAT, "kinds": kinds, "sequences": keys.sequences()}},
+        }
+    )
+    _write_text(os.path.join(directory, FILE), f'{{"tree_metadata": {{{", ".join(tree)}}}, {rest[1:]}')
+    if texts:
+        _write_text(os.path.join(directory, strings.FILE), json.dumps(texts))
+    if shardings:
+        _write_text(os.path.join(directory, SHARDINGS), json.dumps(shardings))
+    if arrays:
+        stores.make_directory(os.path.join(directory, ARRAY_METADATAS))
+        text = f'{{"array_metadatas": [{", ".join(arrays)}]}}'
+        _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
+
+
+class _Keys:
+    """How Orbax is told of the keys of a tree.
+
+    Orbax rebuilds a sequence item by item, so that one with a hole (of what nothing is stored, such as a function in an `nnx.List`) is
+    a dict for it, as are all containers of NNX objects. What is one container for many leaves is worked out once.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Args: of all leaves."""
+        self.paths = paths
+        children: dict[Path, set[Key]] = {}
+        level = paths
+        while level:
+            above = []
+            for path in level:
+                if path:
+                    parent = path[:-1]
+                    if (keys := children.get(parent)) is None:
+                        children[parent] = keys = set()
+                        above.append(parent)
+                    keys.add(path[-1])
+            level = above
+        # Containers whose keys are indices, each with whether Orbax is told that it is a sequence.
+        self._indexed = {
+            parent: keys.issuperset([Key(str(index), True) for index in range(len(keys))])
+            for parent, keys in children.items()
+            if all(key.is_index for key in keys)
+        }
+        self._above: dict[Path, str] = {(): ""}
+
+    def text(self, path: Path) -> str:
+        """Returns the keys of a leaf as JSON objects."""
+        return self._to(path[:-1]) + self._last(path) if path else ""
+
+    def _to(self, path: Path) -> str:
+        """Returns the keys of a container, and what separates them from the next."""
+        found = self._above.get(path)
+        if found is None:
+            found = self._above[path] = f"{self._to(path[:-1])}{self._last(path)}, "
+        return found
+
+    def _last(self, path: Path) -> str:
+        text, is_index = path[-1]
+        key_type = 1 if is_index and self._indexed.get(path[:-1]) else 2
+        return f'{{"key": {_quoted(text)}, "key_type": {key_type}}}'
+
+    def sequences(self) -> list[list[str]]:
+        """Returns the containers that are not described as the sequences that they are: readers take them for what they are."""
+        return [[key.text for key in path] for path, is_sequence in self._indexed.items() if not is_sequence]
+
+
+_latest_keys = _Keys(())
+
+
+def _keys(paths: Sequence[Path]) -> _Keys:
+    """Returns the keys of a tree. A training loop saves the same paths (see `jaxckpt.tree.flatten`) again and again."""
+    global _latest_keys
+    found = _latest_keys
+    if len(paths) != len(found.paths) or not all(map(operator.is_, paths, found.paths)):
+        found = _latest_keys = _Keys(paths)
+    return found
+
+
+def _array_metadata(name: str, content: ArrayContent, settings: WriteSettings) -> str:
+    chunks = layout.chunks_of(content, settings)
+    extra = "null" if content.key_impl is None else f'{{"random_key_impl": {_quoted(content.key_impl)}}}'
+    return (
+        f'{{"array_metadata": {{"param_name": {_quoted(name)}, "write_shape": {_extents(content.write_shape)}, '
+        f'"chunk_shape": {_extents(chunks)}, "ext_metadata": {extra}}}}}'
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.encoder.encode_basestring_ascii(text)
+
+
+def _extents(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _write_text(path: str, text: str) -> None:
+    stores.write(path, text.encode())
