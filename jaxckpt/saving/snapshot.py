@@ -15,7 +15,7 @@ from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.kind import Content
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.saving.shards import GlobalArray, host_content
-from jaxckpt.storage.item import layout
+from jaxckpt.storage.item import layout, strings
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import EmptyNode, Flat, Leaf
