@@ -1,1 +1,1 @@
-"""What any room may use: it knows nothing of checkpoints, and imports no other room."""
+"""Helpers that every room may use. They know nothing about checkpoints and import no other room."""

@@ -1,20 +1,27 @@
-"""Memory for arrays that are read: JAX's CPU backend takes it without a copy, and the kernel gives it in large pages."""
+"""Aligned memory for arrays that are read: JAX's CPU backend uses it without a copy, and the kernel backs it with huge pages."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-_ALIGNMENT = 64  # XLA's
+# The alignment that XLA needs, in bytes.
+_ALIGNMENT = 64
 _HUGE_PAGE = 2 << 20
-_HUGE_FROM = 4 << 20  # bytes of memory that numpy asks the kernel to back with huge pages
+# numpy asks the kernel for huge pages from this size on, in bytes.
+_HUGE_FROM = 4 << 20
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """Returns a new array at an address that is a multiple of 64, or of a huge page's size for an array of several of them.
+    """Returns a new, uninitialized array at an aligned address: a multiple of 64, or of a huge page's size for an array of several pages.
 
-    An array that begins in the middle of a huge page has its ends in small pages, hundreds of them, and every one has to be asked for
-    when it is written first: that takes as long as reading it. Memory before the beginning is never touched, and so never given.
+    Without this, an array that begins in the middle of a huge page would have hundreds of small pages at both ends. The kernel supplies
+    each of them at the first write, which takes as long as reading the array. The skipped memory before the array is never touched, so the
+    kernel never supplies it.
+
+    Args:
+      shape: shape of the array.
+      dtype: dtype of the array.
     """
     nbytes = math.prod(shape) * dtype.itemsize
     alignment = _HUGE_PAGE if nbytes >= _HUGE_FROM else _ALIGNMENT

@@ -1,4 +1,4 @@
-"""Checks of arguments; `what` names the argument in the error."""
+"""Checks of arguments. In each function `what` is the argument's name for the error message."""
 
 import functools
 import math
@@ -16,17 +16,17 @@ StrPath: TypeAlias = str | os.PathLike[str]
 
 
 def type_name(value: Any) -> str:
-    """Returns the name of a value's class, with its module: another library may have a class of the same name."""
+    """Returns the name of a value's class, with its module, because two libraries may have classes of the same name."""
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Refusal(NamedTuple):
-    """Why an argument is refused, in words that do not name it.
+    """Why an argument is refused, in words that do not name the argument.
 
     Attributes:
       reason: the words, without a full stop.
-      says_expected: whether they say what was expected and found ("expected a positive number, got 0").
+      says_expected: whether the words tell the expected and the given value ("expected a positive number, got 0").
     """
 
     reason: str
@@ -34,26 +34,26 @@ class Refusal(NamedTuple):
 
 
 def refusal(kind: type[_Error], subject: str, reason: str, *, expected: str = "") -> _Error:
-    """Returns the error about an argument; `refusal_of` gives its reason back.
+    """Returns the error for a refused argument. `refusal_of` gets the reason back from it.
 
     Args:
       kind: TypeError or ValueError.
-      subject: the argument, with its value perhaps.
-      reason: why it is refused, without a full stop.
-      expected: what it may be; empty where the reason says so.
+      subject: the argument's name, with its value if that helps.
+      reason: why the argument is refused, without a full stop.
+      expected: which values are allowed; empty if the reason says so.
     """
     may_be = f"; expected {expected}" if expected else ""
     return _carrying(kind(f"{subject}: {reason}{may_be}."), Refusal(reason, False))
 
 
 def mismatch(kind: type[_Error], subject: str, expected: str, got: str) -> _Error:
-    """Returns the error about an argument that is not what was expected; `refusal_of` gives its reason back.
+    """Returns the error for an argument that differs from the expected one. `refusal_of` gets the reason back from it.
 
     Args:
       kind: TypeError or ValueError.
-      subject: the argument.
-      expected: what it may be.
-      got: what it is, without a full stop.
+      subject: the argument's name.
+      expected: which values are allowed.
+      got: the given value, without a full stop.
     """
     reason = f"expected {expected}, got {got}"
     return _carrying(kind(f"{subject}: {reason}."), Refusal(reason, True))
@@ -65,17 +65,17 @@ def _carrying(error: _Error, refusal: Refusal) -> _Error:
 
 
 def refusal_of(error: TypeError | ValueError) -> Refusal:
-    """Returns why an argument is refused: what `refusal` and `mismatch` noted, else the whole text."""
+    """Returns why an argument is refused: the reason given to `refusal` or `mismatch`, or the whole text of any other error."""
     found = getattr(error, "refusal", None)
     return found if isinstance(found, Refusal) else Refusal(str(error).rstrip("."), False)
 
 
 def also_named(ours: str, theirs: str) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
-    """Lets callers name an argument of a function as TensorFlow does.
+    """Lets callers pass a function's first argument under TensorFlow's name too.
 
     Args:
       ours: name of the first parameter.
-      theirs: TensorFlow's name of it, which is taken as a keyword. Giving both is a TypeError.
+      theirs: TensorFlow's name for it, accepted as a keyword. A call that gives both raises TypeError.
     """
 
     def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -95,7 +95,7 @@ def also_named(ours: str, theirs: str) -> Callable[[Callable[..., _Result]], Cal
 
 
 def flag(what: str, value: object) -> bool:
-    """Returns a bool. Raises TypeError for anything else, numpy's included."""
+    """Returns `value`, which must be a bool. Raises TypeError for anything else, numpy's bool included."""
     if not isinstance(value, bool):
         raise mismatch(TypeError, what, "True or False", f"{value!r} of type {type(value).__name__}")
     return value
@@ -105,13 +105,13 @@ def byte_count(what: str, value: object, least: int) -> int:
     """Returns a number of bytes as an int.
 
     Args:
-      what: the argument.
+      what: the argument's name.
       value: its value.
       least: the smallest number that is allowed.
 
     Raises:
-      TypeError: it is not an int.
-      ValueError: it is out of range.
+      TypeError: `value` is not an int.
+      ValueError: `value` is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise mismatch(TypeError, what, "a number of bytes as an int", f"{value!r} of type {type(value).__name__}")
@@ -124,16 +124,16 @@ def seconds(what: str, value: object) -> float:
     """Returns a number of seconds that Python can wait for.
 
     Args:
-      what: the argument.
+      what: the argument's name.
       value: its value.
 
     Raises:
-      TypeError: it is not a number.
-      ValueError: it is out of range.
+      TypeError: `value` is not a number.
+      ValueError: `value` is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise mismatch(TypeError, what, "a number of seconds", f"{value!r} of type {type(value).__name__}")
-    # Also refuses nan.
+    # This comparison refuses nan too.
     if not 0 < value <= threading.TIMEOUT_MAX:
         raise mismatch(
             ValueError,
@@ -145,7 +145,7 @@ def seconds(what: str, value: object) -> float:
 
 
 def index(what: str, value: Any) -> int:
-    """Returns an int, also of numpy or jax. Raises TypeError for anything else, bool and float included."""
+    """Returns an int, from numpy or JAX too. Raises TypeError for anything else, bool and float included."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{what} must be an int, got {type(value).__name__}.")
     return operator.index(value)

@@ -1,4 +1,4 @@
-"""Boxes of an array, and the grid that they lie on."""
+"""Boxes (rectangular parts) of an array, and the grid on which they lie."""
 
 import math
 from collections.abc import Sequence
@@ -33,10 +33,15 @@ def slices_of(start: Sequence[int], shape: Sequence[int]) -> Slices:
 
 
 def part_of(array: np.ndarray, box: Slices | None) -> np.ndarray:
-    """Returns a view of a box of an array; an array also where it has no axis."""
+    """Returns a view of a part of an array. The view is an array even if it has no axes.
+
+    Args:
+      array: the whole array.
+      box: the part; None for the whole array.
+    """
     if box is None:
         return array
-    # Without the dots it would be a scalar then.
+    # Without the dots, an array without axes would become a scalar.
     index: Any = (*box, ...)
     part: np.ndarray = array[index]
     return part
@@ -46,8 +51,8 @@ def spans_of(box: Slices | None, shape: Sequence[int]) -> list[tuple[int, int]]:
     """Returns where a box begins and ends along each axis.
 
     Args:
-      box: of the array; None for all of it.
-      shape: of the array.
+      box: the box; None for the whole array.
+      shape: shape of the array.
     """
     if box is None:
         return [(0, extent) for extent in shape]
@@ -55,11 +60,11 @@ def spans_of(box: Slices | None, shape: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def grid_of(shape: tuple[int, ...], boxes: Sequence[Any]) -> tuple[int, ...]:
-    """Returns the extents of the grid that boxes lie on: with uneven shardings the last ones along an axis are smaller.
+    """Returns the extents of one cell of the grid on which boxes lie. With an uneven sharding, the last box along an axis is smaller.
 
     Args:
-      shape: of the array.
-      boxes: what tiles it; each has ``start`` and ``shape``.
+      shape: shape of the array.
+      boxes: the boxes that tile the array; each has ``start`` and ``shape``.
     """
     if not boxes or not shape:
         return shape

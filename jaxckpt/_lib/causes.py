@@ -1,11 +1,11 @@
-"""What an exception came from, without what its caller happened to be handling."""
+"""Finds the true cause of an exception, ignoring an exception that the caller was merely handling at the time."""
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """Returns the exception that `error` came from; None if it came from none, or from none that is known.
+    """Returns the exception that caused `error`; None if there is not one, or if it is not known.
 
-    Whoever saves in an `except` block gives every error of the save that exception as its `__context__`. It says nothing of the save. The
-    block that handled a true cause is one of the frames that `error` has passed.
+    If a program saves in an `except` block, Python sets the handled exception as the `__context__` of every error of the save, although it
+    is unrelated. A true cause was handled in one of the frames that `error` has passed through; an unrelated exception was not.
     """
     if error.__cause__ is not None or error.__suppress_context__:
         return error.__cause__

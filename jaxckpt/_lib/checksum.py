@@ -1,4 +1,4 @@
-"""crc32c, and values that their checksum follows, as in zarr's codec of that name and in OCDBT's nodes."""
+"""crc32c checksums, and values followed by their checksum, as in zarr's codec "crc32c" and in OCDBT's nodes."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ BYTES = 4
 
 
 def crc32c(content: bytes) -> int:
-    """Returns the crc32c of bytes."""
+    """Returns the crc32c of `content`."""
     checksum: int = google_crc32c.value(content)
     return checksum
 
 
 def extended(checksum: int, block: np.ndarray) -> int:
-    """Returns the crc32c of what has been read so far and of the bytes that follow it.
+    """Returns the crc32c of the bytes so far and of the bytes that follow them.
 
     Args:
-      checksum: of what came before; 0 for nothing.
-      block: contiguous bytes, of uint8. Nothing is copied.
+      checksum: crc32c of the bytes so far; 0 if there are none yet.
+      block: the bytes that follow, as a contiguous array of uint8. They are not copied.
     """
-    # google_crc32c refuses what can be written to.
+    # google_crc32c accepts read-only memory only.
     frozen: Any = block.view()
     frozen.flags.writeable = False
     result: int = google_crc32c.extend(checksum, frozen)
@@ -29,7 +29,7 @@ def extended(checksum: int, block: np.ndarray) -> int:
 
 
 def encoded(checksum: int) -> bytes:
-    """Returns a checksum as it is stored behind a value."""
+    """Returns a checksum as the 4 bytes that are stored behind a value."""
     return checksum.to_bytes(BYTES, "little")
 
 

@@ -1,4 +1,4 @@
-"""One bound for every wait of an operation."""
+"""A deadline that bounds every wait of one operation."""
 
 import contextlib
 import contextvars
@@ -7,18 +7,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# The longest that a wait goes on after the operation was cancelled.
+# A wait ends at most this long after its operation was cancelled.
 SLICE_SECS = 0.25
 _cancelled: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("cancelled", default=None)
 
 
 class CancelledError(Exception):
-    """The operation was given up by whoever began it."""
+    """The code that began the operation has cancelled it."""
 
 
 @contextlib.contextmanager
 def cancelled_by(event: threading.Event) -> Iterator[None]:
-    """Lets every wait of the block end with CancelledError soon after `event` is set."""
+    """Makes every wait inside the block raise CancelledError soon after `event` is set."""
     token = _cancelled.set(event)
     try:
         yield
@@ -27,9 +27,15 @@ def cancelled_by(event: threading.Event) -> Iterator[None]:
 
 
 class Deadline:
-    """A moment that no wait may pass."""
+    """The moment at which all waits of an operation must have ended."""
 
     def __init__(self, seconds: float, what: str) -> None:
+        """Starts the clock.
+
+        Args:
+          seconds: how long the operation may take.
+          what: names the operation in errors.
+        """
         self._end = time.monotonic() + seconds
         self._seconds = seconds
         self._what = what
@@ -39,8 +45,8 @@ class Deadline:
         """Returns the seconds left.
 
         Raises:
-          TimeoutError: there are none; says what took too long.
-          CancelledError: the operation was given up.
+          TimeoutError: the deadline has passed; the message names the operation.
+          CancelledError: the operation was cancelled.
         """
         if self._cancelled is not None and self._cancelled.is_set():
             raise CancelledError(self._what)
@@ -50,7 +56,7 @@ class Deadline:
         return left
 
     def wait(self, future: Any) -> Any:
-        """Returns the result of a TensorStore future."""
+        """Returns the result of a TensorStore future. Raises the errors of `left` if it does not come in time."""
         while True:
             left = self.left()
             try:

@@ -1,7 +1,8 @@
-"""What lies on disk → typed values. Everything that goes wrong in between is a `CorruptCheckpointError` that names the file.
+"""Parsing files of a checkpoint into typed values. Every failure becomes a `CorruptCheckpointError` that names the file.
 
-`parse` reads JSON, the other functions take a value out of it if it has the right type and range. They raise `DamagedError`, and a block
-`with damage(where):` around all of it turns that, and whatever else a hostile file can make Python raise, into the one documented error.
+`parse` reads JSON. The `as_*` functions check the type and range of one value in it. All of them raise `DamagedError`. A block
+`with damage(where):` around them turns that error, and any other error that a hostile file can make Python raise, into
+`CorruptCheckpointError`.
 """
 
 import json
@@ -15,22 +16,27 @@ _INT64 = 1 << 63
 
 
 class DamagedError(ValueError):
-    """A file does not hold what was written, or holds what nobody would write."""
+    """The content of a file is not what was written, or is not valid."""
 
 
 class damage:  # noqa: N801  Used as a function is.
-    """Turns errors of the block into `CorruptCheckpointError`.
+    """Turns errors inside the block into `CorruptCheckpointError`.
 
-    Errors of the operating system pass, and so does a lack of memory: neither says anything about the checkpoint.
+    OSError and MemoryError pass unchanged, because they do not mean that the checkpoint is damaged.
     """
 
     def __init__(self, where: str, what: str = "this file") -> None:
-        """Args: the file, or the leaf, that the block reads; what it is called in the sentence."""
+        """Makes the context manager.
+
+        Args:
+          where: the file, or the leaf, that the block reads.
+          what: the subject of the error's sentence.
+        """
         self._where = where
         self._what = what
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Does nothing."""
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)):
@@ -43,12 +49,12 @@ class damage:  # noqa: N801  Used as a function is.
 
 
 def parse(content: bytes | str) -> Any:
-    """Parses JSON: UTF-8, every number finite. Raises DamagedError."""
+    """Parses JSON in UTF-8 and requires that every number is finite. Raises DamagedError."""
     return _decoded(_DECODER, content)
 
 
 def parse_strictly(content: bytes | str) -> Any:
-    """Parses JSON as `parse`, and refuses objects that name a key twice. For small files: it takes longer."""
+    """Parses JSON like `parse`, and also refuses objects with a repeated key. Slower, so for small files only."""
     return _decoded(_STRICT_DECODER, content)
 
 
@@ -58,7 +64,7 @@ def _decoded(decoder: json.JSONDecoder, content: bytes | str) -> Any:
     except DamagedError:
         raise
     except RecursionError:
-        # Its own text is about Python.
+        # The text of the RecursionError would talk about Python, not about the file.
         raise DamagedError("its JSON is nested too deeply") from None
     except ValueError as error:
         raise DamagedError(f"its JSON is not readable ({str(error)[:200]})") from error
@@ -72,13 +78,13 @@ def _finite(text: str) -> float:
 
 
 def _constant(text: str) -> float:
-    raise DamagedError(f"its number {text} is none")
+    raise DamagedError(f"{text} is not a valid JSON number")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise DamagedError("it names a key twice")
+        raise DamagedError("it has a key twice")
     return found
 
 
@@ -124,13 +130,13 @@ def as_bool(value: Any, what: str) -> bool:
 
 
 def as_extents(value: Any, what: str, low: int = 0, axes: int | None = None) -> tuple[int, ...]:
-    """Returns a JSON array of integers, the extents of a shape. Raises DamagedError.
+    """Returns the extents of a shape, given as a JSON array of integers. Raises DamagedError.
 
     Args:
-      value: from a document.
-      what: its name, for the message.
-      low: the smallest that each may be.
-      axes: how many there have to be; None if that does not matter.
+      value: the parsed JSON value.
+      what: its name in the message.
+      low: the smallest allowed extent.
+      axes: the required number of extents; None if any number is allowed.
     """
     extents = tuple(as_int(extent, what, low) for extent in as_list(value, what))
     if len(extents) > bounds.AXES:

@@ -1,17 +1,17 @@
-"""Bringing files and directories to stable storage; an error names the path."""
+"""Writing files and directories to stable storage (fsync). Every error names the path."""
 
 import os
 
 
 def sync(descriptor: int, path: str) -> None:
-    """Brings an open file to stable storage.
+    """Writes an open file to stable storage.
 
     Args:
-      descriptor: of the file.
-      path: of the file, for the error.
+      descriptor: the file's descriptor.
+      path: the file's path, for the error.
 
     Raises:
-      OSError: with errno and the path.
+      OSError: the write failed; has errno and the path.
     """
     try:
         os.fsync(descriptor)
@@ -21,7 +21,15 @@ def sync(descriptor: int, path: str) -> None:
 
 
 def sync_and_close(descriptor: int, path: str) -> None:
-    """Brings a file to stable storage, and closes it in any case. Arguments and errors as for `sync`."""
+    """Writes a file to stable storage, and closes it even if that fails.
+
+    Args:
+      descriptor: the file's descriptor.
+      path: the file's path, for the error.
+
+    Raises:
+      OSError: the write failed; has errno and the path.
+    """
     try:
         sync(descriptor, path)
     finally:

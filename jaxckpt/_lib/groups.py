@@ -1,4 +1,4 @@
-"""Dividing a sequence of things into groups of a bounded size."""
+"""Divides a sequence of items into groups of a bounded size."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -9,14 +9,14 @@ _T = TypeVar("_T")
 def groups(
     items: Iterable[_T], size: Callable[[_T], int], limit: int, *, fewest: int = 1, most: int | None = None
 ) -> Iterator[list[_T]]:
-    """Yields the items in their order, in groups whose sizes add up to `limit` at most. No group is empty.
+    """Yields the items, in order, in non-empty groups whose total size is at most `limit`.
 
     Args:
-      items: what to divide.
-      size: returns the size of an item, such as its bytes.
-      limit: of the sizes in a group. An item that is larger is in a group of `fewest` items.
-      fewest: a group has at least so many items, whatever their size; only the last one may have fewer.
-      most: a group has at most so many items; None for any number.
+      items: the items to divide.
+      size: returns the size of an item, such as its number of bytes.
+      limit: the largest total size of a group. A group with a larger item has `fewest` items.
+      fewest: the smallest number of items in a group, whatever their size. Only the last group may have fewer.
+      most: the largest number of items in a group; None for any number.
     """
     group: list[_T] = []
     held = 0

@@ -1,4 +1,4 @@
-"""The path of a file inside of a checkpoint, as another file of it names it."""
+"""Checks the path of a file of a checkpoint, as another file of the checkpoint names it."""
 
 import os
 
@@ -7,13 +7,13 @@ from jaxckpt._lib.documents import DamagedError
 
 
 def checked_name(name: str) -> str:
-    """Returns a path relative to the checkpoint that a file of it names.
+    """Returns `name` if it is a valid path relative to the checkpoint.
 
     Args:
       name: the path, with ``/`` between its parts.
 
     Raises:
-      DamagedError: it leaves the directory, or no file can be called so.
+      DamagedError: the path leads out of the checkpoint, or is not a possible file name.
     """
     # Most names are two parts without a dot.
     if not name or name[0] == "/" or "\0" in name or len(name) > bounds.PATH_BYTES:

@@ -1,15 +1,15 @@
-"""THE rule for the names of numbered checkpoints, ``<prefix>-<number>``, and for the number that is free. Pure.
+"""The one rule for names of numbered checkpoints, ``<prefix>-<number>``, and for the next free number. Pure functions.
 
-A number is written in decimal digits without leading zeros, so that a checkpoint has one name: ``ckpt-7`` is number 7 of ``ckpt``;
-``ckpt-07``, ``ckpt-+7`` and ``ckpt-７`` are names like any other. The prefix may hold hyphens and digits itself: ``run-1-7`` is number
-7 of ``run-1``. Names are those in one directory, not paths.
+A number is written in decimal digits without leading zeros, so that each number has one name: ``ckpt-7`` is number 7 of ``ckpt``;
+``ckpt-07``, ``ckpt-+7`` and ``ckpt-７`` are ordinary names without a number. The prefix may contain hyphens and digits: ``run-1-7`` is
+number 7 of ``run-1``. All names are names in one directory, not paths.
 """
 
 import re
 from collections.abc import Iterable
 
 _NUMBERED = re.compile(r"(?P<prefix>.+)-(?P<number>0|[1-9][0-9]*)", re.DOTALL)
-# No program saves that often: a larger number is part of a foreign file's name, and takes no number from us.
+# A program never saves that often. A larger number is part of another program's file name, and does not count.
 _COUNTABLE = 2**62
 
 
@@ -17,8 +17,8 @@ def name_of(prefix: str, number: int) -> str:
     """Returns the name, or the path, of a numbered checkpoint.
 
     Args:
-      prefix: name before the number, or a path that ends in it.
-      number: not negative.
+      prefix: name before the number, or a path that ends in that name.
+      number: the checkpoint's number, at least 0.
     """
     return f"{prefix}-{number}"
 
@@ -42,26 +42,26 @@ def number_of(name: str) -> int:
 
 
 def numbers(prefix: str, names: Iterable[str]) -> list[int]:
-    """Returns the numbers that the names of `prefix` have, ascending.
+    """Returns the numbers of the names that have this prefix, ascending.
 
     Args:
       prefix: name before the number.
-      names: of a directory; other names are skipped.
+      names: names in a directory. Names without this prefix are skipped.
     """
     return sorted(number_of(name) for name in names if prefix_of(name) == prefix)
 
 
 def belongs(name: str, prefix: str) -> bool:
-    """Whether a checkpoint is called `prefix`, or is a numbered one of it."""
+    """Whether `name` is `prefix` itself, or `prefix` with a number."""
     return name == prefix or prefix_of(name) == prefix
 
 
 def after_the_highest(prefix: str, names: Iterable[str], *others: int) -> int:
-    """Returns the number after the highest one that is taken.
+    """Returns the number after the highest one in use.
 
     Args:
       prefix: name before the number.
-      names: what there is in the directory.
-      *others: numbers that are taken as well, although no name has them; at least one.
+      names: all names in the directory.
+      *others: further numbers in use, which do not appear in `names`; at least one.
     """
     return max([number for number in numbers(prefix, names) if number < _COUNTABLE] + list(others)) + 1

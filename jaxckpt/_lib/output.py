@@ -1,7 +1,7 @@
-"""What the commands print: lines, JSON, sizes, ages, tables, errors, warnings; and a progress line on stderr.
+"""Output of the commands: lines, JSON, sizes, ages, tables, errors, warnings, and a progress line on stderr.
 
-Names of leaves, paths and messages come from strangers' files. Every line passes `printable`, so none of them can move the
-cursor, forge a line or change the order of the text. Commands print with the functions of this module only.
+Leaf names, paths and messages may come from a stranger's file. Every line passes through `printable`, so that such text cannot move the
+cursor, forge a line or change the order of the text. Commands must print with the functions of this module only.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TextIO
 
-# Characters without a width that count as letters or marks: a combining joiner and the fillers of Hangul.
+# Invisible characters that Unicode classifies as letters or marks: a combining joiner and the fillers of Hangul.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
 
 
 def printable(text: str) -> str:
-    """Returns `text` with every character escaped that is not seen, or that acts on a terminal.
+    """Returns `text` with every character escaped that is invisible or that controls a terminal.
 
-    These are control characters (C0 and C1, escape and line breaks among them), line and paragraph separators, formatting
-    characters (the order of text, zero width), lone surrogates (bytes of a file name that are no text), and code points
-    without a character. Other text stays as it is, whatever its script.
+    These are control characters (C0 and C1, with escape and line breaks), line and paragraph separators, formatting characters (text
+    direction, zero width), lone surrogates (bytes of a file name that are not text), and unassigned code points. Other text stays as it
+    is, whatever its script.
     """
     if text.isprintable() and _INVISIBLE.isdisjoint(text):
         return text
@@ -41,17 +41,17 @@ def _escaped(character: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Prints `value` as JSON, indented. Whatever is not ASCII, or a control character, stands escaped in it."""
+    """Prints `value` as indented JSON, in which control characters and all that is not ASCII are escaped."""
     print(json.dumps(value, indent=2, default=str))
 
 
 def print_line(text: str = "") -> None:
-    """Prints a line on stdout; what cannot be shown there is escaped."""
+    """Prints a line on stdout. Characters that cannot be shown there are escaped."""
     _print(text, sys.stdout)
 
 
 def print_error(text: str) -> None:
-    """Prints a line on stderr; what cannot be shown there is escaped."""
+    """Prints a line on stderr. Characters that cannot be shown there are escaped."""
     _print(text, sys.stderr)
 
 
@@ -72,10 +72,10 @@ def _encodable(text: str, stream: TextIO) -> str:
 
 @contextlib.contextmanager
 def warnings_as_lines(command: str) -> Iterator[None]:
-    """Prints what the code inside warns of (by `warnings` or `logging`) as lines on stderr that name the command.
+    """Prints warnings from inside the block (of `warnings` and `logging`) as lines on stderr that name the command.
 
     Args:
-      command: name of the command.
+      command: the command's name.
     """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -96,13 +96,13 @@ def warnings_as_lines(command: str) -> Iterator[None]:
 
 
 def sum_bytes(sizes: Iterable[int | None]) -> int | None:
-    """Returns the sum of sizes; None if one of them is not known."""
+    """Returns the sum of sizes; None if one of them is unknown."""
     listed = list(sizes)
     return None if None in listed else sum(size for size in listed if size is not None)
 
 
 def human_bytes(count: int | None) -> str:
-    """Returns a size in words: ``"17.3 MiB"``; "?" for one that is not known."""
+    """Returns a number of bytes in words, such as ``"17.3 MiB"``; "?" for None, an unknown size."""
     if count is None:
         return "?"
     if count < 1024:
@@ -113,7 +113,7 @@ def human_bytes(count: int | None) -> str:
 
 
 def human_age(seconds: float) -> str:
-    """Returns a duration in words: ``"3 min"``; "now" for what lies in the future of this clock."""
+    """Returns a duration in words, such as ``"3 min"``; "now" for less than a second, or a time in the future of this clock."""
     if seconds < 1:
         return "now"
     for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
@@ -123,7 +123,7 @@ def human_age(seconds: float) -> str:
 
 
 def human_millis(seconds: float) -> str:
-    """Returns a short duration in milliseconds with about three digits: ``"1.23 ms"``, ``"456 ms"``."""
+    """Returns a short duration in milliseconds with about three digits, such as ``"1.23 ms"`` or ``"456 ms"``."""
     millis = seconds * 1000
     return f"{millis:.{0 if millis >= 100 else 1 if millis >= 10 else 2}f} ms"
 
@@ -134,11 +134,11 @@ def count(number: int, singular: str, plural: str | None = None) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
-    """Aligns rows of cells into lines.
+    """Returns a table as lines, with aligned columns.
 
     Args:
-      rows: cells; all rows have the same number.
-      right: columns that are aligned at the right.
+      rows: the cells, row by row. All rows have the same number of cells.
+      right: indices of the columns that are aligned at the right.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     right = set(right)
@@ -153,13 +153,14 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 
 
 def describe(error: BaseException) -> str:
-    """Returns what an exception says, in one line: the file of an OSError first, then its notes. Names in it are as they are."""
+    """Returns an exception's message and its notes as one line, with the file of an OSError first. Names are not escaped here."""
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join(describe(one) for one in error.exceptions)
     elif isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}"
     elif isinstance(error, KeyError) and error.args:
-        text = str(error.args[0])  # str() would quote it
+        # str() would put the message in quotes.
+        text = str(error.args[0])
     else:
         text = str(error) or type(error).__name__
     return " ".join(map(_one_line, [text, *getattr(error, "__notes__", ())]))
@@ -167,22 +168,27 @@ def describe(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     lines = list(filter(None, map(str.strip, text.split("\n"))))
-    # A list with a heading, as a ConfigError has, becomes "heading: item; item".
+    # A heading with a list, as in a ConfigError, becomes "heading: item; item".
     if lines and lines[0].endswith(":"):
         return f"{lines[0]} {'; '.join(lines[1:])}"
     return "; ".join(lines)
 
 
 class Progress:
-    """A line on stderr that says what takes so long: after a second, and only where stderr is a terminal.
+    """A progress line on stderr. It appears after a second, and only if stderr is a terminal.
 
-    A context manager. Everything that is printed while it is shown has to go through `say`.
+    Use it as a context manager. Inside the block, print with `say` and `complain` only.
     """
 
     _EVERY_SECS = 0.2
 
     def __init__(self, text: str, *, after_secs: float = 1.0) -> None:
-        """Makes a line that starts with `text` and appears `after_secs` after the beginning of the block."""
+        """Makes a progress line.
+
+        Args:
+          text: the text to begin with; `update` changes it.
+          after_secs: seconds from the beginning of the block until the line appears.
+        """
         self._text = text
         self._after = after_secs
         self._began = 0.0
@@ -206,17 +212,17 @@ class Progress:
                 self._clear()
 
     def update(self, text: str) -> None:
-        """Changes what the line says; it is drawn a few times a second, whatever the rate of calls."""
+        """Changes the text of the line. The line is drawn a few times a second, however often this is called."""
         self._text = text
 
     def say(self, text: str) -> None:
-        """Prints a line on stdout; the progress line gives way to it."""
+        """Clears the progress line and prints a line on stdout."""
         with self._lock:
             self._clear()
             print_line(text)
 
     def complain(self, text: str) -> None:
-        """Prints a line on stderr; the progress line gives way to it."""
+        """Clears the progress line and prints a line on stderr."""
         with self._lock:
             self._clear()
             print_error(text)
@@ -241,5 +247,6 @@ class Progress:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except (OSError, ValueError):  # The terminal has gone; the work goes on.
+        except (OSError, ValueError):
+            # The terminal is gone. The command goes on without its progress line.
             pass

@@ -1,4 +1,4 @@
-"""Telling processes apart, and whether one is still running."""
+"""Identifies processes, and tells whether one is still running."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ import socket
 
 @functools.cache
 def host() -> str:
-    """Identifies the machine as far as process ids go: its name, boot, and process namespace."""
+    """Returns an id for the scope in which process ids are unique: the machine's name, its boot, and the process namespace."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
@@ -20,7 +20,7 @@ def host() -> str:
 
 
 def started(pid: int) -> int | None:
-    """Returns when a process started (clock ticks since boot), 0 where the system does not say, None if there is no such process."""
+    """Returns when a process started (clock ticks since boot); 0 if the system does not tell, None if the process does not exist."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -40,11 +40,16 @@ def started(pid: int) -> int | None:
 
 
 def start() -> int:
-    """Returns when this process started, 0 where the system does not say."""
+    """Returns when this process started (clock ticks since boot); 0 if the system does not tell."""
     return started(os.getpid()) or 0
 
 
 def is_running(pid: int, since: int) -> bool:
-    """Whether the process of this machine that started at `since` (0: not known) is still running."""
+    """Whether a process of this machine is still running.
+
+    Args:
+      pid: the process id.
+      since: when the process started, from `started`; 0 if that is unknown.
+    """
     found = started(pid)
     return found is not None and (since == 0 or found in (0, since))

@@ -1,6 +1,6 @@
-"""Protobuf's text format, as far as files of flat messages need it: fields, numbers, strings. Pure.
+"""The part of protobuf's text format that flat messages need: fields, numbers, strings. Pure functions.
 
-Strings are the bytes of the file system, so that any name that a directory can have survives.
+Strings are encoded as the file system encodes names, so that every possible file name survives.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class TextFormatError(ValueError):
-    """A text is not one of protobuf's text format."""
+    """The text is not valid in protobuf's text format."""
 
 
 _GAP = r"(?:\s|\#[^\n]*+)*+"
@@ -26,7 +26,10 @@ _ESCAPED = {10: r"\n", 13: r"\r", 9: r"\t", 34: r"\"", 39: r"\'", 92: r"\\"}
 
 
 def fields(text: str) -> Iterator[tuple[str, str]]:
-    """Yields the names of fields and their values as they are written; of a list, each value.
+    """Yields the name and the literal value of each field. A list yields its name once for each value.
+
+    Args:
+      text: the whole file.
 
     Raises:
       TextFormatError: the text is not a sequence of fields.
@@ -44,7 +47,7 @@ def fields(text: str) -> Iterator[tuple[str, str]]:
 
 
 def quoted(name: str) -> str:
-    """Returns the string literal of a name (ASCII)."""
+    """Returns the string literal, in ASCII, for a name."""
     return (
         '"'
         + "".join(
@@ -55,13 +58,16 @@ def quoted(name: str) -> str:
 
 
 def unquoted(value: str) -> str:
-    """Returns what string literals say.
+    """Returns the string that one or more string literals stand for.
+
+    Args:
+      value: the literals, as `fields` yields them.
 
     Raises:
-      TextFormatError: an escape is not one.
+      TextFormatError: an escape sequence is not valid.
     """
     data = bytearray()
-    # Strings that follow each other are parts of one.
+    # Adjacent literals are parts of one string.
     for literal in re.findall(STRING, value):
         for octal, byte, short, long, simple, plain in _ESCAPE.findall(literal[1:-1]):
             if octal or byte:

@@ -1,4 +1,4 @@
-"""Keeps the cyclic garbage collector still while thousands of small objects are made at once."""
+"""Pauses the cyclic garbage collector while thousands of small objects are made at once."""
 
 import gc
 import threading
@@ -11,10 +11,10 @@ _was_enabled = False
 
 
 class quiet_gc(ContextDecorator):  # noqa: N801  Used as a function is.
-    """Pauses the collector in the block (or function): what a save or restore makes is no garbage, and to look through it costs more
-    than to make it.
+    """Pauses the collector in the block (or function).
 
-    Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some refuse.
+    The objects that a save or a restore makes are not garbage, and scanning them costs more than making them. This is a class and not a
+    generator with `contextlib.contextmanager`, because the latter sets attributes of exceptions, which some exceptions refuse.
     """
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The threads of one operation: the first error stops all of them, and no wait for them is unbounded."""
+"""The threads of one operation. The first error stops all of them, and every wait for them is bounded."""
 
 import threading
 from collections.abc import Callable
@@ -10,9 +10,22 @@ _GRACE_SECS = 10.0
 
 
 class Threads:
-    """Daemon threads: one that hangs in the file system keeps neither its caller beyond the deadline nor the process from ending."""
+    """Daemon threads of one operation.
+
+    A thread that hangs in the file system does not hold its caller beyond the deadline, and does not keep the process from ending.
+
+    Attributes:
+      changed: the condition that guards the state which the threads share. Notify it after a change.
+      stopped: whether the threads shall end.
+    """
 
     def __init__(self, deadline: Deadline, name: str) -> None:
+        """Makes a group without threads.
+
+        Args:
+          deadline: bounds every wait.
+          name: name of the threads.
+        """
         self._deadline = deadline
         self._name = name
         self._lock = threading.Lock()
@@ -22,7 +35,7 @@ class Threads:
         self.stopped = False
 
     def at_least(self, count: int, work: Callable[[], None]) -> None:
-        """Starts threads that do `work` until there are `count` of them."""
+        """Starts more threads, which call `work`, until there are `count` of them."""
         with self._lock:
             while len(self._threads) < count:
                 thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
@@ -36,7 +49,7 @@ class Threads:
             self.stop(error)
 
     def stop(self, error: BaseException) -> None:
-        """Lets all threads end. The first error is the one that `join` raises."""
+        """Tells all threads to end. `join` raises the first `error` given here."""
         with self.changed:
             if self._error is None:
                 self._error = error
@@ -44,7 +57,10 @@ class Threads:
             self.changed.notify_all()
 
     def wait_until(self, ready: Callable[[], bool]) -> bool:
-        """Waits, holding `changed`, until `ready` or until the threads shall stop; returns whether they shall go on.
+        """Waits until `ready` returns True or the threads shall stop. Returns whether the threads shall go on.
+
+        Args:
+          ready: called with `changed` held. The caller must hold it too.
 
         Raises:
           TimeoutError: after the deadline.
@@ -57,8 +73,8 @@ class Threads:
         """Waits for all threads.
 
         Raises:
-          BaseException: the very first error of any of them.
-          TimeoutError: after the deadline; a thread that hangs in a system call is left behind, and ends when the call does.
+          BaseException: the first error of any thread.
+          TimeoutError: the deadline has passed. A thread that hangs in a system call is left behind, and ends when the call returns.
         """
         try:
             while alive := [thread for thread in tuple(self._threads) if thread.is_alive()]:
@@ -77,4 +93,5 @@ class Threads:
         try:
             raise found
         finally:
-            del found  # It holds this frame.
+            # The traceback of the error holds this frame: break the cycle.
+            del found

@@ -1,7 +1,7 @@
-"""Work that Ctrl-C does not tear apart.
+"""Runs work so that Ctrl-C cannot stop it half-way.
 
-Python raises KeyboardInterrupt on the main thread, between any two instructions: half of a message may have been sent by then, and the
-process that it was for would wait for the rest.
+Python raises KeyboardInterrupt on the main thread, between any two instructions. Half of a message may have been sent by then, and its
+receiver would wait for the rest.
 """
 
 import contextvars
@@ -15,31 +15,32 @@ from jaxckpt._lib.causes import cause_of
 _T = TypeVar("_T")
 _SLICE_SECS = 1.0
 _PAUSE_SECS = 0.005
-# What Python says of a Lock, and of an RLock. Not any RuntimeError: one that a handler of an interrupt meets is what it says it is.
+# The messages of Python's Lock and RLock. Other RuntimeErrors are never interrupts in disguise, even if they appear while one is handled.
 _TWICE = ("release unlocked lock", "cannot release un-acquired lock")
-# One for each work that a second interrupt left running; not empty any more when that work has ended.
+# One list for each work that a second interrupt left running. The list gets an item when that work has ended.
 _left: list[list[bool]] = []
 
 
 def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException], None] = lambda error: None) -> _T:
-    """Does `work` to its end, once, and only then raises an interrupt that came meanwhile.
+    """Runs `work` once, to its end, and raises an interrupt that came meanwhile only afterwards.
 
-    A second interrupt is raised at once; the work then goes on, on its own thread, and what it raises is lost.
+    A second interrupt is raised at once. The work then goes on on its own thread, and an error of it is lost.
 
     Args:
-      work: bounded. On the main thread, which alone is interrupted, it is done by another one for it.
-      interrupted: called at once with the interrupt.
+      work: the work, whose waits are bounded. Only the main thread is ever interrupted, so a call from the main thread runs `work` on
+        another thread; a call from any other thread runs it directly.
+      interrupted: called with the first interrupt as soon as it comes.
 
     Returns:
-      What `work` returned.
+      The result of `work`.
 
     Raises:
-      BaseException: what `work` raised; or the interrupt.
+      BaseException: the error of `work`, or else the interrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
     begun = threading.Lock()
-    # Not an Event: an interrupt in its wait() can leave its lock held for ever.
+    # This is not an Event, because an interrupt in Event.wait() can leave its lock held for ever.
     running = threading.Lock()
     running.acquire()
     results: list[_T] = []
@@ -65,10 +66,12 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
                 told = True
                 interrupted(interrupt)
             try:
-                # Whether an interrupt came before or after the thread was started cannot be known: the second one ends at once.
+                # After an interrupt it is unknown whether the thread was started, so another is started. Of two threads, the second finds
+                # `begun` held and ends at once.
                 context = contextvars.copy_context()
                 start(threading.Thread(target=context.run, args=(run,), name="jaxckpt uninterrupted", daemon=True))
-            except RuntimeError:  # No thread to be had.
+            except RuntimeError:
+                # The system cannot start another thread.
                 run()
             while not ended:
                 running.acquire(timeout=_SLICE_SECS)
@@ -76,7 +79,7 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
             if interrupt is None:
                 interrupt = error
             elif begun.locked():
-                # The user does not want to wait. The work goes on; had it not begun, it would never be done.
+                # The user does not want to wait, and the work goes on by itself. If it has not begun, this loop must still start it.
                 _left.append(ended)
                 raise
     if errors:
@@ -87,7 +90,11 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
 
 
 def finish_left(seconds: float) -> None:
-    """Waits for what second interrupts have left running, so that the next call meets nothing half done; at most so long."""
+    """Waits for the work that second interrupts left running, so that the next call does not meet half-done work.
+
+    Args:
+      seconds: the longest time to wait.
+    """
     end = time.monotonic() + seconds
     while _left and time.monotonic() < end:
         if _left[0]:
@@ -97,12 +104,15 @@ def finish_left(seconds: float) -> None:
 
 
 def start(thread: threading.Thread) -> None:
-    """Starts a thread. An interrupt is raised as such: it says nothing of whether the thread runs.
+    """Starts a thread, and makes sure that an interrupt is raised as an interrupt. After one, the thread may or may not run.
 
-    In `Thread.start`, which waits for the thread, one can become a RuntimeError ("release unlocked lock") of that wait.
+    `Thread.start` waits for the thread. An interrupt in that wait can become a RuntimeError ("release unlocked lock").
+
+    Args:
+      thread: the thread to start.
 
     Raises:
-      RuntimeError: there is no thread to be had.
+      RuntimeError: the system cannot start another thread.
     """
     try:
         thread.start()
@@ -113,9 +123,10 @@ def start(thread: threading.Thread) -> None:
 
 
 def interrupt_of(error: BaseException) -> BaseException | None:
-    """Returns the interrupt that has become a RuntimeError in one of Python's own waits; None if that is not what `error` is.
+    """Returns the interrupt that became the RuntimeError `error` in one of Python's own waits; None if `error` is something else.
 
-    Where a `Condition` lets go of its lock to wait, its `with` statement releases the lock once more.
+    It happens in `Condition.wait`, which releases the lock before it waits: after an interrupt there, the `with` statement around it
+    releases the lock a second time, which raises the RuntimeError.
     """
     if not isinstance(error, RuntimeError) or str(error) not in _TWICE:
         return None

@@ -1,4 +1,4 @@
-"""jax.ShapeDtypeStruct: an array without data, which can be the target of a restore."""
+"""The kind of jax.ShapeDtypeStruct: an array without data, which can be the target of a restore."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ class _Abstract(LeafKind):
         if not has_place:
             raise ValueError(
                 f"{target.name}: the target is a jax.ShapeDtypeStruct without a sharding, in a job of {jax.process_count()} processes. "
-                "Give it one, jax.ShapeDtypeStruct(shape, dtype, sharding=...): it says which process gets what."
+                "Give it one, jax.ShapeDtypeStruct(shape, dtype, sharding=...): it tells which process gets which part."
             )
         if is_key:
             prng_keys.require_keys(target, found, leaf, terms, _key_impl(value))
@@ -67,7 +67,7 @@ ABSTRACT = _Abstract()
 
 
 def _key_impl(value: Any) -> str:
-    """Returns the implementation of abstract PRNG keys. Their dtype does not tell: an array of it has to be asked."""
+    """Returns the implementation of abstract PRNG keys. Only an array tells it, so one is traced; the dtype does not tell it."""
     found: list[str] = []
 
     def look(key: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Python's bytes, stored as an array of uint8 with a note. Not subclasses of it."""
+"""The kind of Python's bytes (not of subclasses), stored as an array of uint8 with a note."""
 
 from collections.abc import Sequence
 from typing import Any

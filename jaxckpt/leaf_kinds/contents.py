@@ -1,4 +1,4 @@
-"""Arrays in the memory of this host as what is written, and compared."""
+"""Arrays in the memory of this host: as the content to write, and as digests to compare."""
 
 import math
 from typing import Any
@@ -11,10 +11,10 @@ from jaxckpt.storage.item.content import ArrayContent, Piece, ValueType
 from jaxckpt.tree.flatten import Leaf
 
 AXES = 32
-"""How many axes an array may have. TensorStore, with which Orbax reads, knows no more."""
-# A longer text is compared by its checksum.
+"""The largest number of axes of an array. It is the limit of TensorStore, with which Orbax reads."""
+# A longer text is replaced by its checksum.
 _TEXT_CHARS = 64
-# Of fewer bytes, the checksum of a copy is the faster one.
+# For fewer bytes than this, copying them first is faster.
 _COPY_BYTES = 4096
 
 
@@ -22,16 +22,16 @@ def whole(value_type: ValueType, array: np.ndarray, note: str | None = None) -> 
     """Returns the content of a leaf that is one array on this process.
 
     Args:
-      value_type: Orbax's word for the leaf.
-      array: its data, which nothing may change from now on.
-      note: the word of its note, if it has one.
+      value_type: Orbax's word for the type of the leaf.
+      array: the leaf's data, which must not change from now on.
+      note: the word of the leaf's note, if it has one.
     """
     piece = Piece((0,) * array.ndim, array.shape, array)
     return ArrayContent(value_type, array.shape, array.dtype, array.shape, (piece,), note)
 
 
 def require_storable(leaf: Leaf, dtype: Any) -> None:
-    """Raises TypeError, which names the leaf, if arrays of `dtype` cannot be stored."""
+    """Raises TypeError, with the leaf's name, if arrays of `dtype` cannot be stored."""
     if (reason := dtypes.refusal(dtype)) is not None:
         raise TypeError(f"{leaf.name}: {reason}")
 
@@ -39,7 +39,7 @@ def require_storable(leaf: Leaf, dtype: Any) -> None:
 def too_many_axes(leaf: Leaf) -> ValueError:
     """Returns the error for an array of more than `AXES` axes."""
     return ValueError(
-        f"{leaf.name}: this array has {leaf.value.ndim} axes; Orbax and TensorStore know {AXES} at most. Reshape it first."
+        f"{leaf.name}: this array has {leaf.value.ndim} axes; Orbax and TensorStore allow {AXES} at most. Reshape it first."
     )
 
 
@@ -52,13 +52,13 @@ def checksum(array: np.ndarray) -> str:
 
 
 def text_digest(value: Any) -> str:
-    """Returns the digest of a value that its `repr` says all of."""
+    """Returns the digest of a value that its `repr` determines completely."""
     text = repr(value)
     return text if len(text) < _TEXT_CHARS else checksum(np.frombuffer(text.encode(), np.uint8))
 
 
 def is_same_array(one: Any, other: Any) -> bool:
-    """Whether two arrays or scalars have the same dtype, shape and bytes: nan is itself, and -0.0 is not 0.0."""
+    """Whether two arrays or scalars have the same dtype, shape and bytes. So nan equals nan, and -0.0 differs from 0.0."""
     left, right = np.asarray(jax.device_get(one)), np.asarray(jax.device_get(other))
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False

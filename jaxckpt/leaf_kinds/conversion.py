@@ -1,4 +1,4 @@
-"""Stored numbers → numbers of another dtype of the same kind, where that is allowed: checked by value, so that nothing wrong is loaded."""
+"""Converts stored numbers to another dtype of the same kind, where that is allowed. Checks every value, so that none is loaded wrongly."""
 
 import enum
 import functools
@@ -12,15 +12,15 @@ import numpy as np
 from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt.leaf_kinds.dtypes import number_kind
 
-# Converted at a time: the temporary arrays of a large one stay small.
+# Numbers converted at a time, so that temporary arrays stay small.
 _BLOCK = 1 << 18
-# Also for the dtypes that numpy does not know.
+# JAX's versions, because they also know the dtypes that numpy does not have.
 _finfo: Any = jnp.finfo
 _iinfo: Any = jnp.iinfo
 
 
 class Rule(enum.Enum):
-    """What a conversion may do to a value."""
+    """How a conversion may change a value."""
 
     EXACT = "the value must be representable"
     ROUND = "a Python float is rounded to the nearest, as JAX does when a program makes an array of it"
@@ -32,10 +32,10 @@ class Conversion:
     """How the numbers of one leaf get the dtype of its target.
 
     Attributes:
-      name: of the leaf, for errors.
-      path: of the checkpoint, for errors.
-      dtype: the target's.
-      rule: what may happen to values.
+      name: the leaf's name, for errors.
+      path: the checkpoint's path, for errors.
+      dtype: the target's dtype.
+      rule: how values may change.
     """
 
     name: str
@@ -46,13 +46,16 @@ class Conversion:
     def __call__(self, stored: np.ndarray) -> np.ndarray:
         """Returns a new array of the target's dtype.
 
+        Args:
+          stored: the stored numbers.
+
         Raises:
-          ValueError: a value that the dtype cannot hold; names the leaf, the value and the dtype.
+          ValueError: the dtype cannot hold a value; the message names the leaf, the value and the dtype.
         """
         new = aligned_empty(stored.shape, self.dtype)
         source, target = np.ascontiguousarray(stored).reshape(-1), new.reshape(-1)
         if number_kind(self.dtype) == "c":
-            # Two numbers, each of which has to fit.
+            # Real and imaginary part must fit each.
             source, target = source.view(source.real.dtype), target.view(target.real.dtype)
         convert = self._integers if number_kind(self.dtype) == "i" else self._floats
         for start in range(0, source.size, _BLOCK):
@@ -61,7 +64,7 @@ class Conversion:
 
     def _integers(self, source: np.ndarray, target: np.ndarray) -> None:
         limits = _iinfo(self.dtype)
-        # As Python's own ints: of an int64 and a uint64 numpy would make floats.
+        # Compared as Python ints, because numpy turns an int64 and a uint64 into floats.
         for value in (int(source.min()), int(source.max())):
             if not int(limits.min) <= value <= int(limits.max):
                 raise self._refusal(value, f"holds {limits.min} to {limits.max}")
@@ -75,7 +78,7 @@ class Conversion:
             largest = float(_finfo(target.dtype).max)
             bad = (np.isnan(source) != np.isnan(target)) | (np.isinf(source) != np.isinf(target))
             if not np.isinf(np.asarray(np.inf).astype(target.dtype)):
-                # A dtype without infinity may give its largest number for all that are larger.
+                # A dtype without infinity may turn every larger number into its largest one.
                 bad |= np.isfinite(source) & (np.abs(source.astype(np.float64)) > largest)
             if bad.any():
                 raise self._refusal(source[bad][0], f"holds finite numbers up to {largest:.6g}")
@@ -96,7 +99,7 @@ class Conversion:
 
 @functools.cache
 def _holds_all(wide: Any, narrow: Any) -> bool:
-    """Whether one floating dtype holds every number of another one."""
+    """Whether the floating dtype `wide` holds every number of the dtype `narrow`."""
     if {wide, narrow} - {np.dtype(each) for each in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)}:
         return False
     a, b = _finfo(wide), _finfo(narrow)
@@ -106,12 +109,12 @@ def _holds_all(wide: Any, narrow: Any) -> bool:
 def scalar_rule(stored: np.dtype[Any], note: str | None) -> Rule:
     """Returns the rule for a scalar.
 
-    A Python float is stored in 64 bits because it has no dtype of its own: a program that makes an array of 1e-4 has it rounded. A numpy
-    scalar has a dtype that somebody chose, and an int has no nearest one.
+    A Python float does not have a dtype: it is stored in 64 bits, and JAX rounds it when a program makes an array of it. So it may be
+    rounded here too. The dtype of a numpy scalar was chosen by the program, so its value must stay exact; so must an int.
 
     Args:
-      stored: its dtype.
-      note: the word of the note of the leaf; None for a Python scalar.
+      stored: the stored dtype.
+      note: the word of the leaf's note; None for a Python scalar.
     """
     return Rule.ROUND if note is None and stored in _PYTHON else Rule.EXACT
 

@@ -1,4 +1,4 @@
-"""Which dtypes can be stored, and what kinds of numbers they hold."""
+"""Which dtypes can be stored, and which kind of number each holds."""
 
 import functools
 from typing import Any
@@ -31,32 +31,32 @@ STORABLE = {
     )
     if hasattr(ml_dtypes, name)
 }
-"""Dtypes of arrays that can be stored, in the byte order of this machine."""
+"""The dtypes that can be stored, in the byte order of this machine."""
 
 
 def is_key_dtype(dtype: Any) -> bool:
-    """Whether a dtype is that of typed PRNG keys."""
+    """Whether `dtype` is a dtype of typed PRNG keys."""
     return not isinstance(dtype, np.dtype) and bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
 
 
 def is_storable(dtype: Any) -> bool:
-    """Whether arrays of a dtype can be stored, in either byte order. The dtype of PRNG keys cannot: their data has another one."""
+    """Whether arrays of `dtype` can be stored, in either byte order. False for PRNG keys: their data, of another dtype, is stored."""
     return dtype in STORABLE or (isinstance(dtype, np.dtype) and dtype.newbyteorder("=") in STORABLE)
 
 
 def refusal(dtype: Any) -> str | None:
-    """Says why arrays of a dtype cannot be stored, to be put after the leaf's name; None if they can."""
+    """Returns why arrays of `dtype` cannot be stored, as a text to follow the leaf's name; None if they can."""
     if is_storable(dtype):
         return None
     return (
-        f"cannot store dtype {dtype}; neither Orbax nor zarr has such arrays. "
+        f"cannot store dtype {dtype}; neither Orbax nor zarr supports it. "
         "Convert it first, for example to a wider number, or to strings in a list."
     )
 
 
 @functools.cache
 def number_kind(dtype: Any) -> str:
-    """Returns "b", "i", "f" or "c" for bools, integers, floating and complex numbers of any width, "" for anything else."""
+    """Returns "b", "i", "f" or "c" for bools, integers, floating and complex numbers of any width; "" for any other dtype."""
     kinds: tuple[tuple[Any, str], ...] = (
         (np.bool_, "b"),
         (np.integer, "i"),

@@ -1,4 +1,4 @@
-"""Whether stored arrays fit the arrays and scalars that are targets: kind of number, shape, dtype."""
+"""Checks whether stored numbers fit a target array or scalar: kind of number, shape, dtype."""
 
 from typing import Any
 
@@ -17,28 +17,28 @@ _NUMBERS = (None, notes.NUMPY_SCALAR.word, notes.JAX_ARRAY.word)
 
 
 def require_numbers(leaf: StoredLeaf, info: ArrayInfo | None) -> ArrayInfo:
-    """Returns `info`, which is there. Raises OtherKindError if the stored leaf is something else than numbers, whatever their shape."""
+    """Returns `info`, not None. Raises OtherKindError if the stored leaf is something else than numbers, of any shape."""
     if info is None or leaf.key_impl is not None or leaf.kind not in _NUMBERS:
         raise OtherKindError
     return info
 
 
 def require_array(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> ArrayInfo:
-    """Requires that a stored leaf can become an array or a numpy scalar like `value`, its shape and dtype aside.
+    """Requires that a stored leaf can become an array or a numpy scalar. Shape and dtype are not checked.
 
     Args:
       value: the target; not PRNG keys.
-      leaf: what is stored.
-      info: what the store says of it; None for a str.
+      leaf: the stored leaf.
+      info: the metadata of the stored array; None for a str.
 
     Returns:
-      `info`, which is there.
+      `info`, not None.
 
     Raises:
-      OtherKindError: the leaf is something else, such as a str, bytes or PRNG keys.
+      OtherKindError: the stored leaf is something else, such as a str, bytes or PRNG keys.
     """
     found = require_numbers(leaf, info)
-    # A Python scalar is of a kind, and of no dtype.
+    # A Python scalar has a kind of number, but not a dtype.
     if is_python_scalar(leaf) and number_kind(value.dtype) != number_kind(found.dtype):
         raise OtherKindError
     return found
@@ -50,7 +50,17 @@ def is_python_scalar(leaf: StoredLeaf) -> bool:
 
 
 def require_shape(target: Leaf, shape: tuple[int, ...], info: ArrayInfo, terms: Terms) -> None:
-    """Raises ValueError, which names the leaf and both shapes, unless the stored array has the shape `shape`."""
+    """Requires that a stored array has a shape.
+
+    Args:
+      target: the target, for the error.
+      shape: the required shape.
+      info: the metadata of the stored array.
+      terms: the terms of the restore.
+
+    Raises:
+      ValueError: the shapes differ; the message names the leaf and both shapes.
+    """
     if shape != info.shape:
         raise ValueError(
             f"{target.name}: the target has shape {tuple(shape)}, but {terms.path} holds shape {info.shape}."
@@ -66,17 +76,18 @@ def conversion(
     is_on_devices: bool = False,
     is_numpy_scalar: bool = False,
 ) -> Conversion | None:
-    """Returns what has to be done to stored numbers, so that they have the dtype of the target; None if nothing has.
+    """Returns the conversion that gives stored numbers the dtype of the target; None if they have it already.
 
     Args:
       target: an array or a numpy scalar, of the stored shape.
-      leaf, info: what is stored.
-      terms: of the restore.
-      is_on_devices: JAX makes the new value, which has no 64 bits unless they are enabled.
-      is_numpy_scalar: the target is one.
+      leaf: the stored leaf.
+      info: the metadata of the stored array.
+      terms: the terms of the restore.
+      is_on_devices: whether JAX makes the new value. JAX has 64-bit dtypes only if they are enabled.
+      is_numpy_scalar: whether the target is a numpy scalar.
 
     Raises:
-      ValueError: the dtype does not fit; names the leaf and both dtypes.
+      ValueError: the dtype does not fit; the message names the leaf and both dtypes.
     """
     dtype = np.dtype(target.value.dtype).newbyteorder("=")
     if is_on_devices and jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -88,7 +99,8 @@ def conversion(
         return None
     numbers = number_kind(dtype)
     is_same_kind = numbers != "" and numbers == number_kind(info.dtype)
-    # A Python scalar is of no dtype. A numpy scalar and a JAX scalar stand for each other; two numpy scalars do not.
+    # A Python scalar has no dtype of its own, so it converts. A numpy scalar converts to a JAX scalar and back, but not to another numpy
+    # scalar.
     is_scalar = info.shape == () and (
         (leaf.value_type == "scalar" and (leaf.kind is None or is_on_devices))
         or (leaf.value_type == "jax.Array" and is_numpy_scalar)

@@ -1,4 +1,4 @@
-"""jax.Array, except arrays of PRNG keys."""
+"""The kind of jax.Array, except arrays of PRNG keys."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree.flatten import Leaf
 
 _SINGLE = jax.sharding.SingleDeviceSharding
-# A dtype of fewer bytes is one that JAX has without 64 bits being enabled.
+# JAX has a dtype of fewer bytes even if 64 bits are not enabled.
 _WIDE_BYTES = 8
 
 
@@ -74,7 +74,7 @@ class _JaxArrays(LeafKind):
         if on_devices.is_divided(sharding):
             assert info is not None
             return on_devices.divided_delivery(value, info, None)
-        # An array that is uncommitted stays free to be moved by JAX.
+        # If the target is uncommitted, JAX is free to move it. The new array stays uncommitted too.
         return on_devices.delivery(value, sharding if getattr(value, "committed", True) else None)
 
 
@@ -82,9 +82,14 @@ JAX_ARRAYS = _JaxArrays()
 
 
 def is_like(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> bool:
-    """Whether a stored array is just like the target `value`, an array or an abstract one. A short cut, for thousands of leaves.
+    """Whether a stored array is exactly like the target. A short cut for thousands of leaves.
 
-    False if that takes a closer look; so it does for all dtypes that JAX may not have.
+    False means that a closer look is needed. It is always False for 64-bit dtypes, which JAX may not have.
+
+    Args:
+      value: the target, an array or an abstract one.
+      leaf: the stored leaf.
+      info: the metadata of the stored array; None for a str.
     """
     return (
         info is not None
@@ -97,7 +102,7 @@ def is_like(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> bool:
 
 
 def require_data(leaf: Leaf) -> None:
-    """Raises ValueError, which names the leaf, if the data of an array is gone."""
+    """Raises ValueError, with the leaf's name, if the array's data has been deleted."""
     if leaf.value.is_deleted():
         raise ValueError(
             f"{leaf.name}: this array has been deleted (it was donated to a jitted function). Save the array that the function returned."
@@ -105,22 +110,22 @@ def require_data(leaf: Leaf) -> None:
 
 
 def have_same_shards(one: Any, other: Any) -> bool:
-    """Whether two arrays of one shape and dtype have the same bytes on this process. What other processes hold, they compare."""
-    # The targets are one array, so both lie on the devices in the same way.
+    """Whether two arrays of one shape and dtype have the same bytes on this process. Other processes compare their own shards."""
+    # Both arrays were restored for the same target, so they lie on the devices in the same way.
     pairs = zip(one.addressable_shards, other.addressable_shards, strict=True)
     return all(contents.is_same_array(left.data, right.data) for left, right in pairs)
 
 
 def content(leaf: Leaf, value: jax.Array, key_impl: str | None = None) -> ArrayContent:
-    """Returns the content of an array of which this process has everything. What can be done in one step is: there are thousands.
+    """Returns the content of an array all of whose data is on this process. Called for thousands of leaves, so it does few steps.
 
     Args:
-      leaf: for errors.
-      value: the array.
-      key_impl: implementation of the PRNG keys that `value` is the data of, if it is.
+      leaf: the leaf, for errors.
+      value: the array, or the data of PRNG keys.
+      key_impl: implementation of the PRNG keys; None for other arrays.
 
     Raises:
-      ValueError: it has too many axes.
+      ValueError: the array has too many axes.
     """
     shape, dtype, sharding = value.shape, value.dtype, value.sharding
     if len(shape) > contents.AXES:

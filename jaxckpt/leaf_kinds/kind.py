@@ -1,4 +1,4 @@
-"""What a kind of leaf is: everything that jaxckpt has to know about leaves of one sort, in one object."""
+"""The interface of a kind of leaf: everything that jaxckpt has to know about leaves of one kind, in one object."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -17,16 +17,16 @@ Content = ArrayContent | StringContent
 
 
 class OtherKindError(Exception):
-    """A stored leaf cannot become a value of the target's kind, whatever their shapes and dtypes. The caller says so to the user."""
+    """A stored leaf cannot become a value of the target's kind, whatever its shape and dtype. The caller tells the user."""
 
 
 class Terms(NamedTuple):
-    """What holds for all leaves of one restore.
+    """Facts about one restore that hold for all of its leaves.
 
     Attributes:
-      path: of the checkpoint, for errors.
-      cast: whether the caller wants other dtypes of the same kind of number to be converted.
-      is_alone: whether there is one process only.
+      path: the checkpoint's path, for errors.
+      cast: whether the user allows conversion to other dtypes of the same kind of number.
+      is_alone: whether this process is the only one.
     """
 
     path: str
@@ -35,31 +35,32 @@ class Terms(NamedTuple):
 
 
 class Texts:
-    """One round of descriptions of leaves.
+    """A cache for describing all leaves of one state.
 
     Attributes:
-      place: says where an array lies that is on devices of several processes, in the same words on each of them. Takes the sharding and
-        the shape.
-      known: texts that have been made, by what they depend on, each with the sharding that it speaks of.
+      place: describes where an array lies that is on devices of several processes, in the same words on each process. Its arguments are
+        the sharding and the shape.
+      known: the texts so far, by the facts on which they depend, each with the sharding that it describes.
     """
 
     def __init__(self, place: Callable[[Any, tuple[int, ...]], str]) -> None:
-        """Starts a round.
+        """Makes an empty cache.
 
         Args:
-          place: see the attribute.
+          place: the attribute of this name.
         """
         self.place = place
         self.known: dict[Any, tuple[Any, str]] = {}
 
 
 class Delivery(NamedTuple):
-    """How a stored leaf becomes the new value of a target. What several leaves need is read, and transferred, in one batch.
+    """How a stored leaf becomes the new value of a target. The reads and transfers of several leaves are done in one batch.
 
     Attributes:
-      boxes: of the stored array, to be read; None for all of it. Empty if the leaf is stored as a str.
-      places: device, or sharding, for each transfer, and the position in `boxes` of what goes there. Empty if nothing goes to a device.
-      build: makes the value. It is given what was transferred; without places what was read; the str if the leaf is stored as one.
+      boxes: the boxes of the stored array to read; None for the whole array. Empty if the leaf is stored as a str.
+      places: for each transfer its destination (a device or a sharding) and the position in `boxes` of its data. Empty if the leaf does
+        not go to a device.
+      build: makes the value from the transferred arrays, or from the arrays read if `places` is empty, or from the str.
     """
 
     boxes: Sequence[Slices | None]
@@ -68,18 +69,18 @@ class Delivery(NamedTuple):
 
 
 WHOLE: Sequence[None] = (None,)
-"""`Delivery.boxes` for one box, which is the whole array."""
+"""The `Delivery.boxes` that read the whole array."""
 
 
 class LeafKind(Protocol):
-    """A kind of leaf. To be derived from; a method that has a body here need not be overridden.
+    """A kind of leaf. Derive from this class. A method that has a body here need not be overridden.
 
     Attributes:
-      name: what processes call it among themselves, and in messages.
-      reader_name: `LeafMetadata.kind` of such a leaf; for kinds that are stored.
-      stored_as: what the checkpoint says of such a leaf: the word of its note, or else Orbax's word for its type ("PRNG key" for what has
-        an implementation of PRNG keys, whatever else it is called).
-      note: the note that it is stored with, if it needs one of its own.
+      name: the kind's name in messages, to users and between processes.
+      reader_name: `LeafMetadata.kind` of such a leaf; empty for kinds that cannot be stored.
+      stored_as: the words that mark such a leaf in a checkpoint: the word of its note, or else Orbax's word for its type ("PRNG key" for
+        every leaf that has an implementation of PRNG keys).
+      note: the note that is stored with such a leaf, if the kind needs a note of its own.
     """
 
     name: str
@@ -88,17 +89,17 @@ class LeafKind(Protocol):
     note: Note | None = None
 
     def owns(self, value: Any) -> bool:
-        """Whether a value is of this kind. Asked once for each type, in the order of the registry: the answer holds for the type."""
+        """Whether a value is of this kind. Asked once per type, in the registry's order, so the answer must depend on the type only."""
 
     def refusal(self, value: Any, action: str) -> str | None:
-        """Says why a value cannot be a leaf of a checkpoint, whatever the checkpoint holds.
+        """Returns why a value cannot be a leaf of a checkpoint, whatever the checkpoint holds.
 
         Args:
-          value: of this kind; what is to be saved, or the target of a restore.
+          value: a value of this kind: one to save, or the target of a restore.
           action: "save" or "restore".
 
         Returns:
-          The reason, to be put after the leaf's name; None if the value can be one.
+          The reason, as a text to follow the leaf's name; None if the value can be a leaf.
         """
         return None
 
@@ -108,68 +109,88 @@ class LeafKind(Protocol):
         """Whether a leaf lies on devices of several processes, so that each of them stores its shards (see `jaxckpt.saving.shards`).
 
         Raises:
-          ValueError: its data is gone; names the leaf.
+          ValueError: the leaf's data has been deleted; the message names the leaf.
         """
         return False
 
     def start(self, value: Any) -> None:
-        """Starts a copy to the host that `take` would wait for, and does not wait for it. Called for all leaves before the first `take`."""
+        """Starts the copy to the host that `take` needs, without waiting for it. Called for all leaves before the first `take`."""
         return
 
     def take(self, leaf: Leaf, copy: bool) -> Content:
-        """Returns what is written for a leaf, all of which is on this process. Later changes of the value must not reach it.
+        """Returns the content to write for a leaf all of whose data is on this process. Later changes of the value must not affect it.
 
         Args:
-          leaf: of this kind.
-          copy: copy host memory that the program may write into. Without it, the caller waits until everything is written.
+          leaf: a leaf of this kind.
+          copy: whether to copy host memory that the program may write into. If False, the program waits until everything is written.
 
         Raises:
-          TypeError: the value cannot be stored; names the leaf.
-          ValueError: its data is gone, or has too many axes; names the leaf.
+          TypeError: the value cannot be stored; the message names the leaf.
+          ValueError: the leaf's data has been deleted, or has too many axes; the message names the leaf.
         """
 
-    # What the processes of a job compare.
+    # Texts that the processes of a job compare.
 
     def describe(self, value: Any, texts: Texts) -> str:
-        """Returns what has to be the same on every process: the kind, and what is fixed by the program, such as shape and dtype."""
+        """Returns a text that must be the same on every process: the kind, and properties that the program fixes, such as shape and dtype.
+
+        Args:
+          value: a value of this kind.
+          texts: the cache for this state.
+        """
         return self.name
 
     def digest(self, value: Any) -> str | None:
-        """Returns the digest of a value in the memory of one host, which should be the same everywhere; None for what lies on devices."""
+        """Returns the digest of a value in host memory, which should be the same on every process; None for values on devices."""
 
     def is_same(self, one: Any, other: Any) -> bool:
-        """Whether two values of this kind are the same, bit for bit."""
+        """Whether two values of this kind are equal, bit for bit."""
         return type(one) is type(other) and bool(one == other)
 
     # Restoring.
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
-        """Validates that a stored leaf can become a value of the target.
+        """Checks that a stored leaf can become the new value of a target.
 
         Args:
-          target: a current value, of this kind.
-          leaf: what is stored under its name.
-          info: what the store says of the array; None for a leaf that is stored as a str.
-          terms: of the restore.
+          target: a leaf with its current value, which is of this kind.
+          leaf: the stored leaf of the same name.
+          info: the metadata of the stored array; None for a leaf that is stored as a str.
+          terms: the terms of the restore.
 
         Returns:
-          What has to be done to the stored numbers; None if nothing has.
+          The conversion of the stored numbers; None if they need none.
 
         Raises:
-          OtherKindError: the stored leaf is something else.
-          ValueError: shape or dtype do not fit; names the leaf and both sides.
+          OtherKindError: the stored leaf is of another kind.
+          ValueError: the shape or the dtype does not fit; the message names the leaf and both sides.
         """
 
     def place(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Delivery:
-        """Returns how a stored leaf, which `validate` has accepted, becomes the target's new value. Args: as for `validate`."""
+        """Returns how a stored leaf, which `validate` has accepted, becomes the target's new value.
+
+        Args:
+          target: a leaf with its current value, which is of this kind.
+          leaf: the stored leaf of the same name.
+          info: the metadata of the stored array; None for a leaf that is stored as a str.
+        """
 
     # Reading without a target.
 
     def describe_stored(self, leaf: StoredLeaf, info: ArrayInfo | None) -> str:
-        """Returns what a stored leaf of this kind is, for errors: "an array of shape (2,) and dtype int32". Args: as for `validate`."""
+        """Returns a stored leaf of this kind in words, such as "an array of shape (2,) and dtype int32".
+
+        Args:
+          leaf: the stored leaf.
+          info: the metadata of the stored array; None for a leaf that is stored as a str.
+        """
         assert info is not None
         return f"an array of shape {info.shape} and dtype {info.dtype}"
 
     def read(self, array: np.ndarray) -> Any:
-        """Returns a leaf of this kind for a reader that has no target. Args: the stored array. Not called for what is stored as a str."""
+        """Returns the value of a leaf of this kind for a reader, which has no target. Not called for a leaf that is stored as a str.
+
+        Args:
+          array: the stored array.
+        """
         return array if array.flags.writeable else array.copy()

@@ -1,4 +1,4 @@
-"""numpy.ndarray. Of a subclass, the plain array is stored; a masked array is refused (see `jaxckpt.leaf_kinds.refused`)."""
+"""The kind of numpy.ndarray. An instance of a subclass is stored as a plain array; a masked array is refused (see `refused`)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,9 +61,9 @@ NUMPY_ARRAYS = _NumpyArrays()
 
 def _build(dtype: np.dtype[Any]) -> Callable[[Sequence[Any]], Any]:
     def build(arrays: Sequence[Any]) -> Any:
-        # A change of byte order at most.
+        # This changes the byte order at most.
         array = arrays[0].astype(dtype, copy=False)
-        # Of a small array that stands in the index; a larger one has been read straight into what is returned.
+        # A small array is a read-only view of the index, so it is copied. A larger one was read straight into the array returned here.
         return array if array.flags.writeable else array.copy()
 
     return build

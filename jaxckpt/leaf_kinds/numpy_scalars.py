@@ -1,4 +1,4 @@
-"""numpy.generic: scalars of numpy, each of which has a dtype that somebody chose."""
+"""The kind of numpy.generic: scalars of numpy, which have a dtype that the program chose."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,6 +1,6 @@
-"""Arrays on devices: how they are described, and how new ones are put where their targets lie.
+"""Arrays on devices: how they are described, and how new arrays are put where their targets lie.
 
-All transfers are explicit, so that `jax.transfer_guard("disallow")` lets them pass, and none is a collective.
+All transfers are explicit, so `jax.transfer_guard("disallow")` allows them. A transfer is never a collective operation.
 """
 
 import functools
@@ -19,7 +19,7 @@ _new_delivery = tuple.__new__
 
 
 def sharding_of(value: Any) -> Any:
-    """Returns the sharding of an array or of an abstract one, None if it has none."""
+    """Returns the sharding (how an array is divided over devices) of an array, abstract or not; None if it does not have one."""
     return getattr(value, "sharding", None)
 
 
@@ -29,15 +29,15 @@ def is_weak(value: Any) -> bool:
 
 
 def describe(kind: str, value: Any, texts: Texts) -> str:
-    """Returns the description of an array, which is the same on every process that has the same one.
+    """Returns the description of an array. Every process that has the same array gets the same text.
 
     Args:
-      kind: name of its kind.
+      kind: name of the array's kind.
       value: the array, abstract or not.
-      texts: the round of descriptions.
+      texts: the cache of descriptions.
     """
-    # Thousands of leaves share a few texts, which take longer to make than to look up. Shardings are slow to hash; that of a PRNG
-    # key is made anew each time it is asked for, and has to be kept: another object must not get its id.
+    # Thousands of leaves share a few texts, which take longer to make than to look up. Shardings are slow to hash, so their ids are used.
+    # The cache keeps each sharding alive, so that another object cannot get its id: a PRNG key makes a new one at each access.
     sharding = sharding_of(value)
     key = kind, value.shape, value.dtype, is_weak(value), id(sharding)
     found = texts.known.get(key)
@@ -48,7 +48,7 @@ def describe(kind: str, value: Any, texts: Texts) -> str:
 
 def _text(kind: str, value: Any, sharding: Any, texts: Texts) -> str:
     shape = tuple(value.shape)
-    # An array of this process alone is a host leaf: each process has its own, wherever it lies.
+    # An array on devices of this process alone counts as a host leaf: each process has its own, so the place is not compared.
     where = ""
     if sharding is not None and not sharding.is_fully_addressable:
         where = f", on {texts.place(sharding, shape)}"
@@ -58,11 +58,11 @@ def _text(kind: str, value: Any, sharding: Any, texts: Texts) -> str:
 
 
 def delivery(value: Any, sharding: Any) -> Delivery:
-    """Returns how a stored array becomes one of the target's sharding. Called for thousands of leaves.
+    """Returns how a stored array becomes an array with the target's sharding. Called for thousands of leaves.
 
     Args:
-      value: the target, which is no array of PRNG keys.
-      sharding: where the new array has to lie; None to leave it to JAX, which stays free to move it.
+      value: the target; not an array of PRNG keys.
+      sharding: where the new array must lie; None to let JAX choose (and later move it).
     """
     build = _weak if is_weak(value) else _only
     return _new_delivery(Delivery, (WHOLE, ((sharding, 0),), build))
@@ -73,17 +73,17 @@ def _only(arrays: Sequence[Any]) -> Any:
 
 
 def _weak(arrays: Sequence[Any]) -> Any:
-    """A weakly typed array (such as a step counter that began as a Python int) stays one: promotion depends on it."""
+    """Makes the array weakly typed like its target, such as a step counter that began as a Python int: dtype promotion depends on it."""
     return compat.as_weak(arrays[0])
 
 
 def divided_delivery(value: Any, info: ArrayInfo, key_impl: str | None) -> Delivery:
-    """Returns how the shards of this process are read, each distinct box once, and put together to an array.
+    """Returns how the shards of this process are read, each distinct box once, and assembled into an array.
 
     Args:
       value: the target, which has a sharding.
-      info: of the stored array.
-      key_impl: implementation of PRNG keys, of which their data is stored; None for other arrays.
+      info: the metadata of the stored array.
+      key_impl: implementation of PRNG keys, whose data is stored; None for other arrays.
     """
     shape, dtype, sharding = tuple(value.shape), value.dtype, value.sharding
     memory_kind = sharding.memory_kind
@@ -107,18 +107,18 @@ def divided_delivery(value: Any, info: ArrayInfo, key_impl: str | None) -> Deliv
 
 
 def is_divided(sharding: Any) -> bool:
-    """Whether an array of this sharding is put together from shards: it lies on several devices, or on those of other processes."""
+    """Whether an array of this sharding is assembled from shards: it lies on several devices, or on devices of other processes."""
     if sharding is None:
         return False
     if not sharding.is_fully_addressable:
         return True
-    # A set of devices is made anew for whoever asks.
+    # The type is checked first, because JAX makes a new set of devices at each access.
     return type(sharding) is not _SINGLE and len(sharding.device_set) > 1
 
 
 @functools.lru_cache(maxsize=4096)
 def _place(device: Any, memory_kind: str | None) -> Any:
-    """Returns what `jax.device_put` needs to place a shard: a device, or, for memory that is not its default one, a sharding."""
+    """Returns the destination of a shard for `jax.device_put`: a device, or a sharding if the memory is not the device's default one."""
     if memory_kind is None or memory_kind == device.default_memory().kind:
         return device
     return jax.sharding.SingleDeviceSharding(device, memory_kind=memory_kind)

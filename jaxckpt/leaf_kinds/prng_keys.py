@@ -1,4 +1,4 @@
-"""Arrays of typed PRNG keys. Their data is stored, an array of uint32 with one axis more, and the implementation besides."""
+"""The kind of typed PRNG keys. Stored are their data, an array of uint32 with one more axis, and the name of their implementation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from jaxckpt.tree.flatten import Leaf
 
 
 class _PrngKeys(LeafKind):
-    # To other processes they are arrays like others, whose dtype says the rest.
+    # Other processes see an array like others. Its dtype tells that it holds PRNG keys.
     name = "jax.Array"
     reader_name = "PRNG key"
     stored_as = ("PRNG key",)
@@ -64,7 +64,7 @@ PRNG_KEYS = _PrngKeys()
 
 
 def require_stored_keys(leaf: StoredLeaf, info: ArrayInfo | None) -> ArrayInfo:
-    """Returns `info`, which is there. Raises OtherKindError unless the stored leaf is the data of PRNG keys."""
+    """Returns `info`, not None. Raises OtherKindError unless the stored leaf is the data of PRNG keys."""
     if info is None or leaf.key_impl is None:
         raise OtherKindError
     return info
@@ -75,12 +75,13 @@ def require_keys(target: Leaf, info: ArrayInfo, leaf: StoredLeaf, terms: Terms, 
 
     Args:
       target: an array of PRNG keys, abstract or not.
-      info, leaf: the stored data.
-      terms: of the restore.
+      info: the metadata of the stored data.
+      leaf: the stored leaf.
+      terms: the terms of the restore.
       impl: implementation of the target's keys.
 
     Raises:
-      ValueError: they have another implementation, or another shape; names the leaf and both.
+      ValueError: the stored keys have another implementation or another shape; the message names the leaf and both sides.
     """
     if impl != leaf.key_impl:
         raise ValueError(
@@ -96,8 +97,9 @@ def delivery(value: Any, leaf: StoredLeaf, info: ArrayInfo | None, sharding: Any
 
     Args:
       value: the target, an array of PRNG keys, abstract or not.
-      leaf, info: the stored data.
-      sharding: where keys that are whole have to lie; None to leave it to JAX.
+      leaf: the stored leaf.
+      info: the metadata of the stored data.
+      sharding: where keys must lie that are on devices of this process only; None to let JAX choose.
     """
     lies_on = on_devices.sharding_of(value)
     if lies_on is not None and not lies_on.is_fully_addressable:

@@ -1,6 +1,7 @@
-"""Python's bool, int, float and complex, and no subclasses of them, which would not come back as such.
+"""The kinds of Python's bool, int, float and complex. Subclasses are not included, because they would not come back as such.
 
-They have a kind of number, and no dtype: a float is stored in 64 bits, and restores into arrays of any floating dtype that holds it.
+A Python scalar has a kind of number, but not a dtype. A float is stored in 64 bits, and restores into arrays of any floating dtype that
+holds it.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from jaxckpt.tree.flatten import Leaf
 
 
 class _PythonScalars(LeafKind):
-    """Those of one type."""
+    """The kind of Python scalars of one type."""
 
     reader_name = "scalar"
     stored_as = ("scalar",)
@@ -29,7 +30,7 @@ class _PythonScalars(LeafKind):
 
         Args:
           scalar: the type.
-          numbers: the kind of number, as `number_kind` says it.
+          numbers: the kind of number, as `number_kind` returns it.
         """
         self.name = scalar.__name__
         self._type = scalar
@@ -68,7 +69,7 @@ class _PythonScalars(LeafKind):
 
 
 class _Ints(_PythonScalars):
-    """Python's int, which is stored in 64 bits, with a sign if it has one."""
+    """The kind of Python's int, stored as int64, or as uint64 if it is too large for that."""
 
     def refusal(self, value: Any, action: str) -> str | None:
         if -(2**63) <= value < 2**64:

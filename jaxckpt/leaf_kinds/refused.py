@@ -1,4 +1,4 @@
-"""Values that cannot be leaves of a checkpoint. Each kind says why, and what to do instead."""
+"""Kinds of values that cannot be leaves of a checkpoint. Each explains why, and the way out."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxckpt.tree.flatten import Leaf
 
 
 class _Refused(LeafKind):
-    """What they have in common."""
+    """The base class of these kinds."""
 
     def take(self, leaf: Leaf, copy: bool) -> Content:
         raise TypeError(f"{leaf.name}: {self.refusal(leaf.value, 'save')}")
@@ -29,7 +29,7 @@ class _Refused(LeafKind):
 
 
 class _Traced(_Refused):
-    """Values inside of a function that JAX transforms."""
+    """Traced values: arrays inside a function that JAX transforms."""
 
     name = "traced value"
 
@@ -56,7 +56,7 @@ class _Masked(_Refused):
 
 
 class _Others(_Refused):
-    """All values that no other kind owns. Among them are subclasses of Python's scalars, of str and of bytes."""
+    """All values that do not belong to another kind. Among them are instances of subclasses of Python's scalars, str and bytes."""
 
     name = "other"
 

@@ -1,4 +1,4 @@
-"""Which kinds of leaves there are, and which one a value, or a stored leaf, is of."""
+"""The list of all kinds of leaves, and the look-up of the kind of a value or of a stored leaf."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from jaxckpt.leaf_kinds.strings import STRINGS
 from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 
-# The first one that owns a value is its kind. A traced value says that it is a jax.Array, and a masked array is one of numpy.
+# The first kind that owns a value is its kind. Traced values pass for jax.Arrays, and masked arrays are numpy arrays, so these come first.
 _kinds: list[LeafKind] = [
     TRACED,
     PRNG_KEYS,
@@ -37,7 +37,7 @@ _by_word: dict[str, LeafKind] = {}
 
 
 def _index() -> None:
-    """Looks at the kinds anew."""
+    """Rebuilds the look-up tables from `_kinds`."""
     _by_type.clear()
     _by_word.clear()
     for kind in reversed(_kinds):
@@ -58,7 +58,7 @@ def _owner(value: Any) -> LeafKind:
 
 
 def stored_kind(leaf: StoredLeaf) -> LeafKind:
-    """Returns the kind of a stored leaf, which is no empty container and not foreign."""
+    """Returns the kind of a stored leaf. The leaf must not be an empty container or foreign (of a type that only Orbax knows)."""
     if leaf.is_string:
         return STRINGS
     if leaf.key_impl is not None:
@@ -67,12 +67,17 @@ def stored_kind(leaf: StoredLeaf) -> LeafKind:
 
 
 def refusal(value: Any, action: str) -> str | None:
-    """Says why a value cannot be a leaf of a checkpoint; see `LeafKind.refusal`."""
+    """Returns why a value cannot be a leaf of a checkpoint; None if it can.
+
+    Args:
+      value: a value to save, or the target of a restore.
+      action: "save" or "restore".
+    """
     return kind_of(value).refusal(value, action)
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two values are of the same kind, and the same, bit for bit."""
+    """Whether two values are of the same kind, and equal bit for bit."""
     if one is other:
         return True
     kind = kind_of(one)
@@ -80,16 +85,16 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def register(kind: LeafKind) -> Callable[[], None]:
-    """Adds a kind of leaf. It is asked before those that are there.
+    """Adds a kind of leaf. It is asked before the existing kinds.
 
     Args:
-      kind: the new one.
+      kind: the new kind.
 
     Returns:
-      What takes it out again. Its note stays known.
+      A function that removes the kind again. The kind's note stays known.
 
     Raises:
-      ValueError: its note has the word of another one.
+      ValueError: another note has the same word.
     """
     if kind.note is not None:
         notes.add(kind.note)

@@ -1,4 +1,4 @@
-"""Python's str, which Orbax stores in a file of its own and not as an array. Not subclasses of it."""
+"""The kind of Python's str (not of subclasses). Orbax stores these leaves together in one file of their own, not as arrays."""
 
 from collections.abc import Sequence
 from typing import Any

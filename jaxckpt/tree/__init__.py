@@ -1,1 +1,1 @@
-"""Values ↔ named leaves: which names the leaves of a state have, and how new values get into their places. The README here explains it."""
+"""Values ↔ named leaves: the names of the leaves of a value, and how new leaves get into their places. README.md here explains it."""

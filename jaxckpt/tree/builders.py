@@ -1,4 +1,4 @@
-"""What the parts that take values apart and put them together again have in common. The README of this room explains the words."""
+"""Types shared by the modules that take values apart and rebuild them. README.md of this room explains the words."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple, Protocol
 from jaxckpt.tree.names import KnownPath
 
 Undo = Callable[[], None]
-"""Gives an object back what it held before a change."""
+"""Restores the state that an object had before a change."""
 
 Change = Callable[[], Undo]
-"""Changes an object in place, and returns what undoes that. One that raises has changed nothing."""
+"""Changes an object in place and returns the undo. If it raises, it has changed nothing."""
 
 
 def together(undos: Sequence[Undo]) -> Undo:
-    """Returns one undo for several, which go from the last to the first. One that fails does not keep the others from it."""
+    """Returns one undo that runs `undos` from the last to the first. All of them run, even if one fails."""
 
     def undo_all() -> None:
         failure: BaseException | None = None
@@ -24,7 +24,7 @@ def together(undos: Sequence[Undo]) -> Undo:
                 if failure is None:
                     failure = error
                 else:
-                    failure.add_note(f"Besides, another part could not be given back its old value: {error!r}")
+                    failure.add_note(f"Another part could not be given back its old value either: {error!r}")
         if failure is not None:
             try:
                 raise failure
@@ -42,17 +42,18 @@ class Kept:
 
 
 KEPT = Kept()
-"""Stands for the new value of a leaf that keeps its old one."""
+"""Marks a leaf that keeps its old value."""
 
 
 class Owned(NamedTuple):
-    """Leaves that something holds which is changed in place, so that it can have one value only, under however many names it stands.
+    """Leaves that belong to one object. They can have one value only, under however many names the object appears.
 
     Attributes:
-      owner: what holds them, such as a Variable.
-      key: which part of `owner` it is, if there are several; else None.
-      start, stop: which leaves of the walk.
-      in_place: whether a restore changes `owner` itself. If not, it is part of a value that is replaced, such as an `nnx.State`.
+      owner: the object that holds the leaves, such as a Variable.
+      key: the part of `owner` that holds them, if it has several parts; else None.
+      start: position of the first leaf in the walk.
+      stop: position after the last leaf in the walk.
+      in_place: whether a restore changes `owner` itself. If not, `owner` is part of a value that is replaced, such as an `nnx.State`.
     """
 
     owner: Any
@@ -63,17 +64,22 @@ class Owned(NamedTuple):
 
 
 class Rebuild:
-    """One rebuild: hands out the new leaves, and collects the changes that reference objects need.
+    """The state of one rebuild: hands out the new leaves, and collects the changes that reference objects need.
 
     Attributes:
-      changes: carrying one out returns its undo.
+      changes: the changes so far. Calling one carries it out and returns its undo.
       in_place: ids of the owners that a restore changes in place.
-      renewed: what stands for an owner that is part of a value and is replaced, by its id.
-      position: number of the leaves that were handed out.
-      kept: whether the last leaf keeps its old value. (Python may have one object for two equal strings: identity does not tell.)
+      renewed: the replacements of owners that are replaced as parts of a value, by the owner's id.
+      position: how many leaves of the current value have been handed out.
+      kept: whether the last leaf keeps its old value. (Identity does not tell: Python may use one object for two equal strings.)
     """
 
     def __init__(self, in_place: set[int]) -> None:
+        """Makes a rebuild without changes.
+
+        Args:
+          in_place: ids of the owners that a restore changes in place.
+        """
         self.changes: list[Change] = []
         self.in_place = in_place
         self.renewed: dict[int, Any] = {}
@@ -83,12 +89,17 @@ class Rebuild:
         self._new: Sequence[Any] = ()
 
     def start(self, old: Sequence[Any], new: Sequence[Any]) -> None:
-        """Starts with another value. Args: old and new value of each of its leaves."""
+        """Starts to rebuild another value.
+
+        Args:
+          old: the old value of each of its leaves.
+          new: the new value of each, or `KEPT`.
+        """
         self._old, self._new = old, new
         self.position = 0
 
     def leaf(self) -> Any:
-        """Returns the value of the next leaf: the very old one if it is kept."""
+        """Returns the new value of the next leaf, or its old value (the same object) if it is kept."""
         position = self.position
         self.position = position + 1
         new = self._new[position]
@@ -96,27 +107,36 @@ class Rebuild:
         return self._old[position] if self.kept else new
 
     def require(self, position: int) -> None:
-        """Refuses to go on at another leaf than the one that is next: a builder would be given the leaves of another one.
+        """Requires that the leaf at `position` is next. Otherwise a builder would get the leaves of another builder.
+
+        Args:
+          position: position of the leaf that a builder expects.
 
         Raises:
-          RuntimeError: the builders do not stand in the order in which their leaves were taken.
+          RuntimeError: another leaf is next, so the builders run in another order than the walk took their leaves.
         """
         if self.position != position:
             raise RuntimeError(
-                f"A part of a value was to be put together from leaf {position}, but leaf {self.position} is next. "
-                "Nothing was changed. This is a fault of jaxckpt."
+                f"A part of a value expects leaf {position} next, but leaf {self.position} is next. Nothing was changed. "
+                "This is a bug in jaxckpt."
             )
 
 
 class Builder(Protocol):
-    """Puts a part of a value together."""
+    """Rebuilds a part of a value."""
 
     def build(self, rebuild: Rebuild) -> Any:
-        """Returns the part with new leaves. It is the very old one if they all are the old ones, or if it is changed in place."""
+        """Returns the part with its new leaves.
+
+        The result is the old object itself if all its leaves are kept, or if a change updates it in place.
+
+        Args:
+          rebuild: hands out the leaves.
+        """
 
 
 class LeafBuilder:
-    """Puts a value together that is a leaf."""
+    """The builder of a leaf."""
 
     def build(self, rebuild: Rebuild) -> Any:
         """Returns the leaf."""
@@ -124,7 +144,7 @@ class LeafBuilder:
 
 
 class Constant:
-    """Puts a value together that holds no leaves."""
+    """The builder of a value without leaves."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -135,7 +155,7 @@ class Constant:
 
 
 class RangeBuilder:
-    """Puts a part together that must be given just the leaves that were taken from it, whatever its builder does."""
+    """Wraps a builder, and checks that it takes exactly the leaves that the walk took from its part."""
 
     __slots__ = ("_inner", "_start", "_stop")
 
@@ -154,43 +174,62 @@ LEAF_BUILDER = LeafBuilder()
 
 
 class Walk(Protocol):
-    """What an adapter of reference objects may ask of a walk."""
+    """The walk as adapters of reference objects see it."""
 
     in_state: bool
     """Whether the walk is inside an `nnx.State`, whose Variables are values."""
 
     variable_depth: int
-    """Length of the path of the NNX Variable that the walk is inside of; 0 outside."""
+    """Length of the path of the NNX Variable that the walk is inside; 0 outside of Variables."""
 
     @property
     def position(self) -> int:
-        """Number of the leaves so far."""
+        """How many leaves the walk has found so far."""
 
     def take(self, value: Any, path: KnownPath) -> Builder:
-        """Takes a value apart that stands at `path`."""
+        """Takes apart `value`, which lies at `path`, and returns its builder."""
 
     def leaf(self, value: Any, path: KnownPath) -> Builder:
-        """Adds a leaf, which `value` is whatever it is."""
+        """Adds `value` as a leaf, whatever its type, and returns its builder."""
 
     def empty(self, value: Any, path: KnownPath) -> Builder:
-        """Adds an empty container."""
+        """Adds an empty container, and returns its builder."""
 
     def own(self, owner: Any, start: int, *, key: Hashable = None, in_place: bool = True) -> None:
-        """Says that `owner` holds the leaves from `start` on; see `Owned`."""
+        """Records that `owner` holds the leaves from `start` on. See `Owned`.
+
+        Args:
+          owner: the object that holds the leaves.
+          start: position of the first leaf.
+          key: the part of `owner` that holds them, if it has several parts.
+          in_place: whether a restore changes `owner` itself.
+        """
 
 
 class Adapter(Protocol):
-    """How to take reference objects of one kind apart."""
+    """Takes apart reference objects of one kind."""
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
-        """Takes `node` apart, which stands at `path`."""
+        """Takes apart one object and returns its builder.
+
+        Args:
+          node: the reference object.
+          path: where it lies.
+          walk: the walk that found it, to which its parts are handed back.
+        """
 
 
 class RootAdapter(Adapter, Protocol):
-    """An adapter of objects that can be the root of a Checkpoint, and are written into."""
+    """An adapter of objects that can be the root of a Checkpoint. A restore assigns to their fields."""
 
     def children(self, root: Any) -> dict[str, Any]:
-        """Returns the first level of `root`, by name."""
+        """Returns the values at the first level of `root`, by name."""
 
     def set_child(self, root: Any, name: str, value: Any) -> Undo:
-        """Gives a child another value. Returns what gives it the old one back."""
+        """Assigns a value to a field of `root`, and returns the undo.
+
+        Args:
+          root: the object.
+          name: the field.
+          value: its new value.
+        """

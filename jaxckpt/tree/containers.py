@@ -1,23 +1,23 @@
-"""Named leaves → nested dicts and lists, where there is no target that says which containers there were."""
+"""Named leaves → nested dicts and lists, for a reader that has no target to tell the types of the containers."""
 
 from collections.abc import Collection
 from typing import Any
 
 from jaxckpt._lib.documents import DamagedError
 
-# Longer numbers are no indices of sequences.
+# A longer number is not the index of a sequence.
 _DIGITS = 19
 
 
 class Container:
-    """A dict or list in the making: leaves are put below it by path, and then it is built."""
+    """A dict or list under construction: `put` adds leaves below it, then `build` makes it."""
 
     def __init__(self, sequences: Collection[tuple[str, ...]], path: tuple[str, ...] = ()) -> None:
-        """Makes an empty one.
+        """Makes an empty container.
 
         Args:
-          sequences: paths of containers whose keys are indices, whatever the keys say.
-          path: of this one.
+          sequences: paths of the containers that are sequences even if their keys are not marked as indices.
+          path: path of this container.
         """
         self._sequences = sequences
         self._path = path
@@ -28,7 +28,7 @@ class Container:
         """Puts a leaf below this container.
 
         Args:
-          path: keys from here down to the leaf, each with whether it is an index.
+          path: the keys from this container down to the leaf, each with a flag: whether it is an index.
           value: the leaf.
 
         Raises:
@@ -50,7 +50,7 @@ class Container:
         node._children[text] = value
 
     def build(self) -> Any:
-        """Returns the container. Not recursive: a stranger's tree may have more levels than Python has room for."""
+        """Returns the container. This does not recurse, because a stranger's tree may have more levels than Python's stack."""
         order = [self]
         for node in order:
             order.extend(child for child in node._children.values() if isinstance(child, Container))

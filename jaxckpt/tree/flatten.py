@@ -1,4 +1,4 @@
-"""Values → named leaves: a walk takes a value apart, and leaves what puts it together again (see the README of this room)."""
+"""Values → named leaves: a walk takes a value apart, and returns a builder that can rebuild it (see README.md of this room)."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class Leaf(NamedTuple):
     """One leaf of a value.
 
     Attributes:
-      path: where it sits.
-      value: what is there.
-      variable_depth: if it is in an NNX Variable, the length of the Variable's own path; else 0.
+      path: where the leaf lies.
+      value: its value.
+      variable_depth: the length of the Variable's path if the leaf lies in an NNX Variable; else 0.
     """
 
     path: Path
@@ -33,13 +33,18 @@ class Leaf(NamedTuple):
 
     @property
     def name_in_state(self) -> str | None:
-        """What plain Orbax calls this leaf if it saves the `nnx.State`; None if it is not in an NNX Variable."""
+        """The name that plain Orbax gives this leaf when it saves the `nnx.State`; None if the leaf is not in an NNX Variable."""
         depth = self.variable_depth
         return leaf_name((*self.path[:depth], Key("value"), *self.path[depth:])) if depth else None
 
 
 class EmptyNode(NamedTuple):
-    """An empty container (or None): nothing to store, but part of the structure. `value` is the container."""
+    """An empty container, or None: part of the structure without any data.
+
+    Attributes:
+      path: where it lies.
+      value: the container.
+    """
 
     path: Path
     value: Any
@@ -52,8 +57,8 @@ class Flat:
     Attributes:
       leaves: the leaves, in the order of the tree.
       empties: empty containers and Nones.
-      owned: which leaves belong to something that has one value only, under however many names it stands.
-      builder: puts the value together again.
+      owned: the leaves that belong to one object, see `Owned`.
+      builder: rebuilds the value.
     """
 
     leaves: list[Leaf] = field(default_factory=list)
@@ -68,19 +73,19 @@ def flatten(name: str, value: Any, parents: tuple[int, ...] = (), *, in_state: b
 
     Args:
       name: top-level name; the first key of every path.
-      value: a pytree, possibly holding reference objects.
-      parents: ids of the reference objects that hold the value, so must not be inside it.
-      in_state: the value is part of an `nnx.State`, so that its Variables are values too.
+      value: a pytree, which may hold reference objects.
+      parents: ids of the reference objects that hold the value. The value must not contain them.
+      in_state: whether the value is part of an `nnx.State`. Its Variables are then replaced instead of changed in place.
 
     Raises:
-      TypeError: a mapping whose keys cannot be ordered (JAX's own limit on pytrees); the message names the value.
+      TypeError: a mapping has keys that cannot be sorted (JAX's own limit on pytrees); the message names the value.
       ValueError: the value contains itself.
     """
     return _flatten(known_paths().below(name), value, parents, in_state)
 
 
 def flatten_item(item: Any) -> Flat:
-    """Takes a whole tree apart that has no top-level names of its own, as Orbax's users save it."""
+    """Takes apart a whole tree without a top-level name, as users of Orbax save it."""
     return _flatten(known_paths(), item, (), False)
 
 
@@ -101,7 +106,7 @@ def _flatten(path: KnownPath, value: Any, parents: tuple[int, ...], in_state: bo
 
 
 class _Walk:
-    """Takes one value apart. Its attributes and methods are those of `builders.Walk`."""
+    """Takes one value apart. Implements `builders.Walk`, which describes its attributes and methods."""
 
     def __init__(self, parents: tuple[int, ...], in_state: bool) -> None:
         self.flat = Flat()
@@ -147,7 +152,7 @@ class _Walk:
             self._parents.pop()
 
     def _walk(self, node: Any, path: KnownPath, references: list[Builder]) -> None:
-        """Walks through a pytree in the order of JAX. Not with JAX's own functions: with paths, they take several times as long."""
+        """Walks through a pytree in JAX's order. JAX's own functions that yield paths take several times as long."""
         role = ROLES.get(type(node)) or role_of(node)
         if role is LEAF:
             self.leaf(node, path)
@@ -164,7 +169,7 @@ class _Walk:
                 else:
                     self._walk(child, below, references)
         elif role is SEQUENCE:
-            # There may be more known paths than items.
+            # `indices` may return more paths than there are items.
             for child, below in zip(node, path.indices(len(node)), strict=False):
                 self._walk(child, below, references)
         else:
@@ -180,13 +185,13 @@ _leaf = tuple.__new__
 
 
 def _children(node: Any) -> list[tuple[Any, Any]]:
-    """Returns the children of a pytree node, each with its key; the node itself, without a key, if it is a leaf."""
+    """Returns the children of a pytree node, each with its key; if the node is a leaf, the node itself with an empty key."""
     is_child = iter((False,))
     return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda _: next(is_child, True))[0]
 
 
 class _PytreeBuilder:
-    """Puts a pytree together that may hold reference objects."""
+    """The builder of a pytree, which may hold reference objects."""
 
     def __init__(self, value: Any, references: Sequence[Builder]) -> None:
         self._value, self._references = value, references

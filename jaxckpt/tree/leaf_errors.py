@@ -1,4 +1,4 @@
-"""Errors of JAX, numpy or Orbax about one leaf, given the leaf's name: the libraries themselves don't know it."""
+"""Adds the leaf's name to errors of JAX, numpy or Orbax about one leaf, because these libraries do not know it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -7,7 +7,7 @@ from jaxckpt.tree.flatten import Leaf
 
 
 class Walk:
-    """Walks over leaves. A context manager: an exception inside of the block gets the name of the leaf that the walk was at."""
+    """Iterates over leaves. As a context manager, it adds the name of the current leaf to an exception inside the block."""
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         self._leaves = leaves
@@ -30,11 +30,11 @@ class Walk:
 
 
 def named(error: Exception, name: str) -> Exception:
-    """Returns an error of the same kind that begins with the name of the leaf; raise it from `error`.
+    """Returns an error of the same kind whose text begins with the leaf's name. The caller raises it from `error`.
 
     Args:
-      error: what was raised about the leaf.
-      name: of the leaf. An error that names it already is returned as it is.
+      error: the error about the leaf. It is returned unchanged if it names the leaf already.
+      name: the leaf's name.
     """
     text = str(error)
     if name in text:
@@ -46,12 +46,13 @@ def named(error: Exception, name: str) -> Exception:
             continue
         try:
             found: Exception = kind(f"{name}: {text}")
-        except Exception:  # A class whose constructor wants something else.
+        except Exception:
+            # The constructor of this class takes other arguments.
             continue
         if name in str(found):
             return found
     return RuntimeError(f"{name}: {type(error).__name__}: {text}")
 
 
-# A KeyError or an IndexError of a library's inside says nothing to a caller: those become a RuntimeError.
+# A KeyError or an IndexError from inside a library tells a caller nothing. Such errors become a RuntimeError.
 _KINDS = (TypeError, ValueError, MemoryError, NotImplementedError, RuntimeError)

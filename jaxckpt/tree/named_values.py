@@ -1,4 +1,4 @@
-"""The named values of a Checkpoint: those it was given, the fields of its root, and what restore put in the place of fields."""
+"""The named values of a Checkpoint: the values it was given, the fields of its root, and restored values that replace fields."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -9,13 +9,13 @@ from jaxckpt.tree.rebuilding import IsSame, rebuild_values
 
 
 class NamedValues:
-    """Values by name. A value of its own hides a field of the root.
+    """Values by name. A value that was given by name hides a field of the root.
 
-    Holds no reference to its Checkpoint: in such a cycle, large arrays would stay until Python's collector of cycles comes by.
+    This object does not refer to its Checkpoint. Such a cycle would keep large arrays alive until Python's cycle collector runs.
 
     Attributes:
-      root: the object whose fields are names too, read each time; None for none.
-      inner: the values of `root` where that is a Checkpoint; else None.
+      root: the object whose fields are values too, read anew each time; None if there is not one.
+      inner: the values of `root` if that is a Checkpoint; else None.
     """
 
     def __init__(
@@ -26,24 +26,24 @@ class NamedValues:
         inner: "NamedValues | None",
         check_name: Callable[[str], None],
     ) -> None:
-        """Starts with what a Checkpoint was given.
+        """Starts with the arguments of a Checkpoint.
 
         Args:
           root: the root, or None.
           named: values by name.
-          inner: the values of `root` where that is a Checkpoint; else None.
-          check_name: raises ValueError for a name that no value may have.
+          inner: the values of `root` if that is a Checkpoint; else None.
+          check_name: raises ValueError for a reserved or invalid name.
 
         Raises:
-          TypeError: `root` has no names.
-          ValueError: a name that no value may have, or one that stands for different values in `root` and in `named`.
+          TypeError: `root` does not have named fields.
+          ValueError: a name is not allowed, or has different values in `root` and in `named`.
         """
         self.root = root
         self.inner = inner
         self._check_name = check_name
         self._own: dict[str, Any] = {}
-        # By name of a field: the value of the field that restore replaced, and the restored one, which counts as long as the field
-        # has not been given another value.
+        # By a field's name: the value that the field had at the restore, and the restored value. The restored value counts until the
+        # program assigns another value to the field.
         self._restored: dict[str, tuple[Any, Any]] = {}
         fields = self._fields()
         for name in (*fields, *named):
@@ -55,7 +55,7 @@ class NamedValues:
                 self._own[name] = value
 
     def copy(self) -> "NamedValues":
-        """Returns other names for the same values and the same root."""
+        """Returns a copy with the same values and the same root. Assigning to a name of one does not change the other."""
         other = NamedValues.__new__(NamedValues)
         other.__dict__.update(self.__dict__, _own=dict(self._own), _restored=dict(self._restored))
         return other
@@ -64,7 +64,7 @@ class NamedValues:
         """Returns the values by name as they are now.
 
         Raises:
-          ValueError: the root has got a field with a name that no value may have.
+          ValueError: the root now has a field whose name is not allowed.
         """
         fields = self._fields()
         for name in fields:
@@ -78,24 +78,24 @@ class NamedValues:
         return {} if self.root is None else roots.expand_root(self.root)
 
     def set(self, name: str, value: Any) -> None:
-        """Gives a name a value. Raises ValueError for a name that no value may have."""
+        """Assigns a value to a name. Raises ValueError for a name that is not allowed."""
         self._check_name(name)
         self._restored.pop(name, None)
         self._own[name] = value
 
     def delete(self, name: str) -> bool:
-        """Takes a value of its own, or a restored one, away. Returns whether there was one."""
+        """Removes a given or restored value. Returns whether there was one; a field of the root cannot be removed."""
         found = self.has_own(name) or name in self._restored
         self._own.pop(name, None)
         self._restored.pop(name, None)
         return found
 
     def has_own(self, name: str) -> bool:
-        """Whether a value was given under the name, and is not a field of the root."""
+        """Whether the value was given by name, and is not a field of the root."""
         return name in self._own
 
     def is_in_state(self, name: str) -> bool:
-        """Whether a value is part of an `nnx.State`, whose Variables are values: the root, or the root of the root, is one."""
+        """Whether a value is a field of an `nnx.State`, the root or the root of the root. Its Variables are replaced, not changed."""
         if self.has_own(name):
             return False
         return nnx_objects.is_state(self.root) if self.inner is None else self.inner.is_in_state(name)
@@ -104,8 +104,8 @@ class NamedValues:
         """Takes values apart.
 
         Args:
-          parent: `id` of the Checkpoint, which none of its values may hold.
-          values: what `current` returned.
+          parent: `id` of the Checkpoint. Its values must not contain it.
+          values: the result of `current`.
 
         Returns:
           The values, taken apart, by name.
@@ -118,25 +118,25 @@ class NamedValues:
     def changes(
         self, values: Mapping[str, Any], flats: Mapping[str, flatten.Flat], new: Mapping[str, Any], is_same: IsSame
     ) -> Iterator[Change]:
-        """Yields what puts new leaves into the values, step by step; each step returns its undo.
+        """Yields the changes that put new leaves into the values. Calling a change carries it out and returns its undo.
 
         Args:
-          values: what `current` returned.
-          flats: the same, taken apart.
+          values: the result of `current`.
+          flats: the same values, taken apart.
           new: new leaves by name.
-          is_same: compares new values that were stored for one object.
+          is_same: compares two new values that were stored for one object.
         """
         rebuilt, found = rebuild_values(flats, new, is_same)
         yield from found
         replaced = {name: value for name, value in rebuilt.items() if value is not values[name]}
-        # A root may refuse a value too.
+        # This is a change too, because a root may refuse a value.
         yield lambda: self.replace(replaced)
 
     def replace(self, new: Mapping[str, Any]) -> Undo:
-        """Puts restored values in the place of the current ones: all, or, if one is refused, none.
+        """Replaces current values by restored ones. If one is refused, all stay as they were.
 
         Args:
-          new: values by name.
+          new: restored values by name.
 
         Returns:
           The undo, which puts the old values back.
@@ -161,7 +161,7 @@ class NamedValues:
 
         try:
             undos.append(put_back_own)
-            # Each in one step: an interrupt in a loop would leave some values old and some new.
+            # Each update is one step. An interrupt in a loop would leave some values old and some new.
             self._own.update(named)
             self._restored.update(restored)
             if adapter is not None:

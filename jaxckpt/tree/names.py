@@ -10,12 +10,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-# A true `Key.is_index`: of a container of an NNX object. NNX itself, and so Orbax, takes such an index for the key of a dict.
+# The `Key.is_index` of an index into a container of an NNX object. It is true. NNX, and so Orbax, stores such an index as a dict's key.
 OBJECT_INDEX = 2
 
 
 class Key(NamedTuple):
-    """One step of a path: the key as text, and whether it is an index into a sequence (or, with `OBJECT_INDEX`, into which kind)."""
+    """One step of a path.
+
+    Attributes:
+      text: the key as text.
+      is_index: whether the key is an index into a sequence; `OBJECT_INDEX` for an index into a container of an NNX object.
+    """
 
     text: str
     is_index: int = False
@@ -38,7 +43,7 @@ def as_key(entry: Any) -> Key:
 
 
 def leaf_name(path: Iterable[tuple[str, int]]) -> str:
-    """Returns the name of the leaf at `path`, as errors, status, reader and command line show it."""
+    """Returns the name of the leaf at `path`, as errors, the status of a restore, readers and commands show it."""
     texts = [text for text, _ in path]
     name = "/".join(texts)
     if "~" in name or name.count("/") != len(texts) - 1:
@@ -47,11 +52,11 @@ def leaf_name(path: Iterable[tuple[str, int]]) -> str:
 
 
 class KnownPath:
-    """A path, and the paths below it that have been seen: a training loop saves the same ones again and again.
+    """A cached path, and the cached paths below it. A training loop saves the same paths again and again.
 
-    The path of a leaf that is saved again is the very same tuple. Only text is kept, and never a key of the user that is spelled
-    the same but is something else (True and 1, a str and a member of an enum that equals it): names are always those of the value
-    at hand, and nothing of the user stays alive.
+    A leaf that is saved again gets the same tuple as its path. The cache holds plain text only and never the user's keys, for two reasons:
+    keys may be equal and yet have different texts (True and 1, or a str and an equal member of an enum), and the cache must not keep the
+    user's objects alive.
     """
 
     __slots__ = ("_below", "_indices", "_order", "path")
@@ -63,11 +68,11 @@ class KnownPath:
         self._order: tuple[tuple[str, ...], list[tuple[str, KnownPath]]] | None = None
 
     def below(self, text: str, is_index: int = False) -> "KnownPath":
-        """Returns the path that is one key longer: `Key(text, is_index)`."""
+        """Returns the path that is longer by `Key(text, is_index)`."""
         key = (text, is_index) if is_index else text
         found = self._below.get(key)
         if found is None:
-            # A str of its own, should this be a subclass of str. Another thread may be doing the same: both get the one that came first.
+            # `join` makes a plain str of an instance of a subclass. If two threads do this at once, both get the path that came first.
             text = "".join((text,))
             new = KnownPath((*self.path, Key(text, is_index)))
             found = self._below.setdefault((text, is_index) if is_index else text, new)
@@ -75,21 +80,21 @@ class KnownPath:
         return found
 
     def indices(self, length: int) -> Sequence["KnownPath"]:
-        """Returns the paths of the items of a sequence: `length` of them, or more."""
+        """Returns the paths of the items of a sequence: at least `length` of them."""
         known = self._indices
         if len(known) < length:
             known = self._indices = [self.below(str(index), True) for index in range(length)]
         return known
 
     def items(self, mapping: Mapping[Any, Any]) -> Sequence[tuple[Any, "KnownPath"]]:
-        """Returns the keys of a dict, in the order in which JAX takes them, and their paths.
+        """Returns the keys of a dict in JAX's order, each with its path.
 
         Raises:
           TypeError: the keys cannot be sorted.
         """
         if self._order is not None:
             keys, pairs = self._order
-            # By identity: an equal key may be spelled otherwise.
+            # Keys are compared by identity, because an equal key may have another text.
             if len(keys) == len(mapping) and all(map(operator.is_, keys, mapping)):
                 return pairs
         found = [(key, self.below(str(key))) for key in sorted(mapping)]
@@ -109,7 +114,7 @@ def _count(number: int) -> None:
 
 
 def known_paths() -> KnownPath:
-    """Returns the empty path, below which the others are known. They are forgotten where they have become too many."""
+    """Returns the empty path, the root of the cache. The cache is emptied when it has become too large."""
     global _root, _known
     if _known > _KNOWN_AT_MOST:
         _root, _known = KnownPath(), 0

@@ -1,4 +1,4 @@
-"""Checkpoints that are values, or the root, of another one."""
+"""Nested Checkpoints: those that are a value, or the root, of another Checkpoint."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,13 +9,17 @@ from jaxckpt.tree.names import KnownPath
 
 
 class NestedAdapter:
-    """Takes a nested Checkpoint apart: its values have names below its own, and it is updated in place.
+    """The adapter for nested Checkpoints. Their values get names below the Checkpoint's name, and the Checkpoint is updated in place.
 
-    Its `save_counter` counts its own saves and is not part of it.
+    The `save_counter` of a nested Checkpoint counts only its own saves, and is not among its values.
     """
 
     def __init__(self, values_of: Callable[[Any], NamedValues]) -> None:
-        """Args: `values_of` returns the values of a Checkpoint."""
+        """Makes the adapter.
+
+        Args:
+          values_of: returns the values of a Checkpoint.
+        """
         self._values_of = values_of
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
@@ -37,7 +41,7 @@ class NestedAdapter:
         return _NestedBuilder(node, named, values, parts)
 
     def _holder(self, node: Any, name: str) -> Any:
-        """Returns the Checkpoint that a restored value is put on: this one, or the one under it which is the root that has the name."""
+        """Returns the Checkpoint that holds the value: `node` if it was given the name, else the Checkpoint that is its root."""
         named = self._values_of(node)
         return node if named.inner is None or named.has_own(name) else self._holder(named.root, name)
 
@@ -55,7 +59,7 @@ class _NestedBuilder:
         self._node, self._named, self._values, self._parts = node, named, values, parts
 
     def build(self, rebuild: Rebuild) -> Any:
-        """Returns the Checkpoint, which a change gives its restored values."""
+        """Returns the Checkpoint itself, and adds the change that replaces its values."""
         built = {name: part.build(rebuild) for name, part in self._parts.items()}
         new = {name: value for name, value in built.items() if value is not self._values[name]}
         if new:

@@ -1,4 +1,4 @@
-"""The parts of an NNX graph that are no Variables: arrays in modules, in lists, dicts and tuples. They are changed where they are held."""
+"""Arrays of an NNX graph that are not in Variables, but in modules, lists, dicts and tuples. A restore assigns to their holder."""
 
 from typing import Any
 
@@ -9,34 +9,34 @@ from jaxckpt.tree.names import as_key
 from jaxckpt.tree.nnx_classes import GRAPH_NODES, is_of
 
 Keys = tuple[Any, ...]
-"""What leads from the root of a graph to a part of it: attributes, keys and indices."""
+"""The way from the root of a graph to one of its parts: attributes, keys and indices."""
 
 Owners = dict[Keys, Any]
-"""Parts of one graph that hold others, by the keys that lead to them. The root is at `()`."""
+"""Parts of one graph that hold other parts, by the keys that lead to them. The root is at `()`."""
 
 
 def own(walk: Walk, owners: Owners, keys: Keys, start: int) -> None:
     """Tells a walk which object holds an array.
 
     Args:
-      walk: which has just taken the array.
-      owners: of the graph; what leads to the array is added.
-      keys: of the array.
-      start: position of its first leaf.
+      walk: the walk, which has just taken the array.
+      owners: the graph's owners. The parts on the way to the array are added.
+      keys: the way to the array.
+      start: position of the array's first leaf.
     """
-    # Not with nnx.iter_graph, which passes each tuple once, though it may stand at several places.
+    # nnx.iter_graph would not do: it visits each tuple once, even if it lies at several places.
     for length in range(1, len(keys)):
         if keys[:length] not in owners:
             owners[keys[:length]] = _child(owners[keys[: length - 1]], keys[length - 1])
     length = len(keys) - 1
-    # A tuple is replaced by another: what holds it is changed. Others that hold the same tuple keep theirs.
+    # A tuple cannot be changed, so its holder gets a new tuple. Other holders of the same tuple keep the old one.
     while not _is_mutable(owners[keys[:length]]):
         length -= 1
     walk.own(owners[keys[:length]], start, key=keys[length:])
 
 
 def _is_mutable(owner: Any) -> bool:
-    """Whether a part of a graph is changed in place."""
+    """Whether a part of a graph can be changed in place."""
     return isinstance(owner, (list, dict)) or is_of(owner, GRAPH_NODES)
 
 
@@ -48,21 +48,21 @@ def _child(owner: Any, key: Any) -> Any:
 
 
 def assign(owners: Owners, keys: Keys, value: Any) -> Undo:
-    """Gives a part of a graph another value.
+    """Assigns a value to a part of a graph.
 
     Args:
-      owners: of the graph, as `own` has filled it; kept up to date.
-      keys: of the part.
-      value: the new one.
+      owners: the graph's owners, as `own` has filled them. They are kept up to date.
+      keys: the way to the part.
+      value: its new value.
 
     Returns:
-      What gives the part its old value back.
+      The undo.
     """
     *above, key = keys
     owner = owners[tuple(above)]
     if _is_mutable(owner):
         return set_item(owner, key, value)
-    # A tuple, or another pytree that cannot be changed: another one takes its place.
+    # The owner is a tuple or another pytree that cannot be changed. A new one takes its place.
     children, structure = jax.tree_util.tree_flatten_with_path(owner, is_leaf=lambda child: child is not owner)
     new = [value if as_key(entries[0]).text == str(key) else child for entries, child in children]
     owners[tuple(above)] = jax.tree_util.tree_unflatten(structure, new)
@@ -78,7 +78,13 @@ def _get_item(owner: Any, key: Any) -> Any:
 
 
 def set_item(owner: Any, key: Any, value: Any) -> Undo:
-    """Sets an item or an attribute of `owner` to `value`. Returns what sets it back. If this raises, the old value is there."""
+    """Assigns a value to an item or an attribute, and returns the undo. If this raises, the old value is still there.
+
+    Args:
+      owner: the object that has the item or attribute.
+      key: the item's key or the attribute's name.
+      value: the new value.
+    """
     old = _get_item(owner, key)
 
     def put(value: Any) -> None:
@@ -90,7 +96,7 @@ def set_item(owner: Any, key: Any, value: Any) -> Undo:
     try:
         put(value)
     except BaseException:
-        # The object's own code may have failed after it set the value.
+        # The object's own code may have failed after it had set the value.
         if _get_item(owner, key) is not old:
             put(old)
         raise

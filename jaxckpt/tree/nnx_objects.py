@@ -1,4 +1,4 @@
-"""Flax NNX: modules, optimizers, rngs and Variables are updated in place; an `nnx.State` is a value."""
+"""Adapters for Flax NNX. Modules, optimizers, rngs and Variables are updated in place; an `nnx.State` is replaced like other values."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from jaxckpt.tree.nnx_variables import NnxVariable
 
 
 def adapter_for(node: Any) -> "NnxVariable | NnxObject | NnxState | None":
-    """Returns the adapter for objects like this one, if it is NNX's."""
+    """Returns the adapter for `node` if it is an object of NNX; else None."""
     nnx = flax_nnx()
     if nnx is None:
         return None
-    # Variables on which JAX's transformations act directly say that they are instances, without being of a subclass.
+    # Variables of the kind on which JAX's transformations act directly pass `isinstance`, although they are not of a subclass.
     if isinstance(node, nnx.Variable):
         return NnxVariable()
     if is_of(node, STATES):
@@ -33,12 +33,12 @@ def is_state(node: Any) -> bool:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two values are one object. A part of an `nnx.State` is a State that is made anew whenever it is asked for."""
+    """Whether two values are one object. A State makes a new object at each access to a part of it, so mappings are compared too."""
     return one is other or (is_state(one) and getattr(one, "raw_mapping", one) is getattr(other, "raw_mapping", None))
 
 
 class NnxState:
-    """The adapter for `nnx.State`: a pytree, whose Variables are values. They may be those of a live module, which keeps its own."""
+    """The adapter for `nnx.State`: a pytree whose Variables are replaced. A live module may hold the same Variables; it keeps them."""
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
         """Takes a State apart."""
@@ -64,7 +64,7 @@ class _StateBuilder:
         self._state, self._children, self._structure, self._inner = state, children, structure, inner
 
     def build(self, rebuild: Rebuild) -> Any:
-        """Returns another State."""
+        """Returns a new State, or the old one if all its leaves are kept."""
         new = [inner.build(rebuild) for inner in self._inner]
         if all(one is other for one, other in zip(new, self._children, strict=True)):
             return self._state
@@ -72,12 +72,12 @@ class _StateBuilder:
 
 
 class NnxObject:
-    """The adapter for modules, optimizers and rngs: the Variables of the graph, each shared one once, and its arrays."""
+    """The adapter for modules, optimizers and rngs. Its parts are the Variables of the graph (a shared one appears once) and its arrays."""
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
         """Takes the graph apart."""
         nnx = flax_nnx()
-        # In the order of the graph, where Variables and arrays come as they stand: a rebuild hands the leaves out in this order.
+        # Variables and arrays stay in the order of the graph, because a rebuild hands out the leaves in this order.
         parts: list[_Part] = []
         owners: Owners = {(): node}
         outside, walk.in_state = walk.in_state, False
@@ -98,7 +98,7 @@ class NnxObject:
         return _ObjectBuilder(node, parts, owners)
 
     def children(self, root: Any) -> dict[str, Any]:
-        """Returns the attributes (or items) that hold state, by name."""
+        """Returns the attributes that hold state, by name. Raises TypeError if some have indices instead of names."""
         nnx = flax_nnx()
         names = dict.fromkeys(path[0] for path, _ in nnx.to_flat_state(nnx.state(root)))
         children: dict[str, Any] = {}
@@ -116,7 +116,13 @@ class NnxObject:
 
 
 class _Part(NamedTuple):
-    """A Variable of a graph, or an array that is not in one, and the keys that lead to it."""
+    """A Variable of a graph, or an array that is not in a Variable.
+
+    Attributes:
+      keys: the way to it.
+      value: the Variable or the array.
+      inner: its builder.
+    """
 
     keys: Keys
     value: Any
@@ -128,11 +134,11 @@ class _ObjectBuilder:
         self._node, self._parts, self._owners = node, parts, owners
 
     def build(self, rebuild: Rebuild) -> Any:
-        """Returns the object, which changes update."""
+        """Returns the object itself, and adds the change that updates its arrays."""
         new = {}
         for part in self._parts:
             value = part.inner.build(rebuild)
-            # A Variable is the old one: it has a change of its own.
+            # A Variable never differs here: its own builder has added a change.
             if value is not part.value:
                 new[part.keys] = value
         if new:

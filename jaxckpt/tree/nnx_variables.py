@@ -1,4 +1,4 @@
-"""Variables of Flax NNX. What is taken and put is the *raw* value: hooks, and getters and setters that a class overrides, do not run."""
+"""Variables of Flax NNX. Their *raw* values are read and set, so hooks and overridden getters and setters do not run."""
 
 from typing import Any
 
@@ -35,13 +35,13 @@ def _set_raw_value(variable: Any, value: Any) -> Undo:
 
 
 def _is_ref(raw: Any) -> bool:
-    """Whether a raw value is a jax.Ref, which holds the array."""
+    """Whether a raw value is a jax.Ref, a mutable reference to an array."""
     ref = getattr(jax, "Ref", None)
     return ref is not None and isinstance(raw, ref)
 
 
 class NnxVariable:
-    """The adapter for Variables, alone, in a module or in an `nnx.State`: the raw value is the leaf, or a pytree of leaves."""
+    """The adapter for Variables, alone, in a module or in an `nnx.State`. The raw value is a leaf, or a pytree of leaves."""
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
         """Takes a Variable apart."""
@@ -63,7 +63,7 @@ class _VariableBuilder:
         self._variable, self._raw, self._inner, self._in_state = variable, raw, inner, in_state
 
     def build(self, rebuild: Rebuild) -> Any:
-        """Returns the Variable, which a change gives its value; one that is part of a value only is replaced."""
+        """Returns the Variable itself, and adds the change that sets its value. A Variable of an `nnx.State` is replaced instead."""
         variable, new = self._variable, self._inner.build(rebuild)
         if new is self._raw:
             return variable
@@ -71,7 +71,7 @@ class _VariableBuilder:
             rebuild.changes.append(lambda: _set_raw_value(variable, new))
             return variable
         if id(variable) in rebuild.in_place:
-            # A module of the same Checkpoint holds it too, and it is given the value there: they go on sharing it.
+            # A module of the same Checkpoint holds this Variable too and sets its value. The State and the module go on sharing it.
             return variable
         if id(variable) not in rebuild.renewed:
             rebuild.renewed[id(variable)] = variable.replace(new)

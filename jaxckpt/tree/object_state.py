@@ -1,12 +1,11 @@
 """States of objects, as ``get_state()`` returns them ↔ one str or bytes.
 
-Bytes are stored as they are, and JSON values as their JSON text. A state that holds more than JSON can say, such as tuples and arrays,
-is stored as the JSON text of an object with the single key `MARK`, in which each value that JSON does not have is an object with one
-key that says what it is::
+Bytes are stored as they are, and JSON values as their JSON text. A state with values that JSON does not have, such as tuples and arrays,
+is stored as the JSON text of an object with the single key `MARK`. In it, each such value is an object whose one key names its type::
 
     {"jaxckpt.state": {"dict": [["epoch", 3], ["window", {"tuple": [1, 2]}], ["buffer", {"numpy": ["<f4", [2], "AACAPwAAAEA="]}]]}}
 
-All dicts are written in this way then, so that a key of the state is never taken for one of these.
+In this form all dicts are written as objects with the key ``dict``, so that a key of the state is never mistaken for a type.
 """
 
 import base64
@@ -23,18 +22,18 @@ _SCALARS = (type(None), bool, int, float, str)
 
 
 class UnsupportedStateError(Exception):
-    """A state that would not come back as it is."""
+    """The state cannot be stored so that it comes back unchanged."""
 
 
 def encode(state: Any) -> str | bytes:
-    """Returns what is stored for a state.
+    """Returns the str or bytes that is stored for a state.
 
     Args:
       state: bytes, or None, bool, int, float, complex, str, bytes, numpy arrays and scalars, and jax.Arrays, in lists, tuples and
         dicts.
 
     Raises:
-      UnsupportedStateError: it holds something else; names it.
+      UnsupportedStateError: the state holds a value of another type; the message names it.
     """
     if type(state) is bytes:
         return state
@@ -50,7 +49,7 @@ def decode(stored: str | bytes) -> Any:
     """Returns the state that `encode` was given.
 
     Raises:
-      ValueError: it is not the encoding of a state.
+      ValueError: `stored` is not the encoding of a state.
     """
     if isinstance(stored, bytes):
         return stored
@@ -63,11 +62,11 @@ def decode(stored: str | bytes) -> Any:
     try:
         return _decode(state[MARK])
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise ValueError(f"its encoding is not known here ({type(error).__name__}: {error})") from error
+        raise ValueError(f"this version does not know its encoding ({type(error).__name__}: {error})") from error
 
 
 def _is_json(state: Any) -> bool:
-    """Whether a state comes back as it is from JSON as Python writes it, which has nan too."""
+    """Whether a state comes back unchanged from JSON as Python writes it, which includes nan."""
     kind = type(state)
     if kind in _SCALARS:
         return True
@@ -107,8 +106,8 @@ def _encode(value: Any, where: str) -> Any:
 def _jax_array(value: jax.Array, where: str) -> Any:
     if not value.is_fully_addressable:
         raise UnsupportedStateError(
-            f"must return what lies on this process: state{where} is a jax.Array that lies on devices of other processes too. "
-            "Give the array to the Checkpoint by a name of its own."
+            f"must return data of this process only: state{where} is a jax.Array that lies on devices of other processes too. "
+            "Give the array to the Checkpoint under its own name."
         )
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = jax.device_get(jax.random.key_data(value))
@@ -124,7 +123,7 @@ def _array(array: np.ndarray, where: str) -> list[Any]:
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    # To NumPy, the types of ml_dtypes are raw bytes.
+    # NumPy's own `dtype.str` describes the types of ml_dtypes as raw bytes.
     return dtype.name if hasattr(ml_dtypes, dtype.name) else dtype.str
 
 
@@ -144,7 +143,7 @@ def _decode(value: Any) -> Any:
 def _decode_array(content: list[Any]) -> np.ndarray:
     name, shape, text = content
     dtype = np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
-    # A copy: what comes from bytes is read-only.
+    # Copied, because an array over bytes is read-only.
     return np.frombuffer(base64.b64decode(text, validate=True), dtype).reshape(shape).copy()
 
 

@@ -1,8 +1,9 @@
-"""Which objects are *reference objects*: those that are updated in place, because their users hold on to them, and `nnx.State`.
+"""Finds *reference objects*, and the adapter that takes each of them apart.
 
-Three families: Flax NNX (modules, optimizers, rngs, variables, states), objects with a state of their own, such as data iterators,
-which offer ``serialize()``/``deserialize(value)`` or ``get_state()``/``set_state(state)``, and nested Checkpoints, which register
-themselves. An adapter takes such an object apart.
+Reference objects are updated in place, because the program holds references to them. (`nnx.State` has an adapter too, but is replaced.)
+There are three families: Flax NNX (modules, optimizers, rngs, Variables, states); objects with a state of their own, such as data
+iterators, which have ``serialize()``/``deserialize(value)`` or ``get_state()``/``set_state(state)``; and nested Checkpoints, whose class
+registers itself here.
 """
 
 from typing import Any
@@ -12,18 +13,23 @@ from jaxckpt.tree import nnx_objects
 from jaxckpt.tree.builders import Adapter, RootAdapter
 from jaxckpt.tree.state_objects import Serialized, Stateful
 
-# False: objects of this type are not reference objects.
+# The adapter by type; False for types that are not reference objects.
 _adapters: ByType[Adapter | bool] = ByType({})
 _registered: list[tuple[type, Adapter]] = []
 
 
 def register(kind: type, adapter: Adapter) -> None:
-    """Makes the objects of a class, and of those derived from it, reference objects."""
+    """Makes the instances of a class reference objects.
+
+    Args:
+      kind: the class. Instances of derived classes are included.
+      adapter: takes them apart.
+    """
     _registered.append((kind, adapter))
 
 
 def adapter(node: Any) -> Adapter | None:
-    """Returns the adapter of a reference object; None if `node` is none."""
+    """Returns the adapter of `node`; None if it is not a reference object."""
     kind = type(node)
     found = _adapters.get(kind)
     if found is None:
@@ -32,13 +38,13 @@ def adapter(node: Any) -> Adapter | None:
 
 
 def root_adapter(node: Any) -> RootAdapter | None:
-    """Returns the adapter of an object that can be the root of a Checkpoint, and is written into by restore; None for others."""
+    """Returns the adapter of `node` if it can be the root of a Checkpoint and restore assigns to its fields; else None."""
     found: Any = adapter(node)
     return found if hasattr(found, "children") else None
 
 
 def nested_values(node: Any) -> dict[str, Any] | None:
-    """Returns the values of a nested Checkpoint, by name; None for everything else."""
+    """Returns the values of a nested Checkpoint by name; None if `node` is something else."""
     kinds = tuple(kind for kind, _ in _registered)
     found = root_adapter(node)
     return found.children(node) if found is not None and isinstance(node, kinds) else None

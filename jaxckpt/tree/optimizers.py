@@ -1,7 +1,8 @@
-"""Which leaves of an optimizer's state are slot variables, for `CheckpointOptions.experimental_skip_slot_variables`.
+"""Finds the slot variables among the leaves of an optimizer's state, for `CheckpointOptions.experimental_skip_slot_variables`.
 
-A slot variable is shaped like a parameter: a moment or a trace. Counters and hyperparameters are not. Optimizer states are found by
-their types: optax's named tuples (and plain tuples of them, as ``optax.chain`` makes), and NNX optimizers.
+A *slot variable* is TensorFlow's word for an array that an optimizer keeps for each parameter, such as a moment or a trace. It has the
+shape of its parameter. Counters and hyperparameters are not slot variables. Optimizer states are recognized by their types: optax's named
+tuples (and plain tuples of them, as ``optax.chain`` makes), and NNX optimizers.
 """
 
 import sys
@@ -22,7 +23,7 @@ def slot_names(values: Mapping[str, Any], flats: Iterable[flatten.Flat]) -> set[
 
     Args:
       values: the named values of a Checkpoint.
-      flats: the same, taken apart.
+      flats: the same values, taken apart.
     """
     prefixes = [prefix for name, value in values.items() for prefix in _optimizer_prefixes((Key(name),), value)]
     leaves = [leaf for flat in flats for leaf in flat.leaves]

@@ -1,4 +1,4 @@
-"""New leaves → values: what the walks have taken apart is put together again, and objects are given their new values by changes."""
+"""New leaves → values: rebuilds the values that a walk took apart, and collects the changes that update objects in place."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -13,19 +13,19 @@ IsSame = Callable[[Any, Any], bool]
 def rebuild_values(
     flats: Mapping[str, Flat], new: Mapping[str, Any], is_same: IsSame
 ) -> tuple[dict[str, Any], list[Change]]:
-    """Puts values together from new leaves.
+    """Rebuilds values from new leaves. This does not change any object yet.
 
     Args:
       flats: the values by name, taken apart.
-      new: new values by the leaf's name; leaves without one keep theirs.
-      is_same: compares new values that were stored for one object.
+      new: new values by leaf name. Other leaves keep their values.
+      is_same: compares two new values that were stored for one object.
 
     Returns:
-      The values that have new leaves, by name, and the changes that reference objects still need: carrying one out returns its undo.
-      Nothing has been changed before.
+      The values that have new leaves, by name; and the changes that update reference objects. Calling a change carries it out and returns
+      its undo.
 
     Raises:
-      ValueError: an object that stands under two names was to get two different values; names both leaves.
+      ValueError: an object that appears under two names would get two different values; the message names both leaves.
     """
     values = {name: [new.get(leaf.name, KEPT) for leaf in flat.leaves] for name, flat in flats.items()}
     _share(flats, values, is_same)
@@ -40,7 +40,7 @@ def rebuild_values(
 
 
 def _share(flats: Mapping[str, Flat], values: dict[str, list[Any]], is_same: IsSame) -> None:
-    """Gives an object that stands under several names the same new value under each."""
+    """Makes sure that an object that appears under several names gets the same new value under each."""
     found: dict[tuple[int, Hashable], list[tuple[str, Owned]]] = {}
     for name, flat in flats.items():
         for owned in flat.owned:
@@ -64,8 +64,8 @@ def _share_leaf(
     for name, index in given[1:]:
         if not is_same(value, values[name][index]):
             raise ValueError(
-                f"{flats[first_name].leaves[first_index].name} and {flats[name].leaves[index].name} are one object of this program, "
-                "which can have one value only, but the checkpoint holds two different ones. An nnx.state(model) shares the Variables "
+                f"{flats[first_name].leaves[first_index].name} and {flats[name].leaves[index].name} are one object in this program "
+                "and can have one value only, but the checkpoint holds two different ones. An nnx.state(model) shares the Variables "
                 "of the model. Give the Checkpoint a copy under one of the names: nnx.clone(model), or jax.tree.map(lambda x: x, "
                 "nnx.state(model))."
             )

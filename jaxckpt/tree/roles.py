@@ -1,4 +1,4 @@
-"""What a node of a value is to the walk that takes the value apart. Decided once per type: `isinstance` of an abstract class is slow."""
+"""Classifies the nodes of a value for the walk that takes it apart. Decided once per type: `isinstance` of an abstract class is slow."""
 
 import enum
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from jaxckpt._lib.by_type import ByType
 from jaxckpt.tree import objects
 
 _CONTAINERS = (dict, list, tuple, Mapping)
-# Types that are leaves for JAX, for good: a short cut, for thousands of leaves. Of any other type JAX is asked for each value.
+# Types that JAX always treats as leaves: a short cut for thousands of leaves. For other types, JAX is asked about each value.
 _LEAVES = frozenset({bool, int, float, complex, str, bytes})
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 
 class Role(enum.Enum):
-    """What nodes of a type are to the walk."""
+    """The role of all nodes of one type in a walk."""
 
     NONE = "none"
     DICT = "dict"
@@ -28,12 +28,12 @@ class Role(enum.Enum):
     OTHER = "other"
 
 
-# An enum's attributes are looked up slowly.
+# Plain names, because looking up an enum's attributes is slow.
 DICT, SEQUENCE, REFERENCE, LEAF, OTHER = Role.DICT, Role.SEQUENCE, Role.REFERENCE, Role.LEAF, Role.OTHER
 _roles: ByType[Role] = ByType({type(None): Role.NONE, dict: DICT, list: SEQUENCE, tuple: SEQUENCE})
 
 ROLES = _roles.permanent
-"""The roles of the types of Python, NumPy and JAX that have been met. Look here before `role_of` is called."""
+"""The roles of those types of Python, NumPy and JAX that have been met. Look here first; call `role_of` only if a type is missing."""
 
 
 def role_of(node: Any) -> Role:
@@ -47,13 +47,13 @@ def _find(node: Any) -> Role:
         return REFERENCE
     if isinstance(node, _CONTAINERS):
         return Role.CONTAINER
-    # Another type may be registered with JAX as a pytree later on.
+    # A program may register any other type with JAX as a pytree later.
     is_known = type(node) in _LEAVES or isinstance(node, _ARRAYS)
     return LEAF if is_known and jax.tree_util.all_leaves([node]) else OTHER
 
 
 def stops(node: Any) -> bool:
-    """Whether a pytree ends at `node`, for JAX: empty containers, None, and reference objects. Called for every node."""
+    """Whether JAX shall not look inside `node`: an empty container, None, or a reference object. Called for every node."""
     role = ROLES.get(type(node)) or role_of(node)
     if role is LEAF or role is OTHER:
         return False

@@ -1,4 +1,4 @@
-"""Roots: what a Checkpoint's single positional argument can be, and the names that it brings."""
+"""Roots: the values that a Checkpoint accepts as its positional argument, and the names of their fields."""
 
 import dataclasses
 from collections.abc import Mapping

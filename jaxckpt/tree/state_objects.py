@@ -1,4 +1,4 @@
-"""Objects with a state of their own, such as data iterators. They are updated in place."""
+"""Adapters for objects with a state of their own, such as data iterators. These objects are updated in place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from jaxckpt.tree.names import KnownPath, leaf_name
 
 
 class Serialized:
-    """The adapter for ``serialize()`` → str or bytes, ``deserialize(value)``."""
+    """The adapter for objects with ``serialize()``, which returns str or bytes, and ``deserialize(value)``."""
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
-        """Takes `node` apart: its state is the leaf."""
+        """Takes `node` apart. Its state is the leaf."""
         state = node.serialize()
         if not isinstance(state, (str, bytes)):
             raise TypeError(
@@ -22,10 +22,10 @@ class Serialized:
 
 
 class Stateful:
-    """The adapter for ``get_state()`` → what `object_state` can encode, ``set_state(state)``."""
+    """The adapter for objects with ``get_state()``, whose result `object_state` can encode, and ``set_state(state)``."""
 
     def take(self, node: Any, path: KnownPath, walk: Walk) -> Builder:
-        """Takes `node` apart: its state, encoded, is the leaf."""
+        """Takes `node` apart. Its encoded state is the leaf."""
         try:
             state = object_state.encode(node.get_state())
         except object_state.UnsupportedStateError as error:
@@ -63,7 +63,7 @@ class _StateBuilder:
         self._node, self._old, self._path, self._setter, self._decode = node, state, path, setter, decode
 
     def build(self, rebuild: Rebuild) -> Any:
-        """Returns the object, which is given its state by a change."""
+        """Returns the object itself, and adds the change that sets its state."""
         state = rebuild.leaf()
         if rebuild.kept:
             return self._node
@@ -71,7 +71,7 @@ class _StateBuilder:
             new, old = self._decode(state), self._decode(self._old)
         except ValueError as error:
             raise ValueError(
-                f"{leaf_name(self._path.path)}: what is stored is not a state of a {type(self._node).__name__}: {error}"
+                f"{leaf_name(self._path.path)}: the stored value is not a state of a {type(self._node).__name__}: {error}"
             ) from error
         rebuild.changes.append(lambda: self._swap(old, new))
         return self._node

@@ -371,7 +371,7 @@ def test_json_states_are_stored_as_their_text(tmp_path: Path) -> None:
 def test_an_encoding_that_is_not_known(text: str, tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(it=text).save(tmp_path / "c")
     iterator = Stateful([1])
-    with pytest.raises(ValueError, match=r"^it: what is stored is not a state of a Stateful"):
+    with pytest.raises(ValueError, match=r"^it: the stored value is not a state of a Stateful"):
         jaxckpt.Checkpoint(it=iterator).restore(path)
     assert iterator.state == [1]
 
