@@ -1,4 +1,4 @@
-"""Config files: their bytes, as long as it is a regular file of a moderate size, and TOML text into plain values."""
+"""Reads the bytes of a config file, which must be a regular file of moderate size; parses TOML text into plain values."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from jaxckpt.config.bounds import MAX_BYTES, MAX_DEPTH, TOO_DEEP
 from jaxckpt.config.problems import UNUSABLE, Problem, shown
 from jaxckpt.errors import ConfigError
 
-# A dotted key with too many parts. Each part is matched as a whole, so the search takes no longer than reading the text.
+# Matches a dotted key with too many parts. Each part is matched as a whole, so the search is as fast as reading the text.
 _TOML_PART = r"""(?:[\w\-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_TOML_KEY = re.compile(rf"""(?<![\w\-"'.])(?:{_TOML_PART}\.[ \t]*+){{{MAX_DEPTH}}}""")
 
@@ -19,13 +19,13 @@ def content(path: Path) -> bytes:
     """Returns the bytes of a config file.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Raises:
-      ConfigError: it is a pipe or a device, which may have no end, or too long.
-      OSError: it cannot be read, or is a directory.
+      ConfigError: the file is too long, or is a pipe or a device, whose content may never end.
+      OSError: the file cannot be read, or is a directory.
     """
-    # First by name: opening a device may do something.
+    # Checked by name first, because opening a device may have effects.
     _require_regular(path, os.stat(path).st_mode)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
@@ -49,14 +49,14 @@ def parse_toml(text: str, name: str) -> tuple[object, list[Problem]]:
 
     Args:
       text: content of the file.
-      name: of the file, for messages.
+      name: name of the file, for messages.
 
     Returns:
-      The mapping, or `UNUSABLE`; and the problems.
+      The mapping, or `UNUSABLE` if the text is not valid; and the problems.
     """
     import tomllib
 
-    # tomllib needs time that grows with the square of the parts.
+    # tomllib's time grows with the square of the number of parts.
     if long := _LONG_TOML_KEY.search(text):
         line = text.count("\n", 0, long.start()) + 1
         words = f"expected a key of at most {MAX_DEPTH} parts, got {shown(long[0])}"

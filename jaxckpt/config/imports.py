@@ -1,4 +1,4 @@
-"""Import paths in configs: ``"package.module:function"`` into the object it names, or the reason why not."""
+"""Import paths in configs: finds the object that ``"package.module:function"`` names, or reports why there is none."""
 
 import importlib
 import pkgutil
@@ -11,19 +11,19 @@ IMPORTED = '"package.module:function", or {call: "package.module:factory", with:
 
 
 class ImportPathError(Exception):
-    """An import path leads nowhere; the cause is what the user's module raised, if that is the reason."""
+    """An import path does not lead to an object. The cause is the exception of the user's module, if it raised one."""
 
 
 def imported(reading: Source, path: KeyPath, value: object) -> object:
-    """Returns the object that a value of a config stands for.
+    """Returns the object that a value in a config names.
 
     Args:
-      reading: where problems are reported.
-      path: the key of the value.
-      value: an import path, or ``{call: factory, with: arguments}``. A value that is not plain data is such an object already.
+      reading: the source, which collects problems.
+      path: key path of the value.
+      value: an import path, or ``{call: factory, with: arguments}``. A value that is not plain data is taken as the object itself.
 
     Returns:
-      The object; `UNUSABLE` if there is none, which has been reported.
+      The object; `UNUSABLE` if there is none and the problem has been reported.
     """
     if isinstance(value, str):
         return _import(reading, path, value)
@@ -44,7 +44,7 @@ def _import(reading: Source, path: KeyPath, text: str) -> object:
 
 
 def _called(reading: Source, path: KeyPath, value: dict[object, object]) -> object:
-    """Returns what a factory returns for its arguments."""
+    """Calls the factory of ``{call: factory, with: arguments}`` and returns its result; `UNUSABLE` after a problem."""
     reading.refuse_unknown(path, value, ("call", "with"))
     target = value.get("call")
     arguments = value.get("with")
@@ -77,16 +77,19 @@ def _are_arguments(value: object) -> bool:
 
 
 def import_object(path: str) -> object:
-    """Imports what ``"package.module:name"`` (or ``"package.module:Class.name"``) stands for.
+    """Imports the object that an import path names.
+
+    Args:
+      path: ``"package.module:name"`` or ``"package.module:Class.name"``.
 
     Raises:
-      ImportPathError: it is not written that way, does not exist, or importing the module raised.
+      ImportPathError: the path has another form, the object does not exist, or importing the module raised.
     """
     module_name, colon, attributes = path.partition(":")
     if not colon or not _is_dotted_name(module_name) or not _is_dotted_name(attributes):
         fixed = ":".join(path.rpartition(".")[::2])
         hint = f"; did you mean {fixed}?" if _is_dotted_name(path) and "." in path else ""
-        raise ImportPathError(f'it is not of the form "package.module:function"{hint}')
+        raise ImportPathError(f'it does not have the form "package.module:function"{hint}')
     found: object = _import_module(module_name)
     below = module_name
     for name in attributes.split("."):
@@ -109,18 +112,18 @@ def _import_module(name: str) -> object:
             raise ImportPathError(f"there is no module {missing!r}{_close_module(missing)}") from None
         raise ImportPathError(f"importing {name} raised {_describe(error)}") from error
     except (Exception, SystemExit) as error:
-        # A script without a main guard may end in sys.exit.
+        # A script without a main guard may call sys.exit.
         raise ImportPathError(f"importing {name} raised {_describe(error)}") from error
 
 
 def _close_module(name: str) -> str:
-    """Suggests a module beside the one that is missing."""
+    """Returns the suggestion of a module with a similar name in the same package; empty if there is none."""
     parent, _, last = name.rpartition(".")
     try:
         places = sys.modules[parent].__path__ if parent else None
         names = [module.name for module in pkgutil.iter_modules(places)]
     except Exception:
-        # An import hook of another package failed: go without a suggestion.
+        # An import hook of another package failed. The error has no suggestion then.
         return ""
     prefix = f"{parent}." if parent else ""
     return close_name(f"{prefix}{last}", [f"{prefix}{other}" for other in [*names, *sys.builtin_module_names]])

@@ -1,4 +1,4 @@
-"""The values that a key may hold, by the type annotation of the argument that it becomes: a test, and words for messages."""
+"""Tests whether a value fits a key, by the type annotation of the argument that the key becomes, and words for messages."""
 
 import inspect
 import numbers
@@ -19,7 +19,12 @@ _WORDS: dict[object, str] = {
 
 @dataclass(frozen=True)
 class Only:
-    """Narrows an annotation: ``Annotated[int, Only("a positive whole number", lambda value: value > 0)]``."""
+    """Narrows an annotation, as in ``Annotated[int, Only("a positive whole number", lambda value: value > 0)]``.
+
+    Attributes:
+      words: the allowed values in words, for messages.
+      test: tells whether a value of the annotated type is allowed.
+    """
 
     words: str
     test: Callable[[Any], bool]
@@ -38,12 +43,12 @@ PositiveFloat = Annotated[float, Only("a positive number", _is_duration)]
 
 
 def fits(annotation: Any, value: object, *, narrow: bool = True) -> bool:
-    """Whether `value` is of the annotated type. A type that this module does not know fits: the constructor decides.
+    """Whether a value is of the annotated type. True for types that this module does not know, because the constructor checks those.
 
     Args:
-      annotation: the resolved annotation, `Annotated` included.
-      value: what is to be tested.
-      narrow: whether `Only` counts, or just the type.
+      annotation: the resolved annotation, which may be `Annotated`.
+      value: the value to test.
+      narrow: whether to apply the test of `Only` too.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -56,7 +61,7 @@ def fits(annotation: Any, value: object, *, narrow: bool = True) -> bool:
     if annotation in (None, NoneType):
         return value is None
     if annotation in (int, float):
-        # Those of numpy as well.
+        # numpy's numbers are accepted too.
         accepted = numbers.Integral if annotation is int else numbers.Real
         return isinstance(value, accepted) and not isinstance(value, bool)
     if inspect.isclass(annotation) and annotation is not Any and origin is None:
@@ -65,12 +70,12 @@ def fits(annotation: Any, value: object, *, narrow: bool = True) -> bool:
 
 
 def words(annotation: Any) -> str:
-    """Says what an annotation allows, in the words of config files; empty for what this module does not know."""
+    """Returns the values that an annotation allows, in the words of config files; empty if this module does not know the type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return next((only.words for only in arguments[1:] if isinstance(only, Only)), words(arguments[0]))
     if origin in (Union, UnionType):
-        # null comes last: "a number, or null"
+        # null comes last, as in "a number, or null".
         parts = [words(argument) for argument in sorted(arguments, key=lambda argument: argument is NoneType)]
         return ", or ".join(part for part in parts if part)
     if origin is Literal:

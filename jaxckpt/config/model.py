@@ -1,4 +1,4 @@
-"""CheckpointConfig: the values of a config, checked."""
+"""`CheckpointConfig`: the checked values of a config."""
 
 import copy
 import dataclasses
@@ -23,25 +23,25 @@ SHARD_BY_TASK = "shard_by_task"
 class CheckpointConfig:
     """How a run saves its checkpoints: the arguments of `CheckpointManager`, and its options.
 
-    `load_config` makes one from a file. It is immutable; `dataclasses.replace` makes a changed copy. Configs are equal
-    when all their values are. ``print(config)`` shows every effective value in the form of a YAML config file.
+    `load_config` makes one from a file. It is immutable; `dataclasses.replace` makes a changed copy. Two configs are equal
+    if all their values are equal. ``print(config)`` shows every effective value in the form of a YAML config file.
 
     Attributes:
-      directory: where the checkpoints go, as it was given: a relative path is relative to the working directory, and
-        neither ``~`` nor environment variables are expanded.
+      directory: directory of the checkpoints, as it was given. A relative path is relative to the working directory.
+        Neither ``~`` nor environment variables are expanded.
       max_to_keep: how many checkpoints are kept; None keeps all of them.
-      keep_checkpoint_every_n_hours: one checkpoint in so many hours is kept for ever; None for none.
-      checkpoint_name: the checkpoints are called ``<directory>/<checkpoint_name>-<number>``.
-      step_counter: tells the training step: a callable without arguments, or an object that ``int()`` accepts and that can
+      keep_checkpoint_every_n_hours: one checkpoint in this many hours is kept for ever; None to keep none for ever.
+      checkpoint_name: the part of the names before the number; checkpoints are named ``<directory>/<checkpoint_name>-<number>``.
+      step_counter: tells the training step: a callable without arguments, or an object that ``int()`` accepts and whose value can
         change.
-      checkpoint_interval: least number of steps between two saves; the manager then needs a `step_counter`.
-      init_fn: what `CheckpointManager.restore_or_initialize` calls, without arguments, when there is no checkpoint.
+      checkpoint_interval: smallest number of steps between two saves. It requires a `step_counter`.
+      init_fn: a callable without arguments that `CheckpointManager.restore_or_initialize` calls if there is no checkpoint.
       last_checkpoint_step: the step of the last save, if there was one before this program.
-      options: what every call of the manager uses when it is given none; a copy of what was passed.
+      options: the options of every call of the manager that does not get its own options. The config keeps a copy.
 
     Raises:
-      TypeError: a value of a wrong type.
-      ValueError: a value out of range.
+      TypeError: a value has the wrong type.
+      ValueError: a value is out of range.
     """
 
     directory: str
@@ -69,12 +69,12 @@ class CheckpointConfig:
         """Builds the manager that this config describes.
 
         Args:
-          checkpoint: what to save.
+          checkpoint: the Checkpoint to save and restore.
           **changes: fields to replace for this manager, such as a `step_counter` that only the program knows.
 
         Raises:
-          TypeError: a value of a wrong type.
-          ValueError: a value, or a combination, that the manager refuses, such as an interval without a step counter.
+          TypeError: a value has the wrong type.
+          ValueError: the manager refuses a value or a combination of values, such as an interval without a step counter.
         """
         config = dataclasses.replace(self, **changes) if changes else self
         return CheckpointManager(
@@ -82,10 +82,10 @@ class CheckpointConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the config as nested dicts of plain values, as a config file would hold them.
+        """Returns the config as nested dicts of plain values, in the form of a config file.
 
-        `load_config` turns it into an equal config again if all its callables can be imported. Others (a lambda, what a
-        factory returned) stand there as their `repr`; a jax.Device as the index of its process.
+        If all callables of the config can be imported, `load_config` makes an equal config from the result. Other callables (a
+        lambda, the result of a factory) appear as their `repr`, and a jax.Device as the index of its process.
         """
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         values["step_counter"] = _import_path(self.step_counter)
@@ -94,7 +94,8 @@ class CheckpointConfig:
         return values
 
     def __str__(self) -> str:
-        import yaml  # type: ignore[import-untyped]  # here, because `import jaxckpt` does not pay for it
+        # Imported here, so that `import jaxckpt` stays fast.
+        import yaml  # type: ignore[import-untyped]
 
         values = self.to_dict()
         values["options"]["orbax"] = dataclasses.asdict(self.options.orbax or OrbaxSettings())
@@ -135,13 +136,13 @@ def _plain_options(options: CheckpointOptions) -> dict[str, Any]:
 
 
 def _import_path(value: object) -> str | None:
-    """Returns the import path of a callable; for one that cannot be imported, and for any other object, its `repr`."""
+    """Returns the import path of an object if it can be imported by it; otherwise its `repr`. None for None."""
     if value is None:
         return None
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     found: object = sys.modules.get(module or "")
     for part in (name or "").split("."):
         found = getattr(found, part, None)
-    # A bound method, such as a class method, is another object each time it is asked for.
+    # Python makes a new object for a bound method, such as a class method, at each access, so methods are compared with ==.
     same = found is value or (isinstance(value, MethodType) and found == value)
     return f"{module}:{name}" if same else repr(value)

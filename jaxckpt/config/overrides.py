@@ -16,12 +16,12 @@ class Override:
     """One override.
 
     Attributes:
-      path: of what it replaces, from the top of the source; None if it replaces nothing, because it cannot be understood.
-      label: the words that say where it was written.
+      path: key path of the value to replace, from the top of the source; None if the override cannot be parsed.
+      label: names the override in messages.
       value: the new value; `UNUSABLE` if it cannot be used.
       text: the YAML text of the value, if it was given as text.
-      problems: what is wrong with it.
-      replaces: whether the value takes the place of what is there; otherwise there are problems.
+      problems: the problems of the override.
+      replaces: whether to replace the old value. If not, there are problems.
     """
 
     path: KeyPath | None
@@ -36,13 +36,13 @@ def read_overrides(overrides: object, plain: PlainValues, section: KeyPath, wher
     """Yields the overrides in order.
 
     Args:
-      overrides: as `load_config` was given them.
+      overrides: the argument of `load_config`.
       plain: makes plain values of objects.
-      section: path of the config in the source, where the keys of overrides start.
-      where: the words that say where the source was written.
+      section: key path of the config in the source, where the keys of overrides start.
+      where: names the source in messages.
 
     Raises:
-      ArgumentError: they are no overrides, or too many.
+      ArgumentError: the argument does not hold overrides, or too many.
     """
     if isinstance(overrides, (str, bytes)):
         text = shown(overrides)
@@ -60,7 +60,7 @@ def read_overrides(overrides: object, plain: PlainValues, section: KeyPath, wher
 
 
 def _few(overrides: Iterable[Any]) -> list[Any]:
-    """Returns the overrides, up to a bound: they may be a generator that never ends."""
+    """Returns the overrides as a list. Their number is limited, because they may come from a generator that never ends."""
     found = list(itertools.islice(overrides, MAX_OVERRIDES + 1))
     if len(found) > MAX_OVERRIDES:
         raise ArgumentError(f"expected at most {MAX_OVERRIDES:,} overrides, got more")
@@ -87,12 +87,12 @@ def _from_text(override: object, section: KeyPath) -> Override:
     value = value.strip()
     if not value:
         hint = "write null to mean null, '' to mean empty text"
-        return _refused(path, f"expected a value behind the =, got nothing; {hint}", label)
+        return _refused(path, f"expected a value after the =, got nothing; {hint}", label)
     text = YamlText(value, lambda line: label, path)
     rest = value[text.end :].strip()
     if text.valid and rest:
-        hint = "YAML takes it for a comment; put the value in quotes"
-        return _refused(path, f"expected one value, got {shown(rest)} behind it; {hint}", label)
+        hint = "YAML reads this as a comment; put the value in quotes"
+        return _refused(path, f"expected one value, got {shown(rest)} after it; {hint}", label)
     return Override(path, label, text.value, text, text.problems, replaces=True)
 
 
@@ -106,5 +106,5 @@ def _too_long(key: object, label: str) -> Override:
 
 
 def key_path(key: object) -> KeyPath:
-    """Returns the path that a dotted key stands for."""
+    """Returns the key path of a dotted key; any other key is a path of one part."""
     return tuple(part.strip() for part in key.split(".")) if isinstance(key, str) else (key,)

@@ -1,4 +1,4 @@
-"""Objects that hold a config (dict, ConfigDict, OmegaConf, ...) into dicts, lists and plain values."""
+"""Converts objects that hold a config (dict, ConfigDict, OmegaConf, ...) into dicts, lists and plain values."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -22,23 +22,23 @@ def is_mapping(value: object) -> bool:
 
 
 class PlainValues:
-    """Makes plain values of the objects of one source, and counts them all."""
+    """Converts the objects of one source into plain values, and limits their total number."""
 
     def __init__(self) -> None:
         self._counter = Counter()
-        # Of the call that is running.
+        # The problems of the running call.
         self._problems: list[Problem] = []
 
     def of(self, value: object, path: KeyPath, where: str = "") -> tuple[object, list[Problem]]:
-        """Makes dicts and lists of mappings and sequences of any kind, and leaves other objects as they are.
+        """Converts mappings and sequences of any kind into dicts and lists. Other objects stay as they are.
 
         Args:
           value: the object.
-          path: of the object in the source.
-          where: the words that say where it was written.
+          path: key path of the object in the source.
+          where: names the source in messages.
 
         Returns:
-          The plain value, with `UNUSABLE` for what cannot be used, and the problems.
+          The plain value, in which unusable parts are `UNUSABLE`; and the problems.
         """
         problems: list[Problem] = []
         self._problems = problems
@@ -51,7 +51,7 @@ class PlainValues:
         return UNUSABLE, problems
 
     def items(self, mapping: object) -> tuple[list[tuple[object, object]], list[Problem]]:
-        """Returns the items of a mapping, with `UNUSABLE` for values that cannot be read, and the problems."""
+        """Returns the items of a mapping, in which unreadable values are `UNUSABLE`; and the problems."""
         problems: list[Problem] = []
         self._problems = problems
         return self._items(mapping, ()), problems
@@ -70,24 +70,24 @@ class PlainValues:
             if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
                 return [self._plain(item, (*path, index), inside) for index, item in enumerate(value)]
         except (TooMuchError, RecursionError):
-            # Reported once, by `of`.
+            # `of` reports these errors once.
             raise
         except Exception as error:
             return self._unreadable(path, error)
         return value.item() if isinstance(value, np.generic) else value
 
     def _items(self, value: Any, path: KeyPath) -> list[tuple[object, object]]:
-        """Returns the items of a mapping, fetched by key where that is possible: it resolves interpolations."""
+        """Returns the items of a mapping. Values are fetched by key if possible, because that resolves interpolations."""
         if not (hasattr(value, "keys") and hasattr(value, "__getitem__")):
             pairs = value.items() if hasattr(value, "items") else value.to_dict().items()
             return list(itertools.islice(pairs, MAX_VALUES + 1))
         items: list[tuple[object, object]] = []
-        # The keys, not the mapping: an object that is no dict may iterate over something else.
+        # This iterates over keys(), because an object that is not a dict may iterate over something else.
         for key in itertools.islice(value.keys(), MAX_VALUES + 1):
             try:
                 items.append((key, value[key]))
             except Exception as error:
-                # A mandatory value that is missing, or an interpolation of nothing.
+                # For example, a mandatory value is missing, or an interpolation refers to a missing key.
                 items.append((key, self._unreadable((*path, key), error)))
         return items
 

@@ -1,4 +1,4 @@
-"""Problems of a config, told so that the reader can mend them: where, which key, what was expected and found."""
+"""Problems of a config. Each tells how to fix it: the place, the key, what was expected and what was found."""
 
 import difflib
 import re
@@ -13,13 +13,13 @@ from jaxckpt.errors import ConfigError
 KeyPath = tuple[object, ...]
 
 _SHORT_CHARS = 120
-# Of one problem: the messages of others, which it quotes, may hold all that they were given.
+# Longest text of one problem. It may quote the message of another library, which may repeat a long argument.
 _TEXT_CHARS = 2000
 
 
 class _Short(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to spell an int of thousands of digits.
+        # Python refuses to convert an int of thousands of digits to text.
         return super().repr_int(x, level) if x.bit_length() < 1000 else f"<a number of {x.bit_length():,} bits>"
 
 
@@ -33,11 +33,11 @@ def shown(value: object) -> str:
 
 
 class ArgumentError(ConfigError, TypeError):
-    """load_config was called with something that is no config at all; callers may catch it as either."""
+    """An argument of load_config has a wrong type. Callers can catch it as ConfigError or as TypeError."""
 
 
 class Unusable:
-    """Stands for a value that could not be read and has been reported, so that it is not reported again."""
+    """Replaces a value that could not be read. The problem has been reported already, so it is not reported again."""
 
     def __repr__(self) -> str:
         return "<unusable>"
@@ -48,13 +48,13 @@ UNUSABLE = Unusable()
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One mistake in a config.
 
     Attributes:
-      path: the key it is about; empty for the source as a whole.
-      text: what was expected, what was found, and a suggestion where there is one.
+      path: key path of the value; empty for the source as a whole.
+      text: what was expected, what was found, and a suggestion if there is one.
       where: file and line, or the override; empty for a mapping.
-      cause: the exception behind it, where code of the user raised one.
+      cause: the exception that the user's code raised, if it did.
     """
 
     path: KeyPath
@@ -68,7 +68,12 @@ class Problem:
 
 
 def config_error(problems: Sequence[Problem], name: str) -> ConfigError:
-    """Returns the one error that lists all `problems` of the source called `name`, in order, each once."""
+    """Returns one error that lists all problems, in order, each once.
+
+    Args:
+      problems: the problems.
+      name: name of the source.
+    """
     lines = list(dict.fromkeys(str(problem) for problem in problems))
     if len(lines) == 1:
         error = ConfigError(lines[0])
@@ -88,7 +93,7 @@ def config_error(problems: Sequence[Problem], name: str) -> ConfigError:
 
 
 def dotted(path: KeyPath) -> str:
-    """Returns how a key path is written: ``options.experimental_write_callbacks[0].call``."""
+    """Returns a key path as text, such as ``options.experimental_write_callbacks[0].call``."""
     text = ""
     for part in path:
         if isinstance(part, int) and not isinstance(part, bool):
@@ -101,11 +106,11 @@ def dotted(path: KeyPath) -> str:
 
 
 def got(value: object, written: str | None = None) -> str:
-    """Describes a value that was found, in the words of config files.
+    """Describes a value in the words of config files.
 
     Args:
-      value: what the source holds.
-      written: how it is spelled in the YAML text, for the spellings that YAML reads as something that surprises.
+      value: the value in the source.
+      written: its spelling in the YAML text, if known. It is shown if YAML reads it as a surprising value.
     """
     if value is None:
         return "nothing" if written == "" else "null"
@@ -125,14 +130,14 @@ def got(value: object, written: str | None = None) -> str:
 
 
 def _hint_for_text(text: str) -> str:
-    """Says how to write what looks like a number, a boolean or null, but has been read as text."""
+    """Returns advice for a text that looks like a number, a boolean or null; empty for other texts."""
     word = text.strip().lower()
     if word in ("true", "false", "null", "none"):
         return f"; write {'null' if word == 'none' else word} without quotes"
     if re.fullmatch(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?", word):
         return "; write the number without quotes"
     if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?e[-+]?[0-9]{1,2}", word):
-        # YAML 1.1, which PyYAML reads, wants a point in the mantissa and a sign in the exponent of a float.
+        # YAML 1.1, which PyYAML reads, requires a point in the mantissa and a sign in the exponent of a float.
         number = float(word)
         short = f"{number:e}" if "e" in repr(number) else f"{number:g}" if abs(number) < 1e6 else f"{number:.0f}"
         return f"; write the number as {short}"
@@ -140,7 +145,12 @@ def _hint_for_text(text: str) -> str:
 
 
 def ambiguous_number(value: object, written: str) -> str | None:
-    """Explains a number that YAML reads as another one than a reader would (1:30 is 90, 010 is 8); None for others."""
+    """Returns a problem's text for a number that YAML reads differently than people do (1:30 is 90, 010 is 8); None for other values.
+
+    Args:
+      value: the value that YAML reads.
+      written: its spelling.
+    """
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     octal = isinstance(value, int) and re.fullmatch(r"0[0-7_]+", written.lstrip("+-"))
@@ -155,13 +165,13 @@ def did_you_mean(word: object, section: KeyPath, known: Iterable[KeyPath]) -> st
 
     Args:
       word: the unknown key.
-      section: the path of the mapping that holds it; keys of the same mapping are preferred.
-      known: the paths of all keys that exist.
+      section: key path of its mapping. Keys of the same mapping are preferred.
+      known: key paths of all existing keys.
     """
     if not isinstance(word, str):
         return ""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).replace("-", "_").replace(" ", "_").lower()
-    # Stable: the keys of the same mapping come first.
+    # The sort is stable, and puts the keys of the same mapping first.
     paths = sorted(known, key=lambda path: path[:-1] != section)
     names = [str(path[-1]) for path in paths]
     bare = plain.removeprefix("experimental_")
@@ -180,6 +190,6 @@ def did_you_mean(word: object, section: KeyPath, known: Iterable[KeyPath]) -> st
 
 
 def close_name(word: str, names: Iterable[str]) -> str:
-    """Returns ``"; did you mean X?"`` for the closest of `names`, or an empty string."""
+    """Returns ``"; did you mean X?"`` for the name in `names` that is closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,4 +1,4 @@
-"""Plain values into a CheckpointConfig. Nothing stops at the first mistake: every key is looked at."""
+"""Makes a CheckpointConfig from plain values. Checks every key, and reports all mistakes at once."""
 
 import os
 import warnings
@@ -24,24 +24,24 @@ def load_config(
     *,
     section: str = "",
 ) -> CheckpointConfig:
-    """Reads how to save checkpoints from a config file, and checks all of it.
+    """Loads a config of how to save checkpoints, and checks all of it.
 
-    Callbacks and other import paths are imported now: a mistake in one ends the program before it trains, not when it
-    first saves. A config can name any function: load only configs that you trust as you trust code.
+    Callbacks and other import paths are imported now, so that a mistake ends the program before it trains, not at its
+    first save. A config can name any function, so load only configs that you trust like code.
 
     Args:
-      source: path of a file that ends in .yaml, .yml or .toml; or a mapping, also an ml_collections ConfigDict or an
-        OmegaConf DictConfig, in which a value may also be the Python object itself, such as a callback.
-      overrides: changes on top, such as ``"options.enable_async=true"``. The value is read as YAML and replaces what is
-        there; the last one wins. A mapping from such key paths to values will do as well.
-      section: key of the mapping that is the config, such as ``"train.checkpoint"``, where the source holds more than
-        that; the keys of overrides start there.
+      source: path of a file that ends in .yaml, .yml or .toml; or a mapping, such as a dict, an ml_collections ConfigDict or an
+        OmegaConf DictConfig. In a mapping, a value may also be the Python object itself, such as a callback.
+      overrides: changes to the source, such as ``"options.enable_async=true"``. Each value is read as YAML and replaces the old
+        value; the last override of a key wins. A mapping from key paths to values is accepted too.
+      section: key path of the mapping that is the config, such as ``"train.checkpoint"``, if the source holds other things
+        too. The keys of overrides start there.
 
     Returns:
-      The config. `CheckpointConfig.manager` makes the manager, `CheckpointConfig.options` are the options.
+      The config. `CheckpointConfig.manager` makes the manager, and `CheckpointConfig.options` has the options.
 
     Raises:
-      ConfigError: lists everything that is wrong: file and line, key, what was expected, what was found.
+      ConfigError: the config has mistakes. The message lists each with file and line, key, what was expected and what was found.
       OSError: the file cannot be read (`FileNotFoundError`, `PermissionError`, ...).
 
     Warns:
@@ -106,7 +106,7 @@ def _options(reading: Source, given: object) -> tuple[CheckpointOptions, KeyPath
                 _try(reading, path, CheckpointOptions, {name: value}, value)
     deprecated = (*OPTIONS, DEPRECATED) if DEPRECATED in arguments else None
     if deprecated:
-        # Its twin takes the value: the constructor would warn about a line of this file.
+        # The value is given as `enable_async`. Given as itself, the constructor would warn about a line of this file.
         arguments["enable_async"] = arguments.pop(DEPRECATED) or arguments.get("enable_async", False)
     options = None if reading.problems else _try(reading, OPTIONS, CheckpointOptions, arguments, given)
     return options or nothing, deprecated
@@ -180,7 +180,7 @@ def _orbax(reading: Source, value: object) -> object:
 
 
 def _known(reading: Source, data: dict[object, object], section: KeyPath) -> dict[str, object]:
-    """Returns the usable entries of a section; reports the keys that it does not have."""
+    """Returns the usable entries of a section, and reports unknown keys."""
     keys = schema.sections()[section]
     reading.refuse_unknown(section, data, keys, schema.known_keys())
     return {key: value for key, value in data.items() if isinstance(key, str) and key in keys and value is not UNUSABLE}
@@ -194,20 +194,20 @@ def _try(
     value: object,
     allowed: str = "",
 ) -> Any:
-    """Returns what `make` makes of the arguments; reports what it refuses, and returns `UNUSABLE` then.
+    """Calls `make` and returns its result. If it refuses its arguments, reports a problem and returns `UNUSABLE`.
 
     Args:
-      reading: where to report it.
-      path: the key that the arguments come from.
-      make: the class, or function, that decides.
+      reading: the source, which collects problems.
+      path: key path of the value from which the arguments come.
+      make: the class or function that checks the arguments.
       arguments: its arguments.
-      value: what the config holds at `path`.
-      allowed: what the config may hold there; the words of the schema if empty.
+      value: the value of the config at `path`.
+      allowed: the allowed values in words; empty to use the words of the schema.
     """
     try:
         return make(**arguments)
     except (TypeError, ValueError) as error:
-        # Not the error's text, which names the argument and what it may be in Python: the key path and the schema say it better.
+        # The error's text names the argument and its Python types. The key path and the schema tell more to a reader of the config.
         reason, says_expected = refusal_of(error)
         if not says_expected:
             reason = f"expected {allowed or schema.expected(path)}, got {reading.got(path, value)}: {reason}"

@@ -1,4 +1,4 @@
-"""The keys that a config may have, read off the classes that they become, and what each of them may hold."""
+"""The keys of a config and their allowed values, taken from the classes that the config becomes."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ REQUIRED = tuple(
     if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 )
 
-# Where the annotation of the Python argument does not say what the config file holds.
+# The allowed values in words, for keys where the annotation of the Python argument does not describe the config file.
 _WORDS: dict[KeyPath, str] = {
     ("directory",): "the path of a directory, as text",
     ("step_counter",): f"{IMPORTED}, or null",
@@ -37,7 +37,7 @@ _WORDS: dict[KeyPath, str] = {
 
 @functools.cache
 def sections() -> dict[KeyPath, dict[str, Any]]:
-    """Returns the keys of each section with their annotations; `Any` for what the constructor alone can judge."""
+    """Returns the keys of each section with their annotations; `Any` for keys that only the constructor can check."""
     parameters = inspect.signature(CheckpointOptions).parameters
     return {
         (): annotations(),
@@ -48,12 +48,12 @@ def sections() -> dict[KeyPath, dict[str, Any]]:
 
 @functools.cache
 def known_keys() -> tuple[KeyPath, ...]:
-    """Returns the paths of all keys."""
+    """Returns the key paths of all keys."""
     return tuple((*section, name) for section, keys in sections().items() for name in keys)
 
 
 def expected(path: KeyPath) -> str:
-    """Says what the key at `path` may hold."""
+    """Returns the allowed values of the key at `path` in words."""
     if path in _WORDS:
         return _WORDS[path]
     annotation = sections()[path[:-1]][str(path[-1])]

@@ -1,4 +1,4 @@
-"""Where a config comes from: a YAML or TOML file or a mapping, and overrides on top, as plain values."""
+"""Reads the source of a config (a YAML or TOML file, or a mapping) and its overrides into plain values."""
 
 import os
 from collections.abc import Collection, Iterable
@@ -24,26 +24,26 @@ from jaxckpt.errors import ConfigError
 
 
 class Source:
-    """The plain values of a config, with their origins. The paths that its methods take start at the section.
+    """The plain values of a config, with their origins. The key paths that its methods take start at the section.
 
     Attributes:
-      data: nested dicts and lists; the keys of a dict may be anything a YAML key can be.
-      name: how messages call the whole.
-      section: path of `data` in the source; empty if it is all of it.
-      problems: what is wrong so far; later stages append to it. Their paths start at the top of the source.
+      data: nested dicts and lists. The keys of a dict may be anything that a YAML key can be.
+      name: name of the source in messages.
+      section: key path of `data` in the source; empty if `data` is the whole source.
+      problems: the problems so far, to which later stages append. Their key paths start at the top of the source.
     """
 
     def __init__(self, source: object, overrides: object, section: str = "") -> None:
-        """Reads a source and puts the overrides on top.
+        """Reads a source and applies the overrides.
 
         Args:
           source: path of a YAML or TOML file, or a mapping.
           overrides: ``"key.path=value"`` strings, or a mapping from key paths to values.
-          section: key path of the part that counts; empty for all of it.
+          section: key path of the part that is the config; empty for the whole source.
 
         Raises:
-          ArgumentError: one of the arguments has a wrong type.
-          ConfigError: the file is not valid YAML or TOML, or holds no mapping, or not the section.
+          ArgumentError: an argument has a wrong type.
+          ConfigError: the file is not valid YAML or TOML, is not a mapping, or does not have the section.
           OSError: the file cannot be read.
         """
         self.problems: list[Problem] = []
@@ -67,18 +67,18 @@ class Source:
                 raise config_error(self.problems, self.name)
             self.section = (*self.section, part)
             self.data = self._mapping(self.data[part])
-        # The rest of a larger file is none of our business: it may use tags, or values, that mean something to its reader.
+        # Problems outside of the section do not count: there the file may use tags or values that another reader understands.
         self.problems = [item for item in self.problems if self._concerns(item.path)]
         for override in read_overrides(overrides, self._plain, self.section, self._file()):
             self._override(override)
 
     def _concerns(self, path: KeyPath) -> bool:
-        """Whether `path` leads into the section, or is on the way to it."""
+        """Whether a key path is inside the section, or leads to it."""
         length = min(len(path), len(self.section))
         return path[:length] == self.section[:length]
 
     def _mapping(self, data: object) -> dict[object, object]:
-        """Returns the keys of the section, which may be empty, as in a file in which everything is commented out."""
+        """Returns `data` if it is a mapping. None counts as an empty one: in a file, all lines may be commented out."""
         if data is None:
             return {}
         if not isinstance(data, dict):
@@ -88,14 +88,14 @@ class Source:
         return data
 
     def where(self, path: KeyPath) -> str:
-        """Returns the words that say where the value at `path` was written; empty for a mapping."""
+        """Returns where the value at `path` was written: file and line, or the override; empty for a mapping."""
         path = (*self.section, *path)
         for prefix, label, _ in reversed(self._overridden):
             if path[: len(prefix)] == prefix:
                 return label
-        # A section that is not in the file has been made by an override of one of its keys.
+        # If a section is not in the file, an override of one of its keys has made it.
         made = next((label for inside, label, _ in self._overridden if inside[: len(path)] == path), None)
-        # For a key that is missing, the line of the mapping that should have it.
+        # For a missing key, the line of the mapping that should have it is returned.
         for length in range(len(path), 0, -1):
             line = None if self._text is None else self._text.line(path[:length])
             if line is not None:
@@ -108,7 +108,12 @@ class Source:
         return "" if self._path is None else self.name
 
     def got(self, path: KeyPath, value: object) -> str:
-        """Describes the value at `path`, also by its spelling where that explains it."""
+        """Describes the value at `path` in the words of config files, with its spelling if that explains it.
+
+        Args:
+          path: key path of the value.
+          value: the value.
+        """
         path = (*self.section, *path)
         text, rest = self._text, path
         for prefix, _, override in reversed(self._overridden):
@@ -118,21 +123,28 @@ class Source:
         return got(value, None if text is None else text.written(rest))
 
     def add(self, path: KeyPath, text: str, cause: BaseException | None = None) -> None:
-        """Notes a problem at `path`."""
-        # One more than are listed, so that the error can say that there are more. Finding the place of each takes time.
+        """Adds a problem.
+
+        Args:
+          path: key path of the value.
+          text: what was expected and what was found.
+          cause: the exception that the user's code raised, if it did.
+        """
+        # One more problem than are listed is kept, so that the error can tell that there are more. Others are dropped at once, because
+        # finding the place of each takes time.
         if len(self.problems) <= MAX_PROBLEMS:
             self.problems.append(Problem((*self.section, *path), text, self.where(path), cause))
 
     def refuse_unknown(
         self, section: KeyPath, data: Iterable[object], names: Collection[str], known: Iterable[KeyPath] = ()
     ) -> None:
-        """Notes the keys of a section that do not exist.
+        """Adds a problem for each unknown key of a section.
 
         Args:
-          section: its path.
-          data: the keys that are there.
-          names: the keys that there may be.
-          known: paths of all keys, for suggestions from other sections.
+          section: key path of the section.
+          data: the keys in the section.
+          names: the allowed keys.
+          known: key paths of all keys, for suggestions from other sections.
         """
         paths = list(known) or [(*section, name) for name in names]
         for key in data:
@@ -143,7 +155,7 @@ class Source:
                 self.add((*section, key), f"unknown key{hint}")
 
     def usable(self, path: KeyPath) -> bool:
-        """Whether nothing has been reported at or below `path`; not where more was wrong than has been reported."""
+        """Whether there is no problem at or below `path`. False if there are so many problems that some were dropped."""
         path = (*self.section, *path)
         return len(self.problems) <= MAX_PROBLEMS and not any(
             problem.path[: len(path)] == path for problem in self.problems
@@ -177,7 +189,7 @@ class Source:
 
     def _override(self, override: Override) -> None:
         if override.path is not None:
-            # A value of a mapping that could not be read no longer matters.
+            # The override replaces a value of a mapping, so it no longer matters if that value could not be read.
             length = len(override.path)
             self.problems = [item for item in self.problems if item.where or item.path[:length] != override.path]
         self.problems += override.problems
@@ -185,7 +197,14 @@ class Source:
             self._set(override.path, override.value, override.label, override.text)
 
     def _set(self, path: KeyPath, value: object, label: str, text: YamlText | None) -> None:
-        """Puts one value in its place. It replaces what was there: mappings and lists are not merged."""
+        """Sets one value. It replaces the old one: mappings and lists are not merged.
+
+        Args:
+          path: key path from the top of the source.
+          value: the new value.
+          label: names the override in messages.
+          text: the YAML text of the value, if it was given as text.
+        """
         section = self.data
         for depth in range(len(self.section), len(path) - 1):
             part = path[depth]

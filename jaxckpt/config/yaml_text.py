@@ -1,7 +1,7 @@
-"""YAML text into plain values: the safe types only, no key twice, and the line of every key for messages.
+"""Parses YAML text into plain values: accepts safe types only, refuses repeated keys, and knows the line of every key.
 
-The text is composed into PyYAML's node graph, which keeps positions and repeated keys; the values are built from there.
-Aliases let a short text stand for very many values, so both steps count.
+PyYAML composes the text into its node graph, which keeps positions and repeated keys. The values are built from that graph. Aliases let a
+short text expand to very many values, so both steps count.
 """
 
 import functools
@@ -24,10 +24,10 @@ class YamlText:
     """One YAML document.
 
     Attributes:
-      value: the plain value; a part that cannot be used is `UNUSABLE`.
-      problems: what is wrong with it.
+      value: the plain value, in which unusable parts are `UNUSABLE`.
+      problems: the problems of the document.
       valid: whether the text could be parsed at all.
-      end: index of the first character behind the value; 0 without one.
+      end: index of the first character after the value; 0 if there is no value.
     """
 
     def __init__(self, text: str, label: Callable[[int], str], base: KeyPath = ()) -> None:
@@ -35,10 +35,11 @@ class YamlText:
 
         Args:
           text: one YAML document.
-          label: gives the words that say where a line (counted from 0) stands.
-          base: path of the whole value, in front of every path in a problem.
+          label: returns the name of a line (counted from 0) for messages.
+          base: key path of the whole value, which is put before every key path in a problem.
         """
-        import yaml  # type: ignore[import-untyped]  # here, because `import jaxckpt` does not pay for it
+        # Imported here, so that `import jaxckpt` stays fast.
+        import yaml  # type: ignore[import-untyped]
 
         self._yaml: Any = yaml
         self._label = label
@@ -46,11 +47,11 @@ class YamlText:
         self._root: Any = None
         self._scalars: dict[int, object] = {}
         self._counter = Counter()
-        # Nodes that are being built, from the top down: one that is met again contains itself.
+        # Nodes under construction, from the top down. A node that is met again contains itself.
         self._above: set[int] = set()
-        # The entries of the mappings with those that they merge in, by node.
+        # The entries of each mapping, merged ones included, by node.
         self._entries: dict[int, list[tuple[Any, Any]]] = {}
-        # The path of the value that is being built.
+        # Key path of the value under construction.
         self._place: KeyPath = ()
         self.problems: list[Problem] = []
         self.valid = True
@@ -67,7 +68,7 @@ class YamlText:
         except yaml.YAMLError as error:
             self._refuse(error)
         except TooMuchError as error:
-            # The key at the top, by whose aliases the bound may have been exceeded far below.
+            # Aliases may exceed a bound far below, so the problem is reported at the top-level key.
             path = self._place[:1]
             line = self.line(path) if path else error.line
             self._give_up(str(error), -1 if line is None else line, path)
@@ -75,7 +76,7 @@ class YamlText:
             self._give_up(TOO_DEEP, -1, ())
 
     def line(self, path: KeyPath) -> int | None:
-        """Returns the line (counted from 0) of the key or list element at `path`; None if it is not in the text."""
+        """Returns the line (counted from 0) of the key or list element at `path`; None if the text does not have it."""
         found = self._find(path)
         return None if found is None else int(found[0].start_mark.line)
 
@@ -85,7 +86,7 @@ class YamlText:
         return None if found is None else self._spelling(found[1])
 
     def _refuse(self, error: Any) -> None:
-        """Notes that the document as a whole is not usable."""
+        """Records that the whole document is unusable."""
         mark = getattr(error, "problem_mark", None)
         reason = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
         context = getattr(error, "context", None)
@@ -123,10 +124,10 @@ class YamlText:
         }
 
     def _merged(self, node: Any, path: KeyPath) -> list[tuple[Any, Any]]:
-        """Returns the entries of a mapping, each key once: its own, and those that its merge keys (<<) bring in."""
+        """Returns the entries of a mapping, each key once: its own entries, and those that its merge keys (<<) add."""
         if id(node) in self._entries:
             return self._entries[id(node)]
-        # Until it is known, a mapping that merges itself brings nothing in.
+        # A mapping that merges itself adds nothing: its entries count as empty until they are known.
         self._entries[id(node)] = []
         own: dict[object, tuple[Any, Any]] = {}
         brought: dict[object, tuple[Any, Any]] = {}
@@ -137,7 +138,7 @@ class YamlText:
                 continue
             is_merge = key_node.tag == _MERGE
             if key_node.tag == _VALUE:
-                # The key "=".
+                # YAML gives the key "=" a tag of its own.
                 key_node.tag = _TEXT
             key = key_node.value if is_merge else self._scalar(key_node, path)
             if key in own:
@@ -153,7 +154,13 @@ class YamlText:
         return entries
 
     def _bring_in(self, brought: dict[object, tuple[Any, Any]], node: Any, path: KeyPath) -> None:
-        """Adds the entries of a mapping, or of a list of mappings of which the first one wins."""
+        """Adds the entries of a merged mapping, or of a list of mappings. The first mapping of a list wins.
+
+        Args:
+          brought: the merged entries so far.
+          node: the value of the merge key.
+          path: key path of the merge key.
+        """
         sources = node.value[::-1] if isinstance(node, self._yaml.SequenceNode) else [node]
         for source in sources:
             if not isinstance(source, self._yaml.MappingNode):
@@ -166,7 +173,7 @@ class YamlText:
             brought.update((self._scalar(key_node, path), (key_node, value_node)) for key_node, value_node in entries)
 
     def _scalar(self, node: Any, path: KeyPath) -> object:
-        """Returns the value of a scalar; a node that is met again (by an alias, or as a key) is not reported again."""
+        """Returns the value of a scalar. A problem is reported only once, even if the node appears again (by an alias, or as a key)."""
         if id(node) not in self._scalars:
             self._scalars[id(node)] = self._construct(node, path)
         return self._scalars[id(node)]
@@ -174,13 +181,15 @@ class YamlText:
     def _construct(self, node: Any, path: KeyPath) -> object:
         spelling = self._spelling(node)
         if node.tag in (_INT, _FLOAT) and len(node.value) > MAX_DIGITS:
-            return self._problem(node, path, f"expected a number, got {len(node.value):,} characters of one")
+            return self._problem(
+                node, path, f"expected a number of at most {MAX_DIGITS:,} characters, got {len(node.value):,}"
+            )
         try:
             value: object = self._loader.construct_object(node)
         except self._yaml.constructor.ConstructorError:
             return self._problem(node, path, f"expected a plain value, got the YAML tag {shown(node.tag)}")
         except (ValueError, OverflowError, KeyError, AttributeError) as error:
-            # Such as 2024-99-99, or !!bool maybe.
+            # Examples are 2024-99-99 and !!bool maybe.
             kind = node.tag.rpartition(":")[2]
             return self._problem(
                 node, path, f"expected a {kind}, got {shown(node.value)} ({error}); quote it to mean text"
@@ -197,11 +206,11 @@ class YamlText:
         return UNUSABLE
 
     def _find(self, path: KeyPath) -> tuple[Any, Any] | None:
-        """Returns the node to point at, and the node of the value."""
+        """Returns the node whose line messages show (that of the key, for a mapping) and the node of the value at `path`."""
         place = node = self._root
         for part in path:
             if isinstance(node, self._yaml.MappingNode):
-                # The last one counts, where a key is given twice.
+                # If a key is given twice, the last one counts.
                 entries = self._entries.get(id(node), node.value)
                 pairs = [(key, value) for key, value in entries if self._is_key(key, part)]
                 if not pairs:
@@ -219,7 +228,7 @@ class YamlText:
 
 @functools.cache
 def _loader_class() -> Any:
-    """Returns PyYAML's safe loader, which composes no more nodes, and no deeper ones, than a config may have."""
+    """Returns a subclass of PyYAML's safe loader that limits the number and the depth of nodes to the bounds of a config."""
     import yaml
 
     class Bounded(yaml.SafeLoader):  # type: ignore[misc]

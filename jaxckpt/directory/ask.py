@@ -1,4 +1,4 @@
-"""Asking the process that has the files: it does the work, and every process gets the answer."""
+"""Asks the process that has access to the files: it does the work, and every process gets the result."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,20 +22,20 @@ def ask(
     before: Callable[[], object] = lambda: None,
     always: bool = False,
 ) -> _Result:
-    """Does `work` on the process that the options choose for the file access, and returns its result on every process.
+    """Does `work` on the process that the options choose for file access, and returns its result on every process.
 
-    In a job of one process, and without a device, every process does it for itself.
+    In a job of one process, or if the options have no device, every process does `work` itself.
 
     Args:
-      action: the call, for messages.
-      subject: what it is about: the processes have to agree on it.
-      options: with the device, and the timeout.
-      work: its result has to fit into JSON.
-      before: done by every process before it meets the others.
-      always: ask also without a device: then process 0, so that all get the same answer.
+      action: name of the call, for messages.
+      subject: the path that the call is about. All processes must give the same one.
+      options: the options with the device and the timeout.
+      work: does the work. Its result must be representable in JSON.
+      before: called by every process before it meets the others.
+      always: whether to ask even if the options have no device. Process 0 is asked then, so that all get the same result.
 
     Raises:
-      BaseException: what `work` raised; on the other processes a ProcessError of the same kind.
+      BaseException: the error of `work`; on the other processes a ProcessError of the same kind.
     """
     process = file_process(options)
     if not meeting.several() or (process is None and not always):
@@ -54,7 +54,7 @@ def ask(
 
 
 def file_process(options: CheckpointOptions | None) -> int | None:
-    """Returns the process that the options choose for file access; None for every one on its own.
+    """Returns the process that the options choose for file access; None if each process accesses files itself.
 
     Raises:
       TypeError: `options` is not a CheckpointOptions.
@@ -65,6 +65,6 @@ def file_process(options: CheckpointOptions | None) -> int | None:
 
 
 def does_file_access(options: CheckpointOptions | None) -> bool:
-    """Whether this process is the one that touches files for calls with these options, where only one does."""
+    """Whether this process touches files in calls that let one process do so, with these options."""
     process = file_process(options)
     return not meeting.several() or jax.process_index() == (process or 0)

@@ -1,4 +1,4 @@
-"""`save_counter`: which number the next save of a Checkpoint takes."""
+"""`save_counter`: chooses the number of the next save of a Checkpoint."""
 
 import os
 from typing import Any
@@ -8,33 +8,33 @@ from jaxckpt.directory import free_numbers, paths, registration
 
 
 class SaveCounter:
-    """The counter of one Checkpoint, and the numbers that its saves have been given.
+    """The counter of one Checkpoint, and the numbers that its saves have used.
 
     Attributes:
-      number: the number used by the most recent save. A save with a number of the caller's choice only increments it.
+      number: the number used by the most recent save. A save with an explicit number only increments it.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        # Absolute prefix → the highest number that a save got there. After restoring an older checkpoint such a number is not given
-        # again, whether its checkpoint has been deleted or not.
+        # Absolute prefix → the highest number that a save used there. Such a number is never used again, even after an older checkpoint was
+        # restored, and even if the checkpoint of that number was deleted.
         self._given: dict[str, int] = {}
 
     def copy(self) -> "SaveCounter":
-        """Returns another counter that has counted the same saves."""
+        """Returns a copy of the counter. It counts on independently."""
         other = SaveCounter()
         other.number, other._given = self.number, dict(self._given)
         return other
 
     def assign(self, value: Any) -> None:
-        """Lets the program decide which number comes next.
+        """Sets the counter, so that the next save uses the number after it.
 
         Args:
-          value: the number of the last save.
+          value: the number that counts as the last one used.
 
         Raises:
-          TypeError: it is not an int.
-          ValueError: it is out of range.
+          TypeError: `value` is not an int.
+          ValueError: `value` is out of range.
         """
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"save_counter must be an int, got {type(value).__name__}.")
@@ -48,17 +48,17 @@ class SaveCounter:
         """Chooses and reserves the number of a save.
 
         Args:
-          owner: the save, which the reservation lasts no longer than.
-          prefix: directory and name, as they were given.
+          owner: the save. The reservation ends with it at the latest.
+          prefix: directory and name, as the caller gave them.
           place: the same as an absolute path.
-          number: that of the caller's choice, whose checkpoint may be replaced; None for the next one.
+          number: the caller's explicit number, whose checkpoint may be replaced; None for the next free number.
 
         Returns:
           The value of `save_counter` after the save, and the path of the checkpoint.
 
         Raises:
           CheckpointError: the directory holds TensorFlow's checkpoints.
-          OSError: with errno; the directory cannot be read.
+          OSError: the directory cannot be read; has errno.
         """
         exact = paths.spelled(prefix)
         registration.refuse_tensorflow(os.path.dirname(paths.absolute(exact)))
@@ -66,14 +66,14 @@ class SaveCounter:
             return free_numbers.reserve_unused(owner, exact, self.number + 1, self._given.get(place, 0))
         path = numbering.name_of(exact, number)
         free_numbers.reserve(owner, path)
-        # As in TensorFlow, a number of the caller's choice leaves the counter to count saves.
+        # As in TensorFlow, a save with an explicit number only increments the counter.
         return self.number + 1, path
 
     def give(self, place: str, number: int) -> None:
-        """Notes that a save got a number, which no later one gets.
+        """Notes that a save used a number, so that later saves do not use it again.
 
         Args:
           place: directory and name, as an absolute path.
-          number: of the checkpoint.
+          number: the checkpoint's number.
         """
         self._given[place] = max(self._given.get(place, 0), number)

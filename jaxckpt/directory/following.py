@@ -1,4 +1,4 @@
-"""Following a directory: each new latest checkpoint, as it appears."""
+"""Follows a directory: yields each new latest checkpoint as it appears."""
 
 import functools
 import time
@@ -39,22 +39,22 @@ def checkpoints_iterator(
     timeout_fn: Callable[[], object] | None = None,
     options: CheckpointOptions | None = None,
 ) -> Iterator[str]:
-    """Yields each new latest checkpoint, as it appears (TensorFlow: `tf.train.checkpoints_iterator`).
+    """Yields each new latest checkpoint as it appears (TensorFlow: `tf.train.checkpoints_iterator`).
 
-    It looks only when it is asked for the next one, so it skips checkpoints that were followed by another one
-    meanwhile.
+    The iterator looks only when it is asked for the next checkpoint. It skips checkpoints that were no longer the latest by
+    then.
 
     Args:
-      directory: where the checkpoints are, or will be; TensorFlow's keyword `checkpoint_dir` is taken too.
-      min_interval_secs: at least this many seconds lie between two of them.
-      timeout: how many seconds to wait for the next one; None waits for ever.
-      timeout_fn: called when that time has passed; the iterator waits again if it returns something false. Without it
-        the iterator ends.
-      options: as for `latest_checkpoint`.
+      directory: the directory with the checkpoints, which need not exist yet. TensorFlow's keyword `checkpoint_dir` is accepted too.
+      min_interval_secs: shortest time in seconds between two yielded checkpoints.
+      timeout: how many seconds to wait for the next checkpoint; None waits for ever.
+      timeout_fn: called after a timeout. The iterator ends if it returns a true value, and waits again otherwise. Without this
+        function, the iterator ends after a timeout.
+      options: options whose `experimental_io_device` tells which process looks.
 
     Raises:
-      TypeError: an argument of the wrong type.
-      ValueError: the device in the options does not exist, or a negative time.
+      TypeError: an argument has the wrong type.
+      ValueError: the device in the options does not exist, or a time is negative.
     """
     file_process(options)
     directory = paths.checked_path(directory, "directory")

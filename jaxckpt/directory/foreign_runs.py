@@ -1,4 +1,4 @@
-"""Directories in which another program keeps its checkpoints: TensorFlow, Orbax's CheckpointManager, Flax. Recognised by names alone."""
+"""Recognises checkpoints of other programs (TensorFlow, Orbax's CheckpointManager, Flax) by the names of their files."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}", re.DOTALL)
 # Orbax: "5", "00000005", "step_5"; Flax: "checkpoint_5".
 _STEP = re.compile(r"(?:(?P<prefix>.+)_)?(?P<step>\d+)", re.DOTALL | re.ASCII)
 _FLAX = "checkpoint"
-# So many of the newest steps are looked into before a directory counts as one without foreign checkpoints.
+# How many of the newest steps are looked into before a directory counts as one without foreign checkpoints.
 _LOOKS = 3
 
 
@@ -23,10 +23,10 @@ class ForeignRun:
     """The checkpoints of another program.
 
     Attributes:
-      program: which one, in words.
-      directory: where they are.
-      names: of the checkpoints, oldest first.
-      advice: how to go on from the newest.
+      program: name of the program.
+      directory: directory of the checkpoints.
+      names: names of the checkpoints, oldest first.
+      advice: a sentence that tells how to go on from the newest one.
     """
 
     program: str
@@ -36,7 +36,7 @@ class ForeignRun:
 
     @property
     def is_tensorflow(self) -> bool:
-        """Whether they are TensorFlow's, beside which jaxckpt saves nothing."""
+        """Whether the checkpoints are TensorFlow's. jaxckpt never saves into a directory with such checkpoints."""
         return self.program == "TensorFlow"
 
     def __str__(self) -> str:
@@ -44,17 +44,17 @@ class ForeignRun:
         more = f"{len(self.names) - len(shown)} more, " if len(shown) < len(self.names) else ""
         return (
             f"{self.directory} holds {self.program} checkpoints ({more}{', '.join(map(repr, shown))}), "
-            f"and none of this manager. {self.advice}"
+            f"but none of this manager. {self.advice}"
         )
 
 
 def index_of(prefix: str) -> str:
-    """Returns the file that a TensorFlow checkpoint has, given its prefix."""
+    """Returns the path of the index file of the TensorFlow checkpoint with this prefix."""
     return prefix + _INDEX
 
 
 def tensorflow_prefixes(names: Iterable[str]) -> list[str]:
-    """Returns the TensorFlow checkpoints among the names of a directory, oldest first."""
+    """Returns the prefixes of the TensorFlow checkpoints among the names in a directory, oldest first."""
     names = set(names)
     data = {match[1] for name in names if (match := _TENSORFLOW_DATA.fullmatch(name))}
     return sorted((prefix for prefix in data if index_of(prefix) in names), key=_number)
@@ -66,11 +66,16 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def tensorflow_error(directory: str, prefixes: Sequence[str]) -> CheckpointError:
-    """Returns the error for what would change a directory of TensorFlow's checkpoints."""
+    """Returns the error for an operation that would change a directory of TensorFlow's checkpoints.
+
+    Args:
+      directory: the directory.
+      prefixes: names of TensorFlow's checkpoints there, oldest first.
+    """
     newest = stores.join(directory, prefixes[-1])
     return CheckpointError(
-        f"{directory} holds TensorFlow checkpoints (the newest is {newest}). Nothing was changed: jaxckpt does not replace "
-        f"TensorFlow's state file, nor use the numbers of its checkpoints. {_tensorflow_advice(newest)}"
+        f"{directory} holds TensorFlow checkpoints (the newest is {newest}). Nothing was changed: jaxckpt neither replaces "
+        f"TensorFlow's state file nor uses the numbers of its checkpoints. {_tensorflow_advice(newest)}"
     )
 
 
@@ -88,19 +93,19 @@ def _tensorflow_advice(newest: str) -> str:
 
 
 def find(directory: str, names: Iterable[str]) -> ForeignRun | None:
-    """Returns whose checkpoints a directory holds; None if there are none, or only jaxckpt's.
+    """Returns the checkpoints of another program in a directory; None if there are none.
 
     Args:
-      directory: where.
-      names: of what is there.
+      directory: the directory.
+      names: the names in the directory.
 
     Raises:
-      OSError: what is in the directory cannot be read.
+      OSError: an entry of the directory cannot be read.
     """
     names = list(names)
     if prefixes := tensorflow_prefixes(names):
         advice = _tensorflow_advice(stores.join(directory, prefixes[-1]))
-        return ForeignRun("TensorFlow", directory, prefixes, f"jaxckpt saves nothing there. {advice}")
+        return ForeignRun("TensorFlow", directory, prefixes, f"jaxckpt does not save there. {advice}")
     for prefix, group in sorted(_steps(names).items(), key=lambda item: -len(item[1])):
         recognise = _flax if prefix == _FLAX else _orbax
         for name in reversed(group[-_LOOKS:]):
@@ -135,7 +140,7 @@ def _orbax(directory: str, name: str, group: Sequence[str], program: str = "Orba
     except (FileNotFoundError, NotADirectoryError):
         return None
     if digests.FILE in inside:
-        # It is jaxckpt's own, under another name.
+        # This is a checkpoint of jaxckpt under another name.
         return None
     if tree_metadata.FILE in inside:
         return ForeignRun(program, directory, group, _restore(path))
@@ -146,4 +151,4 @@ def _orbax(directory: str, name: str, group: Sequence[str], program: str = "Orba
 
 def _restore(*paths: str) -> str:
     calls = " or ".join(f"checkpoint.restore({path!r})" for path in paths)
-    return f"This manager saves beside them, and starts anew. To go on from the newest: {calls}."
+    return f"This manager starts anew and saves beside them. To go on from the newest: {calls}."

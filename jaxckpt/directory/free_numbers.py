@@ -1,4 +1,4 @@
-"""Which number, or path, a save of this process gets, so that no two saves work on one path."""
+"""Chooses and reserves the number or path of a save, so that two saves of this process never write to the same path."""
 
 import os
 import threading
@@ -8,25 +8,25 @@ from jaxckpt.directory import foreign_runs
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import reservations
 
-# Held from the look at what is taken until the choice is reserved.
+# Held from the look at the numbers in use until the chosen number is reserved.
 _lock = threading.Lock()
 
 
 def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> tuple[int, str]:
-    """Chooses and reserves a number that no checkpoint, file or save in flight of this process has.
+    """Chooses and reserves a number that is not used by a checkpoint, a file or a running save of this process.
 
     Args:
-      owner: the save, which the reservation lasts no longer than.
+      owner: the save. The reservation ends with it at the latest.
       prefix: directory and name.
-      wanted: the number to take if it is free; otherwise the one after the highest is taken.
-      given: numbers up to this one are taken, although nothing may be there any more.
+      wanted: the preferred number. If it is in use, the number after the highest one in use is chosen.
+      given: numbers up to this one count as used, even if their checkpoints are gone.
 
     Returns:
       The number, and the path ``<prefix>-<number>``.
 
     Raises:
-      CheckpointError: the number is that of a TensorFlow checkpoint.
-      OSError: with errno; the directory cannot be read.
+      CheckpointError: a TensorFlow checkpoint has the number.
+      OSError: the directory cannot be read; has errno.
     """
     with _lock:
         path = numbering.name_of(prefix, wanted)
@@ -39,14 +39,14 @@ def reserve_unused(owner: object, prefix: str, wanted: int, given: int = 0) -> t
 
 
 def reserve(owner: object, path: str) -> None:
-    """Reserves a path that may replace what is there.
+    """Reserves a path. The save may replace a checkpoint there.
 
     Args:
-      owner: the save, which the reservation lasts no longer than.
-      path: of the checkpoint.
+      owner: the save. The reservation ends with it at the latest.
+      path: path of the checkpoint.
 
     Raises:
-      CheckpointError: it is the prefix of a TensorFlow checkpoint.
+      CheckpointError: `path` is the prefix of a TensorFlow checkpoint.
     """
     foreign_runs.refuse_prefix(path)
     with _lock:
@@ -54,10 +54,10 @@ def reserve(owner: object, path: str) -> None:
 
 
 def release(path: str, owner: object) -> None:
-    """Gives up a reservation, because the save is over. Idempotent.
+    """Ends a reservation, because the save is over. Idempotent.
 
     Args:
-      path: absolute path of the checkpoint; left alone if it is reserved for another save.
+      path: absolute path of the checkpoint. A reservation of it by another save stays.
       owner: the save.
     """
     with _lock:

@@ -1,4 +1,4 @@
-"""Hooks around a save: the checkpoint is registered in its directory, and those that are not kept are deleted."""
+"""Hooks around a save: they register the checkpoint in its directory, and delete old checkpoints."""
 
 from jaxckpt.directory import registration, state_file
 from jaxckpt.directory.series import CheckpointSeries
@@ -7,31 +7,31 @@ from jaxckpt.storage import CheckpointPath
 
 
 class SaveHooks:
-    """Steps around a save. The methods run on the thread that writes: the background's for an asynchronous save.
+    """Hooks that are called around a save, on the thread that writes (for an asynchronous save, a background thread).
 
-    `check`, `committed` and `finished` run on the process that does the file access only.
+    `check`, `committed` and `finished` are called only on the process that does the file access.
     """
 
     def check(self, path: CheckpointPath) -> None:
-        """Nothing has been written yet: refuse what could not be registered."""
+        """Called before anything is written. Refuses a checkpoint that could not be registered afterwards."""
         state_file.check(path.directory)
 
     def committed(self, path: CheckpointPath) -> None:
-        """The checkpoint has its name: make it the latest. If this raises, it loses the name again."""
+        """Called when the checkpoint is committed. Makes it the latest. If this raises, the commit is undone."""
         registration.register(path)
 
     def saved(self) -> None:
-        """The checkpoint is committed and registered. Runs on every process."""
+        """Called on every process when the checkpoint is committed and registered."""
 
     def finished(self, path: CheckpointPath) -> None:
-        """The callbacks have run, or failed: delete what is not kept."""
+        """Called after the write callbacks, even if they failed. Deletes old checkpoints."""
 
     def failed(self, error: BaseException) -> None:
-        """The write failed, and left nothing. Runs on every process."""
+        """Called on every process when the write has failed and its files have been removed."""
 
 
 class Unregistered(SaveHooks):
-    """Hooks of `write`, which does not register."""
+    """Hooks of `write`, which does not register the checkpoint."""
 
     def check(self, path: CheckpointPath) -> None:
         """Does nothing."""
@@ -41,12 +41,12 @@ class Unregistered(SaveHooks):
 
 
 class ManagerHooks(SaveHooks):
-    """One save of a manager.
+    """Hooks of one save of a manager.
 
-    Nothing here waits for the Checkpoint, whose lock another thread may hold while it waits for this save.
+    These methods never take the Checkpoint's lock, because another thread may hold it while it waits for this save.
 
     Attributes:
-      is_saved: the checkpoint is committed and registered.
+      is_saved: whether the checkpoint is committed and registered.
     """
 
     def __init__(self, series: CheckpointSeries, steps: SavedSteps, step: SavedStep | None) -> None:
@@ -54,8 +54,8 @@ class ManagerHooks(SaveHooks):
 
         Args:
           series: the manager's checkpoints.
-          steps: the manager's steps.
-          step: the step that is saved; None without an interval.
+          steps: the manager's saved steps.
+          step: the step of this save; None if the manager has no step counter.
         """
         self.is_saved = False
         self._series = series
@@ -77,6 +77,6 @@ class ManagerHooks(SaveHooks):
         self._series.retain(path.directory)
 
     def failed(self, error: BaseException) -> None:
-        """Gives the step back."""
+        """No longer counts the step as saved."""
         if self._step is not None:
             self._steps.fail(self._step)

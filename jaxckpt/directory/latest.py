@@ -1,4 +1,4 @@
-"""Public functions: the content of a directory's state file, and its latest checkpoint."""
+"""The public functions that read a directory's state file and find its latest checkpoint."""
 
 import logging
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from jaxckpt.directory.state_file import UnreadableStateError
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.storage import stores
 
-# How often a state file is read again if the checkpoint that it names is deleted each time.
+# How often a state file is read again if the checkpoint that it names has been deleted each time.
 _LOOKS = 20
 _logger = logging.getLogger("jaxckpt")
 
@@ -23,11 +23,11 @@ class CheckpointState:
 
     Attributes:
       model_checkpoint_path: path of the latest checkpoint.
-      all_model_checkpoint_paths: paths of the checkpoints that are listed, oldest first; the last one is the latest.
+      all_model_checkpoint_paths: paths of the listed checkpoints, oldest first; the last one is the latest.
       all_model_checkpoint_timestamps: when each of them was registered, in seconds since the epoch.
-      last_preserved_timestamp: of the last checkpoint that `keep_checkpoint_every_n_hours` preserved; 0.0 where the
-        file has none.
-      preserved_checkpoint_paths: paths of the checkpoints that no manager ever deletes (TensorFlow keeps no record of
+      last_preserved_timestamp: when the last checkpoint that `keep_checkpoint_every_n_hours` preserved was registered, in seconds
+        since the epoch; 0.0 if the file does not tell.
+      preserved_checkpoint_paths: paths of the checkpoints that managers never delete (TensorFlow's state file does not list
         them).
     """
 
@@ -50,19 +50,20 @@ def get_checkpoint_state(
 def get_checkpoint_state(
     directory: StrPath, options: CheckpointOptions | str | None = None, *, latest_filename: str | None = None
 ) -> CheckpointState | None:
-    """Returns what the state file of a directory says (TensorFlow: `tf.train.get_checkpoint_state`).
+    """Returns the content of a directory's state file (TensorFlow: `tf.train.get_checkpoint_state`).
 
     Args:
-      directory: where the checkpoints are; TensorFlow's keyword `checkpoint_dir` is taken too.
-      options: `experimental_io_device` says which process reads. A str here is `latest_filename`, TensorFlow's second argument.
+      directory: the directory with the checkpoints. TensorFlow's keyword `checkpoint_dir` is accepted too.
+      options: options whose `experimental_io_device` tells which process reads. A str here is taken as `latest_filename`, which is
+        TensorFlow's second argument.
       latest_filename: name of the state file; None for "checkpoint".
 
     Returns:
-      The state, with every path joined with `directory`; None if there is no state file, or none that can be read (a
-      warning is logged).
+      The state, in which every path is joined with `directory`; None if the state file does not exist or is not readable (a
+      warning is logged then).
 
     Raises:
-      TypeError: an argument of the wrong type.
+      TypeError: an argument has the wrong type.
       ValueError: the device in the options does not exist.
     """
     options, name = _which_file(options, latest_filename)
@@ -81,7 +82,7 @@ def _asdict(state: CheckpointState | None) -> dict[str, Any] | None:
 def _which_file(
     options: CheckpointOptions | str | None, latest_filename: str | None
 ) -> tuple[CheckpointOptions | None, str]:
-    """Returns the options of a call and the name of the state file, either of which may be its second argument."""
+    """Returns the options of a call, and the name of the state file, which may have been given in place of the options."""
     if isinstance(options, str):
         if latest_filename is not None:
             raise TypeError(f"latest_filename was given twice: {options!r} and {latest_filename!r}.")
@@ -95,7 +96,7 @@ def _which_file(
 
 
 def _subject(directory: str, name: str) -> str:
-    """Returns what a call is about: the processes of a job have to agree on it."""
+    """Returns the path that a call is about, on which the processes of a job must agree."""
     return directory if name == state_file.FILE else stores.join(directory, name)
 
 
@@ -104,7 +105,7 @@ def _read_here(directory: str, name: str = state_file.FILE) -> CheckpointState |
     try:
         records = state_file.read(directory, name)
     except NotADirectoryError:
-        # There is no such directory, and so no state file in it.
+        # The directory does not exist, so it does not have a state file.
         return None
     except (OSError, UnreadableStateError) as error:
         _logger.warning("Ignoring the state file in %s: %s", directory, error)
@@ -133,16 +134,17 @@ def latest_checkpoint(
     The latest is the one that was saved last, not the one with the highest number.
 
     Args:
-      directory: where the checkpoints are; TensorFlow's keyword `checkpoint_dir` is taken too.
-      options: `experimental_io_device` says which process looks. A str here is `latest_filename`, TensorFlow's second argument.
+      directory: the directory with the checkpoints. TensorFlow's keyword `checkpoint_dir` is accepted too.
+      options: options whose `experimental_io_device` tells which process looks. A str here is taken as `latest_filename`, which is
+        TensorFlow's second argument.
       latest_filename: name of the state file; None for "checkpoint".
 
     Returns:
-      The path, joined with `directory`; None if there is no directory, no state file that can be read, or if the
-      checkpoint that it names is gone.
+      The path, joined with `directory`; None if the directory or a readable state file does not exist, or if the checkpoint
+      that the file names is gone.
 
     Raises:
-      TypeError: an argument of the wrong type.
+      TypeError: an argument has the wrong type.
       ValueError: the device in the options does not exist.
     """
     options, name = _which_file(options, latest_filename)
@@ -152,11 +154,17 @@ def latest_checkpoint(
 
 
 def latest_here(directory: str, name: str = state_file.FILE) -> str | None:
+    """Returns the path of the latest checkpoint as this process sees the directory; None if there is none.
+
+    Args:
+      directory: the directory with the checkpoints.
+      name: name of the state file.
+    """
     state = _read_here(directory, name)
     for _ in range(_LOOKS):
         if state is None or storage.is_checkpoint(state.model_checkpoint_path):
             break
-        # Retention may have deleted it since the file was read; the file names a newer one then.
+        # Retention may have deleted the checkpoint after the file was read. Then the file names a newer one now.
         before, state = state.model_checkpoint_path, _read_here(directory, name)
         if state is not None and state.model_checkpoint_path == before:
             break
@@ -164,12 +172,12 @@ def latest_here(directory: str, name: str = state_file.FILE) -> str | None:
 
 
 def latest_of(state: CheckpointState) -> str | None:
-    """Returns the path of the latest checkpoint that a state file names; None if it is gone, with a warning."""
+    """Returns the path of the latest checkpoint that a state file names; None, after a warning, if the checkpoint is gone."""
     path = state.model_checkpoint_path
     if storage.is_checkpoint(path):
         return path
     if stores.is_file(foreign_runs.index_of(path)):
         _logger.warning("%s is a TensorFlow checkpoint, which this version of jaxckpt does not read.", path)
     else:
-        _logger.warning("%s, which the state file names as the latest, is not there.", path)
+        _logger.warning("%s, which the state file names as the latest, does not exist.", path)
     return None

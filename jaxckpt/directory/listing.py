@@ -1,4 +1,4 @@
-"""The checkpoints of a manager as its callers are told: by path, and the same on every process of a job."""
+"""The checkpoints of a manager, as paths for its callers. Every process of a job gets the same answers."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -11,7 +11,7 @@ from jaxckpt.options import CheckpointOptions
 from jaxckpt.storage import stores
 
 _Result = TypeVar("_Result")
-# How often a directory is looked at again if everything in it is deleted between the looks.
+# How often a directory is looked at again if all its checkpoints have been deleted between two looks.
 _LOOKS = 20
 
 
@@ -19,11 +19,11 @@ class Listing:
     """The content of a manager's directory. Every call looks at the directory anew."""
 
     def __init__(self, series: CheckpointSeries, directory: str) -> None:
-        """Looks at nothing yet.
+        """Makes the listing, without looking at the directory yet.
 
         Args:
           series: the manager's checkpoints.
-          directory: where they are, as it was given.
+          directory: their directory, as the caller gave it.
         """
         self._series = series
         self._directory = directory
@@ -36,7 +36,7 @@ class Listing:
         """Returns the paths of the listed checkpoints, oldest first.
 
         Args:
-          options: `experimental_io_device` says which process looks.
+          options: options whose `experimental_io_device` tells which process looks.
 
         Raises:
           OSError: the directory cannot be read.
@@ -47,7 +47,7 @@ class Listing:
         """Returns the path of the newest checkpoint that exists; None if there is none.
 
         Args:
-          options: `experimental_io_device` says which process looks.
+          options: options whose `experimental_io_device` tells which process looks.
 
         Raises:
           OSError: the directory cannot be read.
@@ -55,7 +55,7 @@ class Listing:
 
         def latest() -> str | None:
             before: list[str] | None = None
-            # Other programs may save and delete between the two looks; there is a newer one then.
+            # Other programs may save and delete between two looks. Then there is a newer checkpoint.
             for _ in range(_LOOKS):
                 candidates = self.newest_first()
                 found = next((path for path in candidates if storage.is_checkpoint(path)), None)
@@ -67,7 +67,7 @@ class Listing:
         return self._ask("latest_checkpoint", options, latest)
 
     def newest_first(self) -> list[str]:
-        """Returns the paths of what could be restored, best first, for the process that does the file access.
+        """Returns the paths of the candidates for a restore, best first. Call it on the process that does the file access.
 
         Raises:
           OSError: the directory cannot be read.
@@ -75,16 +75,16 @@ class Listing:
         return self._paths(self._series.newest_first(self.root()))
 
     def require_nothing_else(self, options: CheckpointOptions | None) -> str | None:
-        """Looks for another program's checkpoints where there are none of this manager.
+        """Looks for another program's checkpoints if the directory has none of this manager.
 
         Args:
-          options: `experimental_io_device` says which process looks.
+          options: options whose `experimental_io_device` tells which process looks.
 
         Returns:
-          A sentence that names them and says how to go on from them; None if there are none.
+          A text that names the other program's checkpoints and tells how to go on from them; None if there are none.
 
         Raises:
-          CheckpointError: they are TensorFlow's, beside which nothing is saved.
+          CheckpointError: they are TensorFlow's. jaxckpt never saves beside those.
           OSError: the directory cannot be read.
         """
 

@@ -1,4 +1,4 @@
-"""One writer at a time for a directory: among threads, and among processes where the file system can lock."""
+"""Lets one writer at a time change a directory's state file: among threads, and among processes if the file system has locks."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ if sys.platform != "win32":
     import fcntl
 
 _T = TypeVar("_T")
-# A holder needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
+# A holder needs the lock for milliseconds. One that holds it longer was stopped, or hangs on a dead disk.
 _WAIT_SECS = 30.0
 _logger = logging.getLogger("jaxckpt")
 _locks: "weakref.WeakValueDictionary[str, threading.Lock]" = weakref.WeakValueDictionary()
@@ -26,12 +26,16 @@ _locks_lock = threading.Lock()
 
 
 def update(directory: str, change: Callable[[], _T]) -> _T:
-    """Calls `change`, which reads, changes and writes the state file of `directory`, with other writers kept out.
+    """Calls `change` while other writers are locked out, and returns its result.
 
-    In a bucket no writer can be kept out. The bucket refuses a state file that was made from an older one, and `change` is called again.
+    A bucket has no locks. It refuses a state file that was made from an outdated one, and `change` is called again.
+
+    Args:
+      directory: the directory whose state file is changed.
+      change: reads, changes and writes the state file.
 
     Raises:
-      OSError: with errno; as of `locked`, or others have changed the file all the time.
+      OSError: the directory cannot be opened, or (in a bucket) others kept changing the file for 30 s; has errno.
     """
 
     def work() -> _T:
@@ -45,18 +49,22 @@ def update(directory: str, change: Callable[[], _T]) -> _T:
                         raise
                     time.sleep(random.uniform(0.05, 0.5))
 
-    # An interrupt that kept the lock from being given back would let all others wait.
+    # If an interrupt prevented the release of the lock, all other writers would wait.
     return uninterrupted(work)
 
 
 @contextlib.contextmanager
 def locked(directory: str) -> Iterator[None]:
-    """Keeps other writers of a directory out. Not reentrant.
+    """Keeps other writers of a directory out during the block. Not reentrant.
 
-    The wait for another process is bounded: then, and where there is no `flock`, this goes on without it.
+    After 30 s of waiting for another process, or if the file system does not have `flock`, the block runs without the lock between
+    processes. The lock between threads of this process always holds.
+
+    Args:
+      directory: the directory to lock.
 
     Raises:
-      OSError: with errno; `directory` does not exist or cannot be opened.
+      OSError: the directory does not exist or cannot be opened; has errno.
     """
     with _locks_lock:
         is_local = stores.is_local(directory)
@@ -73,8 +81,8 @@ def locked(directory: str) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                # Closing would do, but for a child process that was forked meanwhile and holds a copy of the
-                # descriptor.
+                # Closing alone is not enough: a child process that was forked meanwhile holds a copy of the descriptor, and
+                # with it the lock.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
@@ -87,10 +95,12 @@ def _flock(descriptor: int, directory: str) -> None:
         except BlockingIOError:
             if time.monotonic() > end:
                 _logger.warning(
-                    "Another process has locked %s for %g s; going on without the lock.", directory, _WAIT_SECS
+                    "Another process has held the lock of %s for %g s; going on without the lock.",
+                    directory,
+                    _WAIT_SECS,
                 )
                 return None
             time.sleep(0.01)
         except OSError:
-            # This file system has no such locks.
+            # This file system does not have such locks.
             return None

@@ -1,4 +1,4 @@
-"""The disk beside the state file: which listed checkpoints exist, which others do, and when each was committed."""
+"""Compares the state file with the disk: which listed checkpoints exist, which others do, and when each was committed."""
 
 import contextlib
 import logging
@@ -18,12 +18,16 @@ _logger = logging.getLogger("jaxckpt")
 
 
 def missing(directory: str, records: Records) -> set[str]:
-    """Returns the names of checkpoints that are gone; notes in the records which of them are TensorFlow's, and not gone.
+    """Returns the listed names for which there is no file or directory. Notes in the records which of them are TensorFlow's.
 
-    A damaged one is not gone: to go back to an older one is for the user to decide.
+    A damaged checkpoint still exists, and is not returned: only the user may decide to go back to an older one.
+
+    Args:
+      directory: directory of the state file.
+      records: the content of the state file. `tensorflow` is set.
     """
     listed: set[str] = set()
-    # One listing instead of a request for each.
+    # In a bucket, one listing replaces a request for each name.
     if not stores.is_local(directory):
         with contextlib.suppress(FileNotFoundError):
             listed.update(stores.names(directory))
@@ -37,13 +41,13 @@ def missing(directory: str, records: Records) -> set[str]:
 
 
 def bound(directory: str, records: Records, gone: Collection[str], new: str | None = None) -> None:
-    """Notes in the records what is not to be adopted, whatever is saved next (see `retention.bound`).
+    """Notes in the records which checkpoints later calls must not adopt (see `retention.bound`).
 
     Args:
-      directory: of the state file.
-      records: as they were read, changed in place.
-      gone: what `missing` returned.
-      new: a checkpoint to overlook: it was committed just now, and is about to be registered.
+      directory: directory of the state file.
+      records: the records as they were read; changed in place.
+      gone: the result of `missing`.
+      new: a checkpoint to ignore, because it was just committed and is about to be registered.
 
     Raises:
       OSError: the directory cannot be read.
@@ -58,7 +62,7 @@ def bound(directory: str, records: Records, gone: Collection[str], new: str | No
 
 
 def _written(directory: str) -> float:
-    """Returns when the state file was written, in seconds; where that is not known, late enough for everything."""
+    """Returns when the state file was written, in seconds since the epoch; inf if that is unknown, -inf if there is no file."""
     try:
         modified = stores.modified(os.path.join(directory, state_file.FILE))
         return math.inf if modified is None else modified
@@ -67,9 +71,13 @@ def _written(directory: str) -> float:
 
 
 def rebuilt(directory: str, reason: Exception) -> Records:
-    """Lists the numbered checkpoints of a directory whose state file is of no use, in the order of their commits.
+    """Makes new records for a directory whose state file is unreadable: its numbered checkpoints, in the order of their commits.
 
-    All of them are kept: which ones a manager had preserved is not known any more.
+    All of them are kept for ever, because it is unknown which of them a manager had preserved. A warning is logged.
+
+    Args:
+      directory: directory of the state file.
+      reason: the error that the state file caused.
     """
     _logger.warning("%s. Rebuilding it from the checkpoints in %s.", reason, directory)
     names = [name for names in _committed(directory).values() for name in names]
@@ -80,7 +88,7 @@ def rebuilt(directory: str, reason: Exception) -> Records:
 
 
 def _committed(directory: str) -> dict[str, list[str]]:
-    """Returns the part of the name before the number → names of the committed checkpoints in a directory."""
+    """Returns the names of the committed checkpoints in a directory, by the part of the name before the number."""
     prefixes = {prefix for name in stores.names(directory) if (prefix := numbering.prefix_of(name)) is not None}
     return {
         prefix: [numbering.name_of(prefix, number) for number in storage.list_numbered(os.path.join(directory, prefix))]
@@ -89,7 +97,7 @@ def _committed(directory: str) -> dict[str, list[str]]:
 
 
 def commit_time(path: str) -> float:
-    """Returns when a checkpoint was committed, in seconds: as Orbax recorded it, else when its directory changed."""
+    """Returns when a checkpoint was committed (seconds since the epoch): the time that Orbax recorded, or else that of its directory."""
     with contextlib.suppress(OSError, CorruptCheckpointError):
         return description.commit_seconds(path)
     try:

@@ -1,4 +1,4 @@
-"""Checkpoint paths: what a caller may give."""
+"""Checks the paths and names of checkpoints that callers give."""
 
 import os
 from typing import Any
@@ -10,15 +10,19 @@ from jaxckpt.storage import stores
 def checked_path(value: Any, argument: str) -> str:
     """Returns a path argument as a str.
 
+    Args:
+      value: the argument's value.
+      argument: the argument's name, for errors.
+
     Raises:
-      TypeError: it is neither str nor os.PathLike (of str).
-      ValueError: it is empty, or names a file system other than that of the machine and ``gs://``, or holds a null character.
+      TypeError: `value` is neither a str nor an os.PathLike of str.
+      ValueError: `value` is empty, contains a null character, has a reserved name, or is an address that jaxckpt does not support.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{argument} must be a str or os.PathLike, got {type(value).__name__}.")
     path = os.fspath(value)
     if not isinstance(path, str):
-        raise TypeError(f"{argument} must be a str or os.PathLike of str, got one of {type(path).__name__}.")
+        raise TypeError(f"{argument} must be a str or os.PathLike of str, got a PathLike of {type(path).__name__}.")
     if not path:
         raise ValueError(
             f"{argument} is empty; give the directory and name of the checkpoint, such as '/checkpoints/ckpt'."
@@ -31,19 +35,27 @@ def checked_path(value: Any, argument: str) -> str:
         raise refusal(
             ValueError,
             f"{argument}={path!r}",
-            "such names are reserved for the temporary directories of saves that run or were not finished. "
-            "To save, choose another name; to restore, take a committed checkpoint",
+            "names that contain 'orbax-checkpoint-tmp' or '.jaxckpt-tmp-' are reserved for temporary directories of running or "
+            "unfinished saves. To save, choose another name; to restore, take a committed checkpoint",
         )
     stores.store_of(path).check_address(path, argument)
     return path
 
 
 def checked_prefix(value: Any) -> str:
-    """Returns the prefix of a numbered checkpoint as a str. Raises as `checked_path`; ValueError for one without a name."""
+    """Returns the prefix of a numbered checkpoint as a str.
+
+    Args:
+      value: the argument's value.
+
+    Raises:
+      TypeError: `value` is neither a str nor an os.PathLike of str.
+      ValueError: `checked_path` refuses `value`, or it ends in a slash.
+    """
     prefix = checked_path(value, "file_prefix")
     if prefix.endswith("/"):
         raise ValueError(
-            f"file_prefix={prefix!r} ends in a slash, so that checkpoints would be called '-1', '-2'; add a name, "
+            f"file_prefix={prefix!r} ends in a slash, so the names of the checkpoints would be '-1', '-2'; add a name, "
             f"such as {prefix + 'ckpt'!r}."
         )
     return prefix
@@ -55,11 +67,14 @@ def is_name(value: str) -> bool:
 
 
 def checked_name(value: Any) -> str:
-    """Returns a `checkpoint_name`.
+    """Returns the argument `checkpoint_name`.
+
+    Args:
+      value: the argument's value.
 
     Raises:
-      TypeError: it is not a str.
-      ValueError: it is not the name of a file.
+      TypeError: `value` is not a str.
+      ValueError: `value` cannot be the name of a file.
     """
     if not isinstance(value, str):
         raise TypeError(f"checkpoint_name must be a str, got {type(value).__name__}.")
@@ -69,10 +84,10 @@ def checked_name(value: Any) -> str:
 
 
 def absolute(path: str) -> str:
-    """Returns the path that stands for `path` whatever the working directory is; addresses of buckets do already."""
+    """Returns `path` as an absolute path. Addresses of buckets are absolute already."""
     return stores.absolute(path)
 
 
 def spelled(path: str) -> str:
-    """Returns `path` as it is spelled, but without a ``name/..`` that leads nowhere, as there is no `name`."""
+    """Returns `path` as it is spelled, but without a part ``name/..`` whose `name` does not exist."""
     return stores.spelled(path)

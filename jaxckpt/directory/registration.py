@@ -1,4 +1,4 @@
-"""Making a committed checkpoint the latest of its directory."""
+"""Registers a committed checkpoint: makes it the latest of its directory, in the state file."""
 
 import time
 
@@ -9,10 +9,13 @@ from jaxckpt.storage import CheckpointPath, stores
 
 
 def register(path: CheckpointPath) -> None:
-    """Makes a committed checkpoint the latest of its directory; the others that are still there stay listed.
+    """Makes a committed checkpoint the latest of its directory. Other checkpoints that still exist stay listed.
+
+    Args:
+      path: the checkpoint.
 
     Raises:
-      OSError: with errno; the state file is as it was.
+      OSError: the state file cannot be changed; has errno.
     """
     directory, name = path.directory, path.name
 
@@ -31,19 +34,22 @@ def register(path: CheckpointPath) -> None:
 
 
 def refuse_tensorflow(directory: str) -> None:
-    """Refuses a directory of TensorFlow's checkpoints, where a checkpoint would have to be registered in TensorFlow's state file.
+    """Refuses a directory of TensorFlow's checkpoints, because a save would have to change TensorFlow's state file there.
+
+    Args:
+      directory: the directory of a save.
 
     Raises:
-      CheckpointError: it is one.
+      CheckpointError: the directory holds TensorFlow's checkpoints.
     """
     try:
         if state_file.is_own(directory):
-            # A state file that jaxckpt wrote never names one of TensorFlow's checkpoints, so it need not be read.
+            # A state file that jaxckpt wrote never names a TensorFlow checkpoint, so its records need not be read.
             return
         records = state_file.read(directory)
         names = stores.names(directory) if records is None else []
     except (OSError, UnreadableStateError):
-        # The registration reads it as well, and says what is wrong.
+        # The registration reads the state file too, and reports the error.
         return
     found = foreign_runs.tensorflow_prefixes(names)
     if records is not None and records.latest is not None:

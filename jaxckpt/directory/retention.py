@@ -1,19 +1,19 @@
-"""Which checkpoints a manager lists, deletes and keeps for ever: the rules, on the records of a state file. Pure.
+"""The rules for which checkpoints a manager lists, deletes and keeps for ever. Pure functions on the records of a state file.
 
 A checkpoint on disk is in one of four states:
 
-* **listed** (`Records.entries`): a manager's; deleted once `max_to_keep` newer ones are listed;
-* **kept** (`Records.kept`, a line of the state file each): never deleted; it may be listed as well, until newer ones
-  push it out. These are the checkpoints that `keep_checkpoint_every_n_hours` preserved, and those of which it is not
-  certain that nothing preserved them;
-* neither, and committed after everything that is listed: a crash left it unregistered. It is **adopted**: listed at the
-  place where it was committed. If it would be due for deletion at once it is not what a crash leaves, so it is kept as
-  well. Where nothing that is listed exists any more (a lost state file), all are adopted;
-* neither, and older: a user took it out of the list. It is **left alone**: neither restored nor deleted.
+* **listed** (`Records.entries`): it is deleted once `max_to_keep` newer ones of its manager are listed;
+* **kept** (`Records.kept`, one line of the state file each): it is never deleted. It may be listed too, until newer ones
+  push it out of the list. These are the checkpoints that `keep_checkpoint_every_n_hours` preserved, and those that it may have
+  preserved;
+* neither, and committed after all listed ones: a crash left it unregistered. It is **adopted**: it is inserted into the list
+  by the time of its commit. If it would be deleted at once, a crash cannot be the reason, so it is kept too. If all listed
+  checkpoints are gone (or the state file is lost), all unlisted ones are adopted;
+* neither, and older: a user removed it from the list. It is **left alone**: neither restored nor deleted.
 
-So retention deletes only what a state file listed, and what was preserved stays preserved although it is not listed.
-A state file that the user (or another program) wrote is obeyed: what was committed before it was written is not adopted.
-Each later writer carries that on (`Records.borders`), whatever it saves.
+So retention deletes only checkpoints that a state file listed, and a preserved checkpoint stays even if it is not listed.
+A state file that the user or another program wrote is obeyed: checkpoints committed before it was written are not adopted.
+Later writers record this in the file (`Records.borders`).
 """
 
 import math
@@ -35,19 +35,20 @@ def adopt(
     gone: Collection[str] = (),
     after: float = -math.inf,
 ) -> list[str]:
-    """Lists the checkpoints of a manager that are on disk but in no list, if a crash left them so.
+    """Adopts the checkpoints of a manager that a crash left on disk without registering them.
 
     Args:
-      records: changed in place.
+      records: the records; changed in place.
       on_disk: names of the manager's committed checkpoints, ascending by number.
-      max_to_keep: as of the manager.
-      commit_time: name → when that checkpoint was committed, in seconds; 0.0 for not known.
-      own: the names of the manager that are listed, oldest first.
-      gone: listed names of which nothing exists any more.
-      after: those committed until then are not adopted: the user knew of them when writing the state file.
+      max_to_keep: how many checkpoints the manager keeps; None for all.
+      commit_time: returns when the checkpoint of a name was committed, in seconds since the epoch; 0.0 if unknown.
+      own: the manager's listed names, oldest first.
+      gone: listed names whose checkpoints no longer exist.
+      after: checkpoints committed up to this time (seconds since the epoch) are not adopted, because the user knew them when the state
+        file was written.
 
     Returns:
-      The names of those that are listed now.
+      The names of the adopted checkpoints.
     """
     unlisted = [name for name in on_disk if name not in records.entries and name not in records.kept]
     if not unlisted:
@@ -76,24 +77,25 @@ def bound(
     on_disk: Callable[[], dict[str, list[str]]],
     commit_time: Callable[[str], float],
 ) -> None:
-    """Notes in the records what must not be adopted, before something is saved that makes the state file say less.
+    """Raises the borders (`Records.borders`), so that checkpoints which the user removed from the list are not adopted later.
 
-    Where nothing that is listed exists any more, the disk decides, and nothing is noted.
+    This must happen before the state file is replaced, because the new file no longer shows that the user changed the old one. If all
+    listed checkpoints are gone, all checkpoints on disk may be adopted, and the borders stay.
 
     Args:
-      records: as they were read; changed in place.
-      gone: listed names of which nothing exists any more.
-      written: returns when the state file was written, in seconds.
-      on_disk: returns name before the number → names of the committed checkpoints in the directory.
-      commit_time: as for `adopt`.
+      records: the records as they were read; changed in place.
+      gone: listed names whose checkpoints no longer exist.
+      written: returns when the state file was written, in seconds since the epoch.
+      on_disk: returns the names of the committed checkpoints in the directory, by the part of the name before the number.
+      commit_time: returns when the checkpoint of a name was committed, in seconds since the epoch; 0.0 if unknown.
     """
     if not records.entries.keys() - gone:
         return
     if records.edited:
         records.raise_border("", written())
     elif records.unsealed:
-        # jaxckpt 0.1 wrote such files. A crash leaves one checkpoint of a name; where there are more, the user took
-        # them out of the list.
+        # jaxckpt 0.1 wrote files without a seal. A crash leaves at most one unlisted checkpoint per prefix. If there are
+        # more, the user removed them from the list.
         for prefix, names in on_disk().items():
             listed = [name for name in records.entries if prefix_of(name) == prefix]
             times = [(name not in gone and commit_time(name)) or records.entries[name] for name in listed]
@@ -111,32 +113,38 @@ def bound(
 
 
 def newest(listed: Sequence[str], max_to_keep: int | None) -> Sequence[str]:
-    """Returns the names that stay if nothing new is saved.
+    """Returns the newest listed names, which retention does not delete.
 
     Args:
-      listed: names of the manager's listed checkpoints, oldest first.
-      max_to_keep: how many stay; None for all.
+      listed: the manager's listed names, oldest first.
+      max_to_keep: how many to return; None for all.
     """
     return listed if max_to_keep is None else listed[-max_to_keep:]
 
 
 def behind(records: Records, now: float) -> float:
-    """Returns how many seconds the clock is behind what it showed when a checkpoint was preserved, at least; 0.0 if it is not."""
+    """Returns how many seconds, at least, the clock was set back since a checkpoint was preserved; 0.0 if it was not.
+
+    Args:
+      records: the records with the time of the last preservation.
+      now: the current time, in seconds since the epoch.
+    """
     return max(0.0, records.last_preserved - now)
 
 
 def set_clock_back(records: Records, listed: Collection[str], now: float) -> float:
-    """Makes the records right for a clock that shows an earlier time than it did when a checkpoint was preserved.
+    """Adapts the records if the clock was set back since a checkpoint was preserved.
 
-    How long ago anything was saved is not known then, so what is listed is kept, and the periods start again.
+    Then the ages of the checkpoints are unknown, so all listed ones are kept for ever, and a new period of
+    `keep_checkpoint_every_n_hours` starts.
 
     Args:
-      records: changed in place if need be.
-      listed: names of the manager's listed checkpoints.
-      now: what the clock shows.
+      records: the records; changed in place if the clock was set back.
+      listed: the manager's listed names.
+      now: the current time, in seconds since the epoch.
 
     Returns:
-      How many seconds the clock is behind, at least; 0.0 if it is not.
+      How many seconds, at least, the clock was set back; 0.0 if it was not.
     """
     seconds = behind(records, now)
     if not seconds:
@@ -149,13 +157,16 @@ def set_clock_back(records: Records, listed: Collection[str], now: float) -> flo
 
 
 def evict(records: Records, listed: Sequence[str], max_to_keep: int | None, every_n_hours: float | None) -> list[str]:
-    """Unlists what is preserved and returns what is to be deleted, which stays listed until it has been.
+    """Returns the names of the checkpoints to delete, and removes preserved ones from the list.
+
+    The returned names stay listed until their checkpoints have been deleted.
 
     Args:
-      records: changed in place.
-      listed: names of the manager's listed checkpoints, oldest first.
-      max_to_keep: how many stay; None for all.
-      every_n_hours: one is preserved if it was saved at least that long after the last preserved one; None for none.
+      records: the records; changed in place.
+      listed: the manager's listed names, oldest first.
+      max_to_keep: how many checkpoints the manager keeps; None for all.
+      every_n_hours: a checkpoint is preserved if it was saved at least this many hours after the last preserved one; None to preserve
+        none.
     """
     doomed = []
     for name in listed[: len(listed) - len(newest(listed, max_to_keep))]:

@@ -1,4 +1,4 @@
-"""The checkpoints of one name in one directory: state file, disk and the rules of retention, brought together."""
+"""A series: the numbered checkpoints of one name in one directory. Combines the state file, the disk and the rules of retention."""
 
 import copy
 import logging
@@ -19,41 +19,44 @@ _logger = logging.getLogger("jaxckpt")
 
 
 class CheckpointSeries:
-    """The checkpoints ``<name>-<number>`` of a manager: lists, registers and deletes them. Remembers nothing that stands on disk.
+    """Lists, registers and deletes the checkpoints ``<name>-<number>`` of a manager. Reads the directory anew at each call.
 
-    Every method is given the directory as an absolute path, so that an operation that runs in the background stays in
-    its place when the program changes its working directory. Methods work with names, relative to that directory.
+    Every method takes the directory `root` as an absolute path, so that an operation in the background is not affected when the
+    program changes its working directory. Names are relative to that directory.
     """
 
     def __init__(self, name: str, max_to_keep: int | None, every_n_hours: float | None) -> None:
-        """Looks at nothing yet.
+        """Makes the series, without looking at the directory yet.
 
         Args:
           name: the part of the checkpoints' names before the number.
           max_to_keep: how many checkpoints stay listed; None for all.
-          every_n_hours: a checkpoint that is due for deletion is preserved if it was saved at least this many hours after the last
-            preserved one; None for never.
+          every_n_hours: a checkpoint that is due for deletion is preserved instead if it was saved at least this many hours after the
+            last preserved one; None to preserve none.
         """
         self._name = name
         self._max_to_keep = max_to_keep
         self._every_n_hours = every_n_hours
-        # Where periods start as long as no state file says when they do; None until the directory has been looked at.
+        # When the first period of `every_n_hours` starts, if the state file does not tell; None until the directory has been read.
         self._started: float | None = None
         self._created = time.time()
 
     def start(self, root: str) -> tuple[float, foreign_runs.ForeignRun | None]:
-        """Removes the leftovers of killed processes and registers what they did not.
+        """Removes leftovers (temporary directories of killed processes) and registers checkpoints that a crash left unregistered.
+
+        Args:
+          root: the directory, as an absolute path.
 
         Returns:
-          How many seconds the clock is behind what the state file shows, at least (0.0 if it is not: otherwise nothing is
+          How many seconds, at least, the clock is behind the times in the state file (if it is not 0.0, checkpoints were not
           registered); and the checkpoints of another program, if there are none of this manager.
 
         Raises:
-          OSError: with errno; the directory cannot be read or changed.
+          OSError: the directory cannot be read or changed; has errno.
         """
         now = self._created = time.time()
         if not stores.exists(root):
-            # As TensorFlow: a manager that is made again at once sees no clock set back.
+            # As in TensorFlow, the start lies in the past, so that a manager that is made again at once does not find the clock set back.
             self._started = now - 1.0
             return 0.0, None
         storage.sweep(root, self._name)
@@ -61,7 +64,7 @@ class CheckpointSeries:
 
         def adopt() -> tuple[float, foreign_runs.ForeignRun | None]:
             view = self._load(root)
-            # The clock that is behind may be that of another machine, which only reads here.
+            # If the clock is behind, this may be another machine that only reads here, so the file is not changed.
             behind = retention.behind(view.records, now)
             if view.unregistered is not None and not behind and not view.records.tensorflow:
                 state_file.write(root, view.unregistered)
@@ -70,7 +73,7 @@ class CheckpointSeries:
         return update(root, adopt)
 
     def foreign(self, root: str) -> foreign_runs.ForeignRun | None:
-        """Returns the checkpoints of another program, if there are none of this manager. Raises OSError."""
+        """Returns the checkpoints of another program if there are none of this manager. Raises OSError if `root` cannot be read."""
         return self._foreign(root, self._load(root))
 
     def _foreign(self, root: str, view: "_View") -> foreign_runs.ForeignRun | None:
@@ -86,10 +89,13 @@ class CheckpointSeries:
         return self._load(root).listed
 
     def newest_first(self, root: str) -> Iterator[str]:
-        """Yields the names of what could be restored, best first; not all of them need be sound checkpoints.
+        """Yields the names of the candidates for a restore, best first. They may be damaged.
 
-        These are the listed ones, then the preserved ones. Where there is none of this name, it is what the state file
-        calls the latest.
+        The listed checkpoints come first, then the preserved ones. If there are none of this series, the one that the state
+        file calls the latest is yielded.
+
+        Args:
+          root: the directory, as an absolute path.
 
         Raises:
           OSError: the directory cannot be read.
@@ -105,7 +111,14 @@ class CheckpointSeries:
             yield records.latest
 
     def register(self, path: CheckpointPath) -> None:
-        """Makes a committed checkpoint the latest. Raises OSError if the state file cannot be written."""
+        """Makes a committed checkpoint the latest.
+
+        Args:
+          path: the checkpoint.
+
+        Raises:
+          OSError: the state file cannot be written.
+        """
         root, name = path.directory, path.name
 
         def change() -> None:
@@ -113,7 +126,9 @@ class CheckpointSeries:
             records, now = view.records, time.time()
             if behind := retention.set_clock_back(records, view.listed, now):
                 _logger.warning(
-                    "The clock was set back, by %g s at least; what %s holds now is kept for ever.", behind, root
+                    "The clock was set back by at least %g s; the checkpoints now in %s are kept for ever.",
+                    behind,
+                    root,
                 )
             records.add(name, now)
             state_file.write(root, records)
@@ -121,14 +136,17 @@ class CheckpointSeries:
         update(root, change)
 
     def retain(self, root: str) -> None:
-        """Deletes or preserves what `max_to_keep` newer ones have pushed out.
+        """Deletes or preserves the checkpoints that have `max_to_keep` newer ones.
 
-        A checkpoint that cannot be deleted stays listed, so that the next call tries again; a warning is logged.
+        A checkpoint that cannot be deleted stays listed, so that the next call tries again. A warning is logged.
+
+        Args:
+          root: the directory, as an absolute path.
 
         Raises:
           OSError: the state file cannot be written.
         """
-        # Between a deletion and the state file that says so nothing may come.
+        # An interrupt must not come between a deletion and the update of the state file.
         if self._max_to_keep is not None:
             uninterrupted(lambda: self._retain(root))
 
@@ -144,7 +162,8 @@ class CheckpointSeries:
         doomed = update(root, evict)
         if not doomed:
             return
-        # Not under the lock: removing many files can take long. Meanwhile another one may be saved under the same name.
+        # The lock is not held here, because removing many files can take long. Another checkpoint may be saved under the same name
+        # meanwhile, so each is deleted only if it still has the identity found above.
         for name, identity in doomed.items():
             try:
                 storage.delete(CheckpointPath(root, name), identity)
@@ -153,11 +172,11 @@ class CheckpointSeries:
         update(root, lambda: state_file.write(root, self._load(root).records))
 
     def _load(self, root: str, new: str | None = None) -> "_View":
-        """Reads the state file and puts it right by what is on disk.
+        """Reads the state file, and corrects its records by the checkpoints on disk.
 
         Args:
-          root: the directory.
-          new: a checkpoint to overlook: it was committed just now, and is about to be registered.
+          root: the directory, as an absolute path.
+          new: a checkpoint to ignore, because it was just committed and is about to be registered.
         """
         unreadable = False
         try:
@@ -167,7 +186,7 @@ class CheckpointSeries:
             records = on_disk.rebuilt(root, error)
             own = [name for name in self._own(records.entries) if name != new]
             records.kept.difference_update(retention.newest(own, self._max_to_keep))
-        # The disk is looked at after the file: what was registered in between is found on disk.
+        # The disk is read after the file, so that a checkpoint registered in between is found on disk.
         numbers = storage.list_numbered(os.path.join(root, self._name))
         committed = [name for number in numbers if (name := numbering.name_of(self._name, number)) != new]
         gone = on_disk.missing(root, records)
@@ -184,7 +203,7 @@ class CheckpointSeries:
         unregistered = copy.deepcopy(records) if adopted or unreadable else None
         records.forget(gone | {new or ""})
         if self._started is None:
-            # As TensorFlow: where there are checkpoints but no time, the first one that is due is preserved.
+            # As in TensorFlow: if there are checkpoints but no time of the last preservation, the first one that is due is preserved.
             self._started = self._created - 1.0 if records.latest is None else 0.0
         records.last_preserved = records.last_preserved or self._started
         present = set(committed)
@@ -199,9 +218,9 @@ class _View:
     """The content of a directory at one moment.
 
     Attributes:
-      records: the state file, put right by what is on disk.
-      listed: names of the manager's listed checkpoints, oldest first.
-      unregistered: what the state file should say, if a crash left something that it does not list; otherwise None.
+      records: the records of the state file, corrected by the checkpoints on disk.
+      listed: the manager's listed names, oldest first.
+      unregistered: the records to write if a crash left a checkpoint that the state file does not list; otherwise None.
     """
 
     records: Records
@@ -210,7 +229,7 @@ class _View:
 
 
 def _says(root: str, records: Records) -> bool:
-    """Whether the state file says exactly this."""
+    """Whether the state file has exactly these records."""
     try:
         there = state_file.read(root)
     except UnreadableStateError:

@@ -1,4 +1,4 @@
-"""When a manager saves: the step counter, and which step counts as saved."""
+"""Decides when a manager saves: reads the step counter, and remembers which steps count as saved."""
 
 import numbers
 import operator
@@ -13,21 +13,31 @@ import numpy as np
 
 @dataclass(eq=False)
 class SavedStep:
-    """A step that counts as saved: from the start of its save on, unless that fails."""
+    """A step that counts as saved, from the start of its save until the save fails.
+
+    Attributes:
+      step: the step.
+      committed: whether its save has succeeded.
+    """
 
     step: int
     committed: bool = False
 
 
 class SavedSteps:
-    """Follows which step was saved last while saves are in flight: one that fails gives its place back.
+    """Remembers which step was saved last while saves are running. If a save fails, its step no longer counts.
 
-    Safe for several threads; never waits for a save.
+    Safe for several threads. Never waits for a save.
     """
 
     def __init__(self, last: int | None) -> None:
+        """Starts with one saved step.
+
+        Args:
+          last: the step; None if there is none.
+        """
         self._lock = threading.Lock()
-        # The last committed step (if any), then those of saves that have started and not ended.
+        # The last committed step (if any), then the steps of running saves.
         self._steps = [] if last is None else [SavedStep(last, committed=True)]
 
     @property
@@ -37,11 +47,11 @@ class SavedSteps:
             return self._steps[-1].step if self._steps else None
 
     def begin(self, current: int, interval: int | None) -> SavedStep | None:
-        """Counts the current step as saved, if it is time for a save; otherwise returns None.
+        """Counts the current step as saved and returns it, if it is time for a save; otherwise returns None.
 
         Args:
           current: the current step.
-          interval: how many steps have to lie between two saves; None for any other step than the last one.
+          interval: smallest number of steps between two saves; None if every step other than the last saved one is due.
         """
         with self._lock:
             last = self._steps[-1].step if self._steps else None
@@ -51,19 +61,19 @@ class SavedSteps:
             return self._steps[-1]
 
     def commit(self, step: SavedStep) -> None:
-        """The save of a step has succeeded."""
+        """Notes that the save of a step has succeeded."""
         with self._lock:
             step.committed = True
             self._steps = [step, *(other for other in self._steps if other is not step and not other.committed)]
 
     def fail(self, step: SavedStep) -> None:
-        """The save of a step has failed: the step before it counts again. No effect after `commit`."""
+        """Notes that the save of a step has failed, so that the step before it counts again. No effect after `commit`."""
         with self._lock:
             if not step.committed:
                 self._steps = [other for other in self._steps if other is not step]
 
     def restored(self, step: int) -> None:
-        """A checkpoint was restored: its step counts as saved."""
+        """Makes the step of a restored checkpoint the last saved one."""
         with self._lock:
             self._steps = [SavedStep(step, committed=True)]
 
@@ -72,15 +82,15 @@ def step_reader(step_counter: Any) -> Callable[[], int]:
     """Returns a function that reads a step counter.
 
     Args:
-      step_counter: a function without arguments, or an object with `__int__` or `__index__` whose value can change (an
-        NNX Variable, a numpy array without dimensions), which is read once to see whether it gives a step.
+      step_counter: a function without arguments; or an object with `__int__` or `__index__` whose value can change, such as an NNX
+        Variable or a numpy array without dimensions. Such an object is read once here, to check that it gives a step.
 
     Raises:
-      TypeError: it is neither. The function raises it as well.
-      ValueError: it can never change, so only the first step would ever be saved.
+      TypeError: `step_counter` is neither. The returned function raises TypeError if the value is not a step.
+      ValueError: the object's value can never change, so only the first step would ever be saved.
     """
     kind = type(step_counter)
-    # An NNX Variable can be called too: it forwards the call to its value.
+    # An NNX Variable is callable too (it forwards the call to its value), so `__int__` is checked first.
     if callable(step_counter) and not (hasattr(kind, "__int__") or hasattr(kind, "__index__")):
         return lambda: _step(step_counter())
     if step_counter is None:
@@ -96,7 +106,7 @@ def step_reader(step_counter: Any) -> Callable[[], int]:
 
 def _never_changes(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        # A read-only view shows the changes of the array that it is a view of.
+        # A read-only view changes if it is a view of a writable array.
         while isinstance(value, np.ndarray):
             if value.flags.writeable:
                 return False
@@ -107,7 +117,7 @@ def _never_changes(value: Any) -> bool:
 
 def _refuse_other_kinds(value: Any) -> None:
     shape, kind = getattr(value, "shape", ()), getattr(getattr(value, "dtype", None), "kind", "")
-    # Kinds of numpy's dtypes: bool, bytes, str, object, times.
+    # The letters are numpy's kinds of dtypes: bool, bytes, str, object, timedelta and datetime.
     if (
         isinstance(value, (bool, str, bytes, bytearray))
         or kind in tuple("bSUOmM")
@@ -137,7 +147,7 @@ def _step(value: Any) -> int:
 
 
 def _is_fraction_of(number: int, value: Any) -> bool:
-    """Whether `int()` cut something off. An object with `__int__` alone says nothing else than that."""
+    """Whether `int()` cut off a fraction. An object that has only `__int__` counts as whole."""
     try:
         return hasattr(type(value), "__float__") and number != float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""The options of a user: `CheckpointOptions`, and the classes of its arguments."""
+"""The options that a user gives: `CheckpointOptions`, and the classes of its arguments."""
 
 from jaxckpt.options.checkpoint_options import CheckpointOptions, checked_options, sharding_callback_of
 from jaxckpt.options.orbax_settings import OrbaxSettings

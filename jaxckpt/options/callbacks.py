@@ -1,4 +1,4 @@
-"""Write callbacks: which callables are allowed, and running them once a checkpoint is committed."""
+"""Write callbacks: functions of the user that run after a checkpoint is committed. Checks them and runs them."""
 
 import contextlib
 import functools
@@ -17,19 +17,19 @@ def check_callbacks(callbacks: Iterable[WriteCallback] | None) -> tuple[WriteCal
     """Checks and copies write callbacks.
 
     Args:
-      callbacks: any iterable of callables that take the checkpoint's path, or nothing; None for none.
+      callbacks: an iterable of callables that take the checkpoint's path or no argument; None for an empty one.
 
     Returns:
       The callbacks, in order.
 
     Raises:
-      TypeError: not an iterable (a bare function, say), or an element that is not callable.
-      ValueError: a callable that accepts neither 0 nor 1 argument, or whose body would not run when it is called: an
-        ``async def`` or a generator function.
+      TypeError: `callbacks` is not an iterable (it is a bare function, for example), or an element is not callable.
+      ValueError: a callable accepts neither 0 nor 1 argument, or its body would not run when it is called (an ``async def`` or a
+        generator function).
     """
     if callbacks is None:
         return ()
-    # Before iterability: some callables, such as classes and mocks, can be iterated too.
+    # Checked before iterability, because some callables, such as classes and mocks, can be iterated too.
     if callable(callbacks):
         name = describe(callbacks)
         raise TypeError(f"{_NAME} must be a list of callables, got the callable {name}; write [{name}].")
@@ -42,15 +42,15 @@ def check_callbacks(callbacks: Iterable[WriteCallback] | None) -> tuple[WriteCal
 
 
 def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
-    """Runs write callbacks in order; if one raises, the others still run. Return values are ignored.
+    """Runs write callbacks in order. If one raises, the others still run. Return values are ignored.
 
     Args:
-      callbacks: what `check_callbacks` returned.
-      path: of the committed checkpoint; a callback that can take an argument is given it.
+      callbacks: the callbacks, as `check_callbacks` returned them.
+      path: path of the committed checkpoint, passed to every callback that can take an argument.
 
     Raises:
-      BaseException: what a callback raised, if one did, with a note that names the callback.
-      BaseExceptionGroup: what the callbacks raised, if several did (an ExceptionGroup if all are Exceptions).
+      BaseException: the error of the one callback that raised, with a note that names the callback.
+      BaseExceptionGroup: the errors, if several callbacks raised (an ExceptionGroup if all are Exceptions).
     """
     errors: list[BaseException] = []
     for callback in callbacks:
@@ -60,8 +60,8 @@ def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
             else:
                 callback()  # type: ignore[call-arg]
         except BaseException as error:
-            # KeyboardInterrupt and SystemExit too: they must not keep the others from running.
-            # An exception class may refuse new attributes.
+            # KeyboardInterrupt and SystemExit are caught too, because they must not keep the other callbacks from running.
+            # The note is optional: an exception class may refuse new attributes.
             with contextlib.suppress(Exception):
                 error.add_note(f"(raised by the write callback {describe(callback)}; the checkpoint {path} is saved)")
             errors.append(error)
@@ -71,7 +71,7 @@ def run_callbacks(callbacks: Iterable[WriteCallback], path: str) -> None:
         if errors:
             raise BaseExceptionGroup(f"{len(errors)} write callbacks failed; the checkpoint {path} is saved", errors)
     finally:
-        # No cycle of an error, its traceback and this frame.
+        # This breaks the cycle of an error, its traceback and this frame.
         errors.clear()
 
 
@@ -93,8 +93,8 @@ def _check(callback: Any, where: str) -> None:
         raise refusal(
             ValueError,
             where,
-            f"{describe(callback)}{error} cannot be called with 0 or 1 arguments. A write callback is given "
-            "the path of the checkpoint, or nothing; functools.partial can fill in the others",
+            f"{describe(callback)}{error} cannot be called with 0 or 1 arguments. A write callback gets the "
+            "path of the checkpoint, or no argument; functools.partial can fill in other arguments",
         ) from None
 
 
@@ -103,14 +103,14 @@ class _ArgumentsError(Exception):
 
 
 def _takes_path(callback: WriteCallback) -> bool:
-    """Whether a callback is given the path: whenever it can take it, also if that argument has a default."""
+    """Whether a callback gets the path. It does if it can take an argument, even one with a default."""
     try:
         signature = inspect.signature(callback)
     except (TypeError, ValueError):
         if isinstance(callback, functools.partial) and _has_signature(callback.func):
-            # It fills in arguments that the function does not have.
+            # The partial fills in arguments that the function does not have.
             raise _ArgumentsError from None
-        # Some builtins have none.
+        # Some builtins do not have a signature. They get the path.
         return True
     for arguments in (("path",), ()):
         try:
@@ -130,7 +130,7 @@ def _has_signature(function: Callable[..., object]) -> bool:
 
 
 def _never_runs(callback: Any) -> str:
-    """Names the kind of a callable whose body would not run when it is called (such as "an async function"); otherwise ""."""
+    """Returns the kind of a callable whose body does not run when it is called (such as "an async function"); "" for others."""
     while isinstance(callback, functools.partial):
         callback = callback.func
     for function in (callback, getattr(type(callback), "__call__", None)):  # noqa: B004  It is called; not only tested.
@@ -144,6 +144,6 @@ def _never_runs(callback: Any) -> str:
 
 
 def describe(callback: object) -> str:
-    """Returns how messages name a callback."""
+    """Returns the name of a callback for messages."""
     name = getattr(callback, "__qualname__", None)
     return name if isinstance(name, str) else repr(callback)

@@ -24,11 +24,11 @@ class CheckpointOptions:
     """How checkpoints are saved and restored (TensorFlow: `tf.train.CheckpointOptions`).
 
     The arguments have TensorFlow's names, order and defaults. Each is also an attribute that can be read and set.
-    Values are checked when they are given, and count from the next call that uses the options. Whether a device exists
-    is checked by that call, before any file is touched. Saving and restoring never change the options.
+    A value is checked when it is given, and takes effect at the next call that uses the options. That call also checks that
+    the device exists, before it touches any file. Saving and restoring never change the options.
 
-    Options can be compared, copied and (if their callbacks can) pickled. A jax.Device chooses nothing but its process:
-    it is equal to that process's index, and pickled as it.
+    Options can be compared, copied and (if their callbacks can) pickled. A jax.Device only chooses its process: options
+    with the device and with the process's index are equal, and the index is pickled.
     """
 
     __slots__ = ("_async", "_callbacks", "_device", "_orbax", "_policy", "_skip_slots")
@@ -47,31 +47,31 @@ class CheckpointOptions:
         """Makes options.
 
         Args:
-          experimental_io_device: which process does all file access, so that a directory that only it sees will do: a
-            TensorFlow device string (such as ``"/job:worker/task:3"``, ``"/job:localhost"`` or ``"CPU:0"``), a process
-            index, or a jax.Device. None: each process writes its own shards, to a directory that all of them see.
-          experimental_enable_async_checkpoint: deprecated; use `enable_async`. Either of the two switches it on.
-          experimental_write_callbacks: callables that run, in order, once a checkpoint is committed and could be
-            restored. Each takes the checkpoint's path, or nothing. The iterable is copied.
+          experimental_io_device: the process that does all file access. Only this process needs to see the directory. Given as a
+            TensorFlow device string (such as ``"/job:worker/task:3"`` for process 3, ``"/job:localhost"`` or ``"CPU:0"``), a
+            process index, or a jax.Device. With None, each process writes its own shards to a directory that all processes see.
+          experimental_enable_async_checkpoint: deprecated; use `enable_async`. Saves are asynchronous if either of the two is True.
+          experimental_write_callbacks: callables that run, in order, once a checkpoint is committed and can be restored. Each takes
+            the checkpoint's path or no argument. The iterable is copied.
           enable_async: whether `save` and `write` return as soon as the values are safe from later changes, and write
             the files in the background.
-          experimental_skip_slot_variables: whether restoring leaves the parameter-shaped leaves of optimizer states
-            (moments, traces) as they are. No effect on saving.
+          experimental_skip_slot_variables: whether restoring leaves slot variables as they are: the leaves of optimizer states with
+            the shape of a parameter (moments, traces). Saving is not affected.
           experimental_sharding_callback: how data is divided into files: `ShardByTaskPolicy()` (the same as None),
-            `MaxShardSizePolicy(bytes)`, TensorFlow's policies of these names, or a callback in TensorFlow's form: an object with a
-            `description` that is called with a sequence of shardable tensors and returns a list of groups, each
-            ``{checkpoint_key: {slice_spec: tensor}}``. Each group gets data files of its own. Of a shardable tensor a callback can
-            rely on `checkpoint_key` (name of the leaf), `slice_spec` ("" for a whole tensor), `tensor` (to be put into a group as
-            it is), `dtype` (numpy's), `shape`, `device` (of the process that writes) and `name`. Each process calls it with what it
-            writes; with an IO device, that process alone does. A str has no tensor. Every tensor has to be in one of the groups, once
-            and unchanged; otherwise the save raises RuntimeError, names it, and leaves nothing.
-          orbax: what Orbax can do beyond TensorFlow's options; None for the defaults of `OrbaxSettings`.
+            `MaxShardSizePolicy(bytes)`, TensorFlow's policies of these names, or a callback in TensorFlow's form. Such a callback is an
+            object with a `description`. It is called with a sequence of shardable tensors and returns a list of groups, each
+            ``{checkpoint_key: {slice_spec: tensor}}``. Each group gets its own data files. A shardable tensor has these attributes:
+            `checkpoint_key` (the leaf's name), `slice_spec` ("" for a whole tensor), `tensor` (to put into a group unchanged), `dtype`
+            (numpy's), `shape`, `device` (of the process that writes) and `name`. Each process calls the callback with the tensors that
+            it writes; with an IO device, only that process calls it. A str leaf has no tensor. Every tensor must be in exactly one
+            group, unchanged; otherwise the save raises RuntimeError, which names the tensor, and leaves no files.
+          orbax: Orbax's settings beyond TensorFlow's options; None for the defaults of `OrbaxSettings`.
 
         Raises:
-          TypeError: a flag that is not a bool (numpy's is not one), callbacks that are no iterable of callables, or an
-            `orbax` of another class.
-          ValueError: a device that cannot be parsed, a callback that accepts neither 0 nor 1 argument, or something that is neither
-            a sharding policy nor a sharding callback.
+          TypeError: a flag is not a bool (numpy's bool is not accepted), the callbacks are not an iterable of callables, or `orbax` is
+            of another class.
+          ValueError: a device cannot be parsed, a callback accepts neither 0 nor 1 argument, or the sharding callback is neither a
+            policy nor a callback.
         """
         if experimental_enable_async_checkpoint is _NOT_GIVEN:
             experimental_enable_async_checkpoint = False
@@ -87,7 +87,7 @@ class CheckpointOptions:
 
     @property
     def experimental_io_device(self) -> IoDevice:
-        """Which process does all file access, as it was given; None: each accesses its own shards."""
+        """The process that does all file access, as it was given; None if each process accesses its own shards."""
         return self._device
 
     @experimental_io_device.setter
@@ -105,7 +105,7 @@ class CheckpointOptions:
 
     @property
     def experimental_enable_async_checkpoint(self) -> bool:
-        """Deprecated: another name of `enable_async`. Setting it warns."""
+        """Deprecated: another name of `enable_async`. Setting it issues a DeprecationWarning."""
         return self._async
 
     @experimental_enable_async_checkpoint.setter
@@ -115,7 +115,7 @@ class CheckpointOptions:
 
     @property
     def experimental_write_callbacks(self) -> list[WriteCallback] | None:
-        """The callables that run after the commit: a list of the options' own, or None. Its items are checked at use."""
+        """The callables that run after the commit: a list, or None. The list may be changed; its items are checked at use."""
         return self._callbacks
 
     @experimental_write_callbacks.setter
@@ -124,7 +124,7 @@ class CheckpointOptions:
 
     @property
     def experimental_skip_slot_variables(self) -> bool:
-        """Whether restoring leaves optimizer moments as they are."""
+        """Whether restoring leaves slot variables (such as optimizer moments) as they are."""
         return self._skip_slots
 
     @experimental_skip_slot_variables.setter
@@ -143,7 +143,7 @@ class CheckpointOptions:
             hint = ""
             if isinstance(value, type):
                 arguments = "()" if issubclass(value, ShardByTaskPolicy) else "(...)"
-                hint = f"; that is the class, write {value.__name__}{arguments}"
+                hint = f"; this is the class, write {value.__name__}{arguments}"
             raise mismatch(
                 ValueError,
                 "experimental_sharding_callback",
@@ -176,7 +176,7 @@ class CheckpointOptions:
         return self.__getstate__() == other.__getstate__()
 
     def __getstate__(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        # The attributes that a subclass may have, and the slots.
+        # The first part holds attributes of a subclass, the second the slots.
         attributes, slots = cast(tuple[dict[str, Any] | None, dict[str, Any]], object.__getstate__(self))
         device = slots["_device"]
         return attributes, {**slots, "_device": device.process_index if isinstance(device, jax.Device) else device}
@@ -198,7 +198,7 @@ class CheckpointOptions:
         return other
 
 
-# help() and tools show the default that TensorFlow has, and that "not given" stands for.
+# help() and tools shall show the default False, as TensorFlow has it, instead of the marker for "not given".
 _signature = inspect.signature(CheckpointOptions.__init__)
 _parameters = [
     each.replace(default=False) if each.default is _NOT_GIVEN else each for each in _signature.parameters.values()
@@ -207,13 +207,13 @@ CheckpointOptions.__init__.__signature__ = _signature.replace(parameters=_parame
 
 
 def sharding_callback_of(options: CheckpointOptions) -> Any:
-    """Returns the sharding callback that is called with the tensors of a save, or None: policies are settings."""
+    """Returns the sharding callback of the options; None if they have a policy, which only changes settings, or nothing."""
     policy = policy_of(options.experimental_sharding_callback)
     return None if isinstance(policy, (MaxShardSizePolicy, ShardByTaskPolicy)) else policy
 
 
 def checked_options(options: object) -> CheckpointOptions | None:
-    """Returns the `options` of a call. Raises TypeError if they are neither a CheckpointOptions nor None."""
+    """Returns the argument `options` of a call. Raises TypeError if it is neither a CheckpointOptions nor None."""
     if options is None or isinstance(options, CheckpointOptions):
         return options
     if isinstance(options, type):
@@ -223,13 +223,13 @@ def checked_options(options: object) -> CheckpointOptions | None:
     else:
         found, hint = type_name(options), ""
         if type(options).__name__ == "CheckpointOptions":
-            hint = "; import it from jaxckpt (`from jaxckpt import CheckpointOptions`), its arguments are the same"
+            hint = "; import it from jaxckpt (`from jaxckpt import CheckpointOptions`), it takes the same arguments"
     raise TypeError(f"options must be a jaxckpt.CheckpointOptions or None, got {found}{hint}.")
 
 
 def _warn_deprecated(options: CheckpointOptions) -> None:
-    """Warns at the line that sets the attribute or calls the constructor, also a subclass's."""
-    # Level 1 is this function, 2 the constructor or the property.
+    """Warns at the line that sets the attribute or calls the constructor, even through a subclass's constructor."""
+    # Level 1 is this function, level 2 the constructor or the property.
     level, frame = 3, sys._getframe(2)
     while frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is options and frame.f_back:
         level += 1

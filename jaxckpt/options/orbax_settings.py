@@ -9,26 +9,26 @@ from jaxckpt.storage.settings import WriteSettings
 
 @dataclass(frozen=True, kw_only=True)
 class OrbaxSettings:
-    """Settings of Orbax beyond TensorFlow's options. The defaults are the best that were measured.
+    """Settings of Orbax beyond TensorFlow's options. The defaults are the fastest values that were measured.
 
-    Every combination of valid fields works: where `max_shard_size` or `memory_limit_bytes` leaves no room for a chunk
-    of `chunk_byte_size`, chunks are smaller. ``print(jaxckpt.to_orbax(options))`` shows the sizes that result.
+    Every combination of valid fields works. If `max_shard_size` or `memory_limit_bytes` is smaller than `chunk_byte_size`,
+    chunks become smaller. ``print(jaxckpt.to_orbax(options))`` shows the resulting sizes.
 
     Attributes:
-      timeout_secs: bound in seconds for every wait of a save or restore, also for processes that do not join.
-      exit_timeout_secs: how many seconds the end of the program waits for an asynchronous save before it gives up. Ctrl-C
-        gives up earlier.
-      compression: None (raw bytes) or "zstd". Float weights hardly shrink, and take 2 to 4 times as long; integers and
-        sparse data can be worth it.
-      chunk_byte_size: largest stored chunk in bytes, before compression; at least 16 (exceeded only where the parts of a divided array
-        have extents, such as prime numbers, that would make many tiny chunks). A chunk is written, checksummed
-        and read as a unit, several of them in parallel.
-      target_data_file_size: a data file is closed once it holds this many bytes; a larger chunk gets a file of its own.
-      memory_limit_bytes: most bytes that the background of a save holds beyond the snapshot; at least 16.
+      timeout_secs: longest time in seconds for every wait of a save or restore, such as the wait for a process that does not join.
+      exit_timeout_secs: how many seconds the program's exit waits for an asynchronous save before it gives up. Ctrl-C ends this
+        wait earlier.
+      compression: None (raw bytes) or "zstd". With zstd, float weights hardly shrink, and a save takes 2 to 4 times as long. It can be
+        worthwhile for integers and sparse data.
+      chunk_byte_size: largest size of a stored chunk in bytes, before compression; at least 16. Chunks are larger only if the parts of a
+        divided array have extents, such as prime numbers, that would lead to many tiny chunks. A chunk is written, checksummed and
+        read as a unit, several chunks in parallel.
+      target_data_file_size: a data file is closed once it holds this many bytes. A larger chunk gets its own file.
+      memory_limit_bytes: the largest number of bytes that a save holds in the background beyond the snapshot; at least 16.
 
     Raises:
-      TypeError: a field of a wrong type (a bool is not a number).
-      ValueError: a field out of range; the message names it.
+      TypeError: a field has the wrong type (a bool is not a number).
+      ValueError: a field is out of range; the message names the field.
     """
 
     timeout_secs: float = WriteSettings.timeout_secs

@@ -1,4 +1,4 @@
-"""How data is divided into files: jaxckpt's policies, TensorFlow's of the same names, or a callback in TensorFlow's form."""
+"""Policies that divide data into files: jaxckpt's own, TensorFlow's of the same names, or a callback in TensorFlow's form."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -15,9 +15,9 @@ class ShardByTaskPolicy:
 
 @dataclass(frozen=True)
 class MaxShardSizePolicy:
-    """No data file is larger than a limit (TensorFlow: `tf.train.experimental.MaxShardSizePolicy`).
+    """Limits the size of each data file (TensorFlow: `tf.train.experimental.MaxShardSizePolicy`).
 
-    Restoring needs no policy. An array whose single element is larger than the limit is refused when it is saved.
+    A restore does not need the policy. A save refuses an array if one element of it is larger than the limit.
 
     Attributes:
       max_shard_size: largest size of a data file, in bytes; positive.
@@ -37,17 +37,17 @@ ShardingPolicy: TypeAlias = ShardByTaskPolicy | MaxShardSizePolicy | ShardingCal
 
 
 def policy_of(given: Any) -> ShardingPolicy | None:
-    """Returns what stands for an `experimental_sharding_callback`.
+    """Returns the policy or callback of an `experimental_sharding_callback`.
 
     Args:
       given: the option's value.
 
     Returns:
-      For TensorFlow's own policies jaxckpt's of the same name; anything else as it is.
+      jaxckpt's policy of the same name if `given` is one of TensorFlow's policies; otherwise `given`.
 
     Raises:
-      TypeError: the size of such a policy is not an int.
-      ValueError: the size of such a policy is not positive.
+      TypeError: the size of a TensorFlow policy is not an int.
+      ValueError: the size of a TensorFlow policy is not positive.
     """
     match sharding.tensorflows(given):
         case "ShardByTaskPolicy":

@@ -1,7 +1,7 @@
-"""Sharding callbacks in TensorFlow's form: an object with a `description` that puts tensors into groups, each a set of data files.
+"""Sharding callbacks in TensorFlow's form: objects with a `description` that put tensors into groups. Each group gets its own data files.
 
-A callback sees what `tf.train.experimental.ShardableTensor` shows, without TensorFlow: `ShardableTensor` says what can be relied on.
-TensorFlow's own two policies are recognised by their names; what they ask for is what jaxckpt's policies of these names do.
+A callback gets `ShardableTensor`s, which have the attributes of `tf.train.experimental.ShardableTensor`. TensorFlow is not needed.
+TensorFlow's own two policies are recognised by their names, and replaced by jaxckpt's policies of the same names.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _TENSORFLOW = "tensorflow.python.checkpoint.sharding.sharding_policies"
 
 
 class Shape(tuple[int, ...]):
-    """A shape with TensorFlow's names besides: `rank`, `num_elements()`, `as_list()`."""
+    """A shape: a tuple that also has TensorFlow's `rank`, `num_elements()` and `as_list()`."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ class Shape(tuple[int, ...]):
 
 
 class Device(str):
-    """TensorFlow's name of the process that writes, such as ``/job:worker/replica:0/task:2/device:CPU:0``; `job` and `task` besides."""
+    """TensorFlow's name for the process that writes, such as ``/job:worker/replica:0/task:2/device:CPU:0`` for process 2."""
 
     __slots__ = ()
     replica, device_type, device_index = 0, "CPU", 0
@@ -56,9 +56,9 @@ class Tensor:
     """A tensor to put into a group, or a part of one.
 
     Attributes:
-      shape: of the part.
-      dtype: of the part; numpy's.
-      device: of the process that writes it.
+      shape: shape of the tensor, or of the part.
+      dtype: its dtype, as numpy's class.
+      device: the process that writes it.
     """
 
     __slots__ = ("_piece", "device", "dtype", "shape")
@@ -67,9 +67,9 @@ class Tensor:
         """Makes a tensor.
 
         Args:
-          piece: where the data is.
-          dtype: numpy's.
-          device: of the process that writes it.
+          piece: the piece of a leaf that holds the data.
+          dtype: its dtype.
+          device: the process that writes it.
         """
         self._piece = piece
         self.shape = Shape(piece.shape)
@@ -78,18 +78,18 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data."""
+        """Size of the data in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def numpy(self) -> np.ndarray:
         """Returns a copy of the data.
 
         Raises:
-          ValueError: another process has it, which sends it only when it is written (`experimental_io_device`).
+          ValueError: another process holds the data, and sends it only when it is written (`experimental_io_device`).
         """
         if self._piece.is_remote:
             raise ValueError(
-                "The data of this tensor is on another process; a sharding callback can use its shape and dtype."
+                "The data of this tensor is on another process. A sharding callback can use its shape and dtype only."
             )
         data = self._piece.fetch(self._piece.start, self._piece.shape)
         assert not isinstance(data, Blocks)
@@ -105,18 +105,18 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardableTensor:
-    """One tensor, as a sharding callback is given it (TensorFlow: `tf.train.experimental.ShardableTensor`).
+    """One tensor, as a sharding callback gets it (TensorFlow: `tf.train.experimental.ShardableTensor`).
 
     Attributes:
       checkpoint_key: name of the leaf, such as ``model/kernel``.
-      slice_spec: "" for a whole tensor; of a part that this process has, TensorFlow's text: the extents of the whole, and for each axis
-        first index and extent, such as ``"8 4 0,2:0,4"``.
-      tensor: the data; to be put into a group as it is.
-      dtype: of `tensor`.
-      shape: of `tensor`.
-      device: of `tensor`.
-      name: `checkpoint_key` again.
-      trackable: None; values of JAX have no object that tracks them.
+      slice_spec: "" for a whole tensor. For a part that this process writes, it is TensorFlow's text: the extents of the whole tensor, then
+        the first index and the extent along each axis, such as ``"8 4 0,2:0,4"``.
+      tensor: the data, to put into a group unchanged.
+      dtype: dtype of `tensor`.
+      shape: shape of `tensor`.
+      device: the process that writes `tensor`.
+      name: the same as `checkpoint_key`.
+      trackable: None, because JAX does not have TensorFlow's objects that track variables.
     """
 
     checkpoint_key: str
@@ -130,7 +130,7 @@ class ShardableTensor:
 
     @property
     def tensor_save_spec(self) -> "ShardableTensor":
-        """Itself: has the `tensor`, `slice_spec`, `name`, `dtype` and `device` of TensorFlow's SaveSpec."""
+        """This object, which has the `tensor`, `slice_spec`, `name`, `dtype` and `device` of TensorFlow's SaveSpec."""
         return self
 
     _tensor_save_spec = tensor_save_spec
@@ -141,15 +141,19 @@ class ShardingCallback(Protocol):
     """A sharding callback (TensorFlow: `tf.train.experimental.ShardingCallback`).
 
     Attributes:
-      description: what it does, for `explain` and errors.
+      description: what the callback does, in words, for `explain` and errors.
     """
 
     @property
     def description(self) -> str:
-        """What it does, in words."""
+        """The callback's purpose in words."""
 
     def __call__(self, shardable_tensors: Sequence[Any]) -> Sequence[Mapping[str, Mapping[str, Any]]]:
-        """Returns the groups: of each, ``{checkpoint_key: {slice_spec: tensor}}``."""
+        """Returns the groups, each as ``{checkpoint_key: {slice_spec: tensor}}``.
+
+        Args:
+          shardable_tensors: the tensors that this process writes, as `ShardableTensor`s.
+        """
 
 
 def is_callback(value: object) -> bool:
@@ -158,30 +162,30 @@ def is_callback(value: object) -> bool:
 
 
 def tensorflows(value: object) -> str | None:
-    """Returns the name of TensorFlow's own policy that `value` is, or None. TensorFlow is not imported."""
+    """Returns the name of the policy if `value` is one of TensorFlow's own policies; else None. Does not import TensorFlow."""
     kind = type(value)
     known = kind.__module__ == _TENSORFLOW and kind.__name__ in ("ShardByTaskPolicy", "MaxShardSizePolicy")
     return kind.__name__ if known else None
 
 
 def describe(callback: Any) -> str:
-    """Returns what a callback is called in messages: the same on every process."""
+    """Returns the name of a callback for messages, which is the same on every process."""
     kind = type(callback)
     return f"{kind.__module__}.{kind.__qualname__} ({callback.description})"
 
 
 def arranged(snapshot: Snapshot, callback: Any, process: int, several: bool) -> Snapshot:
-    """Returns a snapshot whose arrays are in the groups of a callback.
+    """Returns a snapshot whose arrays are arranged in the groups of a callback.
 
     Args:
-      snapshot: whose pieces this process writes.
-      callback: a `ShardingCallback`; None leaves the snapshot as it is.
+      snapshot: the snapshot whose pieces this process writes.
+      callback: a `ShardingCallback`; None leaves the snapshot unchanged.
       process: index of this process.
-      several: whether the job has several.
+      several: whether the job has several processes.
 
     Raises:
-      RuntimeError: the callback has left out, added, repeated, or exchanged a tensor; names it.
-      BaseException: what the callback raised.
+      RuntimeError: the callback left out, added, repeated or exchanged a tensor; the message names it.
+      BaseException: the error of the callback.
     """
     if callback is None:
         return snapshot
@@ -210,7 +214,7 @@ def _slice_spec(content: ArrayContent, piece: Piece) -> str:
 
 
 def _validated(groups: Any, tensors: Iterable[ShardableTensor], description: str) -> list[list[tuple[str, str]]]:
-    """Returns the keys of each group. Raises RuntimeError unless every tensor is in one of them, once, and as it was."""
+    """Returns the keys of each group. Raises RuntimeError unless every tensor is in exactly one group, unchanged."""
     unseen = {(tensor.checkpoint_key, tensor.slice_spec): tensor.tensor for tensor in tensors}
     known, names = dict(unseen), {name for name, _ in unseen}
     found: list[list[tuple[str, str]]] = []
@@ -228,12 +232,14 @@ def _validated(groups: Any, tensors: Iterable[ShardableTensor], description: str
         found.append([])
         for name, slices in group.items():
             if name not in names:
-                raise error(f"returned {name!r}, which is not among the tensors that it was given")
+                raise error(f"returned {name!r}, which is not among its arguments")
             for spec, tensor in slices.items():
                 key = (name, str(spec).strip())
                 part = f"{name}, slice {key[1]!r}" if key[1] else name
                 if key not in known:
-                    raise error(f"returned {part}, a slice that it was not given; tensors cannot be cut further")
+                    raise error(
+                        f"returned {part}, a slice that is not among its arguments; tensors cannot be cut further"
+                    )
                 if key not in unseen:
                     raise error(f"returned {part} twice")
                 original = unseen.pop(key)
@@ -243,23 +249,23 @@ def _validated(groups: Any, tensors: Iterable[ShardableTensor], description: str
     if unseen:
         missing = [f"{name}, slice {spec!r}" if spec else name for name, spec in unseen]
         more = f", and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise error(f"left out {'; '.join(missing[:10])}{more}; every tensor has to be in one of the groups")
+        raise error(f"left out {'; '.join(missing[:10])}{more}; every tensor must be in one of the groups")
     return found
 
 
 def _difference(tensor: Any, original: Tensor) -> str:
     shape, dtype = getattr(tensor, "shape", None), getattr(tensor, "dtype", None)
     if shape is None or tuple(shape) != original.shape:
-        return f"a tensor of shape {shape}, where it was given {tuple(original.shape)}: tensors cannot be reshaped"
+        return f"a tensor of shape {shape} instead of {tuple(original.shape)}: tensors cannot be reshaped"
     if dtype != original.dtype:
-        return f"a tensor of dtype {dtype}, where it was given {original.dtype}: dtypes cannot change"
-    return "another tensor than it was given: values cannot change"
+        return f"a tensor of dtype {dtype} instead of {original.dtype}: dtypes cannot change"
+    return "another tensor than its argument: values cannot change"
 
 
 def _entries(
     group: Sequence[tuple[str, str]], places: Mapping[tuple[str, str], tuple[Entry, Piece]]
 ) -> tuple[Entry, ...]:
-    """Returns the entries of a group, each with its pieces that are in it."""
+    """Returns the entries of a group, each with only those of its pieces that are in the group."""
     pieces: dict[str, list[Piece]] = {}
     entries: dict[str, Entry] = {}
     for key in group:

@@ -42,7 +42,7 @@ def merges(levels: int, width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-MANY = "expected at most 20,000 keys and values (an alias counts as all that it stands for), got more"
+MANY = "expected at most 20,000 keys and values (an alias counts as all of its values), got more"
 DEEP = "expected at most 64 levels of mappings and lists, got more"
 
 
@@ -59,11 +59,11 @@ DEEP = "expected at most 64 levels of mappings and lists, got more"
         ("a: &a\n  b: *a\n", "bad.yaml:1: a.b: expected plain values, got a mapping or list that contains itself"),
         ("a: &a [1, [*a]]\n", "bad.yaml:1: a[1][0]: expected plain values, got a mapping or list that contains itself"),
         ("a: &x 1\nb: &x 2\n", "found duplicate anchor 'x'"),
-        ("max_to_keep: " + "1" * 5000, "bad.yaml:1: max_to_keep: expected a number, got 5,000 characters of one"),
-        ("max_to_keep: 0x" + "f" * 5000, "bad.yaml:1: max_to_keep: expected a number, got 5,002 characters of one"),
+        ("max_to_keep: " + "1" * 5000, "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 5,000"),
+        ("max_to_keep: 0x" + "f" * 5000, "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 5,002"),
         (
             "max_to_keep: 1" + ":1" * 100_000,
-            "bad.yaml:1: max_to_keep: expected a number, got 200,001 characters of one",
+            "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 200,001",
         ),
         ("max_to_keep: -0x" + "f" * 900, "got <a number of 3,600 bits>"),
         ("a: 1\n" * 60_000, "bad.yaml: expected a config file of at most 262,144 bytes, got a longer one"),
@@ -230,7 +230,7 @@ def test_mappings_that_grow(value: Any, expected: str) -> None:
         (["max_to_keep=" + "[" * 50_000], DEEP),
         (["max_to_keep=[&a [1], " + "*a, " * 11_000 + "]"], MANY),
         (["max_to_keep='" + "x" * 300_000 + "'"], "expected at most 262,144 characters, got 300,002"),
-        (["max_to_keep=" + "9" * 5000], "max_to_keep: expected a number, got 5,000 characters of one"),
+        (["max_to_keep=" + "9" * 5000], "max_to_keep: expected a number of at most 1,000 characters, got 5,000"),
         ("max_to_keep=" + "x" * 100_000, "expected a list of overrides, got the single text 'max_to_keep=xxx"),
     ],
 )

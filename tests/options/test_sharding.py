@@ -206,13 +206,13 @@ def changed(group: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (missing, "left out a; every tensor has to be in one"),
+        (missing, "left out a; every tensor must be in one"),
         (twice, "returned b twice"),
         (unknown, "returned 'c', which is not among"),
-        (other_slice, "returned a, slice '4 0,2', a slice that it was not given"),
-        (reshaped, r"returned a as a tensor of shape \(2, 2\), where it was given \(4,\)"),
-        (converted, "returned a as a tensor of dtype float16, where it was given float32"),
-        (changed, "returned a as another tensor than it was given"),
+        (other_slice, "returned a, slice '4 0,2', a slice that is not among its arguments"),
+        (reshaped, r"returned a as a tensor of shape \(2, 2\) instead of \(4,\)"),
+        (converted, "returned a as a tensor of dtype float16 instead of float32"),
+        (changed, "returned a as another tensor than its argument"),
         (lambda group: group, "must return a list of .*, got dict"),
         (lambda group: [["a", "b"]], "must return a list of .*; one of its items has another form"),
         (lambda group: None, "must return a list of .*, got NoneType"),

@@ -1,8 +1,8 @@
-"""The file `checkpoint`: which checkpoints of a directory there are, and which is the latest.
+"""The state file `checkpoint` of a directory: lists its checkpoints, and names the latest.
 
-It is replaced atomically, always after the checkpoint that it names was committed, so a reader needs no lock; changing
-it means to read, change and write under `lock.update`. It only adds an order to what is on disk: losing it loses no
-checkpoint.
+The file is replaced atomically, and only after the checkpoint that it names was committed, so readers do not need a lock. Writers
+read, change and replace it under `lock.update`. The file only adds an order to the checkpoints on disk: if it is lost, every
+checkpoint can still be restored.
 """
 
 from jaxckpt.directory.state_file.file import FILE, check, is_own, read, write

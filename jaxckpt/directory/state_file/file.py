@@ -1,4 +1,4 @@
-"""Reading and replacing the file `checkpoint` of a directory, or the object in a bucket."""
+"""Reads and replaces the state file `checkpoint` of a directory, or the object of this name in a bucket."""
 
 import errno
 import math
@@ -16,11 +16,15 @@ FILE = "checkpoint"
 
 
 def read(directory: str, name: str = FILE) -> Records | None:
-    """Reads the state file `name` of a directory; None if there is none.
+    """Reads a state file; returns None if it does not exist.
+
+    Args:
+      directory: directory of the file.
+      name: name of the file.
 
     Raises:
-      UnreadableStateError: something else is in the file.
-      OSError: with errno: it cannot be read, or `directory` is not one.
+      UnreadableStateError: the file is not a state file.
+      OSError: the file cannot be read, or `directory` is not a directory; has errno.
     """
     path = os.path.join(directory, name)
     content, version = stores.read_versioned(path, bounds.STATE_FILE_BYTES)
@@ -38,51 +42,54 @@ def read(directory: str, name: str = FILE) -> Records | None:
     listed, records.entries = records.entries, {}
     for entry, timestamp in listed.items():
         same = stores.relative(entry, here)
-        # The last one is the latest, also where it was spelled in two ways.
+        # If a path is listed in two spellings, it keeps the later position, because the last entry is the latest checkpoint.
         records.entries[same] = max(timestamp, records.entries.pop(same, timestamp))
     records.kept = {stores.relative(name, here) for name in records.kept}
     return records
 
 
 def is_own(directory: str) -> bool:
-    """Whether there is a state file as jaxckpt wrote it. Raises OSError: it cannot be read."""
+    """Whether the directory has a state file exactly as jaxckpt wrote it. Raises OSError if the file cannot be read."""
     content, _ = stores.read_versioned(os.path.join(directory, FILE), bounds.STATE_FILE_BYTES)
     return content is not None and is_sealed(content.decode("utf-8", "surrogateescape"))
 
 
 def check(directory: str) -> None:
-    """Refuses a directory in which no state file can be written, because a directory has its name.
+    """Refuses a directory where the state file cannot be written because a directory has its name.
+
+    Args:
+      directory: the directory of a save.
 
     Raises:
-      IsADirectoryError: with errno.
+      IsADirectoryError: a directory has the name of the state file; has errno.
     """
     path = os.path.join(directory, FILE)
     if stores.is_local(path) and os.path.isdir(path):
         raise IsADirectoryError(
             errno.EISDIR,
-            "A directory is where the state file of the checkpoints has to be; rename it, or save elsewhere",
+            "A directory has the name of the state file of the checkpoints; rename it, or save elsewhere",
             path,
         )
 
 
 def write(directory: str, records: Records) -> None:
-    """Replaces a state file, durably and atomically; without any entry to write, it stays as it is.
+    """Replaces a state file, durably and atomically. If the records have no entries, the file stays as it is.
 
     Args:
-      directory: absolute path.
-      records: what the file shall say.
+      directory: directory of the file, as an absolute path.
+      records: the new content.
 
     Raises:
-      CheckpointError: it names TensorFlow's checkpoints.
-      ChangedError: in a bucket: the file is not the one that the records were read from.
-      OSError: with errno; the file is as it was.
+      CheckpointError: the current file names TensorFlow's checkpoints.
+      ChangedError: in a bucket, the file was replaced after the records were read from it.
+      OSError: the file cannot be replaced, and stays as it was; has errno.
     """
     if records.latest is None:
         return
     if records.tensorflow:
         raise foreign_runs.tensorflow_error(directory, records.tensorflow)
     path = CheckpointPath(directory, FILE)
-    # All checkpoints that exist now were committed before now.
+    # An infinite border (the time is unknown) becomes the current time: all checkpoints that exist now were committed before it.
     records.borders = {prefix: time.time() if at == math.inf else at for prefix, at in records.borders.items()}
     content = sealed(to_text(records)).encode("ascii")
     check(directory)

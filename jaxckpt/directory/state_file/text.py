@@ -1,8 +1,7 @@
 """The text of a state file ↔ records. Pure.
 
 The text is protobuf's text format of TensorFlow's `CheckpointState` message. jaxckpt puts its additions into comments,
-which every other reader skips. Names are the bytes of the file system, so that any name that a directory can have
-survives.
+which other readers skip. Names are encoded as the file system encodes them, so that every possible name survives.
 """
 
 import math
@@ -15,7 +14,7 @@ from jaxckpt.directory.state_file.records import Records, UnreadableStateError
 _KEPT = "# kept for ever: "
 _BORDER = "# adopted only if committed after "
 _SEAL = "# written by jaxckpt, checksum of the lines above: "
-# A string never spans lines, so a line that starts with the mark is a comment.
+# String literals never span lines, so a line that starts with one of these marks is always a comment.
 _KEPT_LINE = re.compile(rf"^{re.escape(_KEPT)}({STRING})", re.MULTILINE)
 _BORDER_LINE = re.compile(rf"^{re.escape(_BORDER)}(\d+(?:\.\d+)?(?:e[-+]\d+)?): ({STRING})", re.MULTILINE | re.ASCII)
 
@@ -24,7 +23,7 @@ def to_text(records: Records) -> str:
     """Returns the content of the state file (ASCII).
 
     Raises:
-      ValueError: there is no entry; the format cannot say so.
+      ValueError: the records have no entries, which the format cannot express.
     """
     if records.latest is None:
         raise ValueError("A state file names at least one checkpoint.")
@@ -39,18 +38,18 @@ def to_text(records: Records) -> str:
 
 
 def sealed(text: str) -> str:
-    """Returns the text of a state file with a checksum as its last line, which tells whether another program changed it."""
+    """Returns the text of a state file with a checksum as its last line (the *seal*), which shows later changes by others."""
     return f"{text}{_SEAL}{zlib.crc32(text.encode('ascii')):08x}\n"
 
 
 def is_sealed(text: str) -> bool:
-    """Whether a text is as `sealed` returned it."""
+    """Whether a text ends with a correct seal."""
     body, found, _ = text.rpartition(_SEAL)
     return bool(found) and body.isascii() and text == sealed(body)
 
 
 def is_edited(text: str) -> bool:
-    """Whether a text that `sealed` returned was changed since, and still has a part of its last line."""
+    """Whether a text has a seal that is wrong, so that somebody changed the text."""
     return _SEAL in text and not is_sealed(text)
 
 
@@ -58,10 +57,10 @@ def from_text(text: str) -> Records:
     """Reads the content of a state file, as jaxckpt or TensorFlow wrote it.
 
     Args:
-      text: decoded as UTF-8 with "surrogateescape".
+      text: the content, decoded as UTF-8 with "surrogateescape".
 
     Raises:
-      UnreadableStateError: this is not the content of a state file, or a part of one.
+      UnreadableStateError: the text is not the complete content of a state file.
     """
     try:
         return _from_fields(text)
@@ -104,7 +103,7 @@ def _records(names: dict[str, list[str]], numbers: dict[str, list[float]], kept:
     timestamps = numbers["all_model_checkpoint_timestamps"]
     if not all(math.isfinite(number) for number in [*timestamps, last_preserved]):
         raise UnreadableStateError("a timestamp is not finite")
-    # TensorFlow writes no timestamps where it has none, and reads their absence like this.
+    # TensorFlow leaves out timestamps that it does not have, and reads missing ones in this way.
     timestamps = timestamps + [last_preserved] * (len(paths) - len(timestamps))
     records = Records(last_preserved=last_preserved)
     for name, timestamp in zip(paths, timestamps, strict=False):
