@@ -1,10 +1,10 @@
-"""The command line: ``jaxckpt``, also ``python -m jaxckpt``.
+"""The command line: ``jaxckpt``, or ``python -m jaxckpt``.
 
 Each command is a module with `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`, which returns the
-exit code. This module parses, runs the command, and turns what goes wrong into one line on stderr.
+exit code. This module parses the arguments, runs the command, and prints an error as one line on stderr.
 
-Exit codes: 0 done; 1 an error, damage (`verify`) or differences (`diff`); 2 wrong usage; 130 interrupted; 141 the
-reader of the output has gone.
+Exit codes: 0 success; 1 an error, damage (`verify`) or differences (`diff`); 2 wrong usage; 130 interrupted; 141 the
+reader of the output has closed it.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from jaxckpt.errors import CheckpointError
 
 COMMANDS = ("demo", "inspect", "verify", "diff", "explain", "list", "clean")
 
-# As a shell reports SIGINT.
+# The exit code with which a shell reports SIGINT.
 _INTERRUPTED = 128 + 2
-# As a shell reports SIGPIPE.
+# The exit code with which a shell reports SIGPIPE.
 _BROKEN_PIPE = 128 + 13
-# Errors that users can cause. Any other one is a mistake in jaxckpt, and shows its traceback.
+# Errors that users can cause. Any other error is a bug in jaxckpt, and is shown with its traceback.
 _EXPECTED = (CheckpointError, OSError, ValueError, KeyError, ImportError, MemoryError, RuntimeError, ExceptionGroup)
 
 
@@ -33,27 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-      argv: the arguments behind the program's name; None takes those of the process.
+      argv: the arguments after the program's name; None to use those of the process.
 
     Returns:
       The exit code.
 
     Raises:
-      SystemExit: wrong usage (code 2), or a request for help (code 0).
+      SystemExit: the usage is wrong (code 2), or help was requested (code 0).
     """
     arguments = _parsed(argv)
     try:
         command = _module(arguments.command)
         with warnings_as_lines(arguments.command):
             code: int = command.run(arguments)
-        # Here, where a broken pipe can still be handled.
+        # Flushed here, because a broken pipe can still be handled here.
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print_error("")
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`). The output that Python still holds must not fail again at exit.
+        # The reader has closed our output (`| head`). The output that Python still buffers must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:
@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints about arguments, which may be names of files, are printable."""
+    """A parser whose error messages are made printable, because they repeat arguments, which may be any file names."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the arguments. An unknown one is refused with the usage of the command."""
+    """Returns the parsed arguments. An unknown argument ends the program with the usage of the command."""
     parser, commands = _parsers()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -97,7 +97,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = _Parser(
         prog="jaxckpt",
-        description="Looks at, checks and compares checkpoints; `jaxckpt demo` shows how training uses them.",
+        description="Shows, checks and compares checkpoints. `jaxckpt demo` shows how training uses them.",
     )
     parser.add_argument("--version", action="version", version=f"jaxckpt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

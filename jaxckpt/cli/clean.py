@@ -1,4 +1,4 @@
-"""``jaxckpt clean DIR``: removes what killed saves left."""
+"""``jaxckpt clean DIR``: removes leftovers, the temporary directories of killed saves."""
 
 import argparse
 from dataclasses import asdict
@@ -7,17 +7,17 @@ from jaxckpt import storage
 from jaxckpt._lib.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes
 from jaxckpt.cli.resolve import existing_directory
 
-HELP = "remove what killed saves left"
+HELP = "remove the temporary directories that killed saves left"
 DESCRIPTION = (
-    "Removes the temporary directories of saves and deletions whose process has ended, after putting back a checkpoint "
-    "that one was about to replace. Saves that run are left alone, and so is everything that is not jaxckpt's."
+    "Removes the temporary directories of saves and deletions whose process has ended. If such a save was about to replace "
+    "a checkpoint, the old checkpoint is put back first. Running saves, and files that are not jaxckpt's, are left alone."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     parser.add_argument("directory", metavar="DIR", help="a directory with checkpoints")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--dry-run", action="store_true", help="only show the directories that would be removed")
 
 
 def run(arguments: argparse.Namespace) -> int:

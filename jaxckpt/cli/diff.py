@@ -1,4 +1,4 @@
-"""``jaxckpt diff A B``: where two checkpoints differ: structure, shapes, values, bit for bit."""
+"""``jaxckpt diff A B``: shows where two checkpoints differ in structure, shapes or values, bit for bit."""
 
 import argparse
 import fnmatch
@@ -15,11 +15,12 @@ from jaxckpt.reader import LeafMetadata, Reader
 
 HELP = "compare two checkpoints: structure, shapes, values"
 DESCRIPTION = (
-    "Compares the leaves of two checkpoints by name, bit for bit (-0.0 is not 0.0, and nan payloads count). Exits 1 if "
-    "they differ. How an array was sharded does not matter, nor whether it was a jax or a numpy array."
+    "Compares the leaves (arrays, numbers, texts) of two checkpoints by name, bit for bit: -0.0 differs from 0.0, and nan "
+    "payloads count. Exits with 1 if they differ. The sharding of an array does not matter, nor whether it was a JAX or a "
+    "numpy array."
 )
 
-# Elements that are compared at a time: the comparison needs little memory besides the two arrays.
+# Number of elements compared at a time, so that the comparison needs little memory besides the two arrays.
 _BLOCK = 1 << 20
 
 
@@ -28,13 +29,13 @@ class Difference:
     """How a leaf differs.
 
     Attributes:
-      name: of the leaf.
+      name: the leaf's name.
       kind: "only in A", "only in B", "type", "shape", "dtype" or "value".
       text: the difference in words.
-      differing: elements that differ, where values were compared.
-      elements: elements of the leaf, where values were compared.
-      largest: largest absolute difference of numbers; None where there is none, that is, where one side of every
-        difference is nan, or the leaf holds no numbers.
+      differing: number of elements that differ, if values were compared.
+      elements: number of elements of the leaf, if values were compared.
+      largest: largest absolute difference of two numbers; None if one side of every difference is nan, or if the leaf does not
+        hold numbers.
     """
 
     name: str
@@ -47,14 +48,16 @@ class Difference:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    parser.add_argument("a", metavar="A", help="a checkpoint, or a directory of checkpoints, which means its latest")
-    parser.add_argument("b", metavar="B", help="another one")
+    parser.add_argument(
+        "a", metavar="A", help="a checkpoint, or a directory of checkpoints, of which the latest is taken"
+    )
+    parser.add_argument("b", metavar="B", help="another checkpoint or directory")
     parser.add_argument(
         "--ignore",
         metavar="PATTERN",
         action="append",
         default=[],
-        help="leaves that do not matter, such as save_counter or 'optimizer/*'; repeatable",
+        help="leaves to leave out, such as save_counter or 'optimizer/*'; repeatable",
     )
 
 
@@ -100,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _selected(names: list[str], patterns: list[str], progress: Progress) -> tuple[list[str], int]:
-    """Returns the names that no pattern matches, and how many one does; warns about a pattern that matches none."""
+    """Returns the names that do not match any pattern, and how many others there are. Warns about a pattern without a match."""
     ignored: set[str] = set()
     for pattern in patterns:
         matched = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
@@ -111,7 +114,7 @@ def _selected(names: list[str], patterns: list[str], progress: Progress) -> tupl
 
 
 def _compare(a: Reader, b: Reader, name: str) -> Difference | None:
-    """Returns how the leaf called `name` differs; None if it does not."""
+    """Returns the difference of the leaf `name` between two checkpoints; None if it is the same."""
     for reader, other, kind in ((a, b, "only in A"), (b, a, "only in B")):
         if name not in other:
             return Difference(name, kind, _describe(reader.metadata(name)))
@@ -192,13 +195,13 @@ def _differing_elements(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarr
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns absolute differences: exact for integers, in double precision for the rest."""
+    """Returns absolute differences, exact for integers, and in double precision for other numbers."""
     if a.dtype.kind == "b":
         return np.ones(a.shape, np.uint64)
     if a.dtype.kind in "iu" or a.dtype.name in ("int2", "int4", "uint2", "uint4"):
         if a.dtype.kind not in "iu":
             a, b = a.astype(np.int64), b.astype(np.int64)
-        # Modulo 2**64, in which every distance between two 64-bit integers fits.
+        # The subtraction is modulo 2**64, so it is exact for every distance between two 64-bit integers.
         distances: np.ndarray = np.maximum(a, b).astype(np.uint64) - np.minimum(a, b).astype(np.uint64)
         return distances
     precise = np.complex128 if a.dtype.kind == "c" else np.float64
@@ -210,6 +213,6 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _as_json(difference: Difference) -> dict[str, Any]:
     fields = asdict(difference)
     if isinstance(difference.largest, float) and not math.isfinite(difference.largest):
-        # JSON has no word for infinity.
+        # JSON cannot express infinity.
         fields["largest"] = str(difference.largest)
     return fields

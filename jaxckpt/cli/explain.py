@@ -1,4 +1,4 @@
-"""``jaxckpt explain CONFIG``: what a config file turns into."""
+"""``jaxckpt explain CONFIG``: shows the settings that a config file is translated into."""
 
 import argparse
 import dataclasses
@@ -7,10 +7,10 @@ from typing import Any
 import jaxckpt
 from jaxckpt._lib.output import print_json, print_line
 
-HELP = "show what the options of a config file turn into"
+HELP = "show the settings that a config file is translated into"
 DESCRIPTION = (
-    "Checks a config file, and shows the manager's settings and the Orbax settings that its options turn into, with "
-    "the reasons. Nothing is written."
+    "Checks a config file, and shows the manager's settings, the Orbax settings that its options are translated into, and "
+    "the reasons. Does not write anything."
 )
 
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML or TOML file")
     parser.add_argument(
-        "--section", metavar="KEY", help="the key whose value is the config, where the file holds more than that"
+        "--section", metavar="KEY", help="the key whose value is the config, if the file holds other things too"
     )
     parser.add_argument(
         "--set",
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a dataclass as a dict of what JSON can hold; other objects as their text."""
+    """Returns a dataclass as a dict of JSON values; objects that JSON does not have become text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (set, frozenset)):

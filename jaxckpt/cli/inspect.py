@@ -1,4 +1,4 @@
-"""``jaxckpt inspect PATH``: the tree of leaves, from the metadata alone."""
+"""``jaxckpt inspect PATH``: shows the tree of leaves. Reads the metadata only."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -11,15 +11,15 @@ from jaxckpt.reader import LeafMetadata, Reader
 
 HELP = "show the tree of leaves with shape, dtype, bytes and sharding"
 DESCRIPTION = (
-    "Shows the leaves of a checkpoint. Reads its metadata only; any Orbax checkpoint will do, saved on any number of "
-    "devices."
+    "Shows the leaves (arrays, numbers, texts) of a checkpoint. Reads its metadata only. Works for every Orbax checkpoint, "
+    "saved on any number of devices."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     parser.add_argument(
-        "path", metavar="PATH", help="a checkpoint, or a directory of checkpoints, which means its latest"
+        "path", metavar="PATH", help="a checkpoint, or a directory of checkpoints, of which the latest is taken"
     )
 
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _rows(leaves: Iterable[LeafMetadata]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yields a row for every leaf, and one with the sum for every branch, indented as a tree."""
+    """Yields a row for every leaf, and for every branch a row with the sum of its bytes. Rows are indented as a tree."""
     ordered = sorted(((_keys(leaf.name), leaf) for leaf in leaves), key=lambda item: [_natural(key) for key in item[0]])
     sums: dict[tuple[str, ...], int] = {}
     for keys, leaf in ordered:
@@ -74,7 +74,7 @@ def _rows(leaves: Iterable[LeafMetadata]) -> Iterator[tuple[str, str, str, str, 
 
 
 def _keys(name: str) -> tuple[str, ...]:
-    # A slash inside a key is spelled ~1.
+    # Each slash separates two keys, because a slash inside a key is written as ~1.
     return tuple(name.split("/"))
 
 
@@ -91,7 +91,7 @@ def _saved_as(leaf: LeafMetadata) -> str:
 
 
 def _short_sharding(text: str) -> str:
-    """Returns Orbax's note of a sharding in the words of JAX: ``NamedSharding(x=4, y=2; PartitionSpec('x', None))``."""
+    """Returns Orbax's record of a sharding in JAX's words, such as ``NamedSharding(x=4, y=2; PartitionSpec('x', None))``."""
     try:
         note = parse(text)
         kind = note["sharding_type"]
@@ -102,7 +102,7 @@ def _short_sharding(text: str) -> str:
             return f"on {note['device_str']}"
         return str(kind)
     except (ValueError, KeyError, TypeError, AttributeError):
-        # The note of another version: better as it is than not at all.
+        # Another version of Orbax wrote this record. It is shown as it is.
         return text
 
 

@@ -1,4 +1,4 @@
-"""``jaxckpt list DIR``: the checkpoints of a directory, and what killed saves left."""
+"""``jaxckpt list DIR``: shows the checkpoints of a directory, and leftovers of killed saves."""
 
 import argparse
 import os
@@ -24,9 +24,9 @@ from jaxckpt.storage import foreign, stores
 
 HELP = "show the checkpoints of a directory: sizes, ages, the latest, leftovers"
 DESCRIPTION = (
-    "Shows the committed checkpoints of a directory, oldest first, which of them the state file lists, which one is "
-    "the latest, and the temporary directories of saves that run or were killed (`jaxckpt clean` removes the latter). "
-    "Exits 1 if there is no checkpoint."
+    "Shows the committed checkpoints of a directory, oldest first, which of them the state file lists, and which one is "
+    "the latest. Also shows temporary directories of running and of killed saves (`jaxckpt clean` removes the latter). "
+    "Exits with 1 if there is no checkpoint."
 )
 
 
@@ -35,12 +35,12 @@ class Listed:
     """A checkpoint of the directory.
 
     Attributes:
-      path: of the checkpoint.
-      bytes: of its files; None in a bucket, which does not tell.
-      saved: when it was committed, in seconds since the epoch.
+      path: path of the checkpoint.
+      bytes: total size of its files; None in a bucket, where it is not known.
+      saved: when the checkpoint was committed, in seconds since the epoch.
       age_secs: seconds since then.
-      registered: whether the state file lists it.
-      latest: whether it is what `jaxckpt.latest_checkpoint` returns.
+      registered: whether the state file lists the checkpoint.
+      latest: whether `jaxckpt.latest_checkpoint` returns the checkpoint.
     """
 
     path: str
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         above = os.path.dirname(stores.absolute(directory))
         raise ValueError(
             f"{directory} is a checkpoint, not a directory of checkpoints. `jaxckpt inspect {directory}` shows it, "
-            f"`jaxckpt list {above}` what lies beside it."
+            f"and `jaxckpt list {above}` the checkpoints beside it."
         )
     with Progress(f"looking through {directory}"):
         state = get_checkpoint_state(directory)
@@ -109,12 +109,12 @@ def run(arguments: argparse.Namespace) -> int:
         for line in table(rows, right=[1, 2]):
             print_line(line)
         if dead:
-            print_line(f"`jaxckpt clean {directory}` removes what was left.")
+            print_line(f"`jaxckpt clean {directory}` removes those that were left.")
     return _exit_code(directory, checkpoints)
 
 
 def _exit_code(directory: str, checkpoints: list[Listed]) -> int:
-    """Returns 0 if there are checkpoints; otherwise says that there are none, and returns 1."""
+    """Returns 0 if there are checkpoints; otherwise prints an error and returns 1."""
     if checkpoints:
         return 0
     what = foreign.describe_directory(directory)
@@ -123,7 +123,7 @@ def _exit_code(directory: str, checkpoints: list[Listed]) -> int:
 
 
 def _checkpoints(directory: str, state: CheckpointState | None, latest: str | None) -> list[Listed]:
-    # When it was saved: the state file knows it best, for a copied directory has new times.
+    # The state file knows best when a checkpoint was saved, because the files of a copied directory have new times.
     registered: dict[str, float] = {}
     if state is not None:
         registered = dict(
@@ -143,7 +143,7 @@ def _checkpoints(directory: str, state: CheckpointState | None, latest: str | No
             saved = registered.get(stores.absolute(path)) or _changed(path)
             size = size_of(path)
         except FileNotFoundError:
-            # Deleted by its manager meanwhile.
+            # The manager has deleted it meanwhile.
             continue
         same = stores.absolute(path)
         is_latest = latest is not None and same == stores.absolute(latest)

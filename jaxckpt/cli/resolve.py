@@ -1,4 +1,4 @@
-"""The checkpoint, or directory, that a PATH on the command line stands for."""
+"""Finds the checkpoint or directory for a PATH on the command line."""
 
 import os
 
@@ -9,12 +9,15 @@ from jaxckpt.storage import stores
 
 
 def checkpoint_at(path: str) -> str:
-    """Returns the checkpoint that `path` stands for: itself, or the latest one of a directory with a state file.
+    """Returns the path of a checkpoint: `path` itself, or the latest checkpoint of the directory `path`.
 
-    Any other path is returned as it is; opening it says what is wrong.
+    Any other path is returned unchanged, because opening it raises a good error.
+
+    Args:
+      path: path of a checkpoint, or of a directory with a state file.
 
     Raises:
-      ValueError: there are checkpoints in it, but no state file says which is the latest.
+      ValueError: the directory has checkpoints, but not a state file that names the latest.
     """
     if "://" in path:
         checked_path(path, "PATH")
@@ -28,7 +31,7 @@ def checkpoint_at(path: str) -> str:
     if inside:
         shown = ", ".join(inside[:5]) + (", ..." if len(inside) > 5 else "")
         raise ValueError(
-            f"{path} is a directory of checkpoints ({shown}), and has no state file that says which is the latest. Name one of them."
+            f"{path} is a directory of checkpoints ({shown}) without a state file that names the latest. Give one of them."
         )
     return path
 
@@ -41,11 +44,14 @@ def _names(path: str) -> list[str]:
 
 
 def existing_directory(path: str) -> str:
-    """Returns `path`.
+    """Returns `path`, which must be a directory that can be listed.
+
+    Args:
+      path: path of a directory.
 
     Raises:
-      OSError: it is not a directory that can be listed.
-      ValueError: it names a file system that is not supported.
+      OSError: the path is not a directory, or cannot be listed.
+      ValueError: the path is an address that jaxckpt does not support.
     """
     if "://" in path:
         checked_path(path, "DIR")
@@ -55,7 +61,7 @@ def existing_directory(path: str) -> str:
 
 
 def size_of(path: str) -> int | None:
-    """Returns the bytes of all files in the directory `path`; what vanishes meanwhile is not counted. None in a bucket: not known."""
+    """Returns the total size in bytes of the files in a directory. Files that vanish meanwhile do not count. None for a bucket."""
     if not stores.is_local(path):
         return None
     total = 0

@@ -1,4 +1,4 @@
-"""``jaxckpt verify PATH...``: reads and checks every byte."""
+"""``jaxckpt verify PATH...``: reads and checks every byte of checkpoints."""
 
 import argparse
 from typing import Any
@@ -10,15 +10,18 @@ from jaxckpt.errors import CheckpointError
 
 HELP = "read and check every byte"
 DESCRIPTION = (
-    "Reads every byte of the checkpoints and checks it against the stored checksums. Exits 1 if anything is damaged, "
-    "and names it. A checkpoint without checksums (plain Orbax writes none) is read in full, and said to have none."
+    "Reads every byte of the checkpoints and checks it against the stored checksums. Names what is damaged, and exits with "
+    "1 then. A checkpoint without checksums, as plain Orbax writes it, is read in full, and reported as such."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="a checkpoint, or a directory of checkpoints, which means its latest"
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="a checkpoint, or a directory of checkpoints, of which the latest is taken",
     )
 
 
@@ -31,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
             try:
                 report = _verify(given, progress, position)
             except (CheckpointError, OSError, ValueError) as error:
-                # The other paths still have their turn.
+                # The other paths are still checked.
                 failed = True
                 results.append({"path": given, "ok": False, "error": describe(error)})
                 progress.complain(f"jaxckpt verify: error: {describe(error)}")
@@ -62,14 +65,14 @@ def _lines(report: storage.VerifyReport) -> list[str]:
         lines = [f"{report.path}: DAMAGED: {count(len(report.problems), 'problem')}"]
         return lines + [f"  {problem.where}: {problem.what}" for problem in report.problems]
     unread = (
-        [f"  Not read, because only the program's own type handler can: {', '.join(report.unread)}"]
+        [f"  Not read, because only the program's own type handler can read them: {', '.join(report.unread)}"]
         if report.unread
         else []
     )
     if not report.checksummed:
         return [
             f"{report.path}: readable: {amount}",
-            "  It has no checksums (it was not written by jaxckpt), so a changed bit would go unnoticed.",
+            "  It has no checksums (jaxckpt did not write it), so a changed bit would go unnoticed.",
             *unread,
         ]
     return [f"{report.path}: ok: {amount}, checksums match", *unread]

@@ -1,4 +1,4 @@
-"""``jaxckpt demo``: trains a small classifier on real data, with checkpoints, and goes on where it stopped."""
+"""``jaxckpt demo``: trains a small classifier on real data, saves checkpoints, and resumes from the latest one."""
 
 import argparse
 import os
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 HELP = "train a small classifier with asynchronous checkpoints, and resume it"
 DESCRIPTION = (
-    "Trains a small Flax NNX classifier on scikit-learn's handwritten digits, with asynchronous checkpoints. Shows "
-    "for every save how long it blocked the training and how long the write took. Run again, also after a crash or "
-    "kill -9, it goes on after the last checkpoint, with the same losses, bit for bit, as if it had never stopped."
+    "Trains a small Flax NNX classifier on scikit-learn's handwritten digits, with asynchronous checkpoints. Shows for "
+    "every save how long it blocked the training and how long the write took. If you run it again, even after a crash or "
+    "kill -9, it resumes after the last checkpoint, with the same losses, bit for bit, as an uninterrupted run."
 )
 
 _saves: "SaveLog | RemoteSaves | None" = None
 
 
 def announce(path: str) -> None:
-    """The write callback of the demo's config: notes when a checkpoint was safely on disk.
+    """The write callback of the demo's config: notes that a checkpoint is safely on disk.
 
     jaxckpt calls it on the thread that writes, after the commit.
 
     Args:
-      path: of the checkpoint.
+      path: path of the checkpoint.
     """
     if _saves is None:
         print_line(f"saved {path}")
@@ -39,7 +39,11 @@ def announce(path: str) -> None:
 
 
 def collect(saves: "SaveLog | RemoteSaves | None") -> None:
-    """Sets whom `announce` tells; None to let it print."""
+    """Sets the log to which `announce` reports.
+
+    Args:
+      saves: the log; None to let `announce` print a line instead.
+    """
     global _saves
     _saves = saves
 
@@ -49,13 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="a YAML or TOML file with the sections training and checkpoint (default: one that comes with jaxckpt)",
+        help="a YAML or TOML file with the sections training and checkpoint (default: the file that comes with jaxckpt)",
     )
     parser.add_argument(
         "--steps",
         metavar="N",
         type=_positive,
-        help="total number of steps to train to, over all runs (default: that of the config, 600)",
+        help="total number of training steps over all runs (default: the number in the config, 600)",
     )
     parser.add_argument(
         "--processes",
@@ -68,13 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--io-device",
         metavar="DEVICE",
         type=_device,
-        help="the process that reads and writes all files, such as /job:worker/task:2; each process gets a disk of its own, "
-        "where the system permits it (default: that of the config: all share a directory)",
+        help="the process that reads and writes all files, such as /job:worker/task:2; each process gets its own disk "
+        "if the system permits it (default: the device in the config, or else all share a directory)",
     )
     parser.add_argument(
         "--dir",
         metavar="DIR",
-        help="where checkpoints, losses.csv and steps.png go (default: that of the config, jaxckpt-demo)",
+        help="directory for checkpoints, losses.csv and steps.png (default: the directory in the config, jaxckpt-demo)",
     )
 
 
@@ -109,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not stores.is_local(saving.directory):
         raise ValueError(
-            f"{saving.directory}: the demo keeps its losses and its picture there; choose a local directory."
+            f"{saving.directory}: the demo writes its losses and its picture there too; choose a local directory."
         )
     training = settings.divisible(training, arguments.processes)
     where = processes.place(saving, arguments.processes)
@@ -127,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.processes > 1:
             part = training.batch_size // arguments.processes
             say(
-                f"{arguments.processes} processes, {count(part, 'example')} of each batch of {training.batch_size} on each"
+                f"{arguments.processes} processes, each with {count(part, 'example')} of each batch of {training.batch_size}"
             )
             say(f"{where.directory}: {where.note}")
             progress.update(f"starting {arguments.processes} processes")
@@ -140,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 result = processes.train(arguments, where, losses_path, saves, progress, quiet=arguments.json)
         except KeyboardInterrupt:
-            what = "the save in flight is finished" if arguments.processes == 1 else "all processes have ended"
+            what = "the running save is finished" if arguments.processes == 1 else "all processes have ended"
             say(f"interrupted; {what}. Run it again to go on after the latest checkpoint.")
             raise
         except JobFailed as error:
@@ -167,13 +171,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _require_packages() -> None:
-    """Raises ImportError with the remedy if a package that only the demo needs is missing."""
+    """Raises ImportError, with the way to install them, if packages are missing that only the demo needs."""
     import importlib.util
 
     missing = [name for name in ("flax", "optax", "sklearn", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"the demo needs what is not installed: {', '.join(missing)}. Install jaxckpt with its extra 'demo': pip install "
+            f"the demo needs packages that are not installed: {', '.join(missing)}. Install jaxckpt with its extra 'demo': pip install "
             '"jaxckpt[demo]", or, in a clone, pip install ".[demo]"'
         )
 

@@ -1,4 +1,4 @@
-"""The demo's training loop: where a training program meets jaxckpt."""
+"""The demo's training loop. It shows how a training program uses jaxckpt."""
 
 import contextlib
 import os
@@ -17,7 +17,13 @@ from jaxckpt.demo.settings import TrainingConfig
 
 @dataclass
 class StepTimes:
-    """A training step: its number, when it began (by `time.perf_counter`), how long it took (a save not included)."""
+    """Times of one training step.
+
+    Attributes:
+      step: number of the step.
+      began: when it began, by `time.perf_counter`.
+      secs: how many seconds it took, without a save.
+    """
 
     step: int
     began: float
@@ -26,14 +32,14 @@ class StepTimes:
 
 @dataclass
 class Run:
-    """What a run did.
+    """The result of one run of the demo.
 
     Attributes:
-      restored: path of the checkpoint that was restored; None for a fresh start.
-      first_step: the step that the run started from: 0, or that of the restored checkpoint.
-      last_step: the step that it ended at.
-      loss: of the last step that this run trained; None if it trained none.
-      accuracy: share of the test examples that the model gets right at the end.
+      restored: path of the restored checkpoint; None for a fresh start.
+      first_step: the step from which the run started: 0, or the step of the restored checkpoint.
+      last_step: the step at which it ended.
+      loss: loss of the last step of this run; None if it did not train any step.
+      accuracy: fraction of the test examples that the model classifies correctly at the end.
       steps: times of the steps.
       saves: times of the saves.
       checkpoints: paths of the checkpoints that the manager keeps, oldest first.
@@ -50,7 +56,7 @@ class Run:
 
 
 class Saves(Protocol):
-    """What is told of the saves, see `SaveLog`."""
+    """The log of saves as the training loop sees it. See `SaveLog` for the methods."""
 
     def begin(self, number: int) -> None: ...
 
@@ -72,22 +78,23 @@ def train(
 ) -> Run:
     """Trains up to ``config.steps``, from the latest checkpoint if there is one.
 
-    In a job of several processes, all of them call it, and each trains with its part of every batch.
+    In a job of several processes, all of them call this function, and each trains with its part of every batch.
 
     Args:
       config: how to train.
       saving: how to save.
-      losses_path: of the log of losses; None on the processes that write none.
+      losses_path: path of the log of losses; None on processes that do not write one.
       saves: the log of saves.
       say: prints a line.
-      update: is told what the training does now, many times a second.
+      update: shows the current activity. It is called many times a second.
     """
     train_set, test_set = training.digits()
     mesh = training.mesh()
     model, optimizer = training.new_model(config, mesh)
     batches = training.Batches(train_set, config.batch_size, config.seed)
 
-    # Everything that the rest of the training depends on. A restore updates the NNX objects and the stream in place.
+    # The Checkpoint holds everything on which the rest of the training depends. A restore updates the NNX objects and the stream of
+    # batches in place.
     checkpoint = jaxckpt.Checkpoint(model=model, optimizer=optimizer, batches=batches, step=0)
     manager = saving.manager(checkpoint, step_counter=lambda: checkpoint.step)
 
@@ -100,7 +107,7 @@ def train(
     run = Run(restored, checkpoint.step, checkpoint.step)
     say(_where_it_starts(restored, run.first_step, config))
     update("compiling the training step")
-    # Leaving the block waits for the save in flight, and raises what went wrong with it.
+    # The end of the block waits for the running save, and raises its error.
     with checkpoint, _log(losses_path, run.first_step) as log:
         for step in range(run.first_step + 1, config.steps + 1):
             began = time.perf_counter()
@@ -109,7 +116,8 @@ def train(
             loss = np.float32(training.train_step(model, optimizer, *batch, mesh))
             run.steps.append(StepTimes(step, began, time.perf_counter() - began))
             if log is not None:
-                log.append(step, loss)  # Before the save: a checkpoint never knows a step that the log does not.
+                # Logged before the save, so that the log has every step that a checkpoint has.
+                log.append(step, loss)
             checkpoint.step = run.last_step = step
             run.loss = float(loss)
             update(f"step {step} of {config.steps}, loss {loss:.4f}")

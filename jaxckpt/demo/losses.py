@@ -1,4 +1,4 @@
-"""``losses.csv``: the loss of every step, correct after a kill at any moment."""
+"""``losses.csv``: a log with the loss of every step, which is correct even if the program is killed at any moment."""
 
 import os
 from typing import Self
@@ -9,19 +9,22 @@ _HEADER = b"step,loss\n"
 
 
 class LossLog:
-    """Appends a line for every step, and takes back the steps that a restore takes back.
+    """Appends a line for every step. After a restore, removes the steps that the restored checkpoint does not have.
 
-    Each line goes to the system with one write as soon as it is known, so a killed program loses no line of a step that
-    a checkpoint may hold. What a kill cut short, and the steps after the checkpoint that is restored, are removed before
-    training goes on.
+    Each line is written with one system call before its step can be saved, so the log of a killed program has every step that
+    a checkpoint has. When training resumes, an incomplete last line and the steps after the restored checkpoint are removed.
     """
 
     def __init__(self, path: str, last_step: int) -> None:
-        """Opens the log at `path`, or makes it, and removes what comes after `last_step`.
+        """Opens or creates the log, and removes the lines after a step.
+
+        Args:
+          path: path of the file.
+          last_step: the last step whose line stays.
 
         Raises:
-          ValueError: the file is something else.
-          OSError: it cannot be written.
+          ValueError: the file at `path` is not a log of losses.
+          OSError: the file cannot be written.
         """
         self.path = path
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
@@ -29,9 +32,7 @@ class LossLog:
         content = self._file.readall() or b""
         if not content.startswith(_HEADER) and not _HEADER.startswith(content):
             self._file.close()
-            raise ValueError(
-                f"{path}: this file is in the way: it is no log of losses. Move it, or choose another --dir."
-            )
+            raise ValueError(f"{path}: this file is not a log of losses. Move it, or choose another --dir.")
         self._file.truncate(_end_of(content, last_step))
         if len(content) < len(_HEADER):
             self._file.truncate(0)
@@ -44,12 +45,17 @@ class LossLog:
         self._file.close()
 
     def append(self, step: int, loss: np.float32) -> None:
-        """Adds a step. The text of the loss is the shortest that gives exactly the same float32."""
+        """Adds the line of a step.
+
+        Args:
+          step: number of the step.
+          loss: its loss, written with the fewest digits that give exactly the same float32.
+        """
         self._file.write(f"{step},{loss!s}\n".encode())
 
 
 def read(path: str) -> tuple[list[int], list[float]]:
-    """Returns the steps and the losses of a log; nothing if there is no log."""
+    """Returns the steps and the losses of the log at `path`; empty lists if the file does not exist."""
     if not os.path.exists(path):
         return [], []
     with open(path, encoding="ascii") as file:
@@ -58,7 +64,7 @@ def read(path: str) -> tuple[list[int], list[float]]:
 
 
 def _end_of(content: bytes, last_step: int) -> int:
-    """Returns where the complete lines of steps up to `last_step` end."""
+    """Returns the position after the complete lines of steps up to `last_step`."""
     end = len(_HEADER) if content.startswith(_HEADER) else 0
     for line in content[end:].splitlines(keepends=True):
         step = line.partition(b",")[0]

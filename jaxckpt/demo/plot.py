@@ -1,4 +1,4 @@
-"""The picture of a run: losses, and the time of every step with the saves marked."""
+"""Draws the picture of a run: losses, and the time of every step with marks for the saves."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,10 +18,10 @@ def draw(run: Run, losses: tuple[Sequence[int], Sequence[float]], path: str) -> 
 
     Args:
       run: this run, which trained at least one step.
-      losses: steps and losses of this run and the ones before.
-      path: of the PNG file; it is replaced.
+      losses: steps and losses of this run and of earlier runs.
+      path: path of the PNG file, which is replaced.
     """
-    # A Figure of its own, without pyplot, needs no display and leaves no state behind.
+    # A Figure without pyplot does not need a display, and leaves no global state.
     figure = Figure(figsize=(10, 7.5), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(1, 1.4))
     figure.suptitle("jaxckpt demo: training goes on while checkpoints are written", fontsize=13, fontweight="bold")
@@ -98,7 +98,7 @@ def _draw_steps(axes: Axes, run: Run) -> None:
 
 
 def _step_at(steps: Sequence[StepTimes], save: SaveTimes) -> int:
-    """Returns the step that was being trained when the checkpoint of `save` was on disk."""
+    """Returns the step that was running when the checkpoint of `save` was safely on disk."""
     end = save.began + (save.written_secs or save.blocked_secs or 0.0)
     return max((step.step for step in steps if step.began <= end), default=save.number)
 

@@ -1,4 +1,4 @@
-"""``jaxckpt demo --processes``: starts the processes, shows what they report, and what is on their disks."""
+"""``jaxckpt demo --processes``: starts the processes, shows their reports, and the files on their disks."""
 
 import contextlib
 import json
@@ -17,22 +17,23 @@ from jaxckpt.demo.saves import SaveLog
 from jaxckpt.job.devices import parse_device, parse_spec, process_of
 
 _START_SECS = 120.0
-# As long as it takes: JAX ends the job if a process is gone, Ctrl-C if the user is tired of it.
+# The training may take long. JAX ends the job if a process is gone, and Ctrl-C ends it too.
 _TRAINING_SECS = 7 * 86400.0
-_HEARTBEAT_SECS = 60  # A laptop that is busy, or asleep for a moment, is no dead process.
+# Long enough for processes on a laptop that is busy or asleep for a moment.
+_HEARTBEAT_SECS = 60
 _POLL_SECS = 0.05
 _OUTPUT_LINES = 20
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the checkpoints of a job are.
+    """The place of a job's checkpoints.
 
     Attributes:
-      directory: of the checkpoints, as the processes see it.
-      disks: directories that the processes see there, one each; None if all see the same.
-      holder: the directory, as the user sees it, that has the checkpoints.
-      note: what the user should know.
+      directory: directory of the checkpoints, as the processes see it.
+      disks: the directory that each process sees there; None if all processes see the same one.
+      holder: directory of the checkpoints, as the user sees it.
+      note: an explanation for the user.
     """
 
     directory: str
@@ -42,10 +43,14 @@ class Place:
 
 
 def io_process(saving: CheckpointConfig, processes: int) -> int | None:
-    """Returns the process that the config's device names; None for None.
+    """Returns the process that the config's device names; None if the config has no device.
+
+    Args:
+      saving: the config.
+      processes: number of processes.
 
     Raises:
-      ValueError: there is no such process, or it has no such device.
+      ValueError: the process does not exist, or does not have the device.
     """
     device = parse_device(saving.options.experimental_io_device)
     if device is None:
@@ -55,33 +60,37 @@ def io_process(saving: CheckpointConfig, processes: int) -> int | None:
     index = process_of(spec, str(device), processes)
     if processes > 1 and (spec.device_type not in (None, "CPU") or spec.ordinal):
         raise ValueError(
-            f"experimental_io_device={device!r}: process {index} has no such device. Each of the {processes} processes has CPU:0."
+            f"experimental_io_device={device!r}: process {index} does not have this device. Each of the {processes} processes has CPU:0."
         )
     return index
 
 
 def place(saving: CheckpointConfig, processes: int) -> Place:
-    """Decides where the checkpoints are: on private disks if one process has all files and the system permits them.
+    """Chooses the place of the checkpoints: private disks if one process does all file access and the system permits private disks.
+
+    Args:
+      saving: the config.
+      processes: number of processes.
 
     Raises:
-      ValueError: there is no such process, or checkpoints of another run are in another place below the directory.
+      ValueError: the process does not exist, or an earlier run left checkpoints at another place below the directory.
     """
     index = io_process(saving, processes)
     disks = [os.path.join(saving.directory, "disks", f"process-{one}") for one in range(processes)]
     chosen = Place(saving.directory, None, saving.directory, "all processes see this directory")
     if processes > 1 and index is not None:
         if (problem := testing.private_disks_problem()) is not None:
-            note = f"only process {index} uses it; no private disks here: {problem}"
+            note = f"only process {index} uses it; private disks are not possible here: {problem}"
             chosen = Place(saving.directory, None, saving.directory, note)
         else:
             local = os.path.join(saving.directory, "local")
-            note = f"there, each process sees a disk of its own; process {index}'s is {disks[index]}"
+            note = f"each process sees its own disk there; process {index}'s is {disks[index]}"
             chosen = Place(local, disks, disks[index], note)
     others = [saving.directory, *map(str, sorted(Path(saving.directory, "disks").glob("process-*")))]
     if not _used(chosen.holder) and (used := [other for other in others if _used(other)]):
         raise ValueError(
-            f"{used[0]} has checkpoints of an earlier run, which this one would not find in {chosen.holder}: give the same "
-            "--processes and --io-device as then, or another --dir."
+            f"{used[0]} has checkpoints of an earlier run, which this run would not find in {chosen.holder}: give the same "
+            "--processes and --io-device as before, or another --dir."
         )
     return chosen
 
@@ -91,18 +100,18 @@ def _used(directory: str) -> bool:
 
 
 def train(arguments: Any, where: Place, losses_path: str, saves: SaveLog, progress: Progress, *, quiet: bool) -> Run:
-    """Trains with several processes, which go with this one, whatever happens.
+    """Trains with several processes. They always end with this process, even if it is killed.
 
     Args:
-      arguments: of the command.
-      where: where the checkpoints are.
-      losses_path: of the log of losses.
+      arguments: the arguments of the command.
+      where: place of the checkpoints.
+      losses_path: path of the log of losses.
       saves: the log of saves.
-      progress: shows what the processes report.
-      quiet: whether their lines are not printed.
+      progress: shows the reports of the processes.
+      quiet: whether to suppress the lines of the processes.
 
     Returns:
-      What process 0 did.
+      The result of process 0.
 
     Raises:
       JobFailed: a process failed.
@@ -127,7 +136,7 @@ def train(arguments: Any, where: Place, losses_path: str, saves: SaveLog, progre
 
 @contextlib.contextmanager
 def _showing(path: str, saves: SaveLog, progress: Progress, *, quiet: bool) -> Iterator[None]:
-    """Shows in a thread what processes report, and all that they have reported before the end of the block."""
+    """Shows the reports of the processes in a thread. At the end of the block, all reports so far have been shown."""
     ended = threading.Event()
 
     def follow() -> None:
@@ -166,7 +175,7 @@ def _show(event: dict[str, Any], saves: SaveLog, progress: Progress, *, quiet: b
 
 
 def on_disks(where: Place) -> list[tuple[int, int]]:
-    """Returns the number of files, and of bytes, on the disk of each process; nothing without private disks."""
+    """Returns the number of files and of bytes on the disk of each process; empty without private disks."""
     return [_size(disk) for disk in where.disks or ()]
 
 
@@ -176,7 +185,7 @@ def _size(directory: str) -> tuple[int, int]:
 
 
 def disk_table(where: Place) -> list[str]:
-    """Returns lines that show on whose disk the files are."""
+    """Returns a table that shows on whose disk the files are."""
     if where.disks is None:
         return [f"checkpoints: {where.holder}, which all processes share"]
     rows = [("process", "its disk", "files", "bytes")]
@@ -186,7 +195,7 @@ def disk_table(where: Place) -> list[str]:
 
 
 def failure(error: testing.JobFailed) -> str:
-    """Returns what went wrong on each process that failed: its error, and the end of its output."""
+    """Returns a text with the error of each failed process and the end of its output."""
     lines = []
     for result in error.results:
         if result.ok or result.state == "killed":

@@ -1,4 +1,4 @@
-"""What each process of ``jaxckpt demo --processes`` runs: the same training, whose reports go to the parent."""
+"""The training in each process of ``jaxckpt demo --processes``, which reports to the parent process."""
 
 import json
 import os
@@ -16,38 +16,54 @@ _UPDATE_SECS = 0.2
 
 
 class Reports:
-    """The end of a file to which all processes append a line of JSON for each event, and which the parent reads.
+    """A file to which all processes append a line of JSON for each event, and from which the parent reads.
 
-    One file for all, and one write for each line: the order is that of the events. The clock, `time.perf_counter`, is the
-    same in all processes of a machine.
+    All processes use one file, and write each line with one system call, so the lines are in the order of the events. The
+    clock, `time.perf_counter`, is the same in all processes of a machine.
     """
 
     def __init__(self, path: str) -> None:
+        """Opens the file for appending.
+
+        Args:
+          path: path of the existing file.
+        """
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._updated = 0.0
 
     def send(self, kind: str, **values: Any) -> None:
-        """Reports an event."""
+        """Reports an event.
+
+        Args:
+          kind: kind of the event.
+          **values: its values.
+        """
         os.write(self._file, json.dumps({"kind": kind, "at": time.perf_counter(), **values}).encode() + b"\n")
 
     def say(self, text: str) -> None:
-        """Has the parent print a line."""
+        """Lets the parent print a line."""
         self.send("say", text=text)
 
     def update(self, text: str) -> None:
-        """Has the parent change its progress line, a few times a second."""
+        """Lets the parent change its progress line. At most a few calls a second have an effect."""
         if time.monotonic() - self._updated >= _UPDATE_SECS:
             self._updated = time.monotonic()
             self.send("update", text=text)
 
 
 class RemoteSaves:
-    """The log of saves as a process of a job sees it: the parent keeps it.
+    """The log of saves for a process of a job. It sends everything to the parent, which keeps the real log.
 
-    Process 0 reports when its training was blocked; the process that has the files, when they were on disk.
+    Process 0 reports how long its training was blocked. The process that writes the files reports when they are on disk.
     """
 
     def __init__(self, reports: Reports, *, leads: bool) -> None:
+        """Makes the log.
+
+        Args:
+          reports: the connection to the parent.
+          leads: whether this is process 0.
+        """
         self._reports = reports
         self._leads = leads
         self.last_number: int | None = None
@@ -67,11 +83,11 @@ class RemoteSaves:
             self._reports.send("returned", number=number, path=path)
 
     def written(self, path: str) -> None:
-        """Reports that a checkpoint is on disk. Runs on the thread that writes."""
+        """Reports that a checkpoint is on disk. Called on the thread that writes."""
         self._reports.send("written", path=path)
 
     def finished(self) -> list[SaveTimes]:
-        """Returns nothing: the parent has the times."""
+        """Returns an empty list, because the parent has the times."""
         return []
 
 
@@ -86,15 +102,15 @@ def run(
     """Trains as one process of a job.
 
     Args:
-      config: path of the config; None for that which comes with jaxckpt.
-      steps: overrides its number of steps.
-      directory: of the checkpoints, as this process sees it.
-      io_device: overrides the config's ``experimental_io_device``.
-      losses_path: of the log of losses, which process 0 writes.
-      reports_path: of the file for `Reports`.
+      config: path of the config; None for the file that comes with jaxckpt.
+      steps: overrides the config's number of steps, unless it is None.
+      directory: directory of the checkpoints, as this process sees it.
+      io_device: overrides the config's ``experimental_io_device``, unless it is None.
+      losses_path: path of the log of losses, which process 0 writes.
+      reports_path: path of the file for `Reports`.
 
     Returns:
-      What the run did, on process 0.
+      The result of the run on process 0; None on other processes.
     """
     training, saving = settings.load(config, steps=steps, directory=directory, io_device=io_device)
     training = settings.divisible(training, jax.process_count())
@@ -108,4 +124,4 @@ def run(
 
 
 def _nothing(text: str) -> None:
-    """Says nothing: process 0 says it."""
+    """Prints nothing, because process 0 prints the same."""

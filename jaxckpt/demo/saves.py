@@ -1,4 +1,4 @@
-"""How long each save blocked the training, and when it was on disk."""
+"""Measures how long each save blocked the training, and when its checkpoint was on disk."""
 
 import statistics
 import threading
@@ -12,14 +12,14 @@ from jaxckpt._lib.output import human_millis
 
 @dataclass
 class SaveTimes:
-    """One save.
+    """Times of one save.
 
     Attributes:
-      number: of the checkpoint.
-      path: of the checkpoint; empty until `save` has returned it.
+      number: the checkpoint's number.
+      path: the checkpoint's path; empty until `save` has returned it.
       began: when `save` was called, by `time.perf_counter`.
-      blocked_secs: how long `save` took, on the thread that trains.
-      written_secs: from the call until the write callback ran, that is, until the checkpoint was safely on disk.
+      blocked_secs: how many seconds `save` took on the training thread.
+      written_secs: seconds from the call until the write callback ran, that is, until the checkpoint was safely on disk.
     """
 
     number: int
@@ -30,7 +30,7 @@ class SaveTimes:
 
 
 class SaveLog:
-    """Times of the saves of a run. The training thread and the thread that writes both report to it."""
+    """The times of the saves of a run. The training thread and the thread that writes both report to this log."""
 
     def __init__(self, say: Callable[[str], None], *, announced: bool) -> None:
         """Makes an empty log.
@@ -45,12 +45,26 @@ class SaveLog:
         self._saves: dict[int, SaveTimes] = {}
 
     def begin(self, number: int, at: float | None = None) -> None:
-        """Starts the clock: `save` is about to be called, or was at the time `at` of another process's clock."""
+        """Notes that `save` is about to be called.
+
+        Args:
+          number: the checkpoint's number.
+          at: when `save` was called, by `time.perf_counter`; None for now.
+        """
         with self._lock:
             self._saves[number] = SaveTimes(number, time.perf_counter() if at is None else at)
 
     def returned(self, number: int, path: str | None, at: float | None = None) -> float:
-        """Notes that `save` has returned `path`; None: it saved nothing. Returns the seconds that it took."""
+        """Notes that `save` has returned.
+
+        Args:
+          number: the checkpoint's number.
+          path: the result of `save`; None if it did not save.
+          at: when it returned, by `time.perf_counter`; None for now.
+
+        Returns:
+          How many seconds the call took.
+        """
         now = time.perf_counter() if at is None else at
         with self._lock:
             save = self._saves[number]
@@ -63,7 +77,12 @@ class SaveLog:
         return blocked
 
     def written(self, path: str, at: float | None = None) -> None:
-        """Notes that a checkpoint is on disk. Runs on the thread that writes, maybe before `save` has returned."""
+        """Notes that a checkpoint is on disk. Called on the thread that writes, possibly before `save` has returned.
+
+        Args:
+          path: the checkpoint's path.
+          at: when the checkpoint was on disk, by `time.perf_counter`; None for now.
+        """
         now = time.perf_counter() if at is None else at
         with self._lock:
             save = self._saves.get(numbering.number_of(path))
@@ -84,7 +103,7 @@ class SaveLog:
             return list(self._saves.values())
 
     def _report(self, save: SaveTimes) -> None:
-        """Prints the line of a save once both times are known, whichever comes last."""
+        """Prints the line of a save if both of its times are known."""
         if save.blocked_secs is None or (self._announced and save.written_secs is None):
             return
         written = "" if save.written_secs is None else f", written in {human_millis(save.written_secs)}"
@@ -92,6 +111,6 @@ class SaveLog:
 
 
 def median(values: Iterable[float]) -> float | None:
-    """Returns the median; None of nothing."""
+    """Returns the median; None if there are no values."""
     found = list(values)
     return statistics.median(found) if found else None

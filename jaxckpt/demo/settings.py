@@ -1,4 +1,4 @@
-"""The demo's config file: a section `training` of its own, and a section `checkpoint` for jaxckpt."""
+"""The demo's config file: a section `training` for the demo itself, and a section `checkpoint` for jaxckpt."""
 
 import importlib.resources
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ class TrainingConfig:
     """How the demo trains.
 
     Attributes:
-      steps: total number of training steps, those of earlier runs included.
-      seed: of the initial weights, of dropout, and of the order of the data.
-      batch_size: examples in a step.
-      hidden: units of the hidden layer.
-      dropout: share of the hidden units that a training step leaves out.
+      steps: total number of training steps, including those of earlier runs.
+      seed: seed of the initial weights, of dropout, and of the order of the data.
+      batch_size: number of examples in a step.
+      hidden: number of units of the hidden layer.
+      dropout: fraction of the hidden units that a training step leaves out.
       peak_learning_rate: the highest learning rate.
-      warmup_steps: steps until it is reached.
-      decay_steps: steps until it has fallen to nearly 0.
-      weight_decay: of AdamW.
+      warmup_steps: number of steps until the learning rate reaches its peak.
+      decay_steps: number of steps until it has fallen to nearly 0.
+      weight_decay: weight decay of AdamW.
     """
 
     steps: PositiveInt = 600
@@ -46,14 +46,14 @@ def load(
     """Loads a config of the demo.
 
     Args:
-      path: of a YAML or TOML file; None takes the one that comes with jaxckpt.
+      path: path of a YAML or TOML file; None for the file that comes with jaxckpt.
       steps: overrides ``training.steps``, unless it is None.
       directory: overrides ``checkpoint.directory``, unless it is None.
       io_device: overrides ``checkpoint.options.experimental_io_device``, unless it is None.
 
     Raises:
-      ConfigError: the file holds mistakes.
-      OSError: it cannot be read.
+      ConfigError: the file has mistakes.
+      OSError: the file cannot be read.
     """
     if path is None:
         with importlib.resources.as_file(importlib.resources.files(__package__) / "demo.yaml") as file:
@@ -65,9 +65,13 @@ def load(
 
 
 def divisible(training: TrainingConfig, devices: int) -> TrainingConfig:
-    """Returns a config whose batches and hidden layer can be spread evenly over `devices` devices.
+    """Returns a config whose batches and hidden layer can be divided evenly over devices.
 
     Batches become smaller, by as little as possible, and the hidden layer larger.
+
+    Args:
+      training: the config.
+      devices: number of devices.
 
     Raises:
       ValueError: there are more devices than examples in a batch.

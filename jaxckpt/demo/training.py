@@ -1,6 +1,6 @@
-"""What the demo trains: a small classifier of handwritten digits.
+"""The model that the demo trains: a small classifier of handwritten digits.
 
-Ordinary Flax NNX and optax code, which knows nothing of checkpoints.
+This is ordinary Flax NNX and optax code, which knows nothing about checkpoints.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,12 @@ _TEST_EXAMPLES = 360
 
 @dataclass(frozen=True)
 class Examples:
-    """Images as float32 of shape (examples, 64), from 0 to 1, and their digits as int32 of shape (examples,)."""
+    """Images and their digits.
+
+    Attributes:
+      images: float32 of shape (examples, 64), from 0 to 1.
+      labels: the digits, int32 of shape (examples,).
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,7 +36,7 @@ class Examples:
 
 
 def digits() -> tuple[Examples, Examples]:
-    """Returns the examples to train with and those to test with: always the same ones."""
+    """Returns the training examples and the test examples, which are always the same."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     parts = order[:-_TEST_EXAMPLES], order[-_TEST_EXAMPLES:]
@@ -40,17 +45,22 @@ def digits() -> tuple[Examples, Examples]:
 
 
 class Batches:
-    """An endless stream of shuffled batches that can say where it is, and go there.
+    """An endless stream of shuffled batches, whose position can be saved and restored.
 
-    `get_state` and `set_state` make it part of a checkpoint, so that a resumed run sees the same examples in the same
-    order as one that was never interrupted. The order of an epoch follows from the seed and the epoch alone.
+    `get_state` and `set_state` make the stream part of a checkpoint, so that a resumed run sees the same examples in the
+    same order as an uninterrupted run. The order of an epoch depends only on the seed and the number of the epoch.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
         """Starts at the first batch of the first epoch.
 
+        Args:
+          examples: the training examples.
+          batch_size: number of examples in a batch.
+          seed: seed of the order.
+
         Raises:
-          ValueError: a batch would need more examples than there are.
+          ValueError: a batch is larger than the number of examples.
         """
         if batch_size > len(examples):
             raise ValueError(
@@ -70,7 +80,7 @@ class Batches:
         return self
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        # Examples that do not fill a batch wait for another epoch.
+        # The last examples of an epoch are skipped if they do not fill a batch.
         if self._position + self._batch_size > len(self._examples):
             self._epoch, self._position = self._epoch + 1, 0
             self._order = self._shuffled()
@@ -79,14 +89,17 @@ class Batches:
         return self._examples.images[chosen], self._examples.labels[chosen]
 
     def get_state(self) -> dict[str, int]:
-        """Returns where the stream is."""
+        """Returns the position of the stream."""
         return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to where another stream of the same seed was.
+        """Moves the stream to a position.
+
+        Args:
+          state: the result of `get_state` of a stream with the same seed.
 
         Raises:
-          ValueError: that stream had another seed.
+          ValueError: the position is that of a stream with another seed.
         """
         if state["seed"] != self._seed:
             raise ValueError(
@@ -98,32 +111,38 @@ class Batches:
 
 
 class Classifier(nnx.Module):
-    """64 pixels → hidden units → 10 digits."""
+    """A network: 64 pixels → hidden units → 10 digits."""
 
     def __init__(self, hidden: int, dropout: float, *, rngs: nnx.Rngs) -> None:
-        """Makes the layers; `rngs` gives the initial weights, and dropout its random numbers."""
+        """Makes the layers.
+
+        Args:
+          hidden: number of hidden units.
+          dropout: fraction of the hidden units that a training step leaves out.
+          rngs: random numbers for the initial weights and for dropout.
+        """
         self.hidden = nnx.Linear(64, hidden, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.output = nnx.Linear(hidden, 10, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Returns the logits, of shape (examples, 10), of images of shape (examples, 64)."""
+        """Returns the logits, of shape (examples, 10), for images of shape (examples, 64)."""
         return self.output(self.dropout(nnx.relu(self.hidden(images))))
 
 
 def mesh() -> Mesh:
-    """Returns the devices to train on: those of all processes; for a single process its first one."""
+    """Returns the devices to train on: those of all processes, or only the first one if there is a single process."""
     return Mesh(np.array(jax.devices() if jax.process_count() > 1 else jax.devices()[:1]), ("data",))
 
 
 def spread(values: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Returns a batch, of which every process has all, as an array whose examples are spread over the devices."""
+    """Returns a batch, which every process has in full, as an array whose examples are divided over the devices of `mesh`."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def _constrain(node: nnx.Module | nnx.Optimizer[Any], mesh: Mesh) -> None:
-    """Spreads weights and moments over the devices where their number divides an axis; all devices have the rest."""
+    """Divides weights and moments over the devices along an axis that is divisible by their number. Others are on all devices."""
     if mesh.size == 1:
         return
 
@@ -137,9 +156,10 @@ def _constrain(node: nnx.Module | nnx.Optimizer[Any], mesh: Mesh) -> None:
     nnx.update(node, jax.tree.map(constrained, nnx.state(node)))
 
 
-@nnx.jit(static_argnums=(0, 1))  # One compilation, instead of one for every operation.
+# Compiled once as a whole, instead of once for every operation.
+@nnx.jit(static_argnums=(0, 1))
 def new_model(config: TrainingConfig, mesh: Mesh) -> tuple[Classifier, nnx.Optimizer[Classifier]]:
-    """Returns a model with initial weights, and its optimizer, spread over the devices of `mesh`."""
+    """Returns a model with initial weights, and its optimizer, divided over the devices of `mesh`."""
     model = Classifier(config.hidden, config.dropout, rngs=nnx.Rngs(config.seed))
     schedule = optax.warmup_cosine_decay_schedule(
         0.0,
@@ -158,7 +178,7 @@ def new_model(config: TrainingConfig, mesh: Mesh) -> tuple[Classifier, nnx.Optim
 def train_step(
     model: Classifier, optimizer: nnx.Optimizer[Classifier], images: Any, labels: Any, mesh: Mesh
 ) -> jax.Array:
-    """Does one step, in place, and returns the loss. Old weights and moments are donated: their memory is reused."""
+    """Does one training step in place, and returns the loss. Old weights and moments are donated, so their memory is reused."""
 
     def mean_loss(model: Classifier) -> jax.Array:
         mean: jax.Array = optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
@@ -173,13 +193,14 @@ def train_step(
 
 
 def accuracy(model: Classifier, examples: Examples, mesh: Mesh) -> float:
-    """Returns the share of the examples whose digit the model finds. Switches dropout off."""
-    model.eval()  # type: ignore[no-untyped-call]  # of Flax, which has no type for it
+    """Returns the fraction of the examples that the model classifies correctly. Switches dropout off."""
+    # Flax does not annotate this method.
+    model.eval()  # type: ignore[no-untyped-call]
     return float(np.mean(_right(model, examples.images, examples.labels, mesh)))
 
 
 @nnx.jit(static_argnums=3)
 def _right(model: Classifier, images: Any, labels: Any, mesh: Mesh) -> jax.Array:
     right: jax.Array = jnp.argmax(model(images), axis=-1) == labels
-    # Every process counts: each needs all of it.
+    # Every process computes the fraction, so each needs the whole array.
     return right if mesh.size == 1 else jax.lax.with_sharding_constraint(right, NamedSharding(mesh, PartitionSpec()))

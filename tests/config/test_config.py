@@ -979,10 +979,10 @@ def test_an_override_repairs_a_file(tmp_path: Path) -> None:
         (b"a=1", 'expected "key.path=value"'),
         (
             "max_to_keep=",
-            "max_to_keep: expected a value behind the =, got nothing; write null to mean null, '' to mean",
+            "max_to_keep: expected a value after the =, got nothing; write null to mean null, '' to mean",
         ),
-        ("directory=run #3", "directory: expected one value, got '#3' behind it; YAML takes it for a comment; put the"),
-        ("directory=#3", "directory: expected one value, got '#3' behind it"),
+        ("directory=run #3", "directory: expected one value, got '#3' after it; YAML reads this as a comment; put the"),
+        ("directory=#3", "directory: expected one value, got '#3' after it"),
         ("directory=[", "directory: expected valid YAML, got an error: "),
         ("directory=a: b", "directory: expected the path of a directory, as text, got a mapping {'a': 'b'}"),
         ("directory=a: b: c", "directory: expected valid YAML, got an error: mapping values are not allowed here"),

@@ -150,8 +150,8 @@ def test_wrong_usage(arguments, capsys):
         ("/job:worker/task:3", "there is no process 3"),
         ("3", "there is no process 3"),
         ("/job:worker", "add the one that you mean"),
-        ("/task:1/device:GPU:0", "has no such device"),
-        ("/task:1/device:CPU:1", "has no such device"),
+        ("/task:1/device:GPU:0", "does not have this device"),
+        ("/task:1/device:CPU:1", "does not have this device"),
     ],
 )
 def test_devices_that_do_not_exist_are_refused_before_anything_is_started(device, words, tmp_path, capsys):
@@ -171,7 +171,7 @@ def test_without_private_disks_the_directory_is_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(testing, "private_disks_problem", lambda: "not permitted")
     where = processes.place(_loaded(tmp_path, 1), 2)
     assert (where.directory, where.disks) == (str(tmp_path), None)
-    assert where.note == "only process 1 uses it; no private disks here: not permitted"
+    assert where.note == "only process 1 uses it; private disks are not possible here: not permitted"
 
 
 @testing.requires_private_disks
