@@ -1,10 +1,10 @@
-"""Tests of JAX programs that run on several processes: starts the processes on this machine, and shows what they did.
+"""For tests of JAX programs on several processes: starts the processes on this machine, and returns their results.
 
 >>> from jaxckpt import testing
 >>> with testing.Job(processes=3, devices=2) as job:
 ...     assert job.run(program.train, 10) == [0.5, 0.5, 0.5]
 
-Only the standard library is imported here; the processes import JAX.
+This package imports only the standard library. The started processes import JAX.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "requires_private_disks":
         raise AttributeError(f"module 'jaxckpt.testing' has no attribute {name!r}")
-    import pytest  # Only tests need it.
+    # Imported here, because only tests need pytest.
+    import pytest
 
     problem = private_disks_problem()
     return pytest.mark.skipif(problem is not None, reason=problem or "")

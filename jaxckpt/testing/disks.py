@@ -1,4 +1,4 @@
-"""Private disks: directories, or small file systems that can run full, of which each process of a job sees one at the same path."""
+"""Private disks: each process of a job sees another directory, or small file system that can run full, at the same path."""
 
 import functools
 import os
@@ -16,24 +16,26 @@ _START_SECS = 30
 
 
 class Disk:
-    """What one process of a job sees at the private path of the job. Outlives the job, so that another job can be given it.
+    """The private disk of one process: the content of the job's private path, as that process sees it.
 
-    Removed when it is closed, or not used any more; a directory of the caller's is not removed.
+    A disk outlives its job, and can be given to another job. It is removed when it is closed or garbage-collected. A directory of the
+    caller is never removed.
 
     Attributes:
-      path: where this process can read and write what is on the disk.
+      path: where this process can read and write the content of the disk.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, *, size: str | int | None = None) -> None:
         """Makes a disk.
 
         Args:
-          directory: directory to use, made if it does not exist; None makes a temporary one.
-          size: makes a file system (a tmpfs) of this size, such as ``"16M"`` or a number of bytes, for tests of full disks.
+          directory: the directory to use, which is made if it does not exist; None for a temporary one.
+          size: size of a new file system (a tmpfs) for the disk, such as ``"16M"`` or a number of bytes, for tests of full disks; None
+            to use a directory without limit.
 
         Raises:
-          ValueError: both are given.
-          OSError: the system does not permit to mount a file system.
+          ValueError: both `directory` and `size` are given.
+          OSError: the system does not permit mounting a file system.
         """
         if directory is not None and size is not None:
             raise ValueError("a Disk has either a directory or a size, not both: a disk of limited size is a tmpfs.")
@@ -51,7 +53,7 @@ class Disk:
 
     @property
     def mount(self) -> tuple[str, int | None]:
-        """The directory, and the process in whose mount namespace it is: what a process needs to see this disk."""
+        """The directory, and the id of the process in whose mount namespace it exists (None: every process sees it)."""
         return self._source, None if self._holder is None else self._holder.pid
 
     def files(self) -> list[str]:
@@ -59,7 +61,7 @@ class Disk:
         return sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*") if not path.is_dir())
 
     def close(self) -> None:
-        """Removes the disk and what is on it. A directory that the caller gave stays."""
+        """Removes the disk and its content. A directory that the caller gave stays."""
         self._close()
 
     def __enter__(self) -> "Disk":
@@ -73,7 +75,7 @@ class Disk:
 
 
 def _start_holder(directory: str, size: str | int) -> subprocess.Popen[str]:
-    """Starts the process that holds a tmpfs: it is gone with that process, whatever happens to this one."""
+    """Starts a process that holds a tmpfs, so that the tmpfs vanishes with that process, even if this one is killed."""
     holder = subprocess.Popen(
         [sys.executable, "-I", "-S", namespaces.__file__, directory, str(size)],
         stdin=subprocess.PIPE,
@@ -81,7 +83,8 @@ def _start_holder(directory: str, size: str | int) -> subprocess.Popen[str]:
         text=True,
     )
     assert holder.stdout is not None
-    answer = holder.stdout.readline().strip()  # Ends when the process does.
+    # This read ends at the latest when the process does.
+    answer = holder.stdout.readline().strip()
     if answer != "ready":
         _remove(holder, directory)
         raise OSError(f"cannot mount a private file system of size {size}: {answer or 'its process ended'}")
@@ -118,7 +121,13 @@ def disks_for(
     size: str | int | None,
     disks: Sequence[Disk | str | os.PathLike[str]] | None,
 ) -> list[Disk] | None:
-    """Returns the disks of a job, one a process; None for a job without private disks.
+    """Returns the disks of a job, one for each process; None for a job without private disks.
+
+    Args:
+      processes: number of processes.
+      private: path at which each process sees its own disk; None for a job without private disks.
+      size: size of each new disk; None for disks without limit.
+      disks: the disks to use; None to make new ones.
 
     Raises:
       ValueError: the arguments contradict each other.

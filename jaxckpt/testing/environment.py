@@ -1,4 +1,4 @@
-"""What a process of a job is given: its environment, and an address for JAX's coordinator."""
+"""The environment of a process of a job, and the address of JAX's coordinator."""
 
 import os
 import re
@@ -9,15 +9,15 @@ _LOCALHOST = "127.0.0.1"
 
 
 def environment(processes: int, devices: int, changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Returns the environment of a process: ours, JAX on the CPU, few threads, and the caller's changes.
+    """Returns the environment of a process: that of this process, with JAX on the CPU, few threads, and the caller's changes.
 
     Args:
       processes: number of processes of the job.
-      devices: number of CPU devices of each.
-      changes: variables to set; None for one to remove.
+      devices: number of CPU devices of each process.
+      changes: variables to set, by name; None as a value removes a variable.
     """
     result = dict(os.environ)
-    # Another number of devices here is an error of JAX.
+    # JAX raises an error if this flag has another number of devices.
     flags = re.sub(r"--xla_force_host_platform_device_count=\S*", "", result.get("XLA_FLAGS", "")).strip()
     local = ",".join(filter(None, [result.get("no_proxy") or result.get("NO_PROXY"), _LOCALHOST]))
     result |= {
@@ -25,13 +25,16 @@ def environment(processes: int, devices: int, changes: Mapping[str, str | None])
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "XLA_FLAGS": flags,
-        "PYTHONUNBUFFERED": "1",  # What a killed process wrote is there.
-        "no_proxy": local,  # The coordinator is on this machine.
+        # Without buffers, the output of a killed process is complete.
+        "PYTHONUNBUFFERED": "1",
+        # The coordinator is on this machine, so it must not be reached through a proxy.
+        "no_proxy": local,
         "NO_PROXY": local,
     }
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         result.setdefault(name, "1")
-    result.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // processes)))  # XLA's name for its number of threads
+    # XLA takes its number of threads from NPROC.
+    result.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // processes)))
     for name, value in changes.items():
         if value is None:
             result.pop(name, None)
@@ -43,7 +46,8 @@ def environment(processes: int, devices: int, changes: Mapping[str, str | None])
 class Port:
     """A free port of this machine, reserved until the coordinator listens on it.
 
-    It is bound here, so nobody else is given it, but in a way (SO_REUSEPORT) in which a process of the same user can bind it too.
+    It is bound here, so the system does not give it to another program. SO_REUSEPORT lets the coordinator, a process of the same user, bind
+    it too.
     """
 
     def __init__(self) -> None:

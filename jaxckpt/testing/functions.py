@@ -1,4 +1,4 @@
-"""How a function is named to another process, and found there."""
+"""Names a function for another process, and finds it there."""
 
 import importlib
 import importlib.util
@@ -18,8 +18,8 @@ class Target:
 
     Attributes:
       module: the module's name.
-      file: where the module is, for a module that cannot be imported by its name; None if it can.
-      name: the function's name in the module, dotted for a static method.
+      file: path of the module's file, in case the module cannot be imported by its name; None if it is known that it can.
+      name: the function's name in the module, with dots for a static method.
     """
 
     module: str
@@ -30,18 +30,21 @@ class Target:
 def describe(function: Callable[..., Any] | str) -> Target:
     """Returns the name by which another process with the same ``sys.path`` finds a function.
 
+    Args:
+      function: the function, ``"module:name"`` or ``"path/to/file.py:name"``.
+
     Raises:
-      ValueError: it has none.
+      ValueError: another process cannot find the function by a name.
     """
     if isinstance(function, str):
         place, colon, name = function.rpartition(":")
         if not (colon and place and name):
-            raise ValueError(f"{function!r} names no function; {_HOW}.")
+            raise ValueError(f"{function!r} does not name a function; {_HOW}.")
         if not place.endswith(".py"):
             return Target(place, None, name)
         file = os.path.abspath(place)
         if not os.path.isfile(file):
-            raise ValueError(f"{function!r}: there is no file {file}.")
+            raise ValueError(f"{function!r}: the file {file} does not exist.")
         return Target(os.path.basename(file).removesuffix(".py"), file, name)
     name = getattr(function, "__qualname__", "<no name>")
     module = sys.modules.get(getattr(function, "__module__", None) or "")
@@ -61,7 +64,12 @@ def _is(function: object, module: types.ModuleType, name: str) -> bool:
 
 
 def find(module: types.ModuleType, name: str) -> Any:
-    """Returns what a module has under a dotted name."""
+    """Returns the object with a dotted name in a module.
+
+    Args:
+      module: the module.
+      name: the dotted name.
+    """
     value: Any = module
     for part in name.split("."):
         value = getattr(value, part)
@@ -69,10 +77,10 @@ def find(module: types.ModuleType, name: str) -> Any:
 
 
 def load(target: Target) -> Callable[..., Any]:
-    """Returns the function that `describe` described in another process."""
+    """Returns the function of a `Target` that `describe` made in another process."""
     function = find(_module(target), target.name)
     if not callable(function):
-        raise TypeError(f"{target.module}:{target.name} is no function but {function!r}")
+        raise TypeError(f"{target.module}:{target.name} is not a function but {function!r}")
     return function  # type: ignore[no-any-return]
 
 
@@ -85,15 +93,16 @@ def _module(target: Target) -> types.ModuleType:
     if target.module != "__main__":
         try:
             found = importlib.util.find_spec(target.module)
-        except (ImportError, ValueError):  # Its package cannot be imported, or it is a module without a spec.
+        except (ImportError, ValueError):
+            # The module's package cannot be imported, or the module has no spec.
             found = None
         if found is not None and _same(found.origin, target.file):
             return importlib.import_module(target.module)
-    # A file that is not on sys.path, or the parent's program, whose `if __name__ == "__main__":` must not run here.
+    # The file is not on sys.path, or is the parent's program. The latter's `if __name__ == "__main__":` must not run here.
     name = "__mp_main__" if target.module == "__main__" else target.module
     spec = importlib.util.spec_from_file_location(name, target.file)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{target.file} is no Python module")
+        raise ImportError(f"{target.file} is not a Python module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = sys.modules[target.module] = module
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The processes of a job together: what they do, waiting for them, and ending them."""
+"""All processes of a job together: their states, waiting for them, and ending them."""
 
 import multiprocessing.connection
 import os
@@ -13,17 +13,17 @@ from jaxckpt.testing.launcher import Process
 from jaxckpt.testing.results import JobFailed, JobTimeout, ProcessResult
 from jaxckpt.testing.watchdog import Watchdog
 
-# How often the ends of processes are looked for; messages are noticed at once.
+# How often to check whether a process has ended. Messages are noticed at once.
 _POLL_SECS = 0.02
 
 
 class Group:
-    """The processes of a job, and the directory through which they are talked with.
+    """The processes of a job, and the directory for the exchange of files with them.
 
     Attributes:
-      directory: files of calls, results and output.
-      call: number of the present call; 0 before the first.
-      watchdog: ends the processes if this one is killed.
+      directory: directory of the files with calls, results and output.
+      call: number of the current call; 0 before the first call.
+      watchdog: ends the processes if this process is killed.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class Group:
         return [process.index for process in self if process.state in states]
 
     def busy(self) -> list[int]:
-        """Returns the indices of the processes that the parent waits for."""
+        """Returns the indices of the processes for which the parent waits."""
         return self.having("starting", "running")
 
     def failed(self) -> list[int]:
-        """Returns the indices of the processes on which the function raised, or which ended by themselves."""
+        """Returns the indices of the processes on which the function raised, or that ended by themselves."""
         return self.having("raised", "died")
 
     def alive(self) -> list[Process]:
@@ -61,12 +61,17 @@ class Group:
         return [process for process in self if process.alive]
 
     def update(self) -> None:
-        """Takes what has come from the processes, and notices which have ended."""
+        """Reads new messages of the processes, and notices which processes have ended."""
         for process in self:
             process.update()
 
     def wait(self, condition: Callable[[], object], deadline: float) -> bool:
-        """Waits until a condition on the processes is true; returns whether it came true before the deadline."""
+        """Waits until a condition is true. Returns whether it became true before the deadline.
+
+        Args:
+          condition: called after each update of the processes.
+          deadline: a time of `time.monotonic`.
+        """
         while True:
             self.update()
             if condition():
@@ -77,7 +82,12 @@ class Group:
             multiprocessing.connection.wait([process.socket for process in self.alive()], min(_POLL_SECS, remaining))
 
     def wait_ended(self, processes: list[Process], deadline: float) -> bool:
-        """Waits until processes that were told to end have ended; returns whether they had before the deadline."""
+        """Waits until processes have ended. Returns whether they ended before the deadline.
+
+        Args:
+          processes: the processes, which have been told to end.
+          deadline: a time of `time.monotonic`.
+        """
         while [process for process in processes if not process.ended()]:
             if time.monotonic() >= deadline:
                 return False
@@ -85,11 +95,15 @@ class Group:
         return True
 
     def results(self) -> list[ProcessResult]:
-        """Returns what became of the present call on each process."""
+        """Returns the result of the current call on each process."""
         return [process.result(self.call) for process in self]
 
     def stop(self, showing: Sequence[int]) -> None:
-        """Kills all processes, after some of them have shown what their threads do."""
+        """Kills all processes.
+
+        Args:
+          showing: indices of the processes whose threads' stacks are read before.
+        """
         for index in showing:
             self[index].ask_for_stacks()
         for index in showing:
@@ -103,7 +117,7 @@ class Group:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _kill(self) -> None:
-        # All before any is waited for: JAX in one must not find the time to complain about the end of another.
+        # All processes are killed before the first is waited for. Otherwise JAX in one would report the end of another.
         for process in self:
             process.signal_group(signal.SIGKILL)
         for process in self:

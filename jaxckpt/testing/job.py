@@ -1,4 +1,4 @@
-"""A JAX job of several processes on this machine, which runs functions one after the other."""
+"""A JAX job of several processes on this machine, which runs functions one after another."""
 
 import os
 import pickle
@@ -20,18 +20,18 @@ Path = str | os.PathLike[str]
 
 
 class Job:
-    """JAX processes on this machine that run functions, one after the other. Use it in a ``with`` statement.
+    """JAX processes on this machine that run functions, one after another. Use it in a ``with`` statement.
 
     >>> with testing.Job(processes=3, devices=2) as job:
     ...     assert job.run(train, 10) == [0.5, 0.5, 0.5]
 
-    Each process is a Python of its own in which ``jax.distributed.initialize`` has been called; JAX runs on the CPU. No process is left
-    behind, whatever happens: not after the ``with`` statement, and not when this process is killed.
+    Each process is a separate Python process in which ``jax.distributed.initialize`` has been called. JAX runs on the CPU. All processes
+    end with the ``with`` statement at the latest, and also if this process is killed.
 
     Attributes:
       processes: number of processes.
-      private: the path at which each process sees a disk of its own; None without private disks.
-      disks: the private disks, one a process; None without.
+      private: the path at which each process sees its own disk; None without private disks.
+      disks: the private disks, one for each process; None without private disks.
     """
 
     def __init__(
@@ -54,20 +54,22 @@ class Job:
         """Describes the job. It starts with the ``with`` statement.
 
         Args:
-          function: what to run at once, as by `start`; None to wait for `run` or `start`.
-          args: its arguments.
+          function: a function to start at once, as by `start`; None to wait for `run` or `start`.
+          args: arguments of the function.
           processes: number of processes.
           devices: number of CPU devices of each process.
-          private: a path at which each process sees a disk of its own; everything else is shared. It is made if it does not exist.
-          private_size: size of each private disk, such as ``"16M"``, for tests of full disks; None for a disk without limit.
-          disks: the private disks, one a process, instead of new ones: `Disk` objects, such as those of an earlier job, or directories.
-          timeout: seconds that the start, each call and the end of the job may take. Then all processes are killed.
-          grace: seconds that the other processes may take to finish once a function has failed on one. Then all processes are killed.
-          heartbeat_timeout: seconds after which JAX takes a process for dead that does not answer, and ends the others.
-          exit: how processes end: ``"normal"`` runs exit handlers, JAX's barrier included; ``"fast"`` runs none. If a process was
-            lost, the others always end fast: JAX would wait for it.
-          env: environment variables to set; None as a value removes one.
-          cwd: working directory of the processes; None for this process's.
+          private: a path at which each process sees its own disk. All other paths are shared. It is made if it does not exist.
+          private_size: size of each private disk, such as ``"16M"``, for tests of full disks; None for disks without limit.
+          disks: the private disks, one for each process: `Disk` objects, such as those of an earlier job, or directories; None to make
+            new ones.
+          timeout: how many seconds the start, each call and the end of the job may take. After that all processes are killed.
+          grace: how many seconds the other processes may take to finish after a function has failed on one process. After that all
+            processes are killed.
+          heartbeat_timeout: after how many seconds without an answer JAX considers a process dead, and ends the others.
+          exit: how processes end. ``"normal"`` runs exit handlers, with JAX's barrier; ``"fast"`` does not. If a process was
+            lost, the others always end fast, because JAX would wait for it.
+          env: environment variables to set, by name; None as a value removes a variable.
+          cwd: working directory of the processes; None for that of this process.
 
         Raises:
           ValueError: an argument is out of range, or arguments contradict each other.
@@ -87,7 +89,7 @@ class Job:
         self._environment = environment(processes, devices, env or {})
         self._cwd = os.path.abspath(cwd or os.getcwd())
         if not os.path.isdir(self._cwd):
-            raise ValueError(f"cwd={self._cwd!r} is no directory.")
+            raise ValueError(f"cwd={self._cwd!r} is not a directory.")
         self._group_or_none: Group | None = None
 
     def __enter__(self) -> "Job":
@@ -146,7 +148,7 @@ class Job:
             group.fail(f"process {lost[0]} ended while the job started")
 
     def _let_go(self, group: Group) -> None:
-        """Lets idle processes end by themselves. If a function still runs, they are all killed."""
+        """Lets idle processes end by themselves. If a function is still running, returns at once; the caller kills all then."""
         group.update()
         if group.busy():
             return
@@ -159,30 +161,35 @@ class Job:
             group.fail(f"process {failed[0]} failed when it ended")
 
     def run(self, function: Function, *args: Any, timeout: float | None = None, **kwargs: Any) -> list[Any]:
-        """Runs a function on every process and returns what it returned. The job can be used again, also after a failure.
+        """Runs a function on every process and returns its results. The job can be used again, even after a failure.
 
         Args:
           function: a function at the top level of a module, ``"module:name"`` or ``"path/to/file.py:name"``.
-          *args: its arguments; they and what it returns must be picklable.
-          timeout: seconds that it may take; None for those of the job.
-          **kwargs: its keyword arguments.
+          *args: arguments of the function. They and its result must be picklable.
+          timeout: how many seconds the call may take; None for the timeout of the job.
+          **kwargs: keyword arguments of the function.
 
         Returns:
-          One value a process, in order; None for one that was killed. Arrays of JAX come as arrays of numpy.
+          The result of each process, in order; None for a killed process. JAX arrays arrive as numpy arrays.
 
         Raises:
-          JobFailed: it raised on a process, or a process ended. If it finished on all others, the job can be used again.
-          JobTimeout: time was up; the job has ended.
+          JobFailed: the function raised on a process, or a process ended. If it finished on all others, the job can be used again.
+          JobTimeout: the time was up. The job has ended.
         """
         self.start(function, *args, **kwargs)
         return [result.value for result in self.results(timeout)]
 
     def start(self, function: Function, *args: Any, **kwargs: Any) -> None:
-        """Lets every process begin a function, and returns. See `run` for the arguments, `results` for what comes of it.
+        """Starts a function on every process, and returns at once. `results` waits for its results.
+
+        Args:
+          function: a function at the top level of a module, ``"module:name"`` or ``"path/to/file.py:name"``.
+          *args: arguments of the function. They and its result must be picklable.
+          **kwargs: keyword arguments of the function.
 
         Raises:
-          RuntimeError: the previous function has not ended everywhere, or no process is alive.
-          ValueError: the function has no name by which other processes find it.
+          RuntimeError: the previous function is still running on a process, or all processes have ended.
+          ValueError: another process cannot find the function by a name.
         """
         self._start(functions.describe(function), args, kwargs)
 
@@ -200,25 +207,26 @@ class Job:
             process.begin_call(group.call)
 
     def results(self, timeout: float | None = None, *, check: bool = True) -> list[ProcessResult]:
-        """Waits until the function that `start` began has ended on every process.
+        """Waits until the function that `start` began has ended on every process, and returns its results.
 
         Args:
-          timeout: seconds to wait at most; None for those of the job.
-          check: whether a failure is an error. It is none that `kill` has killed a process.
+          timeout: how many seconds to wait at most; None for the timeout of the job.
+          check: whether to raise JobFailed after a failure. A process that `kill` has ended does not count as a failure.
 
         Raises:
-          JobFailed: with `check`, it raised on a process, or a process ended.
-          JobTimeout: time was up; the job has ended.
+          JobFailed: the function raised on a process, or a process ended, and `check` is True.
+          JobTimeout: the time was up. The job has ended.
+          RuntimeError: `start` has not been called.
         """
         group = self._group
         if not group.call:
-            raise RuntimeError("no function was started; call start() or run().")
+            raise RuntimeError("no function has been started; call start() or run().")
         timeout = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if not group.wait(lambda: not group.busy() or (check and group.failed()), deadline):
             group.time_out(f"the function did not finish within {timeout:g} s on processes {group.busy()}")
         more = ""
-        # The others may wait for the one that failed, for ever.
+        # The other processes may wait for the failed one for ever.
         if not group.wait(lambda: not group.busy(), min(deadline, time.monotonic() + self._grace)):
             more = f"; processes {group.busy()} had not finished {self._grace:g} s later, and all were killed"
             group.stop(group.busy())
@@ -229,11 +237,16 @@ class Job:
         return group.results()
 
     def wait_for(self, process: int, name: str, timeout: float | None = None) -> None:
-        """Waits until a process has called ``testing.signal(name)`` or ``testing.pause(name)`` in the present call.
+        """Waits until a process has called ``testing.signal(name)`` or ``testing.pause(name)`` in the current call.
+
+        Args:
+          process: index of the process.
+          name: name of the signal.
+          timeout: how many seconds to wait at most; None for the timeout of the job.
 
         Raises:
-          JobFailed: the function ended on that process without.
-          JobTimeout: time was up; the job has ended.
+          JobFailed: the function ended on that process without the signal.
+          JobTimeout: the time was up. The job has ended.
         """
         group, one = self._group, self._group[process]
         timeout = self._timeout if timeout is None else timeout
@@ -243,16 +256,21 @@ class Job:
             group.fail(f"process {process} ended the function without signalling {name!r}")
 
     def release(self, name: str, process: int | None = None) -> None:
-        """Lets a process, or all, go on from ``testing.pause(name)``; they need not have come there yet."""
+        """Lets processes go on from ``testing.pause(name)``. They need not have reached that call yet.
+
+        Args:
+          name: name of the pause.
+          process: index of the process; None for all processes.
+        """
         for one in self._group if process is None else [self._group[process]]:
             one.send(kind="release", name=name)
 
     def kill(self, process: int) -> None:
-        """Ends a process at once (SIGKILL), and what it started. Later calls run on the others."""
+        """Kills a process (SIGKILL) and the processes that it started. Later calls run on the other processes."""
         self._group[process].kill()
 
     def stall(self, process: int) -> None:
-        """Stops a process (SIGSTOP): it is silent from now on, as if its machine hung. Returns once all its threads stand still."""
+        """Stops a process (SIGSTOP), as if its machine hung. Returns when all of its threads have stopped."""
         stopped = self._group[process]
         stopped.signal_group(signal.SIGSTOP)
         end = time.monotonic() + _STALL_SECS
@@ -260,12 +278,12 @@ class Job:
             time.sleep(0.001)
 
     def resume(self, process: int) -> None:
-        """Lets a process go on that `stall` has stopped."""
+        """Lets a process that `stall` has stopped go on."""
         self._group[process].signal_group(signal.SIGCONT)
 
     @property
     def directory(self) -> str:
-        """A directory that all processes and this one see; it vanishes with the job."""
+        """A directory that all processes and this one see. It is removed with the job."""
         return self._group.directory
 
     @property
@@ -275,12 +293,13 @@ class Job:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a thread of a process is not stopped; False where the system does not say."""
+    """Whether a thread of a process is still running; False if the system does not tell."""
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
                 if file.read().rpartition(")")[2].split()[0] not in "TtZX":
                     return True
     except OSError:
-        pass  # It has ended, or this is not Linux.
+        # The process has ended, or this is not Linux.
+        pass
     return False

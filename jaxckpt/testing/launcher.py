@@ -1,4 +1,4 @@
-"""Starts one process of a job, listens to it, and ends it."""
+"""Starts one process of a job, receives its messages, and ends it."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from jaxckpt.testing.disks import Disk
 from jaxckpt.testing.results import ProcessResult, RemoteError, State
 from jaxckpt.testing.watchdog import Watchdog
 
-# The child looks for modules where its parent does, jaxckpt included, however the parent came to find them there.
+# The child gets the parent's sys.path, so that it finds the same modules, with jaxckpt.
 _BOOT = (
     "import json, sys; settings = json.loads(sys.argv[1]); sys.path[:] = settings['path'];"
     "from jaxckpt.testing.process import main; main(settings)"
@@ -32,13 +32,23 @@ class Process:
     Attributes:
       index: index of the process.
       pid: its process id.
-      state: what it does.
-      signals: names that it has signalled in the present call.
+      state: its state, see `State`.
+      signals: the names that it has signalled in the current call.
+      exitcode: its exit status, negative for a signal; None if it has not ended.
+      socket: the connection to it.
     """
 
     def __init__(
         self, settings: dict[str, Any], environment: dict[str, str], disk: Disk | None, watchdog: Watchdog
     ) -> None:
+        """Starts the process.
+
+        Args:
+          settings: settings that the child reads, see `process.main`.
+          environment: its environment variables.
+          disk: its private disk, if it has one.
+          watchdog: kills the process if this one is killed.
+        """
         self.index: int = settings["index"]
         self.state: State = "starting"
         self.signals: set[str] = set()
@@ -62,33 +72,36 @@ class Process:
                 cwd=settings["cwd"],
                 env=environment,
                 pass_fds=[other.fileno()],
-                start_new_session=True,  # A group of its own, which can be ended as a whole.
+                # The process gets its own group, which can be killed as a whole.
+                start_new_session=True,
             )
         self.pid = self._popen.pid
         watchdog.watch(self.pid)
 
     @property
     def alive(self) -> bool:
-        """Whether the process had not ended when it was last looked at."""
+        """Whether the process was still running at the last update."""
         return not self._reaped
 
     def send(self, **message: Any) -> None:
-        """Sends a message. Messages are short, so there is always room for them."""
-        with contextlib.suppress(ConnectionError):  # It has ended: `update` will say so.
+        """Sends a message. Messages are short, so the socket always has room for them."""
+        # If the process has ended, `update` notices it.
+        with contextlib.suppress(ConnectionError):
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def begin_call(self, number: int) -> None:
-        """Tells the process to run the function number `number`."""
+        """Tells the process to run the function of call `number`."""
         self.signals.clear()
         self.state = "running"
         self._output_from = os.path.getsize(self._output)
         self.send(kind="call", number=number)
 
     def update(self) -> None:
-        """Takes what has come from the process, and notices its end."""
+        """Reads new messages of the process, and notices its end."""
         if not self.alive:
             return
-        ended = self._has_ended()  # Before reading: what it sent before it ended is read.
+        # Asked before reading, so that everything that the process sent before its end is read.
+        ended = self._has_ended()
         while chunk := self._receive():
             self._received += chunk
         *lines, self._received = self._received.split(b"\n")
@@ -108,10 +121,11 @@ class Process:
             return b""
 
     def _has_ended(self) -> bool:
-        # It is not reaped yet: until then its id cannot become another's, and its group can be ended safely.
+        # The process is not reaped here. Until it is, its id cannot be reused, so its group can be killed safely.
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # Somebody else waited for it.
+        except ChildProcessError:
+            # Other code has reaped the process.
             return True
 
     @property
@@ -124,38 +138,40 @@ class Process:
         return self._popen.wait(_REAP_SECS)
 
     def signal_group(self, number: int) -> None:
-        """Sends a signal to the process and to those that it started."""
+        """Sends a signal to the process and to the processes that it started."""
         if self._reaped:
-            return  # Its id may be another's.
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # It has ended (macOS: "not permitted").
+            # Its id may belong to another process now.
+            return
+        # The process may have ended (macOS then says "not permitted").
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """Ends the process with SIGKILL, and those that it started."""
+        """Kills the process (SIGKILL) and the processes that it started."""
         self.update()
         if self.alive:
             self.state, self.exitcode = "killed", self._reap()
 
     def ended(self) -> bool:
-        """Whether the process, which was told to end, has ended; sets `exitcode`, and leaves the state as it was."""
+        """Whether the process, which was told to end, has ended. Sets `exitcode`, and keeps the state."""
         if not self._reaped and self._has_ended():
             self.exitcode = self._reap()
         return self._reaped
 
     def close(self) -> None:
-        """Ends the process if it still lives, which its state and `exitcode` do not show, and closes the connection."""
+        """Kills the process if it is still running, without changing `state` and `exitcode`, and closes the connection."""
         if not self._reaped:
             self._reap()
         self.socket.close()
 
     def ask_for_stacks(self) -> None:
-        """Lets the process write what its threads do."""
+        """Tells the process to write the stacks of its threads."""
         if not self._reaped:
             self.signal_group(signal.SIGCONT)
             os.kill(self.pid, signal.SIGUSR1)
 
     def read_stacks(self) -> None:
-        """Keeps what the process has written after `ask_for_stacks`."""
+        """Reads the stacks that the process has written after `ask_for_stacks`."""
         if self._reaped:
             return
         path = self._directory / f"stacks-{self.index}.txt"
@@ -171,7 +187,7 @@ class Process:
         return self._directory / f"output-{self.index}.txt"
 
     def result(self, number: int) -> ProcessResult:
-        """Returns what became of the function number `number`."""
+        """Returns the result of the function of call `number`."""
         value, error = None, None
         if self.state in ("returned", "raised"):
             data = (self._directory / f"result-{self.index}-{number}.pickle").read_bytes()
@@ -180,7 +196,7 @@ class Process:
                     value = pickle.loads(data)
                 except Exception as failure:
                     failure.add_note(
-                        f"what process {self.index} returned cannot be read here; return numpy arrays or plain values."
+                        f"The result of process {self.index} cannot be unpickled here; return numpy arrays or plain values."
                     )
                     raise
             else:
@@ -199,5 +215,6 @@ class Process:
 def _unpickled(data: bytes | None) -> BaseException | None:
     try:
         return None if data is None else pickle.loads(data)
-    except Exception:  # Its class is not known here.
+    except Exception:
+        # The class of the exception cannot be imported here.
         return None

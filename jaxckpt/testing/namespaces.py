@@ -1,6 +1,6 @@
-"""Mount namespaces of Linux: how a process sees a disk of its own at a path where others see theirs.
+"""Mount namespaces of Linux: let a process see its own disk at a path where other processes see theirs.
 
-Only the standard library is used, and little of it: this file is also run as a script, by the process that holds a disk of limited size.
+This file uses little of the standard library and nothing else, because the process that holds a disk of limited size runs it as a script.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _MS_SLAVE = 0x80000
 
 
 def _call(name: str, *arguments: Any) -> None:
-    """Calls a function of the C library that returns 0, or -1 and errno."""
+    """Calls a function of the C library. Raises OSError if it does not return 0."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}{arguments}: {os.strerror(number)}")
@@ -28,7 +28,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 
 def new_mount_namespace() -> None:
-    """Moves this process, which must have one thread, to a mount namespace of its own; a user namespace too if not root.
+    """Moves this process, which must have only one thread, to a new mount namespace; to a new user namespace too if it is not root.
 
     Raises:
       OSError: the system does not permit it.
@@ -38,20 +38,21 @@ def new_mount_namespace() -> None:
         _call("unshare", _CLONE_NEWNS)
     except PermissionError:
         _call("unshare", _CLONE_NEWUSER | _CLONE_NEWNS)
-        # The process stays the user that it was: only the right to mount is new.
+        # The process keeps its user. It only gains the right to mount.
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
             with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(text)
-    # What we mount must not appear outside; what is mounted outside later may appear here.
+    # Mounts made here must not appear outside. Later mounts outside may appear here.
     _mount("none", "/", None, _MS_REC | _MS_SLAVE)
 
 
 def _join(holder: int) -> None:
-    """Moves this process to the namespaces of a process that holds a disk."""
+    """Moves this process to the namespaces of the process `holder`, which holds a disk."""
     for name, flag in (("user", _CLONE_NEWUSER), ("mnt", _CLONE_NEWNS)):
         path = f"/proc/{holder}/ns/{name}"
         if os.readlink(path) == os.readlink(f"/proc/self/ns/{name}"):
-            continue  # Joining one's own user namespace is an error.
+            # Joining one's own user namespace is an error.
+            continue
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             _call("setns", file, flag)
@@ -60,12 +61,12 @@ def _join(holder: int) -> None:
 
 
 def see_at(target: str, source: str, holder: int | None) -> None:
-    """Lets this process, and no other, see the directory `source` at the path `target`.
+    """Makes the directory `source` visible at the path `target`, for this process only.
 
     Args:
       target: an existing directory.
       source: the directory that appears there.
-      holder: process whose mount namespace has `source`; None if every process sees it.
+      holder: id of the process in whose mount namespace `source` exists; None if every process sees it.
 
     Raises:
       OSError: the system does not permit it.
@@ -77,7 +78,7 @@ def see_at(target: str, source: str, holder: int | None) -> None:
 
 
 def _hold(directory: str, size: str) -> None:
-    """Mounts a tmpfs that lives as long as this process, which lives until its standard input is closed."""
+    """Mounts a tmpfs, and keeps it until standard input is closed. The tmpfs vanishes with this process."""
     try:
         new_mount_namespace()
         _mount("none", directory, "tmpfs", 0, f"size={size},mode=0755")

@@ -32,15 +32,26 @@ def run(
 
     Args:
       function: a function at the top level of a module, ``"module:name"`` or ``"path/to/file.py:name"``.
-      check: whether it is an error if the function fails on a process.
-      **others: see `Job`.
+      args: arguments of the function.
+      processes: number of processes.
+      devices: number of CPU devices of each process.
+      private: a path at which each process sees its own disk; None without private disks.
+      private_size: size of each private disk, such as ``"16M"``; None for disks without limit.
+      disks: the private disks, one for each process; None to make new ones.
+      timeout: how many seconds the start, the call and the end of the job may take. After that all processes are killed.
+      grace: how many seconds the other processes may take to finish after the function has failed on one process.
+      heartbeat_timeout: after how many seconds without an answer JAX considers a process dead.
+      exit: ``"normal"`` to run exit handlers when processes end, ``"fast"`` to skip them.
+      env: environment variables to set, by name; None as a value removes a variable.
+      cwd: working directory of the processes; None for that of this process.
+      check: whether to raise JobFailed if the function fails on a process.
 
     Returns:
-      One result a process, in order.
+      The result of each process, in order.
 
     Raises:
-      JobFailed: with `check`, the function raised on a process, or a process ended; always, if the job could not start or end.
-      JobTimeout: time was up.
+      JobFailed: the job could not start or end; or, if `check` is True, the function raised on a process, or a process ended.
+      JobTimeout: the time was up.
     """
     with Job(
         function,

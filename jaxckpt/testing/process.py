@@ -1,4 +1,4 @@
-"""Inside a process of a job: connects to JAX, runs the functions that the parent names, and talks with it."""
+"""The program of a process of a job: connects to JAX, runs the functions that the parent names, and reports to the parent."""
 
 import contextlib
 import faulthandler
@@ -22,7 +22,10 @@ _control: "_Control | None" = None
 
 
 def signal(name: str) -> None:
-    """Tells the parent's `Job.wait_for` that this process has come to the point `name`.
+    """Tells the parent that this process has reached the point `name`. `Job.wait_for` waits for it.
+
+    Args:
+      name: name of the point.
 
     Raises:
       RuntimeError: this process was not started by a `Job`.
@@ -31,14 +34,17 @@ def signal(name: str) -> None:
 
 
 def pause(name: str) -> None:
-    """Like `signal`, and waits there until the parent calls `Job.release`. May be called in any thread.
+    """Signals like `signal`, then waits until the parent calls `Job.release`. May be called in any thread.
+
+    Args:
+      name: name of the point.
 
     Raises:
       RuntimeError: this process was not started by a `Job`.
     """
     control = _connected("pause")
     control.send(kind="signal", name=name)
-    # Bounded by the parent: at its deadline, or when it ends, it takes this process with it.
+    # The parent bounds this wait: it kills this process at its deadline, or when it ends.
     control.gate(name).wait()
 
 
@@ -49,7 +55,7 @@ def _connected(what: str) -> "_Control":
 
 
 class _Control:
-    """The connection with the parent: short messages, a line of JSON each. What may be large goes through files."""
+    """The connection to the parent: short messages, a line of JSON each. Large data goes through files."""
 
     def __init__(self, file: int) -> None:
         os.set_inheritable(file, False)
@@ -64,8 +70,9 @@ class _Control:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def gate(self, name: str) -> threading.Event:
-        """Returns what is set when the parent releases `name`."""
-        return self._gates.setdefault(name, threading.Event())  # One step, so that two threads get the same.
+        """Returns the event that is set when the parent releases `name`."""
+        # This is one step, so that two threads get the same event.
+        return self._gates.setdefault(name, threading.Event())
 
     def _listen(self) -> None:
         for line in self._socket.makefile("rb"):
@@ -74,15 +81,15 @@ class _Control:
                 self.gate(message["name"]).set()
             else:
                 if message["kind"] == "call":
-                    # Here and not where the function is called: a release that follows must find the new one.
+                    # Reset here and not where the function is called, because a release that follows must find the new event.
                     self._gates = {}
                 self.orders.put(message)
-        # The parent is gone, so nobody asks why. What this process started goes, too.
+        # The parent is gone, so this process ends, with all processes that it started.
         os.killpg(0, signals.SIGKILL)
 
 
 class _Pickler(pickle.Pickler):
-    """Sends arrays of JAX as arrays of numpy: a parent that reads them need not start JAX."""
+    """Pickles JAX arrays as numpy arrays, so that the parent does not need JAX to read them."""
 
     def reducer_override(self, value: Any) -> Any:
         import jax
@@ -92,7 +99,11 @@ class _Pickler(pickle.Pickler):
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Runs a process of a job, until the parent lets it go."""
+    """Runs a process of a job until the parent tells it to end.
+
+    Args:
+      settings: index and number of processes, coordinator, directories, private disk, timeouts, and the socket to the parent.
+    """
     global _control
     index, directory = settings["index"], Path(settings["directory"])
     sys.argv = [""]
@@ -100,9 +111,10 @@ def main(settings: dict[str, Any]) -> None:
     faulthandler.enable()
     faulthandler.register(signals.SIGUSR1, stacks, all_threads=True)
     if settings["private"] is not None:
-        # First of all: a process can change its namespaces while it has a single thread.
+        # This comes first, because a process can change its namespaces only while it has a single thread.
         namespaces.see_at(settings["private"], *settings["disk"])
-    os.chdir(settings["cwd"])  # The same path may be on another disk now.
+    # The same path may lie on another disk now.
+    os.chdir(settings["cwd"])
     _control = _Control(settings["socket"])
     _connect_jax(settings)
     _control.send(kind="ready")
@@ -129,29 +141,33 @@ def _connect_jax(settings: dict[str, Any]) -> None:
         "shutdown_timeout_seconds": settings["timeout"],
         "heartbeat_timeout_seconds": settings["heartbeat_timeout"],
     }
-    with contextlib.suppress(AttributeError):  # JAX has it not, and so does not warn of proxies, which we took care of.
+    # The environment excludes the coordinator from proxies, so JAX need not warn. Some versions of JAX do not have this option.
+    with contextlib.suppress(AttributeError):
         jax.config.update("jax_check_proxy_envs", False)
     known = inspect.signature(jax.distributed.initialize).parameters
     jax.distributed.initialize(**{name: value for name, value in wanted.items() if name in known})
-    jax.devices()  # The processes exchange what they have: no function has to pay for it, or to fail in it.
+    # The processes exchange their devices now, so that the exchange is not part of the first function.
+    jax.devices()
 
 
 def _call(path: Path) -> tuple[str, bytes]:
-    """Runs the function that a file names; returns how it ended, and what goes back, pickled."""
+    """Runs the function that the file at `path` names. Returns the new state, and the pickled result or error."""
     try:
         target, arguments = pickle.loads(path.read_bytes())
         function = functions.load(target)
-        args, kwargs = pickle.loads(arguments)  # After the module is there: the arguments may be of its classes.
+        # Unpickled after the module is loaded, because the arguments may be of its classes.
+        args, kwargs = pickle.loads(arguments)
         value = function(*args, **kwargs)
         buffer = io.BytesIO()
         try:
             _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
         except Exception as error:
             raise TypeError(
-                f"what {target.name} returned cannot be sent to the parent ({error}); return numpy arrays or plain values"
+                f"the result of {target.name} cannot be sent to the parent ({error}); return numpy arrays or plain values"
             ) from error
         return "returned", buffer.getvalue()
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: the parent wants to know.
+    except BaseException as error:
+        # SystemExit and KeyboardInterrupt are reported to the parent too.
         return "raised", pickle.dumps(
             (type(error).__qualname__, str(error), "".join(traceback.format_exception(error)), _pickled(error))
         )
@@ -160,7 +176,8 @@ def _call(path: Path) -> tuple[str, bytes]:
 def _pickled(error: BaseException) -> bytes | None:
     try:
         data = pickle.dumps(error)
-        pickle.loads(data)  # Many exceptions can be pickled but not made again.
+        # Many exceptions can be pickled but not unpickled, so this is tried here.
+        pickle.loads(data)
     except Exception:
         return None
     return data

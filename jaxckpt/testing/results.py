@@ -1,4 +1,4 @@
-"""What became of a function on each process, and the errors that show it."""
+"""The result of a function on each process, and the errors that show these results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class RemoteError:
       type: name of its class.
       message: its text.
       traceback: its traceback, with causes, as Python prints it.
-      exception: the exception itself, without traceback and causes; None if it cannot be pickled.
+      exception: the exception itself, without traceback and causes; None if it cannot be pickled and unpickled.
     """
 
     type: str
@@ -30,20 +30,20 @@ class RemoteError:
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """What became of a function on one process.
+    """The result of a function on one process.
 
     Attributes:
       index: index of the process.
       pid: its process id.
-      state: ``"returned"``, ``"raised"``, ``"died"`` (the process ended by itself), ``"killed"`` (by `Job.kill`), or what it was doing
-        when time was up.
-      value: what the function returned; arrays of JAX come as arrays of numpy.
-      error: what the function raised.
-      exitcode: status with which the process ended, negative for a signal; None if it still runs.
-      output: what the process wrote to its standard output and error during the call (the end of it, if it is long).
-      stacks: what its threads were doing when time was up; empty otherwise.
-      disk: its private disk.
-      files: what was on its private disk at the end.
+      state: ``"returned"``, ``"raised"``, ``"died"`` (the process ended by itself), ``"killed"`` (by `Job.kill`), or the state of the
+        process when the time was up.
+      value: the value that the function returned. JAX arrays arrive as numpy arrays.
+      error: the exception that the function raised; None if it did not raise.
+      exitcode: exit status of the process, negative for a signal; None if it has not ended.
+      output: standard output and error of the process during the call (only the end, if it is long).
+      stacks: the stacks of its threads when the time was up; empty otherwise.
+      disk: its private disk; None without private disks.
+      files: paths of the files on its private disk at the end, relative to the disk.
     """
 
     index: int
@@ -86,7 +86,7 @@ class JobFailed(RuntimeError):  # noqa: N818 - says what happened, as subprocess
     """A function failed on a process, or a process ended. The message shows every process.
 
     Attributes:
-      results: one `ProcessResult` a process.
+      results: the `ProcessResult` of each process.
     """
 
     def __init__(self, message: str, results: Sequence[ProcessResult] = ()) -> None:
@@ -95,10 +95,10 @@ class JobFailed(RuntimeError):  # noqa: N818 - says what happened, as subprocess
 
 
 class JobTimeout(TimeoutError):  # noqa: N818
-    """Time was up. All processes were killed; the message shows what every thread of them was doing.
+    """The time was up, and all processes were killed. The message shows the stacks of all their threads.
 
     Attributes:
-      results: one `ProcessResult` a process.
+      results: the `ProcessResult` of each process.
     """
 
     def __init__(self, message: str, results: Sequence[ProcessResult] = ()) -> None:

@@ -1,7 +1,7 @@
-"""Ends the processes of a job when their parent is gone without having done so, killed for example.
+"""The watchdog: ends the processes of a job if their parent ends without doing so, for example because it was killed.
 
-A process of its own, started from this file as a script; it imports the standard library only. Unlike Linux's signal at a parent's
-death it does not depend on the thread that started a process, and it reaches what the processes started.
+The watchdog is a separate process that runs this file as a script and imports only the standard library. Linux can send a process a signal
+when its parent dies, but that depends on the thread that started the process, and does not reach processes started by the process.
 """
 
 import contextlib
@@ -17,36 +17,37 @@ _END_SECS = 30
 
 
 class Watchdog:
-    """The watching process, as the parent sees it."""
+    """The watchdog process, as the parent sees it."""
 
     def __init__(self, directory: str) -> None:
-        """Starts it.
+        """Starts the watchdog.
 
         Args:
-          directory: removed when the parent is gone.
+          directory: a directory to remove when the parent is gone.
         """
         self._popen = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(os.getpid()), directory],
             stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent.
+            # Ctrl-C must reach only the parent.
+            start_new_session=True,
         )
 
     def watch(self, group: int) -> None:
-        """Has a process group killed when the parent is gone."""
+        """Lets the watchdog kill a process group when the parent is gone."""
         self._tell(group)
 
     def forget(self, group: int) -> None:
-        """Has it left alone: its id may be another's from now on."""
+        """Lets the watchdog forget a process group, because its id may be reused from now on."""
         self._tell(-group)
 
     def _tell(self, number: int) -> None:
         assert self._popen.stdin is not None
-        # If it was killed, the processes notice the parent's end by themselves.
+        # If the watchdog was killed, the pipe is broken. The processes also notice the parent's end by themselves.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._popen.stdin.fileno(), b"%d\n" % number)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the watchdog."""
         assert self._popen.stdin is not None
         self._popen.kill()
         self._popen.wait(_END_SECS)
@@ -56,7 +57,7 @@ class Watchdog:
 def _watch(parent: int, directory: str) -> None:
     groups: set[int] = set()
     received = b""
-    # The end of the pipe alone would not do: a process that the parent forked may hold it open.
+    # The end of the pipe alone does not show the end of the parent, because a process that the parent forked may hold it open.
     while os.getppid() == parent:
         if not select.select([0], [], [], _LOOK_SECS)[0]:
             continue
