@@ -19,7 +19,8 @@ class DamagedError(ValueError):
     """The content of a file is not what was written, or is not valid."""
 
 
-class damage:  # noqa: N801  Used as a function is.
+# In lower case, because it is used like a function.
+class damage:  # noqa: N801
     """Turns errors inside the block into `CorruptCheckpointError`.
 
     OSError and MemoryError pass unchanged, because they do not mean that the checkpoint is damaged.

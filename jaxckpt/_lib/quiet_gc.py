@@ -10,7 +10,8 @@ _inside = 0
 _was_enabled = False
 
 
-class quiet_gc(ContextDecorator):  # noqa: N801  Used as a function is.
+# In lower case, because it is used like a function.
+class quiet_gc(ContextDecorator):  # noqa: N801
     """Pauses the collector in the block (or function).
 
     The objects that a save or a restore makes are not garbage, and scanning them costs more than making them. This is a class and not a

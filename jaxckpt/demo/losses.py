@@ -27,7 +27,8 @@ class LossLog:
           OSError: the file cannot be written.
         """
         self.path = path
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
+        # Closed by __exit__.
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         self._file.seek(0)
         content = self._file.readall() or b""
         if not content.startswith(_HEADER) and not _HEADER.startswith(content):

@@ -133,7 +133,8 @@ def _never_runs(callback: Any) -> str:
     """Returns the kind of a callable whose body does not run when it is called (such as "an async function"); "" for others."""
     while isinstance(callback, functools.partial):
         callback = callback.func
-    for function in (callback, getattr(type(callback), "__call__", None)):  # noqa: B004  It is called; not only tested.
+    # `__call__` is inspected here, which `callable` could not do.
+    for function in (callback, getattr(type(callback), "__call__", None)):  # noqa: B004
         if inspect.iscoroutinefunction(function):
             return "an async function"
         if inspect.isasyncgenfunction(function):

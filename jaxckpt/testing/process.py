@@ -107,7 +107,8 @@ def main(settings: dict[str, Any]) -> None:
     global _control
     index, directory = settings["index"], Path(settings["directory"])
     sys.argv = [""]
-    stacks = open(directory / f"stacks-{index}.txt", "w", encoding="utf-8")  # noqa: SIM115 - written to at any time
+    # The file stays open, because a signal may make faulthandler write to it at any time.
+    stacks = open(directory / f"stacks-{index}.txt", "w", encoding="utf-8")  # noqa: SIM115
     faulthandler.enable()
     faulthandler.register(signals.SIGUSR1, stacks, all_threads=True)
     if settings["private"] is not None:

@@ -82,7 +82,8 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
-class JobFailed(RuntimeError):  # noqa: N818 - says what happened, as subprocess.TimeoutExpired does
+# Named after the event, like subprocess.TimeoutExpired.
+class JobFailed(RuntimeError):  # noqa: N818
     """A function failed on a process, or a process ended. The message shows every process.
 
     Attributes:
