@@ -588,7 +588,7 @@ def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
         "11: options.enable_async: expected true or false, got 'true' (text; write true without quotes)",
         '12: options.experimental_io_device: expected a device such as "/job:worker/task:0", a process index, or null, '
         "got 'garbage' (text): cannot parse 'garbage'",
-        "14: options.experimental_write_callbacks[0]: expected an import path, got 'os.path.join' (text): it is not of",
+        "14: options.experimental_write_callbacks[0]: expected an import path, got 'os.path.join' (text): it does not have",
         "15: options.experimental_write_callbacks[1].cal: unknown key; did you mean call?",
         '15: options.experimental_write_callbacks[1].call: expected "package.module:factory", got nothing',
         "16: options.experimental_sharding_callback.max_shard_size: expected ",

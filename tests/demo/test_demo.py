@@ -230,7 +230,7 @@ def test_the_log_of_losses_after_a_kill_at_every_byte(tmp_path):
 def test_a_file_that_is_no_log_is_not_touched(tmp_path):
     path = tmp_path / "losses.csv"
     path.write_text("my,own\ntable,1\n")
-    with pytest.raises(ValueError, match="in the way"):
+    with pytest.raises(ValueError, match="is not a log of losses"):
         losses.LossLog(str(path), 0)
     assert path.read_text() == "my,own\ntable,1\n"
 

@@ -112,7 +112,7 @@ def test_an_error_of_a_process_is_shown(config, cli, tmp_path):
     done = cli("demo", "--processes", "2", "--config", config, "--dir", tmp_path)
     assert done.returncode == 1
     assert "process 0: ValueError: " in done.stderr
-    assert "this file is in the way" in done.stderr
+    assert "this file is not a log of losses" in done.stderr
     assert "Traceback" not in done.stderr
 
 
