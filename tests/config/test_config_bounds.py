@@ -59,8 +59,14 @@ DEEP = "expected at most 64 levels of mappings and lists, got more"
         ("a: &a\n  b: *a\n", "bad.yaml:1: a.b: expected plain values, got a mapping or list that contains itself"),
         ("a: &a [1, [*a]]\n", "bad.yaml:1: a[1][0]: expected plain values, got a mapping or list that contains itself"),
         ("a: &x 1\nb: &x 2\n", "found duplicate anchor 'x'"),
-        ("max_to_keep: " + "1" * 5000, "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 5,000"),
-        ("max_to_keep: 0x" + "f" * 5000, "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 5,002"),
+        (
+            "max_to_keep: " + "1" * 5000,
+            "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 5,000",
+        ),
+        (
+            "max_to_keep: 0x" + "f" * 5000,
+            "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 5,002",
+        ),
         (
             "max_to_keep: 1" + ":1" * 100_000,
             "bad.yaml:1: max_to_keep: expected a number of at most 1,000 characters, got 200,001",
