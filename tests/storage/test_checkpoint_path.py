@@ -107,7 +107,7 @@ class TestDeleting:
         (tmp_path / "plain").write_text("mine")
         before = snapshot_of(tmp_path)
         for name in ("folder", "empty", "marked", "other program", "linked", "link"):
-            with pytest.raises(OSError, match="so it is not deleted") as caught:
+            with pytest.raises(OSError, match="so it was not deleted") as caught:
                 storage.delete(CheckpointPath(str(tmp_path), name))
             assert caught.value.errno == errno.EINVAL
         with pytest.raises(NotADirectoryError):
@@ -224,7 +224,7 @@ class TestLeftovers:
     @pytest.mark.parametrize("name", ["ckpt", "", "..", "ckpt.jaxckpt-tmp-1"])
     def test_nothing_of_another_name_is_removed(self, name: str, tmp_path: Path) -> None:
         (tmp_path / "ckpt").mkdir()
-        with pytest.raises(ValueError, match="not called like a temporary directory"):
+        with pytest.raises(ValueError, match="not have the name of a temporary directory"):
             temporary.remove(os.path.join(tmp_path, name))
         assert (tmp_path / "ckpt").is_dir()
 

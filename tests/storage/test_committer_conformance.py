@@ -173,7 +173,7 @@ class TestOccupied:
         stores.write(f"{path}/chapter", b"text")
         with pytest.raises(FileExistsError):
             ground.committer.begin(ground.path("thesis"), replace=replace)
-        with pytest.raises(OSError, match="not a checkpoint, so it is not deleted") as caught:
+        with pytest.raises(OSError, match="not a checkpoint, so it was not deleted") as caught:
             ground.committer.delete(ground.path("thesis"))
         assert caught.value.errno == errno.EINVAL
         assert ground.committer.sweep(ground.room) == []

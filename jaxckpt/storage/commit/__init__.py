@@ -1,1 +1,1 @@
-"""When a checkpoint is there: commit, removal, temporary directories, and what dead processes left."""
+"""How a checkpoint appears and disappears: commit, removal, temporary directories, and leftovers of dead processes."""
