@@ -126,7 +126,7 @@ class TestDeleting:
         path = a_checkpoint(tmp_path / "c")
         old = storage.identity(str(path))
         jaxckpt.Checkpoint(value=np.full(3, 2.0)).write(tmp_path / "c")
-        with pytest.raises(OSError, match="in its place") as caught:
+        with pytest.raises(OSError, match="saved at this path meanwhile") as caught:
             storage.delete(path, old)
         assert caught.value.errno == errno.EBUSY
         assert value_at(tmp_path / "c") == 2.0

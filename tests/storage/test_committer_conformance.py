@@ -247,7 +247,7 @@ class TestDeleting:
         path = ground.save("ckpt-1", 1)
         old = ground.committer.identity(path)
         ground.save("ckpt-1", 2, replace=True)
-        with pytest.raises(OSError, match="in its place") as caught:
+        with pytest.raises(OSError, match="saved at this path meanwhile") as caught:
             ground.committer.delete(ground.path("ckpt-1"), old)
         assert caught.value.errno == errno.EBUSY
         assert ground.value("ckpt-1") == 2
