@@ -1,1 +1,1 @@
-"""Reading and writing arrays: straight from and to the data files, or through TensorStore."""
+"""Reads and writes arrays: straight from and to the data files, or through TensorStore."""
