@@ -60,7 +60,9 @@ class VerifyReport:
             + f": {self.leaves} leaves, {self.bytes} bytes, {self.files} files"
         ]
         if not self.checksummed:
-            lines.append("  has no checksums (not written by jaxckpt): data that can be read may still contain flipped bits")
+            lines.append(
+                "  has no checksums (not written by jaxckpt): data that can be read may still contain flipped bits"
+            )
         if self.unread:
             lines.append(
                 f"  not read, because only the program's own type handler can read it: {', '.join(self.unread)}"

@@ -754,7 +754,7 @@ def test_claims() -> None:
     with pytest.raises(documents.DamagedError, match="claims 4000000 bytes"):
         claimed.check(info, None, claimed.Stored(11, 500_000, 400_000), None, is_complete=True)
     claimed.check(info, None, claimed.Stored(1, 500, 500), claimed.Absent(), is_complete=False)
-    with pytest.raises(documents.DamagedError, match="has 9999999 bytes"):
+    with pytest.raises(documents.DamagedError, match="is 9999999 bytes long"):
         claimed.check(info, None, claimed.Stored(11, 10**8, 9_999_999), None, is_complete=True)
 
 

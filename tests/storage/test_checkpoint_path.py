@@ -157,7 +157,7 @@ class TestDeleting:
             return found
 
         monkeypatch.setattr(by_rename, "_marked_identity", exchanged)
-        with pytest.raises(OSError, match="meanwhile|while it was to be deleted"):
+        with pytest.raises(OSError, match="meanwhile|during the deletion"):
             storage.delete(path)
         assert (tmp_path / "c" / "file").read_text() == "mine"
         assert value_at(tmp_path / "away") == 1.0
