@@ -121,13 +121,14 @@ def coordination() -> Coordination | None:
 
 
 def as_weak(array: Any) -> Any:
-    """Makes a jax.Array weakly typed, in place, and returns it.
+    """Returns a weakly typed jax.Array with the buffers of `array`.
 
-    The public ways of JAX are computations: they would change memory kinds, and every process of a job would have to run them. JAX itself
-    does it like this when it unpickles an array.
+    The public ways of JAX are computations: they would change memory kinds, and every process of a job would have to run them. JAX's own
+    unpickling replaces the attribute `aval`. But then JAX's cache of compiled operations may still take the array for one that is not
+    weakly typed, so the result of an operation would depend on what the program has done before.
 
     Args:
-      array: a jax.Array to which the caller has the only reference.
+      array: a jax.Array, which must not be used any more.
 
     Raises:
       ImportError: this version of JAX does not allow it.
@@ -135,16 +136,22 @@ def as_weak(array: Any) -> Any:
     import jax
 
     try:
-        array.aval = array.aval.update(weak_type=True)
+        weak = type(array)(
+            array.aval.update(weak_type=True),
+            array.sharding,
+            array._arrays,
+            committed=array.committed,
+            _skip_checks=True,
+        )
     except (AttributeError, TypeError) as error:
         raise _no_weak_types(jax.__version__) from error
-    if not array.weak_type:
+    if not weak.weak_type:
         raise _no_weak_types(jax.__version__)
-    return array
+    return weak
 
 
 def _no_weak_types(version: str) -> ImportError:
     return ImportError(
-        f"jaxckpt sets the attribute aval of a jax.Array, which does not work with JAX {version}. Install a version of JAX that "
-        "jaxckpt supports, or a newer jaxckpt."
+        f"jaxckpt makes a jax.Array from an aval, a sharding and _arrays, which JAX {version} does not permit like this. Install a version "
+        "of JAX that jaxckpt supports, or a newer jaxckpt."
     )

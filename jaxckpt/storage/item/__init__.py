@@ -1,1 +1,1 @@
-"""An Orbax item apart from the bytes of its arrays: tree metadata, layout, digests, description."""
+"""An Orbax item apart from the bytes of its arrays: the tree, the layout of arrays, digests, and a description of the save."""
