@@ -1,1 +1,1 @@
-"""One save, from the values to the callbacks: the snapshot, the write, alone or with other processes, now or in the background."""
+"""One save, from the values to the callbacks: take the snapshot, write it (now or in the background), commit, run the callbacks."""
