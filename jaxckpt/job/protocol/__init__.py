@@ -1,1 +1,1 @@
-"""Messages between processes, the connections that carry them, and how processes find each other."""
+"""The messages between processes, the connections that carry them, and the handshake with which processes find each other."""

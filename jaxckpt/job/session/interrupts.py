@@ -1,4 +1,7 @@
-"""Ctrl-C during a call of several processes. Messages are exchanged on a thread that interrupts cannot reach, and stop between two messages."""
+"""Ctrl-C during a call of several processes. It stops the call between two messages, never inside of one.
+
+Messages are exchanged on a thread of their own, because Python raises interrupts on the main thread only.
+"""
 
 import threading
 from collections.abc import Callable
