@@ -177,7 +177,12 @@ def test_a_length_alone_costs_no_memory() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        *[("", "not a message"), ("nul", "not a message"), ("[" * 100_000, "not a message"), ('{"a":' * 100_000, "not a message")],
+        *[
+            ("", "not a message"),
+            ("nul", "not a message"),
+            ("[" * 100_000, "not a message"),
+            ('{"a":' * 100_000, "not a message"),
+        ],
         *[("[]", "not an object"), ("3", "not an object"), ("null", "not an object")],
         *[("{}", "'None', a message that does not exist"), ('{"t":"get"}', "'get', a message that does not exist")],
         *[
