@@ -29,7 +29,7 @@ def test_what_is_explained_is_what_happens(jobs, io: int | None) -> None:
         assert "A save to a bucket does not use it." in text
         kinds, said = refused
         assert "ValueError" in kinds
-        assert ("other processes have parts of this array" if index == process else "subset of processes") in said
+        assert ("parts of this array are on other processes" if index == process else "subset of processes") in said
 
 
 # A peer is not interrupted where it writes: its main thread is.
