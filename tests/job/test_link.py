@@ -73,7 +73,7 @@ def test_payloads_larger_than_the_buffers_of_the_socket() -> None:
 @pytest.mark.parametrize(("process", "who"), [(2, "process 2"), (-1, "a stranger")])
 def test_what_is_no_message_names_who_sent_it(process: int, who: str) -> None:
     for content, what in (
-        (b"nonsense", "not a message"),
+        (b"nonsense", "bytes that are not a message"),
         (b'{"t":"Lent","at":null,"nbytes":1}', "an ill-formed Lent: its 'at'"),
         (b'{"t":"Lent","at":1,"nbytes":1}', "Lent instead of Done or Failed"),
     ):

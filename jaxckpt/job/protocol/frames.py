@@ -197,7 +197,7 @@ def _head(content: bytearray) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"bytes that are not a message ({error})") from None
     if not isinstance(head, dict):
-        raise ProtocolError("bytes that are not a message (not a JSON object)")
+        raise ProtocolError("bytes that are not a message (not an object)")
     return head
 
 
