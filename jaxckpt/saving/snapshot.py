@@ -118,17 +118,22 @@ def _refuse_collisions(entries: Sequence[Entry]) -> None:
     except UnicodeEncodeError:
         bad = next(entry for entry in entries if not _is_text(entry.param_name))
         raise ValueError(f"{bad.name}: this key holds a lone surrogate, which is not text. Rename the key.") from None
+    if "/" in text or "~" in text:
+        _refuse_collisions_of_strings(entries)
+    if "/" not in text and "~" not in text and len(set(names)) == len(names):
+        # Without '/' and '~' the names stay distinct whichever of the leaves are str, so the paths alone decide.
+        _told_apart = paths
+        return
+    layout.refuse_collisions(paths)
+
+
+def _refuse_collisions_of_strings(entries: Sequence[Entry]) -> None:
     texts: dict[str, Any] = {}
     for entry in entries:
-        if isinstance(entry.content, StringContent) and ("/" in entry.param_name or "~" in entry.param_name):
+        if isinstance(entry.content, StringContent):
             try:
                 strings.put(texts, entry.param_name, "")
             except ValueError:
                 raise ValueError(
                     f"{entry.name}: Orbax cannot tell the name of this str from another one, because of a '/' or '~'. Rename the key."
                 ) from None
-    if "/" not in text and "~" not in text and len(set(names)) == len(names):
-        # Without '/' and '~' the names stay distinct whichever of the leaves are str, so the paths alone decide.
-        _told_apart = paths
-        return
-    layout.refuse_collisions(paths)

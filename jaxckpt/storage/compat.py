@@ -115,24 +115,31 @@ def coordination() -> Coordination | None:
 
 
 def as_weak(array: Any) -> Any:
-    """Makes a jax.Array that nothing else refers to weakly typed, and returns it.
+    """Returns a weakly typed jax.Array with the buffers of `array`, which must not be used any more.
 
-    JAX has no public way to do so that is not a computation, which would change memory kinds and would have to be run by every process of
-    a job. Its own unpickling does it like this.
+    JAX has no public way to do so that is not a computation. A computation would change memory kinds, and every process of a job would
+    have to run it. JAX's own unpickling replaces the attribute `aval`; JAX's cache of compiled operations then still takes the array for
+    one that is not weakly typed, so that the result of an operation would depend on what the program has done before.
     """
     import jax
 
     try:
-        array.aval = array.aval.update(weak_type=True)
+        weak = type(array)(
+            array.aval.update(weak_type=True),
+            array.sharding,
+            array._arrays,
+            committed=array.committed,
+            _skip_checks=True,
+        )
     except (AttributeError, TypeError) as error:
         raise _no_weak_types(jax.__version__) from error
-    if not array.weak_type:
+    if not weak.weak_type:
         raise _no_weak_types(jax.__version__)
-    return array
+    return weak
 
 
 def _no_weak_types(version: str) -> ImportError:
     return ImportError(
-        f"jaxckpt uses the attribute aval of a jax.Array, which JAX {version} does not have like this. Install a version of JAX that "
-        "jaxckpt supports, or a newer jaxckpt."
+        f"jaxckpt makes a jax.Array of an aval, a sharding and _arrays, which JAX {version} does not permit like this. Install a version "
+        "of JAX that jaxckpt supports, or a newer jaxckpt."
     )

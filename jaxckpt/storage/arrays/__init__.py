@@ -1,1 +1,1 @@
-"""Reading and writing arrays: straight from and to the data files, or through TensorStore."""
+"""The bytes of arrays: read and written by own code (`own_writer`, `pread`), or through TensorStore. `writer` and `stored` choose."""

@@ -1,1 +1,1 @@
-"""What the files of an Orbax checkpoint say besides the arrays: tree, layout, digests, description."""
+"""What an Orbax checkpoint says besides the bytes of its arrays: the tree, their layout, digests, and a description of the save."""
