@@ -128,6 +128,7 @@ def _refuse_collisions(entries: Sequence[Entry]) -> None:
 
 
 def _refuse_collisions_of_strings(entries: Sequence[Entry]) -> None:
+    """Refuses str leaves whose names collide in the file in which Orbax stores strings."""
     texts: dict[str, Any] = {}
     for entry in entries:
         if isinstance(entry.content, StringContent):
