@@ -1,4 +1,5 @@
-"""The meeting that begins every call of a job: all processes are there, and mean the same, before anything is done.
+"""The meeting at the beginning of a call: the processes of a job compare their calls and their leaves before anything is done.
 
-`meeting.meet` holds it: process 0 as the `leader`, the others as a `member`. `leaves` describes what they bring, `comparison` compares it.
+`meeting.meet` holds the meeting. Process 0 is the `leader`, each other process a `member`. `leaves` describes the leaves of a process, and
+`comparison` compares them.
 """

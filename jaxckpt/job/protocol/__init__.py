@@ -1,4 +1,5 @@
-"""What processes say to each other: the `messages`, who may say which of them when (`grammar`), and their bytes (`frames`).
+"""The messages between processes, the connections that carry them, and the handshake with which processes find each other.
 
-A `link` carries them. `handshake` is how processes find each other, and prove who they are.
+`messages` lists the messages, `grammar` tells who may send which message when, and `frames` converts them to bytes. A `link` sends and
+receives them. In the `handshake` both sides prove that they belong to the job.
 """
