@@ -1,14 +1,10 @@
-"""Saves in the background: their threads, their errors (each is raised once, by the next call), and the end of the program.
+"""Saves in the background: their threads, and their errors (each is raised once, by the next call).
 
 Once a save has been handed to the background, it is written, committed and registered, even if the call that began it is interrupted.
-Its thread is a daemon, and so are the threads that Orbax starts from it: a stuck thread cannot keep the process from ending. When the
-program ends, `_finish_all` waits for the saves, for a bounded time.
+Its thread is a daemon, and so are the threads that Orbax starts from it: a stuck thread cannot keep the process from ending. The end of
+the program waits for the saves (see `jaxckpt.saving.program_end`).
 """
 
-import atexit
-import os
-import signal
-import sys
 import threading
 import time
 import traceback
@@ -17,14 +13,13 @@ from contextlib import suppress
 from typing import Any
 
 from jaxckpt._lib.uninterrupted import finish_left, start
+from jaxckpt.saving.program_end import PROGRAM_END, say
 
 # Several threads may wait for one save, and pass its lock on. An interrupt can keep one of them from doing so, so the others look again
 # after this time.
 _SLICE_SECS = 0.5
 # After two interrupts, a commit of an earlier call may still be running. It takes milliseconds; a call waits for it at most this long.
 _LEFT_SECS = 10.0
-_in_flight: set["Flight"] = set()
-_registry_lock = threading.Lock()
 
 
 class Flight:
@@ -57,6 +52,7 @@ class Flight:
         self._work: Callable[[Callable[[], None]], None] | None = work
         self._begun = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._taking = threading.Lock()
         # Held until the save is over. Not an Event: an interrupt in its wait() can leave its lock held, and set() would wait for ever.
         self._running = threading.Lock()
         self._running.acquire()
@@ -68,8 +64,7 @@ class Flight:
           RuntimeError: the system cannot start a thread.
         """
         if not self._begun.locked():
-            with _registry_lock:
-                _in_flight.add(self)
+            PROGRAM_END.add(self)
             start(threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True))
 
     def run(self) -> None:
@@ -105,21 +100,20 @@ class Flight:
           why: after how long, or because of what signal; completes the sentence.
         """
         consequence = "it is saved, but its callbacks have not finished" if self.wrote else "it is NOT saved"
-        _say(f"jaxckpt: gave up waiting for the save of {self.what} {why}; {consequence}.")
+        say(f"jaxckpt: gave up waiting for the save of {self.what} {why}; {consequence}.")
 
     def tell(self) -> None:
         """Reports the error of the save on stderr, when the program ends: no later call can raise it."""
         if (error := self.take_error()) is not None:
             consequence = "was saved, but a callback failed" if self.wrote else "was NOT saved"
-            _say(
+            say(
                 f"jaxckpt: unreported error of a background save: {self.what} {consequence}:\n"
                 + "".join(traceback.format_exception(error))
             )
 
     def forget(self) -> None:
         """Removes the save from the list of those that the end of the program waits for, or reports."""
-        with _registry_lock:
-            _in_flight.discard(self)
+        PROGRAM_END.discard(self)
 
     @property
     def is_on_this_thread(self) -> bool:
@@ -140,10 +134,10 @@ class Flight:
     def take_error(self) -> BaseException | None:
         """Returns the error of the save, once; afterwards None."""
         # Two threads may ask at once.
-        with _registry_lock:
+        with self._taking:
             error, self.error = self.error, None
-            if error is not None:
-                _in_flight.discard(self)
+        if error is not None:
+            self.forget()
         return error
 
 
@@ -168,9 +162,9 @@ class Background:
         Raises:
           RuntimeError: the system cannot start a thread. The save has not been taken over.
         """
-        over = _ended or not threading.main_thread().is_alive()
+        over = PROGRAM_END.is_over or not threading.main_thread().is_alive()
         if not over:
-            _watch_exit()
+            PROGRAM_END.watch()
         before = self._flights
         self._flights = (*(each for each in before if each.error is not None), flight)
         if over:
@@ -250,114 +244,3 @@ def raise_errors(flights: Iterable[Flight]) -> None:
     """
     for flight in flights:
         _raise(flight)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-_watching = False
-# Whether the main thread has ended, and `_finish_all` has waited for the saves.
-_ended = False
-# The interrupt that ended the wait of `_finish_all`.
-_end: BaseException | None = None
-# The end of the program prints that it waits for a save only if the wait takes longer than this.
-_QUIET_SECS = 1.0
-
-
-def _watch_exit() -> None:
-    """Arranges for `_finish_all` to run when the program ends, before Python shuts down what a save needs.
-
-    ``atexit`` is too late: by then ``concurrent.futures``, which Orbax uses, refuses new work. `threading` has an earlier hook, which
-    ``concurrent.futures`` uses too. Of that hook's functions, the last registered one runs first.
-    """
-    global _watching
-    if _watching:
-        return
-    _watching = True
-    atexit.register(_end_as_interrupted)
-    os.register_at_fork(after_in_child=_after_fork)
-
-    # Importing this registers its hook. Ours is registered later, so it runs earlier.
-    import concurrent.futures.thread  # noqa: F401
-
-    register = getattr(threading, "_register_atexit", None)
-    if register is None:
-        atexit.register(_finish_all)
-        return
-    try:
-        register(_finish_all)
-    except RuntimeError:
-        # The program is ending already: one of its exit handlers saves.
-        atexit.register(_finish_all)
-
-
-def _after_fork() -> None:
-    """Forgets the saves in a forked child: it does not have their threads, and must not wait for them."""
-    global _registry_lock
-    _registry_lock = threading.Lock()
-    for flight in _in_flight:
-        flight.ended = True
-    _in_flight.clear()
-
-
-def _finish_all() -> None:
-    """Waits for the saves in flight when the program ends. Prints that it waits if that takes long; Ctrl-C ends the wait."""
-    global _ended, _end
-    waiting: list[Flight] = []
-    try:
-        try:
-            with _registry_lock:
-                waiting += [flight for flight in _in_flight if not flight.is_on_this_thread]
-            _wait_for(waiting)
-        except (KeyboardInterrupt, SystemExit) as interrupt:
-            # A second Ctrl-C kills the program at once.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _end = interrupt
-            for flight in waiting:
-                if not flight.ended:
-                    flight.give_up(f"at {'Ctrl-C' if isinstance(interrupt, KeyboardInterrupt) else 'a signal'}")
-        for flight in waiting:
-            if flight.ended:
-                flight.tell()
-    finally:
-        _ended = True
-
-
-def _wait_for(flights: list[Flight]) -> None:
-    began = time.monotonic()
-    said = False
-    for flight in flights:
-        # The saves run side by side: the time of all of them began when the program came to its end.
-        left = began + flight.exit_timeout_secs - time.monotonic()
-        quiet = left if said else min(left, began + _QUIET_SECS - time.monotonic())
-        if flight.wait(quiet):
-            continue
-        left = began + flight.exit_timeout_secs - time.monotonic()
-        if not said and left > 0:
-            said = True
-            running = [each for each in flights if not each.ended]
-            longest = max(each.exit_timeout_secs for each in running)
-            _say(
-                f"jaxckpt: the program has ended, but the save of {', '.join(each.what for each in running)} is still running; waiting for "
-                f"it, at most {longest:g} s (OrbaxSettings.exit_timeout_secs). Press Ctrl-C to give it up."
-            )
-        if not flight.wait(left):
-            flight.give_up(f"after {flight.exit_timeout_secs:g} s (OrbaxSettings.exit_timeout_secs)")
-
-
-def _end_as_interrupted() -> None:
-    """Ends the program as an interrupt would, if an interrupt ended the wait of `_finish_all`.
-
-    `_finish_all` cannot raise the interrupt: from there, Python would print tracebacks of `threading` and end with status 0.
-    """
-    if _end is None:
-        return
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    if isinstance(_end, SystemExit):
-        code = _end.code
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
