@@ -34,7 +34,7 @@ _PHASES = (
     ("temporary directory", "jaxckpt.storage.commit.temporary", "TemporaryDirectory.__init__"),
     ("Orbax checkpointer", "jaxckpt.storage.orbax", "write_item"),
     ("arrays", "jaxckpt.storage.arrays.writer", "write"),
-    ("tree metadata", "jaxckpt.storage.item.tree_metadata", "write"),
+    ("tree metadata", "jaxckpt.storage.item.tree_text", "write"),
     ("digests", "jaxckpt.storage.item.digests", "write"),
     ("fsync of metadata and directories", "jaxckpt.storage.stores.local", "sync_tree"),
     ("rename", "jaxckpt.storage.commit.moves", "publish"),

@@ -18,14 +18,14 @@ from jaxckpt.tree import objects
 from jaxckpt.tree.named_values import NamedValues
 from jaxckpt.tree.nested import NestedAdapter
 
-# The one attribute that is not a value.
+# The only attribute of a Checkpoint that is not a value.
 _SAVER = "_saver"
 
 
 class Checkpoint:
     """Named values that are saved and restored together (TensorFlow: `tf.train.Checkpoint`).
 
-    Values are read when they are saved, so attributes can be set and added at any time::
+    The attributes are the values. They are read when they are saved, so they can be set and added at any time::
 
         checkpoint = jaxckpt.Checkpoint(model=params, optimizer=opt_state, step=0)
         checkpoint.step = 100
@@ -33,29 +33,35 @@ class Checkpoint:
         checkpoint.restore(path).assert_consumed()
         params = checkpoint.model
 
-    A value is a pytree of jax.Array, numpy array, Python or numpy scalar, str, bytes or None (for restore also jax.ShapeDtypeStruct);
-    a Flax NNX object; an optax state; a typed PRNG key; an object with ``serialize()`` and ``deserialize(value)``, or ``get_state()``
-    and ``set_state(state)``; or another Checkpoint, whose values then have names below its own. NNX objects, state objects and nested
-    Checkpoints are updated in place by restore. Everything else, `nnx.State` too, is replaced on the Checkpoint.
+    A value is one of these:
 
-    A Checkpoint may be used from several threads; its saves happen one after the other.
+    * a pytree whose leaves are jax.Array, numpy array, Python or numpy scalar, str, bytes or None (for restore also
+      jax.ShapeDtypeStruct);
+    * a Flax NNX object, an optax state, or a typed PRNG key;
+    * a state object: one with ``serialize()`` and ``deserialize(value)``, or with ``get_state()`` and ``set_state(state)``;
+    * another Checkpoint. The names of its values begin with the name of the attribute.
+
+    Restore updates NNX objects, state objects and nested Checkpoints in place. It replaces every other value (`nnx.State` too): the
+    attribute of the Checkpoint gets a new object.
+
+    Several threads may use a Checkpoint at the same time. It saves one checkpoint after the other.
     """
 
     _saver: Saver
 
     def __init__(self, root: Any = None, **named: Any) -> None:
-        """Makes a Checkpoint of the given values.
+        """Creates a Checkpoint of the given values.
 
         Args:
-          root: an object whose first level becomes names: a mapping, a dataclass, an NNX object, another Checkpoint, or an object
-            with attributes. Its fields are read when they are saved. An NNX object and a Checkpoint are updated in place by restore.
-            Another root is not written into: what restore brings stands on the Checkpoint, until the root's field is given
-            another value.
+          root: an object whose fields become values under their names: a mapping, a dataclass, an NNX object, another Checkpoint, or an
+            object with attributes. The fields are read when they are saved. Restore updates an NNX object and a Checkpoint in place.
+            Restore does not write into any other root: the Checkpoint keeps the restored value, until the program gives that field
+            of the root another value.
           **named: values by name.
 
         Raises:
           ValueError: a name is reserved, or stands for different objects in `root` and in `named`.
-          TypeError: `root` has no names.
+          TypeError: `root` has no named fields.
         """
         inner = values_of(root) if isinstance(root, Checkpoint) else None
         check_name = functools.partial(_check_name, type(self))
@@ -93,7 +99,7 @@ class Checkpoint:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        # Without the lock: a callback of the save that a locked call waits for may copy its Checkpoint.
+        # Without the lock: a write callback may copy its Checkpoint while the lock is held by a call that waits for that save.
         other._become(copy.deepcopy(self._saver.values, memo), copy.deepcopy(self._saver.counter, memo))
         return other
 
@@ -104,16 +110,16 @@ class Checkpoint:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "A Checkpoint cannot be pickled: it stands for live values and files. Pickle the values, or save it."
+            "A Checkpoint cannot be pickled, because it refers to live values and to files. Pickle the values, or call save()."
         )
 
     # -- saving -------------------------------------------------------------------------------------------------------------------
 
     @property
     def save_counter(self) -> int:
-        """The number used by the most recent save. A manager's save with an explicit number only increments it. Assignable.
+        """The number used by the most recent save. Assignable.
 
-        Stored in every checkpoint; set by `restore`.
+        A manager's save with an explicit number only increments it. Every checkpoint stores it, and `restore` sets it.
         """
         return self._saver.counter.number
 
@@ -125,33 +131,35 @@ class Checkpoint:
         """Saves a numbered checkpoint and registers it as the latest (TensorFlow: `tf.train.Checkpoint.save`).
 
         Args:
-          file_prefix: directory and name; the checkpoint is the directory ``<file_prefix>-<number>``. Parents are made. The number
-            is `save_counter` + 1, or the one after the highest that exists if that one is taken: nothing is overwritten.
-          options: how; see `CheckpointOptions`. With `enable_async` this returns as soon as the values are safe from later changes.
+          file_prefix: directory and name. The checkpoint is the directory ``<file_prefix>-<number>``; missing parent directories are
+            created. The number is `save_counter` + 1. If a checkpoint has that number, the number is the highest existing one + 1:
+            nothing is overwritten.
+          options: how to save; see `CheckpointOptions`. With `enable_async` this returns as soon as later changes of the values cannot
+            reach the checkpoint.
 
         Returns:
-          Path of the checkpoint: `file_prefix` as it is spelled, and the number. A part ``name/..`` of it whose `name` does not
-          exist is left out, since nothing could follow it.
+          Path of the checkpoint: `file_prefix` as it was spelled, and the number. A part ``name/..`` is left out if `name` does not
+          exist, because such a path could not be opened.
 
         Raises:
-          TypeError: a value that cannot be stored (names the leaf), an argument of a wrong type, or a call inside of a function
-            that JAX traces, as jax.jit does.
-          ValueError: a device that does not exist, colliding names, a prefix without a name.
-          CheckpointError: the directory holds TensorFlow's checkpoints, whose state file and numbers are TensorFlow's.
-          OSError: with errno; nothing was left behind, no number used up. An asynchronous save that fails later, and raises
-            this at the next touch, has used up its number: its path was returned.
-          BaseException: what the previous asynchronous save, or a callback, raised.
+          TypeError: a value cannot be stored (the message names the leaf), an argument has a wrong type, or the call is inside a
+            function that JAX traces (jax.jit).
+          ValueError: the device does not exist, two names collide, or the prefix has no name.
+          CheckpointError: the directory holds TensorFlow's checkpoints; TensorFlow owns the state file and the numbers there.
+          OSError: the write failed; `errno` is set. Nothing is left behind, and the number is not used up. An asynchronous save that
+            fails later raises this from the next call, and its number is used up, because its path was returned.
+          BaseException: the error of the previous asynchronous save, or of a callback.
         """
         return self._saver.save(paths.checked_prefix(file_prefix), options, SaveHooks())
 
     def write(self, file_prefix: StrPath, options: CheckpointOptions | None = None) -> str:
         """Writes a checkpoint at exactly this path, without number or registration (TensorFlow: `tf.train.Checkpoint.write`).
 
-        A checkpoint that is there is replaced, atomically: after a crash either the old or the new one restores.
+        A checkpoint that exists there is replaced atomically: after a crash either the old or the new one restores.
 
         Args:
-          file_prefix: path of the checkpoint. Parents are made.
-          options: how; see `CheckpointOptions`.
+          file_prefix: path of the checkpoint. Missing parent directories are created.
+          options: how to save; see `CheckpointOptions`.
 
         Returns:
           Path of the checkpoint, as for `save`.
@@ -172,31 +180,34 @@ class Checkpoint:
     ) -> CheckpointLoadStatus:
         """Restores values and `save_counter` from a checkpoint (TensorFlow: `tf.train.Checkpoint.restore`).
 
-        The current values are the targets: leaves are matched by name, and must have the target's kind, shape and dtype; arrays get
-        the target's sharding, memory kind and weak type. Everything is validated, read and verified before the first value is changed.
+        The current values are the *targets*. Targets and stored leaves are matched by name, and must have the same kind, shape and
+        dtype. A restored array gets the sharding, memory kind and weak type of its target. Everything is validated, read and verified
+        before the first value is changed.
 
-        A scalar may have changed its form: a Python or numpy scalar restores into a JAX scalar and the other way round, if it is a number
-        of the same kind (bool, int, float, complex) that the target's dtype can represent. A Python float, which has no dtype of its own,
-        is rounded as JAX rounds it.
+        A scalar may change its form: a Python or numpy scalar restores into a JAX scalar, and the other way round. Both must be numbers
+        of the same kind (bool, int, float, complex), and the target's dtype must be able to represent the stored number. A Python
+        float, which has no dtype of its own, is rounded as JAX rounds it.
 
         Args:
-          save_path: what `save` or `write` returned, or any Orbax checkpoint of a tree; None restores nothing.
-          options: as for `save`.
-          cast: convert arrays whose stored dtype is another one of the same kind (float32 to bfloat16, int64 to int32), instead of an
-            error. `CheckpointLoadStatus.cast` names them. A value that does not fit, such as an int that is too large, is an error.
+          save_path: the path that `save` or `write` returned, or the path of any Orbax checkpoint of a tree; None restores nothing.
+          options: how to restore; see `CheckpointOptions`.
+          cast: whether to convert arrays whose stored dtype is another one of the same kind (float32 to bfloat16, int64 to int32). By
+            default another dtype is an error. `CheckpointLoadStatus.cast` names the converted leaves. A value that the new dtype
+            cannot hold, such as an int that is too large, is an error.
 
         Returns:
           The names that matched, and those that did not; see `CheckpointLoadStatus`.
 
         Raises:
-          FileNotFoundError: there is nothing at `save_path`, or the checkpoint was deleted while it was read.
-          CheckpointError: what is there is no checkpoint.
-          CorruptCheckpointError: it is damaged.
-          ValueError: a leaf of another kind, shape or dtype, or a sharding that does not fit (names the leaf and both sides), or two
-            different values for one object that stands under two names (names both).
-          TypeError: a target that could not be saved either (names the leaf), or a call inside of a function that JAX traces.
-          OSError: it cannot be read.
-          BaseException: what the previous asynchronous save raised.
+          FileNotFoundError: nothing exists at `save_path`, or the checkpoint was deleted while it was read.
+          CheckpointError: `save_path` is not a checkpoint.
+          CorruptCheckpointError: the checkpoint is damaged.
+          ValueError: a leaf has another kind, shape or dtype, or a sharding does not fit (the message names the leaf and both sides);
+            or the checkpoint has two different values for one object that has two names (the message names both).
+          TypeError: a target is of a type that cannot be saved either (the message names the leaf), or the call is inside a function
+            that JAX traces.
+          OSError: a file cannot be read.
+          BaseException: the error of the previous asynchronous save.
         """
         return self._saver.restore("restore", save_path, options, cast=cast)
 
@@ -207,23 +218,37 @@ class Checkpoint:
         *,
         cast: bool = False,
     ) -> CheckpointLoadStatus:
-        """Like `restore`, but leaves `save_counter` alone; the counterpart of `write` (TensorFlow: `tf.train.Checkpoint.read`)."""
+        """Restores values as `restore` does, but does not change `save_counter` (TensorFlow: `tf.train.Checkpoint.read`).
+
+        It is the counterpart of `write`.
+
+        Args:
+          save_path: the path that `save` or `write` returned, or the path of any Orbax checkpoint of a tree; None restores nothing.
+          options: how to restore; see `CheckpointOptions`.
+          cast: whether to convert arrays whose stored dtype is another one of the same kind; see `restore`.
+
+        Returns:
+          The names that matched, and those that did not; see `CheckpointLoadStatus`.
+
+        Raises:
+          BaseException: as `restore`.
+        """
         return self._saver.restore("read", save_path, options, cast=cast)
 
     # -- waiting ------------------------------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Waits for the save in flight, and raises its error, once.
+        """Waits for the asynchronous save in flight, if there is one, and raises its error, once.
 
         Raises:
           RuntimeError: called from a write callback of an asynchronous save of this Checkpoint.
-          TimeoutError: the save is still running after `OrbaxSettings.timeout_secs`; it goes on.
-          BaseException: what the save raised.
+          TimeoutError: the save is still running after `OrbaxSettings.timeout_secs`. It goes on.
+          BaseException: the error of the save.
         """
         self._saver.sync()
 
     def close(self) -> None:
-        """Waits for the save in flight, and raises its error. The Checkpoint can still be used."""
+        """Waits for the save in flight and raises its error, as `sync` does. The Checkpoint can still be used."""
         self.sync()
 
     def __enter__(self) -> Self:
@@ -236,13 +261,13 @@ class Checkpoint:
         try:
             self.close()
         except BaseException as second:
-            # The block's own error goes on; this one must not be lost.
+            # The error of the `with` block is raised. The error of the save is added to it, so that it is not lost.
             text = "".join(format_exception(second))
-            error.add_note(f"Besides, the asynchronous save that was in flight failed:\n{text}")
+            error.add_note(f"The asynchronous save that was in flight failed too:\n{text}")
 
 
 def saver_of(checkpoint: Checkpoint) -> Saver:
-    """Returns what saves and restores a Checkpoint: the interface for `CheckpointManager`."""
+    """Returns the saver of a Checkpoint. `CheckpointManager` uses it."""
     return checkpoint._saver
 
 
@@ -257,5 +282,5 @@ objects.register(Checkpoint, NestedAdapter(values_of))
 def _check_name(owner: type, name: str) -> None:
     if any(name in vars(kind) for kind in owner.__mro__) or name == _SAVER:
         raise ValueError(
-            f"{name!r} is a reserved name: Checkpoint has a method or property called that. Use another name."
+            f"{name!r} is a reserved name: Checkpoint has a method or property of that name. Use another name."
         )

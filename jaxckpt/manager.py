@@ -24,14 +24,15 @@ _logger = logging.getLogger("jaxckpt")
 class CheckpointManager:
     """Saves numbered checkpoints into a directory and deletes old ones (TensorFlow: `tf.train.CheckpointManager`).
 
-    It manages the checkpoints ``<checkpoint_name>-<number>`` that the state file ``checkpoint`` lists, whichever program saved them
-    (a plain `Checkpoint.save`, an earlier manager), and what a program that was killed committed after them and could not
-    register any more. The state file gives their order and is read again by every call; one that was edited is obeyed.
-    Other names in the directory, and what was taken out of the list, are left alone.
+    The *state file* ``checkpoint`` in the directory lists the checkpoints, oldest first. The manager manages the listed checkpoints
+    that are called ``<checkpoint_name>-<number>``, whichever program saved them (a plain `Checkpoint.save`, an earlier manager). It
+    also takes over checkpoints that a program committed before it was killed and did not register. Every call reads the state file
+    again, so editing it has an effect. The manager does not touch other names in the directory, nor checkpoints that were taken out
+    of the list.
 
-    A preserved checkpoint (`keep_checkpoint_every_n_hours`) leaves the list and is never deleted, by this manager or a
-    later one. Checkpoints are deleted only after the new one is committed and its callbacks have run; one that cannot
-    be deleted stays listed (a warning is logged) and is tried again after the next save.
+    A preserved checkpoint (see `keep_checkpoint_every_n_hours`) leaves the list, and neither this manager nor a later one deletes it.
+    Old checkpoints are deleted only after the new one is committed and its callbacks have run. If a checkpoint cannot be deleted, a
+    warning is logged, it stays in the list, and the manager tries again after the next save.
     """
 
     def __init__(
@@ -48,29 +49,28 @@ class CheckpointManager:
         *,
         options: CheckpointOptions | None = None,
     ) -> None:
-        """Takes over the management of a directory: finds what is there, and removes the leftovers of killed saves.
+        """Takes over a directory: finds its checkpoints, and removes the leftovers of saves that were killed.
 
         Args:
-          checkpoint: what to save and restore.
-          directory: where; made by the first save.
+          checkpoint: the Checkpoint to save and restore.
+          directory: the directory of the checkpoints. The first save creates it.
           max_to_keep: how many checkpoints to keep, besides preserved ones; None keeps all.
-          keep_checkpoint_every_n_hours: a checkpoint that is due for deletion is preserved instead if it was saved at
-            least this long after the last preserved one (or after the first manager of the directory started). None
-            preserves none.
+          keep_checkpoint_every_n_hours: hours. A checkpoint that would be deleted is preserved if it was saved at least this long
+            after the last preserved one (or after the first manager of the directory started). None preserves no checkpoint.
           checkpoint_name: checkpoints are called ``<checkpoint_name>-<number>``.
           step_counter: the current step: a function without arguments (``lambda: checkpoint.step``), or an object with
-            `__int__` or `__index__` that the program changes in place (an NNX Variable). A number or jax.Array can
-            never change, so it is refused.
-          checkpoint_interval: `save` writes nothing before this many steps have passed since the last save. Needs
+            `__int__` or `__index__` that the program changes in place (an NNX Variable). A number or a jax.Array is
+            refused, because it can never change.
+          checkpoint_interval: least number of steps between two saves; before that, `save` writes nothing. Needs
             `step_counter`.
           init_fn: called by `restore_or_initialize` when there is nothing to restore.
-          last_checkpoint_step: the step that counts as saved last; None if none does.
-          options: what `save` and `restore_or_initialize` use when they are given none.
+          last_checkpoint_step: the step that counts as saved last; None if no step has been saved.
+          options: the options of `save` and `restore_or_initialize` calls that pass none.
 
         Raises:
-          TypeError: an argument of the wrong type.
-          ValueError: an argument out of range, `checkpoint_interval` without `step_counter`, a `step_counter` that can
-            never change, or a device that does not exist.
+          TypeError: an argument has the wrong type.
+          ValueError: an argument is out of range, `checkpoint_interval` is given without `step_counter`, `step_counter` can
+            never change, or the device does not exist.
         """
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type_name(checkpoint)}.")
@@ -107,13 +107,13 @@ class CheckpointManager:
         try:
             behind, foreign = self._series.start(self._listing.root())
         except OSError as error:
-            # A program that only reads need not be able to write. A call that needs what failed says so.
-            _logger.warning("Could not put %s in order: %s", self._directory, error)
+            # Not an error: a program that only reads may lack the right to write. A later call that has to write raises its own error.
+            _logger.warning("Could not remove leftovers and register checkpoints in %s: %s", self._directory, error)
             return
         if behind:
             warnings.warn(
-                f"The clock is {behind:g} s behind the time at which a checkpoint was last preserved "
-                f"in {self._directory}. Nothing was registered; once this manager saves, what is there now is kept for ever.",
+                f"This machine's clock is {behind:g} s behind the time at which a checkpoint in {self._directory} was last preserved. "
+                "The manager has registered nothing. Once it saves, it will never delete the checkpoints that are there now.",
                 stacklevel=3,
             )
         if foreign is not None:
@@ -127,7 +127,7 @@ class CheckpointManager:
 
     @property
     def directory(self) -> str:
-        """Where the checkpoints are, as it was given."""
+        """The directory of the checkpoints, as it was given."""
         return self._directory
 
     @property
@@ -137,12 +137,12 @@ class CheckpointManager:
 
     @property
     def last_checkpoint_step(self) -> int | None:
-        """The step that counts as saved last; followed only with `checkpoint_interval`."""
+        """The step that counts as saved last. It is updated only if there is a `checkpoint_interval`."""
         return self._steps.last
 
     @property
     def checkpoints(self) -> list[str]:
-        """Paths of the listed checkpoints, oldest first; without preserved ones and those that other programs deleted.
+        """Paths of the listed checkpoints, oldest first, without preserved ones and without those that other programs deleted.
 
         Raises:
           OSError: the directory cannot be read.
@@ -150,7 +150,7 @@ class CheckpointManager:
         return self._listing.checkpoints(self._options_for_reading())
 
     def _options_for_reading(self) -> CheckpointOptions | None:
-        """The manager's options; if they name no IO process, with that of the last save."""
+        """Returns the manager's options. If they do not name an IO process, the one of the last save is added."""
         device = None if self._options is None else self._options.experimental_io_device
         if device is not None or self._last_device is None:
             return self._options
@@ -162,7 +162,7 @@ class CheckpointManager:
     def latest_checkpoint(self) -> str | None:
         """Path of the checkpoint that was saved last and still exists; None if there is none.
 
-        Where the directory holds nothing under the manager's name, it is that of `jaxckpt.latest_checkpoint`.
+        If the directory holds no checkpoint of the manager's name, this is what `jaxckpt.latest_checkpoint` returns.
 
         Raises:
           OSError: the directory cannot be read.
@@ -175,23 +175,22 @@ class CheckpointManager:
         check_interval: bool = True,
         options: CheckpointOptions | None = None,
     ) -> str | None:
-        """Saves a checkpoint, unless it is too early for one, and deletes old ones.
+        """Saves a checkpoint, unless `checkpoint_interval` steps have not passed yet, and deletes old checkpoints.
 
         Args:
-          checkpoint_number: an existing checkpoint of that number is replaced. By default the number is `save_counter`
-            + 1, or the one after the highest that exists if that one is taken.
-          check_interval: False saves also before `checkpoint_interval` steps have passed, but never the same step
-            twice.
-          options: how; by default those of the manager.
+          checkpoint_number: the number of the checkpoint; a checkpoint that has it is replaced. None: the number is `save_counter`
+            + 1 or, if a checkpoint has that number, the highest existing number + 1.
+          check_interval: whether to respect `checkpoint_interval`. False saves earlier too, but never the same step twice.
+          options: how to save; None for the manager's options.
 
         Returns:
           Path of the checkpoint; None if none was due.
 
         Raises:
-          As `Checkpoint.save`. A step whose save failed does not count as saved. An asynchronous save that fails later has used
-            up its number.
+          BaseException: as `Checkpoint.save`. A step whose save failed does not count as saved. An asynchronous save that fails
+            later has used up its number.
         """
-        # Before a step is asked for: where none is due, tracing would go on in silence.
+        # First of all: a call that is traced must be refused also when no checkpoint is due.
         self._saver.refuse_tracing("save")
         options = self._options if options is None else options
         file_process(options)
@@ -223,7 +222,11 @@ class CheckpointManager:
         return path
 
     def _step_number(self, step: SavedStep | None) -> int | None:
-        """The current step, also where there is no interval for which it was read; None without a counter."""
+        """Returns the current step; None without a `step_counter`.
+
+        Args:
+          step: the step that was read for the interval; None if there is no interval.
+        """
         if step is not None:
             return step.step
         return self._current_step() if self._has_step_counter else None
@@ -231,32 +234,32 @@ class CheckpointManager:
     def restore_or_initialize(
         self, options: CheckpointOptions | None = None, *, skip_corrupt: bool = False
     ) -> str | None:
-        """Restores the latest checkpoint; if there is none, calls `init_fn`. Waits for a save in flight first.
+        """Restores the latest checkpoint; if there is none, calls `init_fn`. Waits for the save in flight first.
 
-        After a restore the current step counts as saved. If another program deletes the checkpoint meanwhile, the newest that
-        is there then is restored.
+        After a restore the current step counts as saved. If another program deletes the checkpoint during the restore, the newest one
+        that is left is restored.
 
         Args:
-          options: how; by default those of the manager.
-          skip_corrupt: if the latest checkpoint cannot be restored because it is damaged, warn and take the newest other one
-            that verifies, preserved ones included. Nothing is initialized over damaged checkpoints: if none verifies, the
-            error of the latest one is raised.
+          options: how to restore; None for the manager's options.
+          skip_corrupt: whether to go on if the latest checkpoint is damaged: warn, and restore the newest other checkpoint that
+            verifies, preserved ones included. If none verifies, the error of the latest one is raised: `init_fn` is never called
+            where damaged checkpoints are.
 
         Returns:
           Path of the checkpoint that was restored; None if there was none. Checkpoints of another program (Orbax, Flax) in
-          the directory are not restored; a warning says how to go on from them.
+          the directory are not restored; a warning says how to continue from them.
 
         Raises:
           CheckpointError: the directory holds TensorFlow's checkpoints, and none of this manager.
           FileNotFoundError: all checkpoints were deleted while they were looked up or read.
-          CorruptCheckpointError: the latest checkpoint is damaged (with `skip_corrupt`: all are).
+          CorruptCheckpointError: the latest checkpoint is damaged (with `skip_corrupt`: all are damaged).
           OSError: the directory cannot be read.
-          As `Checkpoint.restore`, and what a save in flight raised.
+          BaseException: as `Checkpoint.restore`, and the error of a save in flight.
         """
         self._saver.refuse_tracing("restore_or_initialize")
         options = self._options_for_reading() if options is None else options
         file_process(options)
-        # No save of another thread may start, and delete what is about to be restored, while the latest one is looked up.
+        # The lock keeps other threads from saving now: their saves could delete the checkpoint that is about to be restored.
         with self._saver.lock:
             restored = restore_newest(
                 Candidates(self._checkpoint, self._directory, options, self._listing.newest_first), skip_corrupt
@@ -270,12 +273,16 @@ class CheckpointManager:
         return restored
 
     def _require_nothing_else(self, options: CheckpointOptions | None) -> None:
-        """Nothing was restored: raises if it must not be initialized, and warns of another program's checkpoints, once."""
+        """Raises if the directory must not be initialized, and warns of another program's checkpoints, once.
+
+        Args:
+          options: they name the process that does the file access.
+        """
         found = self._listing.require_nothing_else(options)
         if found is not None and not self._warned:
             self._warned = True
             warnings.warn(found, stacklevel=3)
 
     def sync(self) -> None:
-        """Waits for the save in flight and raises its error, as `Checkpoint.sync`."""
+        """Waits for the save in flight and raises its error, as `Checkpoint.sync` does."""
         self._checkpoint.sync()

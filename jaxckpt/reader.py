@@ -21,9 +21,9 @@ from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree.containers import Container
 
-# TensorFlow puts this behind the name of a variable.
+# TensorFlow appends this to the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-# The save counter stands beside the tree, but is listed and read as a leaf.
+# The save counter is stored beside the tree. The reader lists and reads it as a leaf.
 _COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
 
 
@@ -32,13 +32,13 @@ class LeafMetadata:
     """The description of one leaf in a checkpoint.
 
     Attributes:
-      name: the path joined by ``/``.
-      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key"; what Orbax calls the type of a
-        leaf that only a program's own type handler can read.
-      shape: of the stored array; () for scalars, str and what cannot be read.
-      dtype: of the stored array; None for str and what cannot be read.
-      nbytes: bytes of the value.
-      sharding: the sharding the array was saved with, as Orbax notes it (JSON text), or None.
+      name: the keys of the path to the leaf, joined by ``/``.
+      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key". For a leaf that only a type
+        handler of the program that saved it can read (a *foreign* leaf), the word that Orbax uses for its type.
+      shape: shape of the stored array; () for a scalar, a str and a foreign leaf.
+      dtype: dtype of the stored array; None for a str and a foreign leaf.
+      nbytes: size of the value in bytes; 0 for a foreign leaf.
+      sharding: the sharding that the array was saved with, as Orbax stores it (JSON text), or None.
       key_impl: implementation of a PRNG key, or None.
     """
 
@@ -54,11 +54,11 @@ class LeafMetadata:
 class Reader:
     """Reads the leaves of one checkpoint as numpy arrays (TensorFlow: `tf.train.CheckpointReader`).
 
-    Works for any Orbax checkpoint of a tree, on any number of devices. Checkpoints that jaxckpt wrote are verified as they are read.
+    It reads any Orbax checkpoint of a tree, on any number of devices. Data that jaxckpt wrote is verified when it is read.
     """
 
     def __init__(self, path: str) -> None:
-        """Opens the checkpoint at `path`; use `load_checkpoint`."""
+        """Opens the checkpoint at `path`. Programs call `load_checkpoint` instead."""
         self._stored = storage.StoredCheckpoint(path)
         self._leaves = {leaf.name: leaf for leaf in self._stored.tree.leaves if not leaf.is_empty}
         counter = self._stored.record.get(COUNTER)
@@ -83,23 +83,26 @@ class Reader:
         return len(self._leaves)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of a leaf, () for a str or a scalar. Raises KeyError if there is no such leaf."""
+        """Returns the shape of the leaf `name`; () for a str or a scalar. Raises KeyError if the checkpoint has no such leaf."""
         leaf = self._leaf(name)
         return () if leaf.is_string or leaf.is_foreign else self._info(leaf).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Returns the dtype of a leaf, that of its `get_tensor`. Raises what `get_tensor` raises."""
+        """Returns the dtype of the array that `get_tensor` returns for the leaf `name`. Raises what `get_tensor` raises."""
         leaf = self._readable(name)
         return _text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
 
     def get_tensor(self, name: str) -> np.ndarray:
         """Returns a leaf as a numpy array: a str as an array of str, bytes as an array of uint8, a PRNG key as its key data.
 
+        Args:
+          name: name of the leaf.
+
         Raises:
-          KeyError: there is no such leaf.
-          CheckpointError: it was stored by a type handler that only its own program has.
-          CorruptCheckpointError: its data is damaged.
-          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
+          KeyError: the checkpoint has no leaf of this name.
+          CheckpointError: only a type handler of the program that saved the leaf can read it.
+          CorruptCheckpointError: the data of the leaf is damaged.
+          FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
         """
         leaf = self._readable(name)
         self._stored.presence.check()
@@ -112,21 +115,21 @@ class Reader:
         return array if array.flags.writeable else array.copy()
 
     def has_tensor(self, name: str) -> bool:
-        """Whether there is a leaf of that name (TensorFlow's word for `name in reader`)."""
+        """Returns whether the checkpoint has a leaf `name` (TensorFlow's word for `name in reader`)."""
         return name in self
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
-        """Returns the shape of every leaf by name, each as a list, as TensorFlow's reader does."""
+        """Returns the shape of every leaf, by name. A shape is a list, as TensorFlow's reader returns it."""
         self._read_infos()
         return {name: list(self.shape(name)) for name in self.keys()}
 
     def get_variable_to_dtype_map(self) -> dict[str, np.dtype[Any]]:
-        """Returns the dtype of every leaf by name (numpy's, where TensorFlow's reader returns its own)."""
+        """Returns the dtype of every leaf that can be read, by name. It is numpy's dtype, not TensorFlow's."""
         self._read_infos()
         return {name: self.dtype(name) for name in self.keys() if not self._leaves[name].is_foreign}
 
     def metadata(self, name: str) -> LeafMetadata:
-        """Returns what the checkpoint says of a leaf. Raises KeyError if there is no such leaf."""
+        """Returns the description of the leaf `name`. Raises KeyError if the checkpoint has no such leaf."""
         leaf = self._leaf(name)
         if leaf.is_string:
             return LeafMetadata(
@@ -143,21 +146,22 @@ class Reader:
         )
 
     def tree(self) -> Any:
-        """Returns all leaves as nested dicts of numpy arrays; lists stay lists, scalars, str and bytes are themselves.
+        """Returns the whole tree: nested dicts and lists of numpy arrays, Python and numpy scalars, str and bytes.
 
-        PRNG keys are their key data (`metadata` tells the implementation). Named tuples are dicts, as for Orbax. None stands for a leaf
-        that only a program's own type handler can read, with a UserWarning.
+        A PRNG key is returned as its key data (`metadata` tells the implementation), and a named tuple as a dict, as Orbax does. For a
+        leaf that only a type handler of the program that saved it can read, the tree has None, and a UserWarning is issued.
 
         Raises:
           CorruptCheckpointError: stored data is damaged.
-          FileNotFoundError: the checkpoint was deleted, or replaced by another one, since it was opened.
+          FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
         """
         self._stored.presence.check()
         stored = self._stored.tree.leaves
         foreign = [leaf.name for leaf in stored if leaf.is_foreign]
         if foreign:
             warnings.warn(
-                f"{self.path}: None stands for what only a type handler of the program that saved it can read: {', '.join(foreign)}",
+                f"{self.path}: these leaves are None, because only a type handler of the program that saved them can read them: "
+                f"{', '.join(foreign)}",
                 UserWarning,
                 stacklevel=2,
             )
@@ -201,7 +205,7 @@ class Reader:
         return leaf
 
     def _read_infos(self) -> None:
-        """Reads the shapes of all arrays in one step; asking for each of them takes longer."""
+        """Reads the shapes of all arrays in one step, which is faster than reading them one by one."""
         self._stored.infos(
             [leaf for leaf in self._leaves.values() if not (leaf.is_string or leaf.is_foreign or leaf is _COUNTER_LEAF)]
         )
@@ -221,7 +225,7 @@ def _kind(leaf: StoredLeaf) -> str:
 
 
 def _text_array(text: str) -> np.ndarray:
-    # numpy's own kind of text drops null characters at the end.
+    # An array of numpy's str dtype drops null characters at the end of the text.
     return np.array(text, dtype=object) if text.endswith("\0") else np.asarray(text)
 
 
@@ -238,13 +242,16 @@ def load_checkpoint(path: StrPath) -> Reader:
     """Opens a checkpoint for reading without targets (TensorFlow: `tf.train.load_checkpoint`).
 
     Args:
-      path: of a checkpoint, or a directory with a state file, which means its latest; TensorFlow's keyword `ckpt_dir_or_file` is
-        taken too.
+      path: path of a checkpoint, or of a directory with a state file; then its latest checkpoint is opened. TensorFlow's keyword
+        `ckpt_dir_or_file` is accepted too.
+
+    Returns:
+      The reader of the checkpoint.
 
     Raises:
-      FileNotFoundError: there is nothing.
-      CheckpointError: what is there is no checkpoint.
-      CorruptCheckpointError: it is damaged.
+      FileNotFoundError: nothing exists at `path`.
+      CheckpointError: `path` is not a checkpoint.
+      CorruptCheckpointError: the checkpoint is damaged.
     """
     text = paths.spelled(paths.checked_path(path, "path"))
     if not storage.is_checkpoint(text) and (found := latest.latest_checkpoint(text)) is not None:
@@ -261,10 +268,11 @@ def list_variables(path: StrPath) -> list[tuple[str, tuple[int, ...]]]:
     """Returns name and shape of every leaf, sorted by name (TensorFlow: `tf.train.list_variables`).
 
     Args:
-      path: as for `load_checkpoint`.
+      path: path of a checkpoint, or of a directory with a state file; see `load_checkpoint`.
 
     Raises:
-      CheckpointError, OSError: as for `load_checkpoint`.
+      CheckpointError: as `load_checkpoint`.
+      OSError: as `load_checkpoint`.
     """
     reader = load_checkpoint(path)
     return [(name, tuple(shape)) for name, shape in reader.get_variable_to_shape_map().items()]
@@ -279,11 +287,12 @@ def load_variable(path: StrPath, name: str) -> np.ndarray:
     """Returns one leaf as a numpy array (TensorFlow: `tf.train.load_variable`).
 
     Args:
-      path: as for `load_checkpoint`.
-      name: of the leaf.
+      path: path of a checkpoint, or of a directory with a state file; see `load_checkpoint`.
+      name: name of the leaf.
 
     Raises:
-      KeyError: there is no such leaf.
-      CheckpointError, OSError: as for `load_checkpoint` and `Reader.get_tensor`.
+      KeyError: the checkpoint has no leaf of this name.
+      CheckpointError: as `load_checkpoint` and `Reader.get_tensor`.
+      OSError: as `load_checkpoint` and `Reader.get_tensor`.
     """
     return load_checkpoint(path).get_tensor(name)

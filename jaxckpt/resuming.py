@@ -1,4 +1,4 @@
-"""Restoring the newest checkpoint of a directory while other programs save and delete there."""
+"""Restores the newest checkpoint of a directory, while other programs may save and delete there."""
 
 import errno
 import warnings
@@ -12,13 +12,13 @@ from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.storage import stores
 
-# How often the newest checkpoint may be deleted before it could be read.
+# How often the newest checkpoint may be deleted before it can be read; then its error is raised.
 _MAX_LOSSES = 20
 _Result = TypeVar("_Result")
 
 
 class Candidates:
-    """The checkpoints that a manager can restore. In a job of several processes all of them get the same answers."""
+    """The checkpoints that a manager can restore. In a job of several processes, every process gets the same answers."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class Candidates:
         options: CheckpointOptions | None,
         look: Callable[[], list[str]],
     ) -> None:
-        """Makes them known.
+        """Creates the list of candidates, which is looked up each time that it is asked for.
 
         Args:
-          checkpoint: what is restored.
-          directory: of the manager, for messages.
-          options: with the process that does the file access.
-          look: returns the paths of what could be restored now, best first.
+          checkpoint: the Checkpoint that is restored.
+          directory: directory of the manager, for messages.
+          options: they name the process that does the file access; None for the defaults.
+          look: returns the paths of the checkpoints that can be restored now, best first.
         """
         self._checkpoint = checkpoint
         self._directory = directory
@@ -44,32 +44,37 @@ class Candidates:
         return ask("restore_or_initialize", self._directory, self._options, work, before=before, always=True)
 
     def newest_first(self) -> list[str]:
-        """Returns the paths of what could be restored now, best first; waits for a save in flight."""
+        """Waits for a save in flight, and returns the paths of the checkpoints that can be restored now, best first."""
         return self._together(self._look, self._checkpoint.sync)
 
     def exists(self, path: str) -> bool:
-        """Whether anything is at the path."""
+        """Returns whether anything exists at the path."""
         return self._together(lambda: stores.exists(path))
 
     def restore(self, path: str, *, verify: bool) -> None:
-        """Restores a checkpoint, after reading and checking every byte of it if `verify`."""
+        """Restores a checkpoint.
+
+        Args:
+          path: path of the checkpoint.
+          verify: whether to read and check every byte of it before.
+        """
         self._together(lambda: require_sound(path, verify))
         self._checkpoint.restore(path, self._options)
 
 
 def restore_newest(candidates: Candidates, skip_corrupt: bool) -> str | None:
-    """Restores the newest checkpoint that is there. One that is deleted while it is read is followed by the newest then.
+    """Restores the newest checkpoint. If it is deleted while it is read, the newest one that is left is restored.
 
     Args:
       candidates: the checkpoints.
-      skip_corrupt: warn of damaged ones, and go on with the next one that verifies.
+      skip_corrupt: whether to warn of a damaged checkpoint, and go on with the next one that verifies.
 
     Returns:
-      Its path; None if there is none.
+      The path of the restored checkpoint; None if there is none.
 
     Raises:
-      CorruptCheckpointError: the newest is damaged (with `skip_corrupt`: all are).
-      FileNotFoundError: all were deleted meanwhile.
+      CorruptCheckpointError: the newest checkpoint is damaged (with `skip_corrupt`: all are damaged).
+      FileNotFoundError: all checkpoints were deleted meanwhile.
     """
     damage: CorruptCheckpointError | None = None
     damaged: set[str] = set()
@@ -99,23 +104,23 @@ def restore_newest(candidates: Candidates, skip_corrupt: bool) -> str | None:
 
 
 def require_sound(path: str, verify: bool) -> None:
-    """Refuses a checkpoint that cannot be whole.
+    """Refuses a checkpoint that is incomplete or damaged.
 
     Args:
-      path: of the checkpoint.
-      verify: read and check every byte.
+      path: path of the checkpoint.
+      verify: whether to read and check every byte. False only checks that the directory is marked as a checkpoint.
 
     Raises:
-      FileNotFoundError: nothing is there any more.
-      CorruptCheckpointError: it is damaged.
+      FileNotFoundError: the checkpoint does not exist any more.
+      CorruptCheckpointError: the checkpoint is damaged.
     """
     if not storage.is_checkpoint(path):
         if not stores.exists(path):
             raise FileNotFoundError(errno.ENOENT, "The checkpoint was deleted meanwhile", path)
         raise CorruptCheckpointError.at(
             path,
-            "it is listed as a checkpoint, but what marks it as one is missing. "
-            "Remove it to go back to an older one, or pass skip_corrupt=True.",
+            "it is listed as a checkpoint, but the file that marks it as one is missing. "
+            "Remove it to go back to an older checkpoint, or pass skip_corrupt=True.",
         )
     if verify:
         report = storage.verify(path)

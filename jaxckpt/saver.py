@@ -1,6 +1,6 @@
-"""Saves and restores named values: what a `Checkpoint` does, without its names.
+"""Saves and restores named values: the work behind `Checkpoint` and `CheckpointManager`.
 
-An object of its own, because each public name of a Checkpoint's class is one that no value can have. `CheckpointManager` uses it too.
+It is a class of its own because every public method of `Checkpoint` takes away a name that a value could have.
 """
 
 import threading
@@ -28,18 +28,19 @@ class Saver:
 
     Attributes:
       values: the named values.
-      counter: which number comes next.
-      lock: held from the beginning of a save until it is written or handed to the background, and during a restore. Who enters it
-        keeps other threads from both. Reentrant.
+      counter: `save_counter`, and the number of the next save.
+      lock: held from the beginning of a save until it is written or handed to the background, and during a restore. While a thread
+        holds it, other threads can neither save nor restore. Reentrant.
     """
 
     def __init__(self, values: NamedValues, counter: SaveCounter, checkpoint_id: int) -> None:
-        """Makes a saver without saves in flight.
+        """Creates a saver that has not saved anything yet.
 
         Args:
           values: the named values.
-          counter: which number comes next.
-          checkpoint_id: `id` of the Checkpoint, which none of its values may hold. The Checkpoint itself would be a cycle of references.
+          counter: `save_counter`, and the number of the next save.
+          checkpoint_id: `id()` of the Checkpoint. A value that contains the Checkpoint itself is refused. The saver does not refer to the
+            Checkpoint, because that would be a reference cycle.
         """
         self.values = values
         self.counter = counter
@@ -48,13 +49,13 @@ class Saver:
         self._saves = Saves()
 
     def refuse_tracing(self, action: str) -> None:
-        """Refuses a call inside of a function that JAX traces, where it would happen once, at tracing.
+        """Refuses a call inside a function that JAX traces: it would run once, during tracing, and not when the function runs.
 
         Args:
           action: the call, such as "save".
 
         Raises:
-          TypeError: JAX traces the caller; names the first value that is traced, if there is one.
+          TypeError: JAX traces the caller. The message names the first value that is traced, if there is one.
         """
         tracing.refuse(action, lambda: ((leaf.name, leaf.value) for flat in self._flats() for leaf in flat.leaves))
 
@@ -74,10 +75,10 @@ class Saver:
 
         Args:
           prefix: directory and name, as `paths.checked_prefix` returned it.
-          options: how.
-          hooks: what else happens around the save.
-          number: that of the caller's choice, whose checkpoint is replaced; None for the next one.
-          step: the step that is saved, where the caller knows it.
+          options: how to save; None for the defaults.
+          hooks: called at the steps of the save.
+          number: number chosen by the caller. A checkpoint that has it is replaced. None takes the next number.
+          step: the training step that is saved; None if the caller does not know it.
 
         Returns:
           Path of the checkpoint.
@@ -107,8 +108,8 @@ class Saver:
         """Saves a checkpoint at exactly this path, and does not register it.
 
         Args:
-          path: as `paths.checked_path` returned it; a checkpoint that is there is replaced.
-          options: how.
+          path: path of the checkpoint, as `paths.checked_path` returned it. A checkpoint that exists there is replaced.
+          options: how to save; None for the defaults.
 
         Returns:
           Path of the checkpoint.
@@ -137,18 +138,18 @@ class Saver:
         give: Callable[[int], None] = lambda number: None,
         step: int | None = None,
     ) -> str:
-        """Saves, here or in the background, and returns the path of the checkpoint.
+        """Saves, on this thread or in the background, and returns the path of the checkpoint.
 
         Args:
           action: the call, for messages: "save" or "write".
-          subject: what it was given.
-          options: of the call.
-          hooks: what else happens.
+          subject: the path or prefix that the caller passed, for messages.
+          options: how to save; None for the defaults.
+          hooks: called at the steps of the save.
           reserve: chooses and reserves number and path for the save.
-          replace: put the checkpoint in the place of what is there.
-          details: names and values that the processes of a job have to agree about, besides the options.
-          give: is given the number of the save once it is used up; more than once, perhaps.
-          step: the step that is saved, where the caller knows it.
+          replace: whether to replace a checkpoint that exists at the path.
+          details: names and values that must be the same on every process of the job, besides the options.
+          give: called with the number of the save once that number is used up. It may be called more than once.
+          step: the training step that is saved; None if the caller does not know it.
         """
         self.refuse_tracing(action)
         options = _checked(options)
@@ -163,7 +164,7 @@ class Saver:
                 hooks,
                 replace=replace,
                 details=details,
-                # An interrupt may keep the call from counting it.
+                # `count` does this too, but an interrupt may keep it from running.
                 registered=lambda save: give(save.number),
             )
 
@@ -186,16 +187,16 @@ class Saver:
     def restore(
         self, action: str, save_path: StrPath | None, options: CheckpointOptions | None, *, cast: bool
     ) -> CheckpointLoadStatus:
-        """Restores values, and for "restore" the counter too.
+        """Restores values. "restore" also restores the counter; "read" does not.
 
         Args:
           action: the call: "restore" or "read".
-          save_path: of the checkpoint, as it was given; None restores nothing.
-          options: how.
-          cast: convert arrays of another dtype of the same kind.
+          save_path: path of the checkpoint, as the caller gave it; None restores nothing.
+          options: how to restore; None for the defaults.
+          cast: whether to convert arrays that were stored in another dtype of the same kind.
 
         Returns:
-          The names that matched, and those that did not.
+          The status, which tells which names matched and which did not.
 
         Raises:
           BaseException: as `Checkpoint.restore`.
@@ -234,7 +235,7 @@ class Saver:
             return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast)
 
     def sync(self) -> None:
-        """Waits for the save in flight, and raises its error, once. Raises as `Checkpoint.sync`."""
+        """Waits for the save in flight and raises its error, once. Raises what `Checkpoint.sync` raises."""
         self._saves.sync()
 
 

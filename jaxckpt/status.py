@@ -1,4 +1,4 @@
-"""What a restore matched, and the assertions that TensorFlow's load status offers."""
+"""`CheckpointLoadStatus`: the names that a restore matched, and the assertions that TensorFlow's load status offers."""
 
 import warnings
 import weakref
@@ -9,12 +9,12 @@ from typing import Any, Self
 class CheckpointLoadStatus:
     """The result of `Checkpoint.restore` and `Checkpoint.read` (TensorFlow: `tf.train.Checkpoint.restore`'s status object).
 
-    A restore that left something out and was not acknowledged, by an assertion or by `expect_partial`, warns once when this object
-    is dropped.
+    If a restore left something out, the program should say that it knows: by one of the assertions, or by `expect_partial`. If it does
+    not, this object issues a warning, once, when it is garbage-collected.
 
     Attributes:
       missing: names of targets that the checkpoint does not have; they kept their values.
-      unexpected: names of stored leaves that nothing asked for.
+      unexpected: names of stored leaves for which there is no target.
       cast: names of leaves that were stored in another dtype of the same kind and converted, as ``cast=True`` allowed.
     """
 
@@ -26,7 +26,15 @@ class CheckpointLoadStatus:
         unexpected: Sequence[str],
         cast: Sequence[str] = (),
     ) -> None:
-        """Made by restore; `path` is None when there was nothing to restore."""
+        """Creates the status; `Checkpoint.restore` does this.
+
+        Args:
+          path: path of the checkpoint; None if the caller passed None, so that nothing was restored.
+          matched: names of the targets that were found.
+          missing: names of targets that the checkpoint does not have.
+          unexpected: names of stored leaves for which there is no target.
+          cast: names of leaves that were converted.
+        """
         self._path = path
         self._matched = len(matched)
         self.missing: tuple[str, ...] = tuple(missing)
@@ -37,13 +45,13 @@ class CheckpointLoadStatus:
             self._warning = weakref.finalize(self, _warn, self._describe())
 
     def assert_consumed(self) -> Self:
-        """Asserts that every target was in the checkpoint and every stored leaf was asked for.
+        """Asserts that every target was in the checkpoint, and that every stored leaf has a target.
 
         Returns:
           This object.
 
         Raises:
-          AssertionError: naming the leaves that were not.
+          AssertionError: the message names the targets and leaves that did not match.
         """
         self._acknowledge()
         if self.missing or self.unexpected:
@@ -51,13 +59,13 @@ class CheckpointLoadStatus:
         return self
 
     def assert_existing_objects_matched(self) -> Self:
-        """Asserts that every target was in the checkpoint; stored leaves that nothing asked for do not matter.
+        """Asserts that every target was in the checkpoint. Stored leaves without a target are fine.
 
         Returns:
           This object.
 
         Raises:
-          AssertionError: naming the targets that were not.
+          AssertionError: the message names the targets that were not in the checkpoint.
         """
         self._acknowledge()
         if self.missing:
@@ -65,13 +73,13 @@ class CheckpointLoadStatus:
         return self
 
     def assert_nontrivial_match(self) -> Self:
-        """Asserts that anything but `save_counter` was matched.
+        """Asserts that at least one leaf matched, besides `save_counter`.
 
         Returns:
           This object.
 
         Raises:
-          AssertionError: naming targets and stored leaves.
+          AssertionError: the message names the targets and the stored leaves.
         """
         self._acknowledge()
         if not self._matched:
@@ -79,16 +87,28 @@ class CheckpointLoadStatus:
         return self
 
     def expect_partial(self) -> Self:
-        """Declares that not everything has to match, which silences the warning. Returns this object."""
+        """Declares that a partial match is intended, so that no warning is issued.
+
+        Returns:
+          This object.
+        """
         if self._warning is not None:
             self._warning.detach()
         return self
 
     def initialize_or_restore(self, session: None = None) -> None:
-        """Does nothing: values exist, and are restored, already (TensorFlow needs it for graphs and sessions)."""
+        """Does nothing: the values exist and are restored already (TensorFlow needs it for graphs and sessions).
+
+        Args:
+          session: ignored.
+        """
 
     def run_restore_ops(self, session: None = None) -> None:
-        """Does nothing: values are restored already (TensorFlow needs it for graphs and sessions)."""
+        """Does nothing: the values are restored already (TensorFlow needs it for graphs and sessions).
+
+        Args:
+          session: ignored.
+        """
 
     def _acknowledge(self) -> None:
         if self._path is None:

@@ -1,4 +1,4 @@
-"""Options -> Orbax settings: a pure step whose result can be read, printed, and used with Orbax directly."""
+"""Translates options into Orbax settings. The result can be printed, and used to call Orbax directly. Nothing is read or written."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ class OrbaxTranslation:
     Attributes:
       options: a copy of the options that were translated.
       array_settings: how arrays are written.
-      exit_timeout_secs: how many seconds the end of the program waits for an asynchronous save.
+      exit_timeout_secs: most seconds that the program waits, when it ends, for an asynchronous save.
     """
 
     options: CheckpointOptions
@@ -46,7 +46,7 @@ class OrbaxTranslation:
 
     @property
     def asynchronous(self) -> bool:
-        """Whether saving continues in the background."""
+        """Whether the checkpoint is written in the background."""
         return self.array_settings.asynchronous
 
     @property
@@ -56,33 +56,36 @@ class OrbaxTranslation:
 
     @property
     def sharding_callback(self) -> Any:
-        """The sharding callback that is called with the tensors of a save, or None: policies are settings."""
+        """The sharding callback that is called with the tensors of a save; None if the option is unset or is a built-in policy.
+
+        The policies are translated into settings and are not called.
+        """
         return sharding_callback_of(self.options)
 
-    # Orbax's objects are made when they are asked for: importing Orbax can take longer than a restore.
+    # Orbax's objects are created only when a caller asks for them: importing Orbax can take longer than a whole restore.
 
     @functools.cached_property
     def async_options(self) -> Any:
-        """The ocp.AsyncOptions that the checkpointer is given if it is asynchronous."""
+        """The ocp.AsyncOptions of the checkpointer; used only if it is asynchronous."""
         return orbax_api.async_options(patient(self.array_settings) if meeting.several() else self.array_settings)
 
     @functools.cached_property
     def multiprocessing_options(self) -> Any:
-        """The ocp.options.MultiprocessingOptions: Orbax's defaults, or, among several processes, the one that commits alone."""
+        """The ocp.options.MultiprocessingOptions. In a job of several processes only the one that commits is active."""
         return orbax_api.multiprocessing_options(self.array_settings)
 
     def checkpointer(self) -> Any:
         """Builds an Orbax checkpointer with these settings, for code that calls Orbax itself.
 
         It saves and restores pytrees: ``checkpointer.save(path, args=ocp.args.PyTreeSave(tree))``. It does not run
-        write callbacks. In a job of several processes it works on the process that commits only (the IO process, or process 0), and
-        saves what this process has whole; `jaxckpt.Checkpoint` saves what several have together.
+        write callbacks. In a job of several processes it works only on the process that commits (the IO process, or process 0), and
+        saves only arrays that lie completely on this process. `jaxckpt.Checkpoint` saves arrays that several processes share.
 
         Returns:
-          An ocp.AsyncCheckpointer exactly if `asynchronous`, otherwise an ocp.Checkpointer. The caller closes it.
+          An ocp.AsyncCheckpointer if `asynchronous`, otherwise an ocp.Checkpointer. The caller closes it.
 
         Raises:
-          ValueError: on another process than the one that commits. A synchronous checkpointer raises it when it saves.
+          ValueError: this is not the process that commits. (A synchronous checkpointer raises it when it saves.)
         """
 
         def snapshot_of(item: Any) -> Snapshot:
@@ -90,8 +93,8 @@ class OrbaxTranslation:
             for leaf in flat.leaves:
                 if isinstance(leaf.value, jax.Array) and not leaf.value.is_fully_addressable:
                     raise ValueError(
-                        f"{leaf.name}: other processes have parts of this array, which this checkpointer would leave out. Save it with "
-                        "jaxckpt.Checkpoint."
+                        f"{leaf.name}: parts of this array are on other processes, and this checkpointer would not save them. Save the "
+                        "array with jaxckpt.Checkpoint."
                     )
             taken = snapshot.take([flat], copy=self.asynchronous)
             return sharding.arranged(taken, self.sharding_callback, jax.process_index(), jax.process_count() > 1)
@@ -104,21 +107,22 @@ class OrbaxTranslation:
 
 
 def to_orbax(options: CheckpointOptions) -> OrbaxTranslation:
-    """Translates options into Orbax settings. Touches no file, and does not change the options.
+    """Translates options into Orbax settings. Does not touch files, and does not change the options.
 
     Args:
-      options: what to translate.
+      options: the options to translate.
 
     Returns:
-      The settings. Print them to see what each option turned into, and why.
+      The settings. Print them to see the settings that each option turns into, and the reasons.
 
     Raises:
-      TypeError: `options` is not a CheckpointOptions, or something that is not callable was put into its callbacks.
-      ValueError: the device does not exist, or an unsuitable callable was put into the callbacks.
+      TypeError: `options` is not a CheckpointOptions, or an element of its callbacks is not callable.
+      ValueError: the device does not exist, or a callback cannot be called with one argument or none.
     """
     if checked_options(options) is None:
         raise TypeError("options must be a jaxckpt.CheckpointOptions, got None.")
-    callbacks.check_callbacks(options.experimental_write_callbacks)  # The list may have been changed in place.
+    # The options checked the list when they were created, but the program may have changed it in place.
+    callbacks.check_callbacks(options.experimental_write_callbacks)
     orbax = options.orbax or OrbaxSettings()
     policy = policy_of(options.experimental_sharding_callback)
     limit = policy.max_shard_size if isinstance(policy, MaxShardSizePolicy) else None
@@ -139,7 +143,8 @@ def _smallest(*sizes: int | None) -> int:
     return min(size for size in sizes if size is not None)
 
 
-_Rows: TypeAlias = dict[str, tuple[str, str, str]]  # option: its value, what it turns into, why
+# By option: its value, what it turns into, and why.
+_Rows: TypeAlias = dict[str, tuple[str, str, str]]
 
 
 def _tensorflow_rows(translation: OrbaxTranslation) -> _Rows:
@@ -151,12 +156,12 @@ def _tensorflow_rows(translation: OrbaxTranslation) -> _Rows:
         "experimental_write_callbacks": (
             f"[{', '.join(names)}]" if names else str(options.experimental_write_callbacks),
             _NOTHING,
-            "jaxckpt runs them after the commit. Orbax's post_finalization_callback runs before it, without the path.",
+            "jaxckpt runs them after the commit. Orbax's post_finalization_callback runs before the commit and gets no path.",
         ),
         "experimental_skip_slot_variables": (
             str(options.experimental_skip_slot_variables),
             _NOTHING,
-            "Only for restoring: if True, moments of optimizers keep their fresh values. They are saved in any case.",
+            "Only for restoring: if True, the optimizers' slot variables (such as moments) keep their current values. A save stores them.",
         ),
         "experimental_sharding_callback": (
             repr(policy_of(options.experimental_sharding_callback))
@@ -173,9 +178,12 @@ def _io_device(translation: OrbaxTranslation) -> tuple[str, str]:
     result = f"ocp.options.MultiprocessingOptions({arguments})"
     if process is None:
         commits = " Process 0 commits." if jax.process_count() > 1 else ""
-        return result, f"Every process writes its own shards, to a directory that all of them see.{commits}"
+        return result, f"Every process writes its own shards into a directory that all processes see.{commits}"
     if jax.process_count() == 1:
-        return result, f"Process {process} does all file access. It is the only process of this job: nothing changes."
+        return (
+            result,
+            f"Process {process} does all file access. It is the only process of this job, so this changes nothing.",
+        )
     return result, f"Process {process} does all file access; the other processes send it their shards."
 
 
@@ -183,11 +191,11 @@ def _async(translation: OrbaxTranslation) -> tuple[str, str]:
     where = ""
     if jax.process_count() > 1:
         where = f" on process {orbax_api.committing_process(translation.array_settings)}"
-    bucket = "A bucket is written without it."
+    bucket = "A save to a bucket does not use it."
     if translation.asynchronous:
-        why = "save returns once the values are safe from later changes; the files are written in the background."
+        why = "save() returns once later changes of the values cannot reach the checkpoint; the files are written in the background."
         return f"ocp.AsyncCheckpointer{where}", f"{why} {bucket}"
-    return f"ocp.Checkpointer{where}", f"save returns when the checkpoint is committed. {bucket}"
+    return f"ocp.Checkpointer{where}", f"save() returns when the checkpoint is committed. {bucket}"
 
 
 def _sharding(translation: OrbaxTranslation) -> tuple[str, str]:
@@ -195,11 +203,11 @@ def _sharding(translation: OrbaxTranslation) -> tuple[str, str]:
     if translation.sharding_callback is not None:
         return (
             "one set of data files per group",
-            "The callback puts the tensors that a process writes into groups.",
+            "The callback divides the tensors that a process writes into groups.",
         )
     if settings.max_file_size is None:
         return "one set of data files per process", "The default, as in Orbax."
-    why = "Orbax has no such limit; chunks and data files are laid out to stay below it. Restoring needs no policy."
+    why = "Orbax has no such limit; jaxckpt chooses chunks and data files that stay below it. Restoring does not need the policy."
     return f"data files of at most {settings.max_file_size} bytes", why
 
 
@@ -207,17 +215,19 @@ def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
     orbax, settings = translation.options.orbax or OrbaxSettings(), translation.array_settings
     timeout, about_timeout = (
         _NOTHING,
-        "Bounds every wait of a save or restore. Orbax leaves some of its waits without a bound.",
+        "Limits every wait of a save or restore. Some of Orbax's own waits have no limit.",
     )
     if translation.asynchronous:
         timeout = f"ocp.AsyncOptions(timeout_secs={translation.async_options.timeout_secs})"
         if jax.process_count() > 1:
-            about_timeout = "Bounds every wait of a save or restore. Orbax is given more, so that a process that is late can be named."
+            about_timeout = "Limits every wait of a save or restore. Orbax's limit is longer, so that jaxckpt can name a late process."
     codecs = "bytes, crc32c" if settings.compression is None else f"bytes, {settings.compression}, crc32c"
     smaller = (
-        " Smaller than asked for, to stay below a limit." if settings.chunk_byte_size < orbax.chunk_byte_size else ""
+        " It is smaller than the option, to stay below a limit."
+        if settings.chunk_byte_size < orbax.chunk_byte_size
+        else ""
     )
-    data_files, about_data_files = "one file per chunk, no OCDBT", "Only so can no data file outgrow so small a limit."
+    data_files, about_data_files = "one file per chunk, no OCDBT", "An OCDBT data file would exceed so small a limit."
     if layout.uses_ocdbt(settings):
         data_files = f"OCDBT target_data_file_size={layout.target_data_file_size(settings)}"
         about_data_files = "A data file is closed once it holds this many bytes."
@@ -228,7 +238,7 @@ def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
         ),
         "exit_timeout_secs": (
             _NOTHING,
-            "Orbax does not wait at the end of the program, and loses the checkpoint. jaxckpt waits this long.",
+            "When the program ends, Orbax does not wait, and the checkpoint is lost. jaxckpt waits this many seconds.",
         ),
         "compression": (f"zarr codecs {codecs}", "The crc32c of every chunk lets any reader detect a flipped bit."),
         "chunk_byte_size": (
@@ -236,6 +246,6 @@ def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
             f"A chunk is written, checksummed and read as a unit, several in parallel.{smaller}",
         ),
         "target_data_file_size": (data_files, about_data_files),
-        "memory_limit_bytes": (_NOTHING, "Bounds what the background of a save holds beyond the snapshot."),
+        "memory_limit_bytes": (_NOTHING, "Limits the memory that a save in the background uses, besides its snapshot."),
     }
     return {f"orbax.{name}": (repr(getattr(orbax, name)), *row) for name, row in rows.items()}

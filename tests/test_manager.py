@@ -452,7 +452,7 @@ class TestPreserving:
         make_checkpoint().write(tmp_path / "ckpt-4")  # A crash of the trainer. The evaluator has no business with it.
         before = (tmp_path / "checkpoint").read_bytes()
         clock.now -= HOUR + 120
-        with pytest.warns(UserWarning, match=r"clock is 120 s behind.*Nothing was registered"):
+        with pytest.warns(UserWarning, match=r"clock is 120 s behind.*registered nothing"):
             evaluator = make_manager(tmp_path, 1)
         assert evaluator.restore_or_initialize() == str(tmp_path / "ckpt-4") == evaluator.latest_checkpoint
         assert (tmp_path / "checkpoint").read_bytes() == before

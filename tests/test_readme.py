@@ -79,7 +79,14 @@ def test_the_wrapper_of_a_tensorflow_iterator_compiles() -> None:
 
 LINKS = [
     (page, link)
-    for page in ("README.md", "CHANGELOG.md", "SECURITY.md", "docs/from_tensorflow.md")
+    for page in (
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/architecture.md",
+        "docs/from_tensorflow.md",
+    )
     for link in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)", (ROOT / page).read_text(encoding="utf-8"))
 ]
 
@@ -87,3 +94,25 @@ LINKS = [
 @pytest.mark.parametrize(("page", "link"), LINKS)
 def test_links_lead_somewhere(page: str, link: str) -> None:
     assert ((ROOT / page).parent / link).exists()
+
+
+MAP = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_map_names_files_and_tests_that_exist() -> None:
+    named = re.findall(r"`((?:[a-z_]+/)*(?:[a-z_0-9]+\.(?:py|yaml)|(?<=/)))(?:::(\w+))?`", MAP)
+    assert len(named) > 50
+    package = ROOT / "jaxckpt"
+    bases = (ROOT, package, package / "storage", package / "job")
+    for path, test in named:
+        found = [base / path for base in bases if (base / path).exists()]
+        assert found, path
+        assert not test or f"def {test}(" in found[0].read_text(encoding="utf-8"), test
+
+
+def test_the_map_names_every_room_and_every_message() -> None:
+    from jaxckpt.job.protocol.grammar import MESSAGES
+
+    rooms = [directory.parent.name for directory in (ROOT / "jaxckpt").glob("*/__init__.py")]
+    assert [name for name in rooms if f"`{name}/`" not in MAP] == []
+    assert [name for name in MESSAGES if f"`{name}`" not in MAP] == []

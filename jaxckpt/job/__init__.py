@@ -1,6 +1,6 @@
-"""Jobs of several processes: agreeing about a call, and moving pieces of arrays to and from the process that holds the files.
+"""Jobs of several processes: they agree about a call, and move pieces of arrays to and from the process that has the files.
 
-Nothing here uses a collective of JAX: a save in the background runs beside the collectives of the training step, and two orders of
-collectives on two processes are a deadlock. Processes find each other through JAX's coordination service (one small key), and talk
+This package does not use JAX's collectives. A save in the background runs beside the training step, and if two processes run their
+collectives in different orders, they deadlock. Processes find each other through JAX's coordination service (one small key), and talk
 over TCP.
 """

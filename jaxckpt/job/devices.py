@@ -1,8 +1,8 @@
-"""Which process accesses the file system: TensorFlow's device words -> an index of a JAX process.
+"""Translates TensorFlow's device strings into the index of the JAX process that accesses the file system.
 
-A JAX job is one TensorFlow job, ``worker``, with one task a process. TensorFlow's words for "the machine that
-coordinates" (``/job:localhost``, ``/job:chief``, ...), and a device without a task, mean process 0 on every process: if
-each process took them for itself, each would write a checkpoint of its own.
+A JAX job corresponds to one TensorFlow job, ``worker``, with one task per process. TensorFlow's names for the machine that
+coordinates (``/job:localhost``, ``/job:chief``, ...), and a device without a task, mean process 0 on every process. If
+they meant "this process", every process would write a checkpoint of its own.
 """
 
 import numbers
@@ -22,7 +22,7 @@ _INDEXED_JOB = "worker"
 _JOBS = f"{', '.join(_ONE_TASK_JOBS)} (each of them is process 0), and {_INDEXED_JOB} with /task:<process index>"
 _FORMS = '"/job:worker/task:2", "/job:localhost", "CPU:0", a process index, a jax.Device, or None'
 
-# One part between slashes. Words are case-sensitive as in TensorFlow, device types are not; "*" is TensorFlow's "any".
+# One part between slashes. As in TensorFlow, job names are case-sensitive, device types are not, and "*" means "any".
 # The number of digits is limited, so that int() accepts them.
 _PART = re.compile(
     r"job:(?P<job>\*|[A-Za-z][A-Za-z0-9_-]*)"
@@ -34,7 +34,7 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """The parts of a TensorFlow device string; None for a part that is absent or ``*``."""
+    """The parts of a TensorFlow device string. A part that is absent or ``*`` is None."""
 
     job: str | None = None
     replica: int | None = None
@@ -44,18 +44,18 @@ class DeviceSpec:
 
 
 def parse_device(value: object) -> IoDevice:
-    """Checks the form of an `experimental_io_device`. Whether it exists is for `resolve_process` to say.
+    """Checks the form of an `experimental_io_device`. `resolve_process` checks later that the device exists.
 
-    Does not look at JAX's devices, so that options can be made before ``jax.distributed.initialize``.
+    This does not look at JAX's devices, so that options can be created before ``jax.distributed.initialize``.
 
     Args:
       value: None, a process index, a jax.Device, or a TensorFlow device string.
 
     Returns:
-      The value; an integer of another type (such as numpy's) as int.
+      The value. An integer of another type (such as numpy's) is converted to int.
 
     Raises:
-      ValueError: it is none of these.
+      ValueError: the value has none of these forms.
     """
     if value is None or isinstance(value, jax.Device):
         return value
@@ -74,10 +74,13 @@ def parse_spec(text: str) -> DeviceSpec:
     """Splits a TensorFlow device string, such as ``/job:worker/replica:0/task:3/device:CPU:0``, into its parts.
 
     As in TensorFlow, parts may come in any order, the first slash may be missing, ``device:`` may be left out before
-    CPU, GPU and TPU, and ``*`` is the same as leaving a part out. Unlike there, a part that is given twice is refused.
+    CPU, GPU and TPU, and ``*`` is the same as leaving a part out. Unlike in TensorFlow, giving a part twice is an error.
+
+    Args:
+      text: the device string.
 
     Raises:
-      ValueError: it cannot be parsed, or names nothing.
+      ValueError: the string cannot be parsed, or all of its parts are ``*``.
     """
     given: dict[str, str] = {}
     for part in text.removeprefix("/").split("/"):
@@ -127,13 +130,13 @@ def resolve_process(value: object) -> int | None:
     """Returns the index of the process that accesses the file system, after checking that it and its device exist.
 
     Args:
-      value: what `parse_device` accepts.
+      value: any value that `parse_device` accepts.
 
     Returns:
       A process index, the same on every process; None for None.
 
     Raises:
-      ValueError: it does not exist; the message lists what does.
+      ValueError: the process or the device does not exist. The message lists those that exist.
     """
     device = parse_device(value)
     if device is None:
@@ -148,7 +151,7 @@ def resolve_process(value: object) -> int | None:
     spec = parse_spec(device)
     process = process_of(spec, device, count)
     if spec.device_type is not None:
-        # A type alone means "any device of that type": there has to be one.
+        # A type without a number means "any device of this type": the process must have at least one.
         have = _device_count(process, spec.device_type, count)
         if have <= (spec.ordinal or 0):
             wanted = spec.device_type if spec.ordinal is None else f"{spec.device_type}:{spec.ordinal}"
@@ -159,18 +162,18 @@ def resolve_process(value: object) -> int | None:
 
 
 def process_of(spec: DeviceSpec, text: str, count: int) -> int:
-    """Returns the process that a device string names in a job of `count` processes, whatever devices it has.
+    """Returns the index of the process that a device string names. Does not check its devices.
 
     Args:
       spec: the parts of the device string.
       text: the device string, for messages.
-      count: number of processes.
+      count: number of processes of the job.
 
     Raises:
-      ValueError: there is no such process, or the string names several.
+      ValueError: the process does not exist, or the string names several processes.
     """
     if spec.job not in (None, _INDEXED_JOB, *_ONE_TASK_JOBS):
-        raise ValueError(f"{_NAME}={text!r}: there is no job {spec.job!r}; JAX has {_JOBS}. {_processes(count)}")
+        raise ValueError(f"{_NAME}={text!r}: there is no job {spec.job!r}; the jobs are {_JOBS}. {_processes(count)}")
     if spec.replica:
         raise ValueError(f"{_NAME}={text!r}: there is no replica {spec.replica}, only replica 0. {_processes(count)}")
     if spec.job in _ONE_TASK_JOBS and spec.task:
@@ -179,9 +182,9 @@ def process_of(spec: DeviceSpec, text: str, count: int) -> int:
             f"for process {spec.task}. {_processes(count)}"
         )
     if spec.job == _INDEXED_JOB and spec.task is None:
-        # An error in a job of one process too: a program must not work on a laptop and fail on a pod.
+        # An error also in a job of one process: otherwise a program would work on a laptop and fail on a pod.
         raise ValueError(
-            f"{_NAME}={text!r}: the job {spec.job!r} is all processes; add the one that you mean, such as "
+            f"{_NAME}={text!r}: the job {spec.job!r} means all processes; name one of them, such as "
             f"'/job:{spec.job}/task:0'. {_processes(count)}"
         )
     return _existing(spec.task or 0, text, count)
@@ -202,7 +205,12 @@ def _processes(count: int) -> str:
 
 
 def _inventory(process: int, count: int) -> str:
-    """Says which processes, and which devices of one of them, exist."""
+    """Returns a sentence that lists the processes, and the devices of one of them.
+
+    Args:
+      process: index of the process whose devices are listed.
+      count: number of processes of the job.
+    """
     have = []
     for device_type in dict.fromkeys(("CPU", *(device.platform.upper() for device in jax.devices()))):
         number = _device_count(process, device_type, count)
@@ -212,17 +220,18 @@ def _inventory(process: int, count: int) -> str:
 
 
 def _device_count(process: int, device_type: str, count: int) -> int:
-    """Returns how many devices of a type a process has. They are numbered from 0 on each process, as in TensorFlow."""
+    """Returns how many devices of a type a process has. As in TensorFlow, they are numbered from 0 on each process."""
     devices = _devices(device_type.lower())
     if device_type == "CPU" and len({device.process_index for device in devices}) < count:
-        # The CPU backend is off, or knows this process's CPUs only. Every process has a CPU, and all are alike.
+        # The CPU backend is off, or knows only the CPUs of this process. Assume that every process has as many as this one.
         return max(1, len(devices))
     return sum(device.process_index == process for device in devices)
 
 
 def _devices(platform: str) -> list[jax.Device]:
-    """Returns all devices of a platform, of every process; none if the job does not have the platform."""
+    """Returns all devices of a platform, of every process; an empty list if the job does not have the platform."""
     try:
         return list(jax.devices(platform))
-    except RuntimeError:  # Unknown, absent, or (some plugins) under another name than the one its devices report.
+    except RuntimeError:
+        # The platform is unknown or absent. Or it is a plugin whose name differs from the one that its devices report.
         return [device for device in jax.devices() if device.platform.lower() == platform.lower()]

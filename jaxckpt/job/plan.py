@@ -1,7 +1,10 @@
-"""Who writes what: every process computes the same answer from the shardings alone, without asking anyone.
+"""The plan of a save: which process writes or sends which part of an array.
 
-Of every distinct box of an array exactly one holder is the owner, which writes it or sends it. Work is done once per *layout*, a pair of
-sharding and shape, of which a model with thousands of leaves has few; a leaf costs what this process's own boxes cost.
+Every process computes the same plan from the shardings alone, without asking another process. A *box* is a rectangular part of an array.
+Several processes may hold the same box (a replica); exactly one of them is its *owner*, which writes it or sends it.
+
+A *layout* is a pair of sharding and shape. A model with thousands of leaves has few layouts, so most of the work is done once per layout.
+For each leaf, only the boxes that this process holds are looked at.
 """
 
 import hashlib
@@ -19,10 +22,10 @@ class Layout:
     """How an array of one shape lies on the devices of a job.
 
     Attributes:
-      boxes: the distinct boxes; together they are the array, and none overlaps another.
+      boxes: the distinct boxes. They cover the array and do not overlap.
       holders: for each box the processes that hold it, ascending.
-      grid: the extents that the boxes are laid out by.
-      digest: tells layouts apart, the same on every process.
+      grid: the shape of one cell of the regular grid that the boxes follow.
+      digest: identifies the layout; it is the same on every process.
     """
 
     boxes: tuple[Box, ...]
@@ -35,8 +38,9 @@ class Layout:
 
         Args:
           box: position in `boxes`.
-          turn: one more for every leaf of this layout; replicas take turns, so that each process gets its share.
-          center: the process that writes everything, which owns what it holds; None if every process writes.
+          turn: a number that grows by one with each leaf of this layout. The replicas take turns as owners, so that every process gets
+            a similar share of the work.
+          center: the process that writes everything. It owns every box that it holds. None if every process writes.
         """
         holders = self.holders[box]
         if center is not None and center in holders:
@@ -45,13 +49,18 @@ class Layout:
 
 
 class Plan:
-    """The layouts of the arrays of one call, and their turns.
+    """The layouts of the arrays of one call, and how many arrays of each layout have been assigned.
 
-    Arrays have to be asked for in the same order on every process.
+    Every process must ask for the arrays in the same order.
     """
 
     def __init__(self, process: int, center: int | None) -> None:
-        """Args: index of this process, and of the one that writes everything, or None."""
+        """Creates a plan without layouts.
+
+        Args:
+          process: index of this process.
+          center: index of the process that writes everything; None if every process writes.
+        """
         self.process = process
         self.center = center
         self._layouts: dict[tuple[Any, tuple[int, ...], tuple[int, ...]], Layout] = {}
@@ -64,20 +73,25 @@ class Plan:
         """Returns the layout of an array.
 
         Args:
-          sharding: a jax.sharding.Sharding, or anything with ``devices_indices_map(shape)``.
-          shape: that the sharding is for.
-          trailing: extents of further axes, which are not divided (those of the data of PRNG keys).
+          sharding: a jax.sharding.Sharding, or any object with ``devices_indices_map(shape)``.
+          shape: shape of the array.
+          trailing: extents of further axes, which are not divided (those of the key data of PRNG keys).
         """
         key = (sharding, shape, trailing)
         found = self._layouts.get(key)
         if found is None:
-            # Layouts begin with different processes: a model may have many of which there is one leaf each.
+            # Each layout begins with another replica. A model may have many layouts with one leaf each: their work must be shared too.
             found = self._layouts[key] = _layout(sharding, shape, trailing)
             self._turns[id(found)] = len(self._layouts) - 1
         return found
 
     def text(self, sharding: Any, shape: tuple[int, ...]) -> str:
-        """Returns the text of a sharding, the same on every process. A sharding's own does not say which devices; the layout does."""
+        """Returns a text for a sharding, the same on every process. It includes the digest of the layout, which depends on the devices.
+
+        Args:
+          sharding: as for `layout`.
+          shape: shape of the array.
+        """
         layout = self.layout(sharding, shape)
         key = (sharding, id(layout))
         found = self._texts.get(key)
@@ -87,17 +101,29 @@ class Plan:
 
     @staticmethod
     def host_layout(shape: tuple[int, ...]) -> Layout:
-        """Returns the layout of a host leaf, which has no owner by itself: process 0 has what is stored, as in Orbax."""
+        """Returns the layout of a host leaf (a value in host memory): process 0 is its owner, as in Orbax.
+
+        Args:
+          shape: shape of the value.
+        """
         return Layout((Box((0,) * len(shape), shape),), ((HOST_OWNER,),), shape, "host")
 
     def assign(self, layout: Layout) -> "Share":
-        """Returns who owns the boxes of the next array of this layout."""
+        """Returns the owners of the boxes of the next array of a layout.
+
+        Args:
+          layout: as `layout` returned it.
+        """
         turn = self._turns.get(id(layout), 0)
         self._turns[id(layout)] = turn + 1
         return Share(layout, turn, self)
 
     def held(self, layout: Layout) -> tuple[int, ...]:
-        """Returns the positions of the boxes that this process holds."""
+        """Returns the positions of the boxes of a layout that this process holds.
+
+        Args:
+          layout: as `layout` returned it.
+        """
         held = self._held.get(id(layout))
         if held is None:
             me = self.process
@@ -106,7 +132,12 @@ class Plan:
         return held
 
     def places(self, layout: Layout, find: Callable[[], Sequence[Box]]) -> Sequence[Box]:
-        """Returns the boxes of this process's shards, in the order of the shards: what `find` returned for the first such array."""
+        """Returns the boxes of this process's shards, in the order of the shards. They are the same for every array of a layout.
+
+        Args:
+          layout: as `layout` returned it.
+          find: computes the boxes. Called only for the first array of the layout.
+        """
         found = self._places.get(id(layout))
         if found is None:
             found = self._places[id(layout)] = find()
@@ -114,7 +145,13 @@ class Plan:
 
 
 class Share(NamedTuple):
-    """Who owns the boxes of one array."""
+    """The owners of the boxes of one array.
+
+    Attributes:
+      layout: the layout of the array.
+      turn: see `Layout.owner`.
+      plan: the plan.
+    """
 
     layout: Layout
     turn: int
@@ -130,7 +167,7 @@ class Share(NamedTuple):
         ]
 
     def all(self) -> Iterator[tuple[Box, int]]:
-        """Yields every box and its owner, one at a time: there may be as many as devices."""
+        """Yields every box and its owner. An iterator, because there may be as many boxes as devices."""
         layout, turn, plan = self
         for position, box in enumerate(layout.boxes):
             yield box, layout.owner(position, turn, plan.center)
@@ -158,7 +195,7 @@ def _layout(sharding: Any, shape: tuple[int, ...], trailing: tuple[int, ...]) ->
 
 
 def digest_of(lines: Sequence[tuple[str, str]]) -> str:
-    """Returns the digest of names and texts."""
+    """Returns the digest of pairs of name and text."""
     found = hashlib.blake2b(digest_size=16)
     for name, text in lines:
         found.update(f"{len(name)} {name} {len(text)} {text}\n".encode("utf-8", "surrogatepass"))

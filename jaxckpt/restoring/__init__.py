@@ -1,8 +1,8 @@
-"""Targets + a stored checkpoint → new values, on the devices where they belong. Changes no target.
+"""Turns targets and a stored checkpoint into new values, on the devices where they belong. The targets are not changed.
 
-Targets are matched with stored leaves by name (`matching`). All pairs are validated (`reading`, which asks the kind of each target, see
-`jaxckpt.leaf_kinds`), and only then is the first byte of an array read, converted if its target needs that, and put where its target lies
-(`placement`).
+`matching` matches targets with stored leaves by name. `reading` validates all pairs (it asks the kind of each target, see
+`jaxckpt.leaf_kinds`) before it reads the first byte of an array. `placement` reads the arrays, converts them if their targets need that,
+and puts them on the devices of their targets.
 """
 
 from jaxckpt.restoring.matching import Matched, match

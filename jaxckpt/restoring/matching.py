@@ -1,4 +1,4 @@
-"""Which target finds which stored leaf: by name."""
+"""Matches targets with stored leaves by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ Pair = tuple[Leaf, StoredLeaf]
 
 @dataclass
 class Matched:
-    """Which targets found their leaf.
+    """The result of matching.
 
     Attributes:
-      pairs: target and stored leaf.
+      pairs: each target that was found, and its stored leaf.
       skipped: names of slot variables that keep their values.
       missing: names of targets that are not stored.
-      unexpected: names of stored leaves that are no target.
+      unexpected: names of stored leaves that have no target.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -37,17 +37,17 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
       targets: leaves of the current values.
       stored: the checkpoint.
       skip: names of targets that keep their values and count as matched.
-      ignore: a stored name that is nobody's business (the save counter).
+      ignore: a stored name that is not unexpected, although it has no target (the save counter).
 
     Raises:
-      TypeError: a target that could not be saved either.
-      ValueError: two targets whose names Orbax could not tell apart, which could not be saved either.
-      CheckpointError: a target's leaf was stored by a type handler that only its own program has.
+      TypeError: a target is not of a kind that can be saved.
+      ValueError: Orbax cannot tell the names of two targets apart.
+      CheckpointError: only a type handler of the program that saved a target's leaf can read it.
     """
     by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
     found = Matched()
     layout.refuse_collisions([target.path for target in targets])
-    # Names are worked out once: there are thousands.
+    # There may be thousands of names: build each of them once.
     target_names = [target.name for target in targets]
     names = set(target_names)
     for target, name in zip(targets, target_names, strict=True):

@@ -1,4 +1,4 @@
-"""Reading a group of leaves, and making their new values: all is read in one batch, and transferred to devices in one batch."""
+"""Reads a group of leaves in one batch, transfers it to the devices in one batch, and makes the new values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,18 +23,18 @@ def load_group(
     """Reads the boxes that a group of targets needs, and makes their values.
 
     Args:
-      group: validated pairs, all of array leaves.
-      infos: of their arrays, by Orbax's name.
+      group: validated pairs whose leaves are arrays.
+      infos: shapes and dtypes of the stored arrays, by Orbax's name.
       stored: the checkpoint.
-      conversions: of those whose numbers need one, by Orbax's name.
+      conversions: conversions of the arrays that need one, by Orbax's name.
 
     Returns:
       New values by name of the leaf.
     """
     requests: list[tuple[str, Slices | None]] = []
-    # Each with the position of its first request.
+    # Target, position of its first request, and its delivery.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
-    # The request whose array goes to a place, and the place.
+    # For each transfer: the position of the request whose array is transferred, and its device or sharding.
     sources: list[int] = []
     destinations: list[Any] = []
     for target, leaf in group:
@@ -75,12 +75,12 @@ def load_group(
 def _put(
     arrays: Sequence[np.ndarray], places: Sequence[Any], deliveries: Sequence[tuple[Leaf, int, Delivery]]
 ) -> list[jax.Array]:
-    """Transfers arrays to their places, all in one batch. Where JAX refuses one, the error names its leaf.
+    """Transfers arrays to devices, all in one batch. If JAX refuses one, the error names its leaf.
 
     Args:
-      arrays: the sources.
-      places: a device or a sharding for each of them; None for a place that JAX chooses.
-      deliveries: the targets, in the order of their places.
+      arrays: the arrays to transfer.
+      places: a device or a sharding for each of them; None lets JAX choose.
+      deliveries: the targets and their deliveries, in the order of `places`.
     """
     try:
         placed: list[jax.Array] = jax.device_put(list(arrays), list(places)) if arrays else []

@@ -1,4 +1,4 @@
-"""One restore's reading: everything is validated, then read, converted and placed in groups."""
+"""Reads the leaves of one restore: validates all of them, and then reads, converts and places them in groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
 
-# Arrays are read and placed in groups, so that the host holds no second copy of a large model.
+# Arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
 _GROUP_BYTES = 256 << 20
 
 
@@ -27,8 +27,8 @@ class New:
     """New values of targets.
 
     Attributes:
-      values: by name of the leaf, each of the kind, dtype and sharding of its target.
-      cast: names of the leaves whose stored dtype was another one.
+      values: by name of the leaf; each has the kind, dtype and sharding of its target.
+      cast: names of the leaves whose stored dtype differs from the target's.
     """
 
     values: dict[str, Any]
@@ -42,12 +42,13 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
     Args:
       pairs: targets and their stored leaves.
       stored: the checkpoint.
-      cast: convert arrays of another dtype of the same kind.
+      cast: whether to convert arrays of another dtype of the same kind.
 
     Raises:
-      ValueError: a stored shape, dtype or kind is not the target's, or a value does not fit; names the leaf and both sides.
+      ValueError: a stored shape, dtype or kind differs from the target's, or a value does not fit. The message names the leaf and both
+        sides.
       CorruptCheckpointError: stored data is damaged.
-      Exception: what JAX raised about a leaf, with the name of the leaf.
+      Exception: JAX's error about a leaf. The message names the leaf.
     """
     arrays = [pair for pair in pairs if not pair[1].is_string]
     infos = stored.infos([leaf for _, leaf in arrays])
@@ -66,7 +67,7 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
         if conversion is not None:
             conversions[leaf.param_name] = conversion
     values = {target.name: _from_text(target, leaf, stored) for target, leaf in pairs if leaf.is_string}
-    # Without any array as well: the data files are checked with the first group.
+    # There is always a first group, even an empty one: the data files are checked with it.
     for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), _GROUP_BYTES)) or [[]]:
         values.update(placement.load_group(group, infos, stored, conversions))
     return New(values, [each.name for each in conversions.values() if each.rule is Rule.CAST])
@@ -81,7 +82,7 @@ def _other_kind(pair: Pair, info: ArrayInfo | None, path: str) -> ValueError:
         described = f"a {type(value).__name__}"
     return ValueError(
         f"{target.name}: the target is {described}, but {path} holds {stored_kind(leaf).describe_stored(leaf, info)}. "
-        "Restore into a target like what was saved."
+        "Use a target of the kind that was saved."
     )
 
 

@@ -1,4 +1,4 @@
-"""One restore: what is stored, matched with the current values, read, and put in their place on every process or on none."""
+"""One restore: match stored leaves with the current values, read them, and replace the values, on every process or on none."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -17,12 +17,15 @@ from jaxckpt.tree.builders import Undo
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a restore has read and not applied yet.
+    """The values that a restore has read. They have not replaced the current values yet.
 
     Attributes:
-      new: values by name of the leaf.
+      new: new values by name of the leaf.
       counter: the stored save counter, or None.
-      matched, missing, unexpected, cast: names, for the status.
+      matched: names of targets that were found or skipped.
+      missing: names of targets that are not stored.
+      unexpected: names of stored leaves that have no target.
+      cast: names of leaves that were converted to another dtype.
     """
 
     new: dict[str, Any]
@@ -37,12 +40,12 @@ class Restore:
     """One restore. A context manager: the processes of the job stay connected until it is over."""
 
     def __init__(self, call: Call, path: str, io_process: int | None) -> None:
-        """Makes a restore that has yet to meet the other processes.
+        """Creates a restore. `meet` comes next.
 
         Args:
-          call: what the processes agree about.
-          path: of the checkpoint.
-          io_process: index of the process that has it; None if each process sees it.
+          call: the description of the call, which must be the same on every process.
+          path: path of the checkpoint.
+          io_process: index of the process that does all file access; None if each process sees the files.
         """
         self._call = call
         self._path = path
@@ -53,13 +56,14 @@ class Restore:
         """Meets the other processes.
 
         Args:
-          prepare: waits for what has to be over, and returns the targets.
+          prepare: waits for the save in flight, and returns the targets.
 
         Returns:
           The targets.
 
         Raises:
-          BaseException: what `prepare` raised; ProcessError: see `meeting.meet`.
+          ProcessError: as `meeting.meet`.
+          BaseException: the error of `prepare`.
         """
         targets: list[flatten.Leaf] = []
         self._session = meeting.meet(self._call, functools.partial(self._contribution, prepare, targets))
@@ -73,16 +77,16 @@ class Restore:
     def load(
         self, targets: Iterable[flatten.Leaf], skip: set[str], *, with_counter: bool, cast: bool = False
     ) -> Loaded:
-        """Matches, validates and reads. Changes nothing; succeeds on every process or on none.
+        """Matches, validates and reads. Does not change a value; succeeds on every process or on none.
 
         Args:
           targets: leaves of the current values.
           skip: names of targets that keep their values.
-          with_counter: read the save counter too.
-          cast: convert arrays of another dtype of the same kind.
+          with_counter: whether to read the save counter too.
+          cast: whether to convert arrays of another dtype of the same kind.
 
         Raises:
-          As `Checkpoint.restore`.
+          BaseException: as `Checkpoint.restore`.
         """
         session = self._session
         loaded: Loaded | None = None
@@ -102,7 +106,11 @@ class Restore:
         return loaded
 
     def agree(self, error: BaseException | None) -> None:
-        """Ends the restore: raises on every process if `error` is not None on any of them."""
+        """Ends the restore: raises on every process if any of them failed.
+
+        Args:
+          error: the error of this process, or None.
+        """
         self._session.vote(error)
 
     def __enter__(self) -> "Restore":
@@ -118,24 +126,25 @@ def _read(
     found = restoring.match(targets, stored, skip, COUNTER)
     pairs = found.pairs
     counter = stored.record.get(COUNTER)
-    if with_counter and counter is None:  # jaxckpt 0.1 had it as a leaf.
+    # jaxckpt 0.1 stored the counter as a leaf.
+    if with_counter and counter is None:
         pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
     new = restoring.load(pairs, stored, cast=cast)
     counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(
-            f"{COUNTER}: {stored.path} holds {counter}, which is no number of a save. Use read() instead of restore()."
+            f"{COUNTER}: {stored.path} holds {counter}, which cannot be the number of a save. Use read() instead of restore()."
         )
     matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
     return Loaded(new.values, counter if with_counter else None, matched, found.missing, found.unexpected, new.cast)
 
 
 def carry_out(changes: Iterable[Callable[[], Undo]], agree: Callable[[BaseException | None], None]) -> None:
-    """Makes changes: all of them on every process, or none.
+    """Makes all changes on every process, or none.
 
     Args:
-      changes: each returns its undo.
-      agree: tells the other processes how it went here, and raises if it went wrong anywhere.
+      changes: functions; each makes one change, and returns a function that undoes it.
+      agree: tells the other processes the error of this one (or None), and raises if any process failed.
     """
     undos: list[Undo] = []
     failure: BaseException | None = None
@@ -151,7 +160,7 @@ def carry_out(changes: Iterable[Callable[[], Undo]], agree: Callable[[BaseExcept
             try:
                 undo()
             except Exception as second:
-                error.add_note(f"Besides, an object could not be given back its old state: {second!r}")
+                error.add_note(f"In addition, the old state of an object could not be restored: {second!r}")
         raise
     finally:
         del failure

@@ -1,4 +1,4 @@
-"""What a target says about where its new value belongs."""
+"""Finds out on which devices the new value of an abstract target belongs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,25 +11,25 @@ from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
 
-# Shardings that fit a shape, kept alive: another object must not get their id.
+# Shardings that are known to fit a shape, by shape and id. They are kept alive, so that another object cannot get their id.
 _Fits = dict[tuple[Any, int], Any]
 
 
 def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
-    """Gives abstract targets the devices that the program means.
+    """Gives abstract targets (jax.ShapeDtypeStruct) the devices that the program means.
 
-    `jax.eval_shape` under `jax.set_mesh` returns shardings over a mesh without devices (an AbstractMesh): they get those of the current
-    mesh. A target without a sharding, such as a step counter of that program, lies on all devices of the current mesh, if there is one,
-    as the program's own value would.
+    `jax.eval_shape` under `jax.set_mesh` returns shardings over a mesh without devices (an AbstractMesh). They get the devices of the
+    current mesh. A target without a sharding, such as a step counter, gets all devices of the current mesh, if there is one: the
+    program's own value would lie there.
 
     Args:
       leaves: the targets.
 
     Returns:
-      The targets, with new `jax.ShapeDtypeStruct` where something changed.
+      The targets. Those that changed have a new `jax.ShapeDtypeStruct`.
 
     Raises:
-      ValueError: an abstract mesh that is not the current one, or a sharding that does not fit the shape; names the leaf.
+      ValueError: an abstract mesh differs from the current one, or a sharding does not fit the shape. The message names the leaf.
     """
     fitting: _Fits = {}
     mesh = _current_mesh()
@@ -39,7 +39,7 @@ def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
 def _resolved(leaf: Leaf, current: Any, fitting: _Fits) -> Leaf:
     value = _resolve(leaf, current)
     sharding, shape = value.sharding, value.shape
-    # Leaves share shardings, and shapes.
+    # Many leaves share a sharding and a shape: check each pair once.
     if sharding is not None and (shape, id(sharding)) not in fitting:
         try:
             sharding.shard_shape(tuple(shape))
@@ -53,7 +53,12 @@ def _resolved(leaf: Leaf, current: Any, fitting: _Fits) -> Leaf:
 
 
 def _resolve(leaf: Leaf, current: Any) -> Any:
-    """Args: a target; the current mesh, None if there is none."""
+    """Returns the value of a target with the sharding that the program means.
+
+    Args:
+      leaf: the target.
+      current: the current mesh; None if there is none.
+    """
     value = leaf.value
     sharding = sharding_of(value)
     mesh: Any = getattr(sharding, "mesh", None)
@@ -66,14 +71,14 @@ def _resolve(leaf: Leaf, current: Any) -> Any:
     elif current is not None and current.axis_names == mesh.axis_names and current.axis_sizes == mesh.axis_sizes:
         found = jax.sharding.NamedSharding(current, sharding.spec, memory_kind=sharding.memory_kind)
     elif sharding.is_fully_replicated and current is None:
-        # Says no more than that the value is not divided.
+        # This sharding says only that the value is not divided: JAX may choose the device.
         found = None
     else:
         now = f"the current mesh has {_axes(current)}" if current is not None else "no mesh is set"
         raise ValueError(
             f"{leaf.name}: the target's sharding {sharding.spec} is over an abstract mesh of {_axes(mesh)}, which has no devices, and "
             f"{now}. Call restore under jax.set_mesh(mesh), with the mesh that the target was made for, or give the target a sharding "
-            "over it."
+            "over that mesh."
         )
     try:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=found, weak_type=value.weak_type)
@@ -86,7 +91,7 @@ def _current_mesh() -> Any:
     try:
         mesh = jax.sharding.get_mesh()
     except ValueError:
-        # JAX does not tell inside of jax.grad and jax.vmap.
+        # JAX does not tell the mesh inside jax.grad and jax.vmap.
         return None
     return None if mesh.empty else mesh
 

@@ -1,1 +1,5 @@
-"""One save, from the values to the callbacks: the snapshot, the write, alone or with other processes, now or in the background."""
+"""One save, from the values to the callbacks: take the snapshot, write it (now or in the background), commit, run the callbacks.
+
+`save` has the steps, and `snapshot` fixes the values. `saves` orders the saves of one Checkpoint, and `background` runs them beside the
+program.
+"""

@@ -1,14 +1,10 @@
-"""Saves in flight: their threads, their errors (each raised once, at the next touch), and the end of the program.
+"""Saves in the background: their threads, and their errors (each is raised once, by the next call).
 
-A save that was handed over belongs to the background: it is written, committed and registered, whatever becomes of the call that began
-it. The thread is a daemon, and so are the threads that Orbax starts from it: the end of the program waits for a save because
-`_finish_all` does, for a bounded time, and not because a stuck thread holds the process.
+Once a save has been handed to the background, it is written, committed and registered, even if the call that began it is interrupted.
+Its thread is a daemon, and so are the threads that Orbax starts from it: a stuck thread cannot keep the process from ending. The end of
+the program waits for the saves (see `jaxckpt.saving.program_end`).
 """
 
-import atexit
-import os
-import signal
-import sys
 import threading
 import time
 import traceback
@@ -17,35 +13,35 @@ from contextlib import suppress
 from typing import Any
 
 from jaxckpt._lib.uninterrupted import finish_left, start
+from jaxckpt.saving.program_end import PROGRAM_END, say
 
-# An interrupt of one that waits can keep it from passing the turn on, so that others look once in a while.
+# Several threads may wait for one save, and pass its lock on. An interrupt can keep one of them from doing so, so the others look again
+# after this time.
 _SLICE_SECS = 0.5
-# How long a call waits for what two interrupts of an earlier one have left running: a commit, which takes milliseconds.
+# After two interrupts, a commit of an earlier call may still be running. It takes milliseconds; a call waits for it at most this long.
 _LEFT_SECS = 10.0
-_in_flight: set["Flight"] = set()
-_registry_lock = threading.Lock()
 
 
 class Flight:
-    """One save that the background has taken over.
+    """One save that runs in the background.
 
     Attributes:
-      what: names the save in messages.
-      error: what it raised, until that has been raised to the caller.
+      what: the path of the checkpoint, for messages.
+      error: the error of the save, until a call has raised it to the program; otherwise None.
       wrote: whether the checkpoint is committed.
-      ended: whether it is over.
+      ended: whether the save is over.
     """
 
     def __init__(
         self, work: Callable[[Callable[[], None]], None], what: str, timeout_secs: float, exit_timeout_secs: float
     ) -> None:
-        """Starts nothing yet.
+        """Creates the flight. `launch` starts it.
 
         Args:
-          work: is given a function to call once the checkpoint is committed.
-          what: names the save in messages.
-          timeout_secs: how long `wait` waits for it.
-          exit_timeout_secs: how long the end of the program waits for it.
+          work: does the save. Its argument is a function that it calls once the checkpoint is committed.
+          what: the path of the checkpoint, for messages.
+          timeout_secs: most seconds that a call waits for the save.
+          exit_timeout_secs: most seconds that the end of the program waits for the save.
         """
         self.what = what
         self.timeout_secs = timeout_secs
@@ -56,23 +52,23 @@ class Flight:
         self._work: Callable[[Callable[[], None]], None] | None = work
         self._begun = threading.Lock()
         self._thread: threading.Thread | None = None
-        # Not an Event: an interrupt in its wait() can leave its lock held, and set() would wait for ever.
+        self._taking = threading.Lock()
+        # Held until the save is over. Not an Event: an interrupt in its wait() can leave its lock held, and set() would wait for ever.
         self._running = threading.Lock()
         self._running.acquire()
 
     def launch(self) -> None:
-        """Starts its thread, if it has not begun yet. However often this is called, the save runs once.
+        """Starts the thread of the save, if the save has not begun yet. The save runs once, even if this is called several times.
 
         Raises:
-          RuntimeError: there is no thread to be had.
+          RuntimeError: the system cannot start a thread.
         """
         if not self._begun.locked():
-            with _registry_lock:
-                _in_flight.add(self)
+            PROGRAM_END.add(self)
             start(threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True))
 
     def run(self) -> None:
-        """Does the save on this thread, unless another one does or has."""
+        """Runs the save on this thread, unless another thread has begun it."""
         if not self._begun.acquire(blocking=False):
             return
         self._thread = threading.current_thread()
@@ -81,16 +77,16 @@ class Flight:
         try:
             work(self._committed)
         except BaseException as error:
-            # SystemExit and KeyboardInterrupt too: they reach the caller like any other.
+            # SystemExit and KeyboardInterrupt too: they are raised to the caller like any other error.
             self.error = error
-            # An exception may refuse attributes; it must not be lost for that.
+            # An exception class may refuse new attributes. The error must not be lost because of that.
             with suppress(Exception):
                 error.add_note(f"(raised in the background by jaxckpt's save of {self.what})")
         else:
             self.forget()
         finally:
             self.ended = True
-            # This thread may be one of the program's, which goes on.
+            # `run` may have been called on a thread of the program, which goes on.
             self._thread = None
             self._running.release()
 
@@ -98,23 +94,26 @@ class Flight:
         self.wrote = True
 
     def give_up(self, why: str) -> None:
-        """At the end of the program: says that nobody waits for it any more."""
+        """Reports on stderr, when the program ends, that the program does not wait for this save any longer.
+
+        Args:
+          why: after how long, or because of what signal; completes the sentence.
+        """
         consequence = "it is saved, but its callbacks have not finished" if self.wrote else "it is NOT saved"
-        _say(f"jaxckpt: gave up waiting for the save of {self.what} {why}; {consequence}.")
+        say(f"jaxckpt: gave up waiting for the save of {self.what} {why}; {consequence}.")
 
     def tell(self) -> None:
-        """At the end of the program: reports on stderr what nobody will ask for any more."""
+        """Reports the error of the save on stderr, when the program ends: no later call can raise it."""
         if (error := self.take_error()) is not None:
             consequence = "was saved, but a callback failed" if self.wrote else "was NOT saved"
-            _say(
+            say(
                 f"jaxckpt: unreported error of a background save: {self.what} {consequence}:\n"
                 + "".join(traceback.format_exception(error))
             )
 
     def forget(self) -> None:
-        """Takes it off the list of what the end of the program waits for, or tells of."""
-        with _registry_lock:
-            _in_flight.discard(self)
+        """Removes the save from the list of those that the end of the program waits for, or reports."""
+        PROGRAM_END.discard(self)
 
     @property
     def is_on_this_thread(self) -> bool:
@@ -122,7 +121,7 @@ class Flight:
         return self._thread is threading.current_thread()
 
     def wait(self, seconds: float) -> bool:
-        """Waits until it is over; returns False if it is not after that time."""
+        """Waits until the save is over, for at most `seconds`. Returns whether it is over."""
         end = time.monotonic() + seconds
         while not self.ended:
             left = end - time.monotonic()
@@ -133,12 +132,12 @@ class Flight:
         return True
 
     def take_error(self) -> BaseException | None:
-        """Returns its error, once."""
+        """Returns the error of the save, once; afterwards None."""
         # Two threads may ask at once.
-        with _registry_lock:
+        with self._taking:
             error, self.error = self.error, None
-            if error is not None:
-                _in_flight.discard(self)
+        if error is not None:
+            self.forget()
         return error
 
 
@@ -146,27 +145,30 @@ class Background:
     """The saves of one Checkpoint that run in the background, one at a time."""
 
     def __init__(self) -> None:
-        # The newest one, and those before it whose errors nobody has been told; oldest first.
+        # The newest save, and earlier ones whose errors have not been raised yet; oldest first.
         self._flights: tuple[Flight, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> "Background":
         return Background()
 
     def take(self, flight: Flight) -> None:
-        """Takes a save over. The one before has to be over: call `wait` first.
+        """Takes over a save. The save before it must be over: call `wait` first.
 
-        An interrupt comes either before the save is taken over (see `owns`), or leaves it running.
+        If an interrupt comes, `owns` tells whether the save was taken over before; then it runs on.
+
+        Args:
+          flight: the save.
 
         Raises:
-          RuntimeError: there is no thread to be had; the save has not been taken over.
+          RuntimeError: the system cannot start a thread. The save has not been taken over.
         """
-        over = _ended or not threading.main_thread().is_alive()
+        over = PROGRAM_END.is_over or not threading.main_thread().is_alive()
         if not over:
-            _watch_exit()
+            PROGRAM_END.watch()
         before = self._flights
         self._flights = (*(each for each in before if each.error is not None), flight)
         if over:
-            # Nobody waits for threads any more: save now, and raise what goes wrong.
+            # The program is ending and would not wait for another thread: save on this one, and raise the error here.
             flight.run()
             _raise(flight)
             return
@@ -178,7 +180,11 @@ class Background:
             raise
 
     def owns(self, flight: Flight | None) -> bool:
-        """Whether a save has been taken over."""
+        """Returns whether a save has been taken over.
+
+        Args:
+          flight: the save; None if it does not exist yet.
+        """
         return flight in self._flights
 
     @property
@@ -196,7 +202,7 @@ class Background:
         for flight in self._flights[-1:]:
             if flight.is_on_this_thread:
                 return
-            # An interrupt may have come before its thread was started.
+            # An interrupt may have kept its thread from being started.
             flight.launch()
             if not flight.wait(flight.timeout_secs):
                 raise TimeoutError(
@@ -205,10 +211,11 @@ class Background:
                 )
 
     def raise_error(self, *, after_commit: bool | None = None) -> None:
-        """Raises the oldest error of a save that is over, once.
+        """Raises the oldest error that has not been raised yet, of a save that is over.
 
         Args:
-          after_commit: only if the checkpoint had been committed (a callback failed: True), or not (False).
+          after_commit: True: only errors after the commit (a callback failed). False: only errors before the commit (the checkpoint is
+            not saved). None: both.
         """
         for flight in self.failed():
             if after_commit is None or flight.wrote == after_commit:
@@ -225,119 +232,15 @@ def _raise(flight: Flight) -> None:
         try:
             raise error
         finally:
-            # No cycle through the traceback.
+            # The traceback of the error refers to this frame: do not keep a reference cycle.
             del error
 
 
 def raise_errors(flights: Iterable[Flight]) -> None:
-    """Raises the first error among those of saves that are over, once."""
+    """Raises the first error of these saves that has not been raised yet.
+
+    Args:
+      flights: saves that are over, oldest first.
+    """
     for flight in flights:
         _raise(flight)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-_watching = False
-# The main thread has ended, and the saves that were in flight have been waited for.
-_ended = False
-# The interrupt that ended that wait.
-_end: BaseException | None = None
-# How long the end of the program waits for a save without saying so.
-_QUIET_SECS = 1.0
-
-
-def _watch_exit() -> None:
-    """Arranges for `_finish_all` to run when the program ends, before the machinery that a save needs is shut down.
-
-    ``atexit`` is too late: by then ``concurrent.futures``, which Orbax uses, refuses new work. The hook that ``concurrent.futures``
-    itself uses runs earlier, the last registered one first.
-    """
-    global _watching
-    if _watching:
-        return
-    _watching = True
-    atexit.register(_end_as_interrupted)
-    os.register_at_fork(after_in_child=_after_fork)
-    import concurrent.futures.thread  # noqa: F401  Registers its hook before ours, so ours runs before it.
-
-    register = getattr(threading, "_register_atexit", None)
-    if register is None:
-        atexit.register(_finish_all)
-        return
-    try:
-        register(_finish_all)
-    except RuntimeError:  # The program is ending already: an exit handler of the user saves.
-        atexit.register(_finish_all)
-
-
-def _after_fork() -> None:
-    """The threads of the saves are not in the child, which must not wait for them."""
-    global _registry_lock
-    _registry_lock = threading.Lock()
-    for flight in _in_flight:
-        flight.ended = True
-    _in_flight.clear()
-
-
-def _finish_all() -> None:
-    """Waits for the saves in flight, says so if that takes long, and ends cleanly at Ctrl-C."""
-    global _ended, _end
-    waiting: list[Flight] = []
-    try:
-        try:
-            with _registry_lock:
-                waiting += [flight for flight in _in_flight if not flight.is_on_this_thread]
-            _wait_for(waiting)
-        except (KeyboardInterrupt, SystemExit) as interrupt:
-            # Another Ctrl-C ends the program where it is.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _end = interrupt
-            for flight in waiting:
-                if not flight.ended:
-                    flight.give_up(f"at {'Ctrl-C' if isinstance(interrupt, KeyboardInterrupt) else 'a signal'}")
-        for flight in waiting:
-            if flight.ended:
-                flight.tell()
-    finally:
-        _ended = True
-
-
-def _wait_for(flights: list[Flight]) -> None:
-    began = time.monotonic()
-    said = False
-    for flight in flights:
-        # Each has been running since before the program came to its end.
-        left = began + flight.exit_timeout_secs - time.monotonic()
-        quiet = left if said else min(left, began + _QUIET_SECS - time.monotonic())
-        if flight.wait(quiet):
-            continue
-        left = began + flight.exit_timeout_secs - time.monotonic()
-        if not said and left > 0:
-            said = True
-            running = [each for each in flights if not each.ended]
-            longest = max(each.exit_timeout_secs for each in running)
-            _say(
-                f"jaxckpt: the program has ended but for the save of {', '.join(each.what for each in running)}; waiting for it, at most "
-                f"{longest:g} s (OrbaxSettings.exit_timeout_secs). Ctrl-C gives it up."
-            )
-        if not flight.wait(left):
-            flight.give_up(f"after {flight.exit_timeout_secs:g} s (OrbaxSettings.exit_timeout_secs)")
-
-
-def _end_as_interrupted() -> None:
-    """Ends the program as an interrupt ends it, where the wait for a save was interrupted.
-
-    Python raises nothing from where saves are waited for: it would print tracebacks of `threading`, and end with status 0.
-    """
-    if _end is None:
-        return
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    if isinstance(_end, SystemExit):
-        code = _end.code
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)

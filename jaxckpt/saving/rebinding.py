@@ -1,7 +1,9 @@
-"""Notices a program that saves the same arrays again and again, because it updates its variables and not the Checkpoint::
+"""Detects a common mistake: the program updates its own variable and not the Checkpoint, so every save stores the first arrays again.
 
-params = update(params)
-manager.save()  # Saves what checkpoint.params was at first.
+For example::
+
+    params = update(params)
+    manager.save()  # Saves checkpoint.params, which is still the first value.
 """
 
 import sys
@@ -22,15 +24,15 @@ _STEPS = frozenset({"step", "steps", "global_step", "iteration", "iterations", "
 
 @dataclass
 class Seen:
-    """What one save was given. Keeps no array alive.
+    """The values that one save stored. Refers to arrays weakly, so that it does not keep them alive.
 
     Attributes:
       step: the manager's step; None if there is none.
-      steps: of each value that is called like a step: itself, or what refers to it weakly.
-      arrays: what refers weakly to each other array of JAX.
+      steps: each value whose name says that it is a step counter, or a weak reference to it.
+      arrays: a weak reference to each other jax.Array.
       texts: the strings and bytes, such as the states of data iterators.
-      learns: whether there is an array that training would change.
-      is_frozen: whether what is unchanged by identity is unchanged. NumPy's arrays can be written into.
+      learns: whether there is an array that training would change (one of a floating dtype).
+      is_frozen: whether a value that is the same object must have the same content. Not so for NumPy arrays, which are mutable.
     """
 
     step: int | None
@@ -49,29 +51,33 @@ class RebindingWatch:
         self._has_warned = False
 
     def forget(self) -> None:
-        """Forgets the last save, because the values have been given others since, by a restore."""
+        """Forgets the last save. Called after a restore, which replaces the values."""
         self._last = None
 
     def saved(self, seen: Seen) -> None:
-        """Warns, once, if a save was given what the one before was given although the step has moved."""
+        """Warns, once, if the step has moved since the last save and the arrays are still the same objects.
+
+        Args:
+          seen: the values of this save.
+        """
         last, self._last = self._last, seen
         if self._has_warned or last is None or not _is_stale(last, seen):
             return
         self._has_warned = True
         warnings.warn(
             "The step has moved since the last save, but every array of this Checkpoint is still the very same object. A Checkpoint "
-            "holds the values that it was given: after `params = update(params)` tell it, `checkpoint.params = params`, before it is "
-            "saved. (If the arrays are not meant to change, ignore this warning; it comes once.)",
+            "keeps the values that were assigned to it: after `params = update(params)` assign `checkpoint.params = params`, and then "
+            "save. (If the arrays are not meant to change, ignore this warning; it is issued once.)",
             UserWarning,
             stacklevel=_callers_level(),
         )
 
 
 def look(flats: Sequence[Flat], step: int | None) -> Seen:
-    """Returns what a save is given.
+    """Returns a record of the values that a save stores.
 
     Args:
-      flats: the values, taken apart.
+      flats: the flattened values.
       step: the manager's step; None if there is none.
     """
     seen = Seen(step)
@@ -100,7 +106,7 @@ def look(flats: Sequence[Flat], step: int | None) -> Seen:
 def _is_stale(last: Seen, seen: Seen) -> bool:
     if not (seen.learns and seen.is_frozen and last.is_frozen) or len(seen.arrays) != len(last.arrays):
         return False
-    # References to one object are one object, but after it has died, its address may be another's. Mostly the first differs.
+    # Compare the objects themselves: when one has died, another may have its address. In most programs the first pair differs.
     for one, other in zip(last.arrays, seen.arrays, strict=True):
         array = one()
         if array is None or array is not other():
@@ -119,7 +125,7 @@ def _has_moved(last: Any, now: Any) -> bool:
 
 
 def _callers_level() -> int:
-    """Returns the `stacklevel` of the first caller outside of this package, for a call of `warnings.warn` by the caller."""
+    """Returns the `stacklevel` with which our caller's `warnings.warn` names the first frame outside of this package."""
     level, frame, package = 1, sys._getframe(1), __name__.partition(".")[0]
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
         level, frame = level + 1, frame.f_back

@@ -1,6 +1,6 @@
-"""One save, from the values to the callbacks: the same steps on the caller's thread and in the background, alone and among processes.
+"""One save, from the values to the callbacks. The steps are the same in the foreground and background, with one or several processes.
 
-Everything that can be refused is refused while the save is prepared, before the other processes hear of it and before any file exists.
+`prepare` refuses everything that can be refused, before the other processes hear of the save and before any file exists.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ from jaxckpt.tree import flatten
 
 
 class Save:
-    """One save that has been prepared: its values are fixed, its path is reserved, and the other processes have agreed to it.
+    """One save: `prepare` fixes the values, reserves the path and gets the other processes' agreement; `run` does the rest.
 
     Attributes:
-      path: of the checkpoint, as the caller is told.
-      number: that `save_counter` takes.
+      path: path of the checkpoint, as the call returns it.
+      number: the value of `save_counter` after the save.
     """
 
     def __init__(
@@ -49,15 +49,18 @@ class Save:
         details: Any = (),
         registered: Callable[["Save"], None] = lambda save: None,
     ) -> None:
-        """Makes a save that has yet to be prepared.
+        """Creates a save that has not been prepared.
 
         Args:
-          action, subject: the call, for messages: "save" and what it was given.
-          options, settings: how; the settings are what the options have turned into.
-          hooks: what else happens.
-          replace: put the checkpoint in the place of what is there.
-          details: names and values that the processes have to agree about, besides the options.
-          registered: called on the process that does the file access as soon as the save is registered, whatever interrupts the call.
+          action: the call, for messages: "save" or "write".
+          subject: the path or prefix that the caller passed.
+          options: the caller's options.
+          settings: the settings that the options were translated into.
+          hooks: called at the steps of the save.
+          replace: whether to replace a checkpoint that exists at the path.
+          details: names and values that must be the same on every process, besides the options.
+          registered: called with this save as soon as it is registered, on the process that does the file access. It is called even if
+            an interrupt ends the save right after that.
         """
         self._registered = registered
         self.path = ""
@@ -84,11 +87,11 @@ class Save:
 
         Args:
           before: waits for the save before this one, and raises its error.
-          values: takes the values apart.
-          reserve: chooses and reserves number and path for this save; called only on the process that does the file access.
+          values: returns the flattened values.
+          reserve: chooses and reserves number and path for this save. Called only on the process that does the file access.
 
         Raises:
-          BaseException: what is wrong with the values, or on another process (see `meeting.meet`). Nothing is reserved then.
+          BaseException: a value cannot be stored, or another process failed (see `meeting.meet`). The path is not reserved then.
         """
         try:
             contribution = functools.partial(self._contribution, before, values, reserve)
@@ -136,22 +139,22 @@ class Save:
 
     @property
     def wait_secs(self) -> float:
-        """How long to wait for the save: the timeout, and what it takes to say, and to hear, which process has not kept to it."""
+        """Most seconds to wait for the save: the timeout, and with several processes the time to find and name a late one."""
         return self._call.timeout + (patience(self._call.timeout) + 2 if meeting.several() else 0)
 
     def abandon(self) -> None:
-        """Lets go of the other processes and of the path, for a save that failed, or was not handed over. Idempotent."""
+        """Ends the session and releases the path, after the save failed before the background had taken it over. Idempotent."""
         self._session.close()
         self._release()
 
     def run(self, committed: Callable[[], None]) -> None:
-        """Writes, commits, registers, runs the callbacks and deletes what is not kept.
+        """Writes, commits and registers the checkpoint, runs the callbacks and deletes old checkpoints.
 
         Args:
           committed: called once the checkpoint is committed and registered.
 
         Raises:
-          BaseException: what went wrong, on every process. If `committed` has been called, the checkpoint is saved all the same.
+          BaseException: the error of any process; every process raises. If `committed` was called, the checkpoint is saved anyway.
         """
         try:
             with self._session as session:
@@ -170,7 +173,7 @@ class Save:
         self._mode.write(session, self._give_away, self._settings, self._arranged, self._commit)
 
     def _give_away(self) -> Snapshot:
-        """Returns the snapshot and keeps no reference to it: what has been written or sent is let go of."""
+        """Returns the snapshot and drops our reference to it, so that memory is freed as parts are written or sent."""
         taken, self._taken = self._taken, None
         assert taken is not None
         return dataclasses.replace(taken, record={COUNTER: self.number})
@@ -190,14 +193,15 @@ class Save:
 
     def _register(self) -> None:
         assert self._place is not None
-        # If this process was stopped for a while, the others have given up.
+        # If this process was suspended for a while, the others may have given up and closed their connections.
         self._session.check()
         self._hooks.committed(self._place)
         self._registered(self)
 
     def _conclude(self, session: Session) -> None:
         self._run_callbacks()
-        session.check()  # A process that was lost since the commit: the others have to know.
+        # If a process was lost since the commit, this raises, and the other processes hear of it.
+        session.check()
 
     def _run_callbacks(self) -> None:
         try:
@@ -208,14 +212,24 @@ class Save:
                 assert self._place is not None
                 self._hooks.finished(self._place)
             except Exception as error:
-                # The checkpoint is there; that an old one could not be deleted is no reason to fail its save.
+                # The checkpoint is saved. The save must not fail because an old checkpoint could not be deleted.
                 warnings.warn(
-                    f"After saving {self._place}: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
+                    f"{self._place} is saved, but old checkpoints could not be deleted: {type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
                 )
 
 
 def call_of(action: str, subject: str, options: CheckpointOptions, settings: WriteSettings, details: Any = ()) -> Call:
-    """Returns what the processes of a job have to agree about, for a call with these options."""
+    """Returns the description of a call, which must be the same on every process of a job.
+
+    Args:
+      action: the method, such as "save".
+      subject: the path or prefix that the caller passed.
+      options: the caller's options.
+      settings: the settings that the options were translated into.
+      details: names and values that must agree, besides the options.
+    """
     process, callback = settings.io_process, sharding_callback_of(options)
     return Call(
         action,

@@ -10,17 +10,17 @@ from jaxckpt.tree import flatten
 
 
 class Turn:
-    """The turn of one save, a context manager around it: `wait` waits for the save before.
+    """The turn of one save: a context manager around it, whose `wait` waits for the save before.
 
-    An error that the callback of an earlier save left is raised when this save is done. Not a generator with
-    contextlib.contextmanager: that sets attributes of exceptions, which some refuse.
+    If a callback of an earlier asynchronous save failed, its error is raised when this save is done.
+    Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some exception classes refuse.
     """
 
     def __init__(self, background: Background) -> None:
-        """Makes the turn of a save that has not begun.
+        """Creates the turn of a save that has not begun.
 
         Args:
-          background: the saves that may be in flight.
+          background: the asynchronous saves of the Checkpoint.
         """
         self._background = background
         self._earlier: tuple[Flight, ...] = ()
@@ -29,13 +29,13 @@ class Turn:
         return self
 
     def wait(self) -> None:
-        """Waits until the save before is over. Raises its error, if it was not saved."""
+        """Waits until the save before is over. Raises its error if its checkpoint was not saved."""
         self._background.wait()
         self._background.raise_error(after_commit=False)
         self._earlier = self._background.failed()
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        # After an error of this save, they are raised at the next touch.
+        # If this save failed, the next call raises the earlier errors.
         if error is None:
             raise_errors(self._earlier)
 
@@ -48,22 +48,26 @@ class Saves:
         self._watch = rebinding.RebindingWatch()
 
     def refuse_in_callback(self, action: str) -> None:
-        """Refuses a call that would wait for the save that it is made in.
+        """Refuses a call from a write callback of an asynchronous save: it would wait for the save that it is part of.
 
         Args:
-          action: the call, for the message.
+          action: the call, such as "sync", for the message.
 
         Raises:
           RuntimeError: the caller is a write callback of an asynchronous save of this Checkpoint.
         """
         if self._background.is_current_thread:
             raise RuntimeError(
-                f"{action} was called from a write callback of an asynchronous save of the same Checkpoint, which would wait for itself. "
-                "Use another Checkpoint object in the callback, or call it after sync()."
+                f"{action} was called from a write callback of an asynchronous save of the same Checkpoint; the save would wait for "
+                f"itself. Use another Checkpoint object in the callback, or call {action} after sync()."
             )
 
     def turn(self, action: str) -> Turn:
-        """Returns the turn of a save, to be entered. Raises as `refuse_in_callback`."""
+        """Returns the turn of a save, which the caller enters. Raises as `refuse_in_callback`.
+
+        Args:
+          action: the call, for the message.
+        """
         self.refuse_in_callback(action)
         return Turn(self._background)
 
@@ -79,20 +83,20 @@ class Saves:
         exit_timeout_secs: float,
         step: int | None,
     ) -> None:
-        """Takes the snapshot and writes it, here or in the background.
+        """Takes the snapshot and writes it, on this thread or in the background.
 
         Args:
-          save: not prepared yet.
-          turn: of this save, entered.
-          values: takes the values apart.
+          save: the save, not prepared yet.
+          turn: the turn of this save; the caller has entered it.
+          values: returns the flattened values.
           reserve: chooses and reserves number and path.
-          count: counts the save, once it is registered; in the background as soon as it has been handed over.
+          count: counts the save. Called when the save is registered; if it is asynchronous, already when the background has taken it.
           asynchronous: whether to write in the background.
-          exit_timeout_secs: how many seconds the end of the program waits for the background.
+          exit_timeout_secs: most seconds that the end of the program waits for an asynchronous save.
           step: the manager's step; None if there is none.
 
         Raises:
-          BaseException: what went wrong with this save or, if that was not saved, with the one before.
+          BaseException: the error of this save or, if its checkpoint was not saved, of the save before.
         """
         seen: rebinding.Seen | None = None
 
@@ -112,8 +116,8 @@ class Saves:
             else:
                 save.run(count)
         except BaseException:
-            # An interrupt may come between any two steps. The other processes must not wait for this one; but a save that has been
-            # handed over goes on, and the next call waits for it.
+            # An interrupt may come between any two steps. Abandon the save, so that the other processes don't wait for this one. But if
+            # the background has taken the save, it goes on, and the next call waits for it.
             if not self._background.owns(flight):
                 save.abandon()
             raise
@@ -121,17 +125,17 @@ class Saves:
         self._watch.saved(seen)
 
     def sync(self) -> None:
-        """Waits for the save in flight, and raises its error, once.
+        """Waits for the save in flight and raises its error, once.
 
         Raises:
           RuntimeError: called from a write callback of an asynchronous save of this Checkpoint.
-          TimeoutError: the save is still running after its timeout; it goes on.
-          BaseException: what the save raised.
+          TimeoutError: the save is still running after its timeout. It goes on.
+          BaseException: the error of the save.
         """
         self.refuse_in_callback("sync")
         self._background.wait()
         self._background.raise_error()
 
     def restored(self) -> None:
-        """Notes that a restore gave the Checkpoint other values."""
+        """Notes that a restore has replaced the values of the Checkpoint."""
         self._watch.forget()

@@ -13,10 +13,15 @@ from jaxckpt.storage.item.content import ArrayContent, Piece
 
 
 class GlobalArray:
-    """The shards of one array that this process owns. Their transfer to the host is under way once this has been made."""
+    """The shards of one array that this process owns. Creating it starts their transfer to host memory."""
 
     def __init__(self, value: jax.Array, plan: Plan) -> None:
-        """Args: an array with shards on other processes, and who owns what."""
+        """Starts the transfer of this process's shards.
+
+        Args:
+          value: an array that has shards on other processes.
+          plan: tells which process owns which shard.
+        """
         self._sharding = value.sharding
         self._key_impl: str | None = None
         trailing: tuple[int, ...] = ()
@@ -41,8 +46,8 @@ class GlobalArray:
     def content(self) -> ArrayContent:
         """Returns the description of the array, with the pieces that this process owns. Waits for their transfer.
 
-        Orbax is told that the array is a numpy array: what it calls a jax.Array it only restores without a target on the very devices
-        that saved it. PRNG keys, which it has no other word for, are given a device that every job has.
+        The description calls the array a numpy array: without a target, Orbax restores a jax.Array only on the very devices that saved
+        it. For PRNG keys Orbax only has the type jax.Array, so their description names a device that every job has.
         """
         pieces = tuple(Piece(box.start, box.shape, np.asarray(data)) for box, data in self._shards.items())
         is_key = self._key_impl is not None
@@ -60,10 +65,15 @@ class GlobalArray:
 
 
 def _places(value: jax.Array, trailing: tuple[int, ...]) -> list[Box]:
-    """Returns where the shards of this process lie, in their order."""
+    """Returns the boxes of this process's shards, in the order of the shards.
+
+    Args:
+      value: the array.
+      trailing: the extra axes of the key data, if `value` is an array of PRNG keys.
+    """
     places = []
     for shard in value.addressable_shards:
-        # Shards of PRNG keys have an index into the data of the keys, which has an axis more.
+        # The index of a shard of PRNG keys refers to the key data, which has one more axis.
         index = shard.index[: value.ndim]
         start = tuple(part.indices(extent)[0] for part, extent in zip(index, value.shape, strict=True))
         places.append(Box((*start, *(0 for _ in trailing)), (*shard.data.shape, *trailing)))
@@ -71,7 +81,12 @@ def _places(value: jax.Array, trailing: tuple[int, ...]) -> list[Box]:
 
 
 def host_content(content: ArrayContent, plan: Plan) -> ArrayContent:
-    """Returns the content of a host leaf as every process describes it; its data is process 0's."""
+    """Returns the content of a host leaf, with the same description on every process. Only process 0 has the data.
+
+    Args:
+      content: the content that this process has.
+      plan: tells which process owns which piece.
+    """
     sharding = _first_device() if content.value_type == "jax.Array" else None
     pieces: tuple[Piece, ...] = ()
     if plan.process == HOST_OWNER:
@@ -96,7 +111,7 @@ def _whole(content: ArrayContent) -> np.ndarray:
 
 @functools.cache
 def _key_data(dtype: Any) -> tuple[tuple[int, ...], Any]:
-    """Returns the extents and the dtype of the data of one PRNG key."""
+    """Returns the shape and the dtype of the key data of one PRNG key."""
     data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
     return data.shape, np.dtype(data.dtype)
 

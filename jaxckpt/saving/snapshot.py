@@ -1,7 +1,7 @@
-"""Leaves → a snapshot that later changes cannot reach. The only work of a save on the caller's thread.
+"""Turns leaves into a snapshot, which later changes of the values cannot reach. An asynchronous save does only this on the caller's thread.
 
-Device arrays are immutable: on the CPU backend the snapshot is a view of the device's buffer (which JAX then does not donate), on
-others a copy in host memory. Mutable host memory (numpy) is copied when the write happens in the background.
+Device arrays are immutable. On the CPU backend the snapshot is a view of the device's buffer, which JAX does not donate as long as the
+view exists. On other backends it is a copy in host memory. Mutable host memory (numpy) is copied if the write happens in the background.
 """
 
 import operator
@@ -25,28 +25,28 @@ from jaxckpt.tree.names import Path
 def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snapshot:
     """Takes the snapshot of flattened values, or this process's part of it.
 
-    In a job of several processes every leaf is described as on every other process; its pieces are those that this process owns. Host
-    leaves, which belong to no process, have their pieces on process 0.
+    In a job of several processes, every process describes all leaves, in the same way, and adds the pieces that it owns. The data of
+    host leaves (values in host memory, which every process has) is taken from process 0.
 
     Args:
-      flats: values taken apart by `jaxckpt.tree.flatten.flatten`.
-      plan: says which process of the job owns what; None if this process has everything.
-      copy: copy mutable host memory (numpy), because the caller may change it before it is written.
+      flats: values that were flattened by `jaxckpt.tree.flatten.flatten`.
+      plan: tells which process of the job owns which piece; None if this process has everything.
+      copy: whether to copy mutable host memory (numpy), because the caller may change it before it is written.
 
     Raises:
-      TypeError: a leaf of a kind or dtype that cannot be stored, or a traced value (inside jax.jit); names the leaf.
-      ValueError: two leaves whose names Orbax cannot tell apart, or a deleted (donated) array; names the leaves.
-      Exception: what JAX raised about a leaf, such as a computation that failed, with the name of the leaf.
+      TypeError: a leaf has a kind or dtype that cannot be stored, or is a traced value (inside jax.jit). The message names the leaf.
+      ValueError: Orbax cannot tell the names of two leaves apart, or an array was deleted (donated). The message names the leaves.
+      Exception: JAX's error about a leaf, such as a computation that failed. The message names the leaf.
     """
     flats = list(flats)
     leaves = [leaf for flat in flats for leaf in flat.leaves]
-    # The copies are what the caller has asked for; a transfer guard is about those that nobody has.
+    # The user's transfer guard is against unintended copies. The user asked for these by calling save.
     with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
         if plan is None:
             _start_transfers(leaves)
             entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
         else:
-            # All transfers are under way before the first is waited for.
+            # Start all transfers before waiting for the first.
             shared = {id(leaf): GlobalArray(leaf.value, plan) for leaf in walk if kind_of(leaf.value).is_global(leaf)}
             _start_transfers([leaf for leaf in leaves if id(leaf) not in shared])
             entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
@@ -56,7 +56,14 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
 
 
 def _part(leaf: Leaf, shared: GlobalArray | None, plan: Plan, copy: bool) -> Content:
-    """Returns the content of a leaf as every process describes it, with the data that this process owns."""
+    """Returns the content of a leaf: the same description on every process, and the data that this process owns.
+
+    Args:
+      leaf: the leaf.
+      shared: its shards, if it is an array that several processes share; None for other leaves.
+      plan: tells which process owns which piece.
+      copy: whether to copy mutable host memory.
+    """
     if shared is not None:
         content = shared.content()
         require_storable(leaf, shared.dtype)
@@ -66,9 +73,9 @@ def _part(leaf: Leaf, shared: GlobalArray | None, plan: Plan, copy: bool) -> Con
 
 
 def _start_transfers(leaves: Sequence[Leaf]) -> None:
-    """Starts all copies from devices to the host before the first is waited for."""
+    """Starts all copies from devices to the host, before the first is waited for."""
     if jax.default_backend() == "cpu":
-        # Views: nothing is copied.
+        # The snapshot has views of these arrays: nothing is copied.
         return
     for leaf in leaves:
         kind_of(leaf.value).start(leaf.value)
@@ -77,7 +84,8 @@ def _start_transfers(leaves: Sequence[Leaf]) -> None:
 def _empty_type(node: EmptyNode) -> EmptyType:
     value = node.value
     if value is None or (isinstance(value, tuple) and hasattr(value, "_fields")):
-        return "None"  # Orbax's word for an empty named tuple, such as optax.EmptyState.
+        # Orbax stores an empty named tuple, such as optax.EmptyState, as "None".
+        return "None"
     if isinstance(value, list):
         return "List"
     return "Tuple" if isinstance(value, tuple) else "Dict"
@@ -95,7 +103,10 @@ _told_apart: tuple[Path, ...] = ()
 
 
 def _refuse_collisions(entries: Sequence[Entry]) -> None:
-    """Refuses names that Orbax cannot tell apart. A training loop saves the same paths (see `jaxckpt.tree.flatten`) again and again."""
+    """Refuses names that Orbax cannot tell apart.
+
+    The paths of the last call are remembered: a training loop saves the same path objects (see `jaxckpt.tree.flatten`) each time.
+    """
     global _told_apart
     paths = tuple([entry.path for entry in entries])
     if len(paths) == len(_told_apart) and all(map(operator.is_, paths, _told_apart)):
@@ -106,17 +117,24 @@ def _refuse_collisions(entries: Sequence[Entry]) -> None:
         text.encode()
     except UnicodeEncodeError:
         bad = next(entry for entry in entries if not _is_text(entry.param_name))
-        raise ValueError(f"{bad.name}: this key holds a lone surrogate, which is no text. Rename the key.") from None
+        raise ValueError(f"{bad.name}: this key holds a lone surrogate, which is not text. Rename the key.") from None
+    if "/" in text or "~" in text:
+        _refuse_collisions_of_strings(entries)
+    if "/" not in text and "~" not in text and len(set(names)) == len(names):
+        # Without '/' and '~' the names stay distinct whichever of the leaves are str, so the paths alone decide.
+        _told_apart = paths
+        return
+    layout.refuse_collisions(paths)
+
+
+def _refuse_collisions_of_strings(entries: Sequence[Entry]) -> None:
+    """Refuses str leaves whose names collide in the file in which Orbax stores strings."""
     texts: dict[str, Any] = {}
     for entry in entries:
-        if isinstance(entry.content, StringContent) and ("/" in entry.param_name or "~" in entry.param_name):
+        if isinstance(entry.content, StringContent):
             try:
                 strings.put(texts, entry.param_name, "")
             except ValueError:
                 raise ValueError(
-                    f"{entry.name}: Orbax cannot tell this str from another one, because of a '/' or '~'. Rename the key."
+                    f"{entry.name}: Orbax cannot tell the name of this str from another one, because of a '/' or '~'. Rename the key."
                 ) from None
-    if "/" not in text and "~" not in text and len(set(names)) == len(names):
-        _told_apart = paths  # Whichever of them are str.
-        return
-    layout.refuse_collisions(paths)

@@ -1,4 +1,4 @@
-"""Whether the program runs, or JAX traces it."""
+"""Detects calls from functions that JAX traces instead of running."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,27 +12,27 @@ from jaxckpt.storage import compat
 
 
 def is_traced() -> bool:
-    """Whether the caller runs only while JAX traces a function (jax.jit, lax.scan, eval_shape), and not when that function runs.
+    """Returns whether JAX is tracing the caller (jax.jit, lax.scan, eval_shape): then the call would not happen when the function runs.
 
     False inside jax.grad and jax.vmap alone, which call the function each time; under jax.disable_jit and
     jax.ensure_compile_time_eval; and in host callbacks.
     """
     if compat.is_no_trace_active():
         return False
-    # An operation on numbers, which is recorded, instead of done, only while JAX traces.
+    # While JAX traces, an operation on numbers is recorded and returns a tracer; otherwise it returns the sum.
     with jax.transfer_guard("allow"):
         return isinstance(jax.lax.add(np.int32(1), np.int32(1)), jax.core.Tracer)
 
 
 def refuse(action: str, values: Callable[[], Iterable[tuple[str, Any]]]) -> None:
-    """Refuses a call that would happen once, at tracing, in silence.
+    """Refuses a call inside a function that JAX traces: it would run once, during tracing, without any sign that later runs skip it.
 
     Args:
       action: the call, such as "save".
       values: returns names and values of the leaves.
 
     Raises:
-      TypeError: JAX traces the caller; names the first leaf that is traced, if there is one.
+      TypeError: JAX traces the caller. The message names the first leaf that is traced, if there is one.
     """
     if not is_traced():
         return

@@ -1,4 +1,4 @@
-"""Leaves ↔ an Orbax directory. The only place that imports Orbax or TensorStore, and those only when they are first needed."""
+"""Writes leaves into an Orbax directory, and reads them. Only this room imports Orbax and TensorStore, when they are first needed."""
 
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.committed import delete, identity, is_checkpoint, leftovers, list_numbered, sweep

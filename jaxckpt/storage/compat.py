@@ -1,4 +1,4 @@
-"""The only module that touches names which Orbax and JAX do not promise to keep. Every use is probed, and a break says so clearly."""
+"""The only module that uses private names of Orbax and JAX. Each use is probed first; if a name is missing, the error says which."""
 
 import functools
 import importlib
@@ -20,10 +20,10 @@ def _import(module: str, name: str) -> Any:
 
 
 def _imported(module: str) -> Any:
-    """Imports a module after the packages that it is in.
+    """Imports a module, after importing each package above it.
 
-    Python waits for a package that another thread is importing only if the package itself is asked for; a submodule alone is
-    executed at once, and sees the unfinished package.
+    If another thread is still importing a package, an import of the package waits for it. An import of only its submodule does not wait,
+    and the submodule sees the unfinished package.
     """
     found: Any = None
     parts = module.split(".")
@@ -33,16 +33,17 @@ def _imported(module: str) -> Any:
 
 
 def sharding_text(sharding: Any) -> str | None:
-    """Returns the text that Orbax's ``_sharding`` file holds for a jax.sharding.Sharding, or None if it has no form for it."""
+    """Returns the text of a jax.sharding.Sharding in Orbax's file ``_sharding``; None if the file cannot hold it."""
     if type(sharding).__name__ not in ("NamedSharding", "SingleDeviceSharding"):
-        return None  # Orbax stores no others either; it restores such arrays with a target only.
+        # Orbax does not store other shardings either. It restores such arrays only with a target.
+        return None
     convert = _import("orbax.checkpoint._src.metadata.sharding", "from_jax_sharding")
     found = convert(sharding)
     return None if found is None else str(found.to_serialized_string())
 
 
 def base_handler() -> type[Any]:
-    """Returns Orbax's implementation of a PyTree handler, which ours extends (exported, but marked internal)."""
+    """Returns Orbax's implementation of a PyTree handler, which ours extends. Orbax exports it, but marks it as internal."""
     found: type[Any] = _import("orbax.checkpoint", "BasePyTreeCheckpointHandler")
     for method in ("async_save", "save", "restore", "finalize", "metadata"):
         if not callable(getattr(found, method, None)):
@@ -52,12 +53,13 @@ def base_handler() -> type[Any]:
 
 @functools.cache
 def uncounted(checkpointer: type[Any]) -> type[Any]:
-    """Returns the same kind of Orbax checkpointer, for saves that one process of a job makes alone: Orbax does not count them.
+    """Returns a subclass of an Orbax checkpointer whose saves Orbax does not count. For saves that one process of a job makes alone.
 
-    Orbax numbers the operations of every process, and makes names from the number that the processes of a job then wait for. A process
-    that counts a save which the others do not make waits for other names than they do, at the next save of the whole job, and for ever.
-    To count on the others too would not do: a save in the background, and one that fails, is counted at another moment on each process.
-    Our saves use no such name, because their directories are made before they begin (see `jaxckpt.storage.orbax.async_options`).
+    Every process counts its Orbax operations, and Orbax makes names of signals from the count. At a save of the whole job, the processes
+    wait for these signals. If one process had counted a save that the others did not make, it would wait for other signals than they do,
+    forever. Counting on the other processes too is not a solution: background saves, and saves that fail, would be counted at different
+    moments on each process. Our saves do not use the signals, because their directories are made before they begin (see
+    `jaxckpt.storage.orbax.async_options`).
 
     Args:
       checkpointer: ocp.Checkpointer or ocp.AsyncCheckpointer.
@@ -72,11 +74,11 @@ def uncounted(checkpointer: type[Any]) -> type[Any]:
 
 
 def _count_nothing(checkpointer: Any) -> None:
-    """Stands for Orbax's method that counts an operation."""
+    """Replaces Orbax's method that counts an operation."""
 
 
 def is_no_trace_active() -> bool:
-    """Whether JAX certainly neither traces nor transforms the caller. A short cut: False where this version of JAX does not say."""
+    """Whether JAX certainly is not tracing or transforming the caller. False if this version of JAX does not say; so only a shortcut."""
     probe = getattr(importlib.import_module("jax._src.core"), "trace_state_clean", None)
     return callable(probe) and bool(probe())
 
@@ -85,7 +87,7 @@ class Coordination(NamedTuple):
     """JAX's coordination service.
 
     Attributes:
-      client: the key-value store: ``key_value_set_bytes``, ``blocking_key_value_get_bytes``, ``key_value_delete``.
+      client: its key-value store, with ``key_value_set_bytes``, ``blocking_key_value_get_bytes`` and ``key_value_delete``.
       address: ``host:port`` of the coordinator, or None.
     """
 
@@ -94,7 +96,11 @@ class Coordination(NamedTuple):
 
 
 def coordination() -> Coordination | None:
-    """Returns JAX's coordination service, or None if ``jax.distributed.initialize`` has not been called."""
+    """Returns JAX's coordination service, or None if ``jax.distributed.initialize`` has not been called.
+
+    Raises:
+      ImportError: this version of JAX does not have the private names that are used.
+    """
     import jax
 
     try:
@@ -115,24 +121,37 @@ def coordination() -> Coordination | None:
 
 
 def as_weak(array: Any) -> Any:
-    """Makes a jax.Array that nothing else refers to weakly typed, and returns it.
+    """Returns a weakly typed jax.Array with the buffers of `array`.
 
-    JAX has no public way to do so that is not a computation, which would change memory kinds and would have to be run by every process of
-    a job. Its own unpickling does it like this.
+    The public ways of JAX are computations: they would change memory kinds, and every process of a job would have to run them. JAX's own
+    unpickling replaces the attribute `aval`. But then JAX's cache of compiled operations may still take the array for one that is not
+    weakly typed, so the result of an operation would depend on what the program has done before.
+
+    Args:
+      array: a jax.Array, which must not be used any more.
+
+    Raises:
+      ImportError: this version of JAX does not allow it.
     """
     import jax
 
     try:
-        array.aval = array.aval.update(weak_type=True)
+        weak = type(array)(
+            array.aval.update(weak_type=True),
+            array.sharding,
+            array._arrays,
+            committed=array.committed,
+            _skip_checks=True,
+        )
     except (AttributeError, TypeError) as error:
         raise _no_weak_types(jax.__version__) from error
-    if not array.weak_type:
+    if not weak.weak_type:
         raise _no_weak_types(jax.__version__)
-    return array
+    return weak
 
 
 def _no_weak_types(version: str) -> ImportError:
     return ImportError(
-        f"jaxckpt uses the attribute aval of a jax.Array, which JAX {version} does not have like this. Install a version of JAX that "
-        "jaxckpt supports, or a newer jaxckpt."
+        f"jaxckpt makes a jax.Array from an aval, a sharding and _arrays, which JAX {version} does not permit like this. Install a version "
+        "of JAX that jaxckpt supports, or a newer jaxckpt."
     )

@@ -1,4 +1,4 @@
-"""TensorStore's errors → the errors that a caller can handle: OSError with errno, or CorruptCheckpointError."""
+"""Translates errors of TensorStore and Orbax into errors that a caller can handle: OSError with errno, or CorruptCheckpointError."""
 
 import errno
 import os
@@ -14,17 +14,18 @@ _FILE = re.compile(r'(?:file|Failed [a-z ]*)\s*(?:path )?"([^"]+)"|"(/[^"]+)"')
 
 
 def os_error(error: BaseException, path: str | None = None) -> OSError | None:
-    """Returns the OSError behind `error`, or None if the operating system is not to blame.
+    """Returns the OSError that caused `error`, or None if neither the operating system nor a storage server caused it.
 
     Args:
-      error: as raised by TensorStore or Orbax.
-      path: what to name as the file if the error does not.
+      error: the error, as TensorStore or Orbax raised it.
+      path: the file that the result names if the error does not name one.
     """
-    # An interrupt is none of the system's, whatever was being handled when it came.
+    # An interrupt is never the system's error, even if one was being handled when the interrupt came.
     seen: BaseException | None = error if isinstance(error, Exception) else None
     while seen is not None:
         if isinstance(seen, ProcessError):
-            return None  # It says more than the error of the connection to that process, and has errno if it is about files.
+            # It says more than the error of the connection that caused it, and has its own errno if it is about files.
+            return None
         if isinstance(seen, OSError) and seen.errno is not None:
             return seen
         text = str(seen)
@@ -40,7 +41,7 @@ def os_error(error: BaseException, path: str | None = None) -> OSError | None:
 
 
 def _bucket_error(text: str, path: str | None) -> OSError | None:
-    """Returns the OSError for what a storage server answered, or did not."""
+    """Returns the OSError if `text` reports that a storage server refused a request, failed or did not answer; otherwise None."""
     if code := _HTTP.search(text):
         number, what = {
             "401": (errno.EACCES, "The storage server does not know who is asking; see GOOGLE_APPLICATION_CREDENTIALS"),
@@ -49,7 +50,7 @@ def _bucket_error(text: str, path: str | None) -> OSError | None:
                 "The storage server refuses permission; the account needs the role Storage Object User",
             ),
             "404": (errno.ENOENT, "No such bucket or object"),
-            "412": (errno.EAGAIN, "Somebody else has changed it at the same time"),
+            "412": (errno.EAGAIN, "Another writer changed it at the same time"),
             "429": (errno.EAGAIN, "The storage server limits the rate of requests"),
         }.get(code[1], (errno.EIO, f"The storage server failed with code {code[1]}"))
         return OSError(number, what, path)
@@ -59,7 +60,13 @@ def _bucket_error(text: str, path: str | None) -> OSError | None:
 
 
 def reading(error: BaseException, where: str, path: str) -> Exception:
-    """Returns what to raise when reading `where` (a leaf or a file) of the checkpoint at `path` failed with `error`."""
+    """Returns the exception to raise after a read of a checkpoint failed.
+
+    Args:
+      error: the error of the read.
+      where: the leaf or the file that was read.
+      path: path of the checkpoint.
+    """
     if isinstance(error, CorruptCheckpointError):
         return error
     if isinstance(error, MemoryError):
@@ -67,7 +74,8 @@ def reading(error: BaseException, where: str, path: str) -> Exception:
     if isinstance(error, TimeoutError):
         return TimeoutError(f"Reading {where} of {path} took longer than the timeout (OrbaxSettings.timeout_secs).")
     found = os_error(error, path)
-    # A missing or half-readable file of a committed checkpoint is damage; a disk that refuses access is not.
+    # If a file of a committed checkpoint is missing or is not a readable file, the checkpoint is damaged. If the disk refuses access, it
+    # is not.
     if found is not None and found.errno not in (
         errno.ENOENT,
         errno.EISDIR,

@@ -1,6 +1,6 @@
-"""What lies at a path that is not an Orbax checkpoint of a tree: other libraries' files, directories of checkpoints, broken links.
+"""Recognizes paths that are not an Orbax checkpoint of a tree: files of other libraries, directories of checkpoints, broken links.
 
-It only makes messages better, so it looks at names and at the first bytes of regular files, and opens nothing else.
+This only makes error messages better. So it looks only at names and at the first bytes of regular files.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from jaxckpt.storage import stores
 from jaxckpt.storage.commit import committed, marks
 from jaxckpt.storage.item import description, digests, tree_metadata
 
-# Bounds: names that are looked at in a directory, bytes of a file.
+# Bounds: the number of names that are looked at in a directory, and the number of bytes that are read of a file.
 _MAX_NAMES = 10_000
 _FIRST_BYTES = 512
 _STATE_BYTES = 1 << 20
@@ -24,13 +24,13 @@ _FLAX_NAME = re.compile(r"checkpoint_(\d+)")
 
 
 def describe(path: str) -> str | None:
-    """Says what lies at a path, and with what it can be read.
+    """Says what is at a path, and how to read it.
 
     Args:
-      path: where a checkpoint was expected.
+      path: path at which a checkpoint was expected.
 
     Returns:
-      A sentence that goes on after "not an Orbax checkpoint: "; None for what is not recognised, and in a bucket.
+      A sentence that continues "not an Orbax checkpoint: "; None if the file or directory is not recognized, or is in a bucket.
     """
     if not stores.is_local(path):
         return None
@@ -41,19 +41,19 @@ def describe(path: str) -> str | None:
 
 
 def describe_directory(path: str) -> str | None:
-    """Says what a directory without any checkpoint holds instead. Returns None for what is not recognised, and in a bucket."""
+    """Says what a directory without checkpoints contains instead. Returns None if it is not recognized, or is in a bucket."""
     return describe(path) if stores.is_local(path) and os.path.isdir(path) else None
 
 
 def broken_link(path: str) -> str | None:
-    """Returns where the link at `path` leads, if nothing is there; None for everything else."""
+    """Returns the target of the link at `path`, if the link is broken; otherwise None."""
     if not stores.is_local(path) or not os.path.islink(path) or os.path.exists(path):
         return None
     return os.readlink(path)
 
 
 def is_tensorflow_prefix(path: str) -> bool:
-    """Whether `path` is the name under which TensorFlow saved, such as ``ckpt-3``: there is a file ``ckpt-3.index``."""
+    """Whether `path` is that of a TensorFlow checkpoint, such as ``ckpt-3``: then there is a file ``ckpt-3.index``."""
     return stores.is_local(path) and os.path.isfile(f"{path}.index")
 
 
@@ -85,7 +85,7 @@ def _file(path: str) -> str | None:
 
 
 def _format(name: str, start: bytes) -> str | None:
-    """Says what a file is, by its first bytes, and by its name where they say too little."""
+    """Says what a file is, by its first bytes and its name."""
     if name.endswith(".eqx"):
         return "it is a file of Equinox. Read it with equinox.tree_deserialise_leaves."
     if start.startswith(b"PK\x03\x04"):
@@ -130,7 +130,7 @@ def _directory(path: str) -> str | None:
             "it is the temporary directory of a save that was not finished, or still runs. Take a committed checkpoint."
         )
     if digests.FILE in present:
-        # A damaged checkpoint of ours, whatever else is in it.
+        # This is a damaged checkpoint that jaxckpt wrote.
         return None
     if found := _item_of_orbax(path, names):
         return found
@@ -197,7 +197,7 @@ def _of_checkpoints(path: str, names: list[str]) -> str:
 
 
 def _latest_name(directory: str) -> str | None:
-    """Returns what the state file of a directory names as its latest checkpoint; None without a readable state file."""
+    """Returns the latest checkpoint that the state file of a directory names; None if there is no readable state file."""
     content = _first_bytes(os.path.join(directory, "checkpoint"), _STATE_BYTES)
     try:
         found = dict(fields((content or b"").decode("utf-8", "surrogateescape"))).get("model_checkpoint_path", "")
@@ -207,7 +207,7 @@ def _latest_name(directory: str) -> str | None:
 
 
 def _highest(names: list[str]) -> str:
-    """Returns the name with the highest number at its end; the last one if none has a number."""
+    """Returns the name with the highest number at its end."""
 
     def number(name: str) -> int:
         found = re.search(r"[0-9]{1,18}$", name)
@@ -226,7 +226,7 @@ def _names(directory: str) -> list[str]:
 
 
 def _first_bytes(path: str, size: int = _FIRST_BYTES) -> bytes:
-    """Returns the beginning of a regular file; nothing for anything else, which is not opened (a pipe would wait, a device act)."""
+    """Returns the beginning of a regular file. Returns b"" for anything else, without opening it: a pipe would block, a device act."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return b""

@@ -1,6 +1,6 @@
-"""The content of an Orbax item, written by several processes.
+"""Writes an Orbax item from several processes.
 
-Each writes a database of its own into the directory of the item, as Orbax lets them do, and one of them makes the whole out of it.
+Each process writes a database of its own into the directory of the item, as in Orbax. Then one of them merges the databases.
 """
 
 import contextlib
@@ -18,37 +18,41 @@ from jaxckpt.storage.settings import WriteSettings
 
 
 def part_name(process: int, token: str = "") -> str:
-    """Returns the name of the database of one process, as Orbax calls it.
+    """Returns Orbax's name for the database of one process.
 
     Args:
       process: index of the process.
-      token: tells one save to a bucket from another at the same path.
+      token: in a bucket, tells this save from other saves to the same path; otherwise empty.
     """
     return f"ocdbt.process_{process}" + (f"_{token}" if token else "")
 
 
 def check_part(path: str, settings: WriteSettings) -> None:
-    """Refuses, before anything is written, what several processes cannot write together.
+    """Refuses settings with which several processes cannot write together. Call it before anything is written.
+
+    Args:
+      path: path of the checkpoint.
+      settings: how it will be written.
 
     Raises:
-      ValueError: chunks of which each is an object of its own in a bucket.
+      ValueError: the checkpoint is in a bucket, and each chunk would be an object of its own.
     """
     if committer_of(path).in_place and not layout.uses_ocdbt(settings):
-        # Nobody can take a directory of a bucket away from a process that was given up on and goes on writing; with an object for each
-        # chunk, its data would get into the next checkpoint of that name.
+        # A process may go on writing after the others have given up on it, and a bucket cannot take its directory away. With one object
+        # for each chunk, its data would get into the next checkpoint under that name.
         raise ValueError(
-            f"{path}: several processes write into a bucket together only with a max_shard_size of 64 MiB or more, got "
-            f"{settings.max_file_size}. Choose a larger one, or give experimental_io_device."
+            f"{path}: to write into a bucket, several processes need a max_shard_size of 64 MiB or more, got {settings.max_file_size}. "
+            "Choose a larger one, or give experimental_io_device."
         )
 
 
 def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: int) -> None:
-    """Writes the pieces that a process has, and syncs them.
+    """Writes the pieces of this process, and syncs them.
 
     Args:
       new: directory of the item, which exists.
-      snapshot: the process's part.
-      settings: how.
+      snapshot: the snapshot, with the pieces of this process.
+      settings: how to write them.
       process: index of this process.
 
     Raises:
@@ -90,16 +94,25 @@ def _write_part(
 
 
 def _token(new: str) -> str:
-    """Returns what tells the save that is at work on a directory of a bucket from others."""
+    """Returns the token of the save that works on a directory in a bucket."""
     note = claims.read(new)
     if note is None:
-        raise FileNotFoundError(errno.ENOENT, "No save is at work there any more", new)
+        raise FileNotFoundError(errno.ENOENT, "No save is working here any more", new)
     return note.owner.token
 
 
 @contextlib.contextmanager
 def _not_abandoned(new: str, token: str, directory: str) -> Iterator[None]:
-    """Removes `directory` if the save that it belongs to was given up while what runs inside wrote there."""
+    """Runs a block that writes into `directory`. Afterwards removes it if its save was given up meanwhile.
+
+    Args:
+      new: directory of the item.
+      token: token of the save.
+      directory: directory in `new` into which the block writes.
+
+    Raises:
+      FileNotFoundError: the save was given up.
+    """
     try:
         yield
     finally:
@@ -125,11 +138,11 @@ def write_jointly(
 
     Args:
       new: directory of the item, which exists.
-      snapshot: describes every leaf; its pieces are those of this process.
-      settings: how.
+      snapshot: the snapshot. It describes every leaf, but has only the pieces of this process.
+      settings: how to write it.
       process: index of this process.
-      begin_others: lets the other processes begin to write their parts, and returns which ones do.
-      end_others: waits for them.
+      begin_others: tells the other processes to begin writing their parts, and returns the indices of those that do.
+      end_others: waits until these have finished.
 
     Raises:
       OSError: with errno.
@@ -144,10 +157,10 @@ def write_jointly(
 
 
 def _databases(new: str, processes: Sequence[int]) -> list[str]:
-    """Returns the names of the databases that processes have written."""
+    """Returns the names of the databases that these processes have written."""
     if not committer_of(new).in_place:
         return [part_name(process) for process in processes]
     token = _token(new)
     names = [part_name(process, token) for process in processes]
-    # A process that has no piece writes nothing there.
+    # In a bucket, a process without pieces does not write a database.
     return [name for name in names if kvstore.is_ocdbt(os.path.join(new, name))]

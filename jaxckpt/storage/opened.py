@@ -1,7 +1,7 @@
-"""An existing checkpoint, open for reading: any Orbax checkpoint, whoever wrote it, on however many devices.
+"""Opens an existing checkpoint for reading: any Orbax checkpoint, from jaxckpt or plain Orbax, saved from any number of devices.
 
-Opening reads the tree metadata only. What jaxckpt wrote is verified as it is read: metadata files against their digests, every chunk
-against its checksum.
+Opening reads only the tree metadata. If jaxckpt wrote the checkpoint, its metadata files are verified against their digests, and every
+chunk against its checksum, when they are read.
 """
 
 import dataclasses
@@ -26,20 +26,20 @@ from jaxckpt.storage.item import description, digests, strings, tree_metadata
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
 
-# How many checkpoints an error names.
+# An error names at most this many checkpoints.
 _SHOWN = 5
 
 
 class StoredCheckpoint:
-    """A checkpoint directory, open for reading.
+    """A checkpoint that is open for reading. Every method raises FileNotFoundError if the checkpoint was deleted meanwhile.
 
     Attributes:
-      path: of the checkpoint.
+      path: path of the checkpoint.
       tree: its tree metadata.
-      digests: of its files, or None if plain Orbax wrote it.
-      presence: tells whether the checkpoint is still there. Every method raises FileNotFoundError where it is not.
-      record: what jaxckpt remembers of the save besides the tree; see `Snapshot.record`.
-      directory: the directory that holds the tree: the checkpoint itself, or an item below it.
+      digests: digests of its files, or None if plain Orbax wrote it.
+      presence: watches whether the checkpoint is deleted or replaced.
+      record: jaxckpt's record of the save; see `Snapshot.record`.
+      directory: directory that holds the tree: the checkpoint itself, or an item below it.
       inside: the files of that directory.
     """
 
@@ -49,18 +49,18 @@ class StoredCheckpoint:
         """Opens the checkpoint at `path`.
 
         Args:
-          path: of the checkpoint.
-          timeout_secs: bound for every call.
-          check_data: make sure, once data has been read, that no data file was exchanged for another. Whoever reads in several threads
-            does better to call `check_data_files` once, in the end.
-          has_targets: an array is read only where there is one of its shape to put it into. Without, an array of which little is
-            stored (chunks that are absent count as the fill value) may not be large: see `bounds.ABSENT_BYTES`.
+          path: path of the checkpoint.
+          timeout_secs: time limit of every call, in seconds.
+          check_data: call `check_data_files` after the first read. A caller that reads on several threads should rather call it once, at
+            the end.
+          has_targets: whether arrays are only read into existing arrays of their shapes. If not, an array with many absent chunks (they
+            stand for the fill value) must be small: see `bounds.ABSENT_BYTES`.
 
         Raises:
-          FileNotFoundError: nothing is there, or it was deleted while it was opened.
-          CheckpointError: something is there, but not a checkpoint.
-          CorruptCheckpointError: its metadata is damaged.
-          OSError: it cannot be read.
+          FileNotFoundError: nothing is at the path, or the checkpoint was deleted meanwhile.
+          CheckpointError: something else than a checkpoint is at the path.
+          CorruptCheckpointError: the metadata of the checkpoint is damaged.
+          OSError: the checkpoint cannot be read.
         """
         self.path = path = stores.spelled(path)
         kvstore.check_path(stores.absolute(path))
@@ -68,13 +68,13 @@ class StoredCheckpoint:
         self.digests: dict[str, digests.Noted] | None = None
         self.record: dict[str, Any] = {}
         self._known: dict[str, bytes] = {}
-        self._refuse_nothing()
+        self._refuse_absent()
         self.presence = Presence(path)
         with self.presence:
             self._open(timeout_secs, has_targets)
 
     def _open(self, timeout_secs: float, has_targets: bool) -> None:
-        # The working directory may be another one when the data is read.
+        # The working directory may change before the data is read.
         self.directory = stores.absolute(self._item_directory())
         self.inside = Inside(self.directory, stores.absolute(self.path))
         text = self.read_file(tree_metadata.FILE)
@@ -94,20 +94,20 @@ class StoredCheckpoint:
             self.tree = dataclasses.replace(self.tree, leaves=leaves)
 
     def _recognised(self, leaf: tree_metadata.StoredLeaf) -> tree_metadata.StoredLeaf:
-        """Returns a leaf of another type handler as an array, if it was stored as one (handlers are often derived from Orbax's)."""
+        """Returns a leaf of a program's type handler as an array, if it was stored as one: handlers are often derived from Orbax's."""
         try:
             self._arrays.infos([leaf.param_name])
         except CorruptCheckpointError:
             return leaf
         return leaf._replace(value_type="np.ndarray")
 
-    def _refuse_nothing(self) -> None:
+    def _refuse_absent(self) -> None:
         path = self.path
         if not committer_of(path).is_there(path):
             if (process := in_flight.saving(path)) is not None:
                 raise FileNotFoundError(
                     errno.ENOENT,
-                    f"Not committed yet: {process} is saving this checkpoint right now. Wait for the save: sync(), or "
+                    f"Not committed yet: {process} is saving this checkpoint now. Wait for the save with sync(), or with "
                     "checkpoints_iterator() in another program",
                     path,
                 )
@@ -115,15 +115,14 @@ class StoredCheckpoint:
                 raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
             raise FileNotFoundError(errno.ENOENT, _nothing_there(path), path)
         if (target := foreign.broken_link(path)) is not None:
-            what = (
-                f"A link to {target}, where nothing is: a checkpoint there was deleted or moved. Pass one that exists"
-            )
+            what = f"This link leads to {target}, which does not exist: the checkpoint was deleted or moved. Pass one that exists"
             raise FileNotFoundError(errno.ENOENT, what, path)
 
     def _item_directory(self) -> str:
         path = self.path
         if stores.is_local(path) and stores.is_directory(path):
-            stores.names(path)  # A directory that may not be read is an OSError, not a missing checkpoint.
+            # If the directory may not be read, this raises OSError. Otherwise it would look like a missing checkpoint.
+            stores.names(path)
         if not marks.is_temporary(path):
             found = committed.item_directory(path)
             if found is not None:
@@ -139,7 +138,7 @@ class StoredCheckpoint:
         raise CheckpointError(f"{path} is not an Orbax checkpoint: {recognised or f'it has no {tree_metadata.FILE}.'}")
 
     def read_file(self, name: str) -> bytes:
-        """Returns the content of a metadata file. Raises CorruptCheckpointError, which names it, or OSError."""
+        """Returns the content of a metadata file, `name` in the directory. Raises CorruptCheckpointError or OSError."""
         path = os.path.join(self.directory, name)
         with damage(path):
             try:
@@ -156,7 +155,7 @@ class StoredCheckpoint:
             raise fault from (None if fault is error else error)
 
     def _check_small_files(self) -> None:
-        """Checks the metadata files that a read relies on, and the presence of all files."""
+        """Checks the metadata files that a read relies on."""
         assert self.digests is not None
         ocdbt = OCDBT_MANIFEST in self.digests
         for name in self.digests:
@@ -172,7 +171,7 @@ class StoredCheckpoint:
             )
 
     def _read_record(self, noted: digests.Digests) -> dict[str, Any]:
-        """Returns the record. Where Orbax drove the save with our engine, its metadata is not the engine's, nor noted."""
+        """Returns the record of the save. It is empty if a program's own Orbax checkpointer saved with our handler."""
         if description.FILE not in noted:
             return {}
         content = self.read_file(description.FILE)
@@ -180,7 +179,7 @@ class StoredCheckpoint:
         return description.read(os.path.join(self.directory, description.FILE), content)
 
     def check_data_files(self) -> None:
-        """Checks that the data files are the ones that were written. After a read: a damaged chunk names its leaf, which says more."""
+        """Checks that no data file was exchanged for another. Call it after a read, whose errors say more: they name the leaf."""
         if self.digests is None:
             return
         with self.presence:
@@ -205,7 +204,7 @@ class StoredCheckpoint:
             ) from None
 
     def shardings(self) -> dict[str, str]:
-        """Returns Orbax's text for the sharding each array was saved with, by Orbax's name of the leaf."""
+        """Returns Orbax's text for the sharding with which each array was saved, by Orbax's name of the leaf."""
         path = os.path.join(self.directory, tree_metadata.SHARDINGS)
         with self.presence:
             if not stores.is_file(path):
@@ -219,7 +218,7 @@ class StoredCheckpoint:
         """Returns shape and dtype of array leaves, by Orbax's name.
 
         Raises:
-          CorruptCheckpointError: naming the leaf.
+          CorruptCheckpointError: the metadata of an array is damaged; names the leaf.
         """
         names = [leaf.param_name for leaf in leaves]
         if all(self._arrays.known(name) is not None for name in names):
@@ -230,15 +229,15 @@ class StoredCheckpoint:
         return infos
 
     def nbytes(self, leaf: tree_metadata.StoredLeaf) -> int:
-        """Returns the bytes of an array leaf of which `infos` was asked before."""
+        """Returns the size of an array leaf in bytes. `infos` must have been called for it before."""
         info = self._arrays.known(leaf.param_name)
         assert info is not None
         return info.nbytes
 
     def stream(self, name: str, box: Slices) -> "WatchedStream | None":
-        """Returns what reads a box of an array block by block; None if it has to be read as a whole. See `StoredArrays.stream`.
+        """Returns an object that reads a box of an array block by block; None if it must be read as a whole. See `StoredArrays.stream`.
 
-        When all has been read, `check_data_files` has the last word.
+        After reading all of it, call `check_data_files`: only then is the data known to be right.
         """
         with self.presence:
             stream = self._arrays.stream(name, box)
@@ -247,18 +246,18 @@ class StoredCheckpoint:
     def read(
         self, requests: Sequence[tuple[str, Slices | None]], into: Sequence[np.ndarray] | None = None
     ) -> list[np.ndarray]:
-        """Reads arrays, or boxes of them.
+        """Reads arrays, or boxes of them. `infos` must have been called for them before.
 
         Args:
-          requests: Orbax's name of a leaf (of which `infos` was asked before), and the box, or None for the whole array.
-          into: arrays that are filled, one for each request; None for new ones.
+          requests: for each read: Orbax's name of the leaf, and the box, or None for the whole array.
+          into: arrays to fill, one for each request; None for new arrays.
 
         Returns:
-          The arrays, in order. New ones may be read-only.
+          The arrays, in the order of the requests. New ones may be read-only.
 
         Raises:
-          CorruptCheckpointError: naming the leaf.
-          FileNotFoundError: the checkpoint was deleted, or replaced, since it was opened.
+          CorruptCheckpointError: an array is damaged; names the leaf.
+          FileNotFoundError: the checkpoint was deleted or replaced after it was opened.
         """
         with self.presence:
             arrays = self._arrays.read(requests, into)
@@ -270,20 +269,20 @@ class StoredCheckpoint:
 
 
 class WatchedStream:
-    """A box of an array, block by block, of a checkpoint that may be deleted meanwhile."""
+    """Reads a box of an array block by block, from a checkpoint that may be deleted meanwhile."""
 
     def __init__(self, stream: ArrayStream, presence: Presence) -> None:
         self.nbytes = stream.nbytes
         self._stream, self._presence = stream, presence
 
     def fill(self, target: np.ndarray) -> None:
-        """As `ArrayStream.fill`. Raises FileNotFoundError where the checkpoint was deleted."""
+        """Does the same as `ArrayStream.fill`. Raises FileNotFoundError if the checkpoint was deleted."""
         with self._presence:
             self._stream.fill(target)
 
 
 def _nothing_there(path: str) -> str:
-    """Says what a caller may have meant with a path at which there is nothing."""
+    """Returns the error message for a path at which there is nothing. It suggests the path that the caller may have meant."""
     directory, name = os.path.split(path)
     if not stores.is_directory(directory):
         return "No checkpoint at this path: its directory does not exist"

@@ -1,10 +1,9 @@
-"""Settings → Orbax objects: options, and a checkpointer that writes with our engine and reads with Orbax's own.
+"""Makes Orbax's objects from settings: options, and a checkpointer that writes with our handler and reads with Orbax's own.
 
-``PyTreeCheckpointHandler(handler_impl=...)`` is Orbax's public way to replace how a PyTree is written. Ours takes whatever Orbax's
-takes (``ocp.args.PyTreeSave(tree)``), so that code that talks to Orbax directly gets checksums and speed too.
+``PyTreeCheckpointHandler(handler_impl=...)`` is Orbax's public way to replace the code that writes a PyTree. Our handler takes the same
+arguments as Orbax's (``ocp.args.PyTreeSave(tree)``), so a program that calls Orbax directly gets checksums and speed too.
 
-Every save to a file system goes through `write_item`, whatever the mode of the job: Orbax's checkpointer drives it, on the process that
-commits.
+In every mode of a job, saves to a file system go through `write_item`: Orbax's checkpointer drives them, on the process that commits.
 """
 
 import functools
@@ -29,8 +28,11 @@ BARRIER_PREFIX = "jaxckpt"
 def async_options(settings: WriteSettings) -> Any:
     """Returns the ocp.AsyncOptions of a save.
 
-    Directories are made before the write starts: Orbax's background creation lets a failed save hold the process for 300 s.
-    No post_finalization_callback: Orbax calls it before the commit.
+    Directories are made before the write starts: with Orbax's creation in the background, a failed save would hold the process for 300 s.
+    They have no post_finalization_callback, because Orbax calls it before the commit.
+
+    Args:
+      settings: how to write.
     """
     import orbax.checkpoint as ocp
 
@@ -43,9 +45,12 @@ def committing_process(settings: WriteSettings) -> int:
 
 
 def multiprocessing_options(settings: WriteSettings) -> Any:
-    """Returns the ocp.options.MultiprocessingOptions: Orbax's defaults, or, in a job of several, the process that commits alone.
+    """Returns the ocp.options.MultiprocessingOptions: Orbax's defaults, or in a job of several processes, only the one that commits.
 
-    Processes without a file to commit do not meet it in Orbax's barriers: they answer it through the session of their call.
+    The other processes do not take part in Orbax's barriers. They answer the committing process through the session of their call.
+
+    Args:
+      settings: how to write.
     """
     import jax
     import orbax.checkpoint as ocp
@@ -59,13 +64,13 @@ def multiprocessing_options(settings: WriteSettings) -> Any:
 
 
 def checkpointer(settings: WriteSettings, snapshot_of: Callable[[Any], Snapshot]) -> Any:
-    """Returns an Orbax checkpointer for trees: an ocp.AsyncCheckpointer exactly when `settings.asynchronous`.
+    """Returns an Orbax checkpointer for trees: an ocp.AsyncCheckpointer exactly if `settings.asynchronous`.
 
-    Its commit is Orbax's own.
+    Orbax itself commits its saves.
 
     Args:
       settings: how to write.
-      snapshot_of: takes the snapshot of a tree that is handed to ``save``.
+      snapshot_of: takes the snapshot of a tree that the program passes to ``save``.
     """
     return _checkpointer(settings, _handler_class()(settings, snapshot_of, writer.write, digests.write))
 
@@ -90,24 +95,25 @@ def _checkpointer(settings: WriteSettings, implementation: Any, **more: Any) -> 
 
 
 def write_item(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill) -> None:
-    """Writes a snapshot as the new directory `new`, driven by Orbax's checkpointer.
+    """Writes a snapshot as the new directory `new`. Orbax's checkpointer drives the write.
 
-    Without it where Python has shut down what Orbax needs: in an exit handler, or on a thread that outlives the main thread.
+    After the main thread has ended (in an exit handler, or on a thread that outlives it), Python has shut down the threads that Orbax
+    needs. Then it writes without Orbax's checkpointer.
 
-    Orbax marks the directory as committed where it is (ocp.path.atomicity.CommitFileTemporaryPath), and renames nothing: `new` stands
-    inside of a temporary directory, and the one rename that gives the checkpoint its name is jaxckpt's. Orbax's would replace an empty
-    directory of somebody else, cannot exchange a checkpoint for another in one step, comes before the directory is on stable storage,
-    and cannot be taken back if registering fails.
+    Orbax marks the directory as committed in place (ocp.path.atomicity.CommitFileTemporaryPath) and does not rename it. `new` is in a
+    temporary directory, and jaxckpt makes the one rename that gives the checkpoint its name. Orbax's rename would not do: it replaces an
+    empty directory of another program, cannot exchange two checkpoints in one step, comes before the directory is on stable storage, and
+    cannot be undone if registering fails.
 
     Args:
-      new: does not exist yet; its parent does.
-      snapshot: what to write.
-      settings: how.
-      fill: writes the arrays and the tree into the directory when Orbax has made it.
+      new: path of the new directory. It does not exist yet, but its parent does.
+      snapshot: the snapshot to write.
+      settings: how to write it.
+      fill: writes the arrays and the tree into the directory after Orbax has made it.
 
     Raises:
-      CheckpointError: Orbax has ended without an error, and without a commit.
-      BaseException: what `fill` raised.
+      CheckpointError: Orbax returned without an error, but did not commit.
+      BaseException: the error that `fill` raised.
     """
     if not threading.main_thread().is_alive():
         write_item_without_orbax(new, snapshot, settings, fill)
@@ -124,12 +130,25 @@ def write_item(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill
     finally:
         driver.close()
     if not os.path.exists(os.path.join(new, description.MARKER)):
-        # Orbax takes a cancellation that something in a save raises for one that was asked for, and says nothing.
-        raise CheckpointError(f"Orbax has ended the save to {new} without committing it.")
+        # If code in a save raises a cancellation error, Orbax assumes that the save was cancelled on purpose, and does not raise.
+        raise CheckpointError(f"Orbax returned from the save to {new} without an error, but did not commit it.")
 
 
 def write_item_without_orbax(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill) -> None:
-    """Writes the same without the marker of a commit, and without Orbax's checkpointer, which reaches buckets only with more packages."""
+    """Writes the same files as `write_item`, except the commit marker, without Orbax's checkpointer.
+
+    Saves to buckets use it, because Orbax's checkpointer reaches buckets only with more packages.
+
+    Args:
+      new: path of the directory. In the local store, its parent must exist.
+      snapshot: the snapshot to write.
+      settings: how to write it.
+      fill: writes the arrays and the tree into the directory.
+
+    Raises:
+      OSError: with errno.
+      BaseException: the error that `fill` raised.
+    """
     began = time.time_ns()
     if stores.is_local(new) and not os.path.isdir(new):
         os.mkdir(new)
@@ -139,14 +158,14 @@ def write_item_without_orbax(new: str, snapshot: Snapshot, settings: WriteSettin
 
 @functools.cache
 def quieten() -> None:
-    """Keeps Orbax from logging the traceback of every failed save: the error itself reaches the caller."""
+    """Keeps Orbax from logging the traceback of every failed save. The caller gets the error anyway."""
     logging.getLogger("absl").addFilter(
         lambda record: "Failed to run" not in str(record.msg) or "Commit operations" not in str(record.msg)
     )
 
 
 class _Write:
-    """The future of a write (Orbax's protocol): the write happens on the thread that asks for the result."""
+    """A write, as a future for Orbax. The thread that asks for the result does the write."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -176,9 +195,9 @@ def _handler_class() -> type[Any]:
 
             Args:
               settings: how to write.
-              snapshot_of: takes the snapshot of a tree; None where only `Snapshot`s are saved.
+              snapshot_of: takes the snapshot of a tree; None if every saved item is a `Snapshot` already.
               fill: writes a snapshot into the directory that Orbax has made.
-              finish: called with the directory before Orbax commits it; None if the caller does what remains.
+              finish: called with the directory before Orbax commits it; None if nothing remains to be done.
             """
             super().__init__(use_ocdbt=True, use_zarr3=True, multiprocessing_options=multiprocessing_options(settings))
             self._settings = settings

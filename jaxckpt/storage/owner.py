@@ -1,8 +1,8 @@
-"""Who owns unfinished work: which process does it, and whether that process may still be at it.
+"""The owner of unfinished work: the process that does it, and whether it may still be running.
 
-A killed process leaves things behind. All unfinished work therefore says whose it is: a temporary directory by its name, a directory in a
-bucket by a note in it. A process of this machine (and process namespace) is alive as long as the system says so. Of a process on
-another machine, all we know is when it last gave a sign of life.
+A killed process leaves files behind. So all unfinished work names its owner: a temporary directory in its name, a directory in a bucket
+in a note. The operating system says whether a process of this machine (and process namespace) is running. For a process on another
+machine, all we know is when it last gave a sign of life.
 """
 
 import os
@@ -17,7 +17,7 @@ _MARK = ".jaxckpt-tmp-"
 _NAME = re.compile(
     r"(?P<final>.+)\.jaxckpt-tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-(?P<token>[0-9a-f]{8})", re.DOTALL
 )
-# Work of this process that goes on, by token. Work that an interrupt dropped is not in it: what it left is nobody's.
+# Running work of this process, by token. Work that an interrupt dropped disappears from it, so its files count as leftovers.
 _at_work: "weakref.WeakValueDictionary[str, object]" = weakref.WeakValueDictionary()
 
 
@@ -27,8 +27,8 @@ class Owner:
 
     Attributes:
       host: identifies the machine and the process namespace.
-      pid: of the process.
-      start: when the process started, which tells it from a later one with the same `pid`; 0 for not known.
+      pid: process id.
+      start: start time of the process, which tells it from a later one with the same `pid`; 0 if it is not known.
       token: tells this work from other work of the same process.
     """
 
@@ -42,28 +42,28 @@ class Owner:
         """Returns this process as the owner of a new piece of work.
 
         Args:
-          token_bytes: how many random bytes the token stands for.
+          token_bytes: number of random bytes in the token.
         """
         return cls(processes.host(), os.getpid(), processes.start(), secrets.token_hex(token_bytes))
 
     def begin(self, work: object) -> None:
-        """Notes that this process is at work.
+        """Marks the work as running.
 
         Args:
-          work: the object that does the work. When it is gone, the work is over, whether it was ended or dropped.
+          work: the object that does the work. When it is garbage-collected, the work counts as over.
         """
         _at_work[self.token] = work
 
     def end(self) -> None:
-        """Notes that the work is over. Idempotent."""
+        """Marks the work as over. Idempotent."""
         _at_work.pop(self.token, None)
 
     def is_alive(self, silent_secs: float, patience_secs: float) -> bool:
-        """Whether the work may still be going on.
+        """Whether the work may still be running.
 
         Args:
-          silent_secs: how long ago the owner gave its last sign of life, in seconds.
-          patience_secs: an owner on another machine that has been silent for longer is dead.
+          silent_secs: seconds since the owner's last sign of life.
+          patience_secs: if an owner on another machine has been silent for this many seconds, it counts as dead.
         """
         if self.host != processes.host():
             return silent_secs < patience_secs
@@ -72,30 +72,33 @@ class Owner:
         return processes.is_running(self.pid, self.start)
 
     def in_words(self, alive: bool) -> str:
-        """Returns which process it is, for a message.
+        """Returns the process in words, for a message.
 
         Args:
-          alive: what `is_alive` says.
+          alive: the result of `is_alive`.
         """
-        where = "" if self.host == processes.host() else " of another machine"
+        where = "" if self.host == processes.host() else " on another machine"
         return f"process {self.pid}{where}" + ("" if alive else ", which has ended")
 
 
 def temporary_path(final: str, owner: Owner) -> str:
-    """Returns the path of the temporary directory beside `final` in which an owner works.
+    """Returns the path of the temporary directory in which an owner works.
 
     Args:
-      final: path of what the directory is for.
-      owner: whose token stands for four bytes.
+      final: path of the checkpoint or file that the work is for. The directory is beside it.
+      owner: the owner, whose token has four bytes.
     """
     return f"{final}{_MARK}{owner.host}-{owner.pid}-{owner.start}-{owner.token}"
 
 
 def of_temporary(name: str) -> tuple[str, Owner] | None:
-    """Returns what a temporary directory of jaxckpt was made for, and by whom; None for any other name.
+    """Parses the name of a temporary directory of jaxckpt.
 
     Args:
-      name: of the directory, without the path.
+      name: name of a directory, without its path.
+
+    Returns:
+      The name of the checkpoint or file that it was made for, and its owner; None for any other name.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -104,11 +107,11 @@ def of_temporary(name: str) -> tuple[str, Owner] | None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name is that of a temporary directory of jaxckpt."""
+    """Whether a name is that of a temporary directory of jaxckpt."""
     return _NAME.fullmatch(name) is not None
 
 
 def final_name(name: str) -> str:
-    """Returns the name of the checkpoint that the temporary directory `name` was made for; any other name as it is."""
+    """Returns the name of the checkpoint that the temporary directory `name` was made for. Returns any other name unchanged."""
     match = _NAME.fullmatch(name)
     return name if match is None else match["final"]

@@ -1,4 +1,4 @@
-"""What the storage room has to know about a save: plain values, no Orbax."""
+"""The settings of a save, as plain values without Orbax."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,17 +8,17 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class WriteSettings:
-    """How arrays are laid out on disk, and the bounds that a write keeps.
+    """The layout of arrays on disk, and the bounds of a write.
 
     Attributes:
       asynchronous: whether Orbax's asynchronous checkpointer drives the write.
-      io_process: index of the process that does all file access, or None for the ordinary path.
-      compression: None (raw bytes) or "zstd".
-      chunk_byte_size: largest stored chunk, in bytes before compression; a chunk is written, checksummed and read as a unit.
-      target_data_file_size: a data file is closed once it holds this many bytes.
-      max_file_size: no data file may be larger than this many bytes; None for no limit.
-      memory_limit_bytes: most bytes that the background holds beyond the snapshot.
-      timeout_secs: bound in seconds for every wait.
+      io_process: index of the process that does all file access; None if `experimental_io_device` does not choose one.
+      compression: "zstd", or None for uncompressed chunks.
+      chunk_byte_size: size of the largest chunk, in bytes before compression. A chunk is written, checksummed and read as a unit.
+      target_data_file_size: a data file is closed once it has this many bytes.
+      max_file_size: the largest size of a data file in bytes; None for no limit.
+      memory_limit_bytes: the largest number of bytes that a write holds in memory besides the snapshot.
+      timeout_secs: time limit of every wait, in seconds.
     """
 
     asynchronous: bool = False

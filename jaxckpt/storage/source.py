@@ -1,4 +1,4 @@
-"""An open checkpoint, wherever its files are: what restoring reads from."""
+"""The interface from which a restore reads: an open checkpoint, in this process or in another one."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -11,7 +11,13 @@ from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
 
 
 class Source(Protocol):
-    """An open checkpoint: a `StoredCheckpoint`, or one that another process has open."""
+    """An open checkpoint: a `StoredCheckpoint`, or one that another process has opened.
+
+    Attributes:
+      path: path of the checkpoint.
+      tree: its tree metadata.
+      record: jaxckpt's record of the save; see `Snapshot.record`.
+    """
 
     path: str
     tree: StoredTree
@@ -21,10 +27,17 @@ class Source(Protocol):
         """Returns shape and dtype of array leaves, by Orbax's name."""
 
     def nbytes(self, leaf: StoredLeaf) -> int:
-        """Returns the bytes of an array leaf of which `infos` was asked before."""
+        """Returns the size of an array leaf in bytes. `infos` must have been called for it before."""
 
     def string(self, leaf: StoredLeaf) -> str:
         """Returns the value of a str leaf."""
 
     def read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
-        """Reads arrays, or boxes of them."""
+        """Reads arrays, or boxes of them. `infos` must have been called for them before.
+
+        Args:
+          requests: for each read: Orbax's name of the leaf, and the box, or None for the whole array.
+
+        Returns:
+          The arrays, in the order of the requests. They may be read-only.
+        """

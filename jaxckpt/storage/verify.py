@@ -1,4 +1,4 @@
-"""Reading every byte of a checkpoint, without targets, to find what is damaged."""
+"""Reads every byte of a checkpoint, without targets, to find damage."""
 
 import os
 from collections.abc import Callable
@@ -15,11 +15,11 @@ _GROUP_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """Something damaged.
+    """A damaged leaf or file.
 
     Attributes:
       where: name of the leaf, or path of the file.
-      what: what is wrong with it.
+      what: description of the damage.
     """
 
     where: str
@@ -28,16 +28,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-      path: of the checkpoint.
-      problems: everything that is damaged.
-      checksummed: whether the checkpoint carries checksums (plain Orbax writes none: then only what cannot be decoded is found).
+      path: path of the checkpoint.
+      problems: the damaged leaves and files.
+      checksummed: whether the checkpoint has checksums. Plain Orbax does not write any; then only data that cannot be decoded is found.
       leaves: number of leaves.
-      bytes: bytes of all arrays that were read.
+      bytes: size in bytes of all arrays that were read.
       files: number of files that were checked.
-      unread: names of leaves that only a type handler of the program that saved them can read; nothing is known of them.
+      unread: names of leaves that were not read, because only the type handler of the program that saved them can read them.
     """
 
     path: str
@@ -61,10 +61,12 @@ class VerifyReport:
         ]
         if not self.checksummed:
             lines.append(
-                "  carries no checksums (not written by jaxckpt): everything can be read, but a flipped bit would go unnoticed"
+                "  has no checksums (not written by jaxckpt): data that can be read may still contain flipped bits"
             )
         if self.unread:
-            lines.append(f"  not read, because only the program's own type handler can: {', '.join(self.unread)}")
+            lines.append(
+                f"  not read, because only the program's own type handler can read it: {', '.join(self.unread)}"
+            )
         lines += [f"  {problem.where}: {problem.what}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -73,20 +75,21 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     """Reads and checks every byte of a checkpoint.
 
     Args:
-      path: of the checkpoint.
-      progress: called with leaves read and leaves in all.
+      path: path of the checkpoint.
+      progress: called after each group of leaves, with the number of leaves that have been read and the number of all leaves.
 
     Returns:
-      The report; damage is in it, not raised.
+      The report. Damage is reported in it, not raised.
 
     Raises:
-      FileNotFoundError: nothing is there, or it was deleted while it was read.
-      CheckpointError: what is there is no checkpoint.
-      OSError: it cannot be read.
+      FileNotFoundError: nothing is at the path, or the checkpoint was deleted meanwhile.
+      CheckpointError: something else than a checkpoint is at the path.
+      OSError: the checkpoint cannot be read.
     """
     path = os.fspath(path)
     try:
-        stored = StoredCheckpoint(path, check_data=False)  # Data files are checked below, one by one.
+        # Data files are checked below, one by one.
+        stored = StoredCheckpoint(path, check_data=False)
     except CheckpointError as error:
         if type(error) is CheckpointError:
             raise
@@ -110,7 +113,7 @@ def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | N
         except CheckpointError as error:
             problems.append(_problem(error, leaf.name))
     total, done = 0, 0
-    # Each leaf counts a few bytes more than it has, so that a group of scalars ends as well.
+    # Each leaf counts a few bytes more than it has, so that even a group of empty arrays ends.
     for group in groups(readable, lambda leaf: stored.nbytes(leaf) + layout.CHECKSUM_BYTES, _GROUP_BYTES):
         for leaf in group if not _readable(stored, group) else ():
             try:
@@ -129,23 +132,28 @@ def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | N
                 problems.append(_problem(error, leaf.name))
     if not problems:
         _check_data_files(stored, problems)
-    # The save counter is listed as a leaf wherever it stands.
+    # The save counter counts as a leaf, whether it is stored in the tree or in the record.
     leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves) + (description.COUNTER in stored.record)
     unread = tuple(leaf.name for leaf in stored.tree.leaves if leaf.is_foreign)
-    # What is wrong with the database as a whole has been said for every leaf.
+    # A problem of the whole database was reported once for every leaf.
     problems = list(dict.fromkeys(problems))
     return VerifyReport(stored.path, tuple(problems), stored.digests is not None, leaves, total, files, unread)
 
 
 def _problem(error: CheckpointError, where: str) -> Problem:
-    """Returns what an error reports; `where` is what was read, for an error that does not name the place itself."""
+    """Returns the problem that an error reports.
+
+    Args:
+      error: the error of a read.
+      where: the leaf or file that was read; used if the error does not name the place itself.
+    """
     if isinstance(error, CorruptCheckpointError) and error.where is not None and error.what is not None:
         return Problem(error.where, error.what)
     return Problem(where, str(error))
 
 
 def _readable(stored: StoredCheckpoint, group: list[tree_metadata.StoredLeaf]) -> bool:
-    """Whether a whole group can be read; if not, its leaves are read one by one to find the culprit."""
+    """Whether a whole group of leaves can be read. If not, the caller reads them one by one to find the damaged ones."""
     try:
         stored.read([(leaf.param_name, None) for leaf in group])
     except CheckpointError:
@@ -173,7 +181,7 @@ def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
 
 
 def _check_data_files(stored: StoredCheckpoint, problems: list[Problem]) -> None:
-    """Looks for data files that were exchanged for others. Where a leaf is damaged, it has been named already, which says more."""
+    """Looks for data files that were exchanged for others. Call it only if no leaf is damaged: a leaf's own problem says more."""
     for name, expected in (stored.digests or {}).items():
         if expected.is_of_data:
             try:

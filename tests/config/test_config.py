@@ -1167,7 +1167,10 @@ VALID_OPTIONS = st.fixed_dictionaries(
         ),
     },
 )
-PATH_TEXT = st.text(st.characters(blacklist_characters="\0:/", blacklist_categories=("Cs",)), min_size=1)
+# Hypothesis also tries the texts that stand in the code, such as reserved names.
+PATH_TEXT = st.text(st.characters(blacklist_characters="\0:/", blacklist_categories=("Cs",)), min_size=1).filter(
+    lambda text: text not in (".", "..") and "orbax-checkpoint-tmp" not in text and ".jaxckpt-tmp-" not in text
+)
 VALID = st.fixed_dictionaries(
     {"directory": PATH_TEXT, "max_to_keep": st.none() | POSITIVE},
     optional={

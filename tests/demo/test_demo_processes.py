@@ -149,7 +149,7 @@ def test_wrong_usage(arguments, capsys):
     [
         ("/job:worker/task:3", "there is no process 3"),
         ("3", "there is no process 3"),
-        ("/job:worker", "add the one that you mean"),
+        ("/job:worker", "name one of them"),
         ("/task:1/device:GPU:0", "does not have this device"),
         ("/task:1/device:CPU:1", "does not have this device"),
     ],

@@ -232,7 +232,7 @@ class TestLiveSaves:
             assert "in use" in cleaned.stdout, cleaned
             assert storage.sweep(bucket.path("run")) == []
             assert checkpoint(2).save(bucket.path("run/ckpt")) == bucket.path("run/ckpt-2")
-            with pytest.raises(FileExistsError, match="at work"):
+            with pytest.raises(FileExistsError, match="is working here"):
                 checkpoint(3).write(bucket.path("run/ckpt-1"))
         finally:
             go_on.set()

@@ -172,7 +172,7 @@ def test_refusals_say_what_to_do(text, remedy):
 
 
 def test_unknown_job_lists_the_jobs():
-    with pytest.raises(ValueError, match=r"no job 'ps'; JAX has localhost, chief, coordinator, master .* worker"):
+    with pytest.raises(ValueError, match=r"no job 'ps'; the jobs are localhost, chief, coordinator, master .* worker"):
         resolve_process("/job:ps/task:0")
 
 

@@ -177,7 +177,12 @@ def test_a_length_alone_costs_no_memory() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        *[("", "no message"), ("nul", "no message"), ("[" * 100_000, "no message"), ('{"a":' * 100_000, "no message")],
+        *[
+            ("", "not a message"),
+            ("nul", "not a message"),
+            ("[" * 100_000, "not a message"),
+            ('{"a":' * 100_000, "not a message"),
+        ],
         *[("[]", "not an object"), ("3", "not an object"), ("null", "not an object")],
         *[("{}", "'None', a message that does not exist"), ('{"t":"get"}', "'get', a message that does not exist")],
         *[
@@ -215,14 +220,14 @@ def test_a_length_alone_costs_no_memory() -> None:
             ('{"t":"Card","call":[]}', "ill-formed Card"),
         ],
         *[
-            ('{"t":"Done","n":0}', "Done with bytes, which it does not have"),
+            ('{"t":"Done","n":0}', "Done with bytes, although"),
             ('{"t":"Pieces"}', "Pieces with None bytes"),
         ],
         *[
             ('{"t":"Pieces","n":' + each + "}", "Pieces with")
             for each in ("-1", "65", '"64"', "64.0", "true", "NaN", "[64]", "null")
         ],
-        *[('{"t":"Lent","at":' + "9" * 5000 + ',"nbytes":1}', "no message")],
+        *[('{"t":"Lent","at":' + "9" * 5000 + ',"nbytes":1}', "not a message")],
     ],
     ids=lambda value: value[:50] if isinstance(value, str) else None,
 )
@@ -238,14 +243,14 @@ def test_heads_that_are_no_messages(text: str, why: str) -> None:
 def test_bytes_that_have_no_place() -> None:
     reader = FrameReader()
     reader.start()
-    with pytest.raises(ProtocolError, match="Pieces, whose bytes have no place here"):
+    with pytest.raises(ProtocolError, match="Pieces, a message with bytes, which is not expected"):
         feed(reader, memoryview(written(Pieces(), [np.zeros(3, np.uint8)])), cut([]))
 
 
 def test_a_head_that_is_too_long() -> None:
     reader = FrameReader()
     reader.start(max_head=10)
-    with pytest.raises(ProtocolError, match="a head of 11 bytes, where 10 are allowed"):
+    with pytest.raises(ProtocolError, match="a head of 11 bytes; at most 10 are allowed"):
         feed(reader, memoryview(_frame("x" * 11)), cut([]))
 
 

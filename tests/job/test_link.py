@@ -73,16 +73,16 @@ def test_payloads_larger_than_the_buffers_of_the_socket() -> None:
 @pytest.mark.parametrize(("process", "who"), [(2, "process 2"), (-1, "a stranger")])
 def test_what_is_no_message_names_who_sent_it(process: int, who: str) -> None:
     for content, what in (
-        (b"nonsense", "no message"),
+        (b"nonsense", "bytes that are not a message"),
         (b'{"t":"Lent","at":null,"nbytes":1}', "an ill-formed Lent: its 'at'"),
-        (b'{"t":"Lent","at":1,"nbytes":1}', "Lent, where Done or Failed makes sense"),
+        (b'{"t":"Lent","at":1,"nbytes":1}', "Lent instead of Done or Failed"),
     ):
         with raw() as (sender, link):
             link.process = process
             sender.sendall(struct.pack("!I", len(content)) + content)
             with pytest.raises(ProtocolError, match=f"^{who} sent {what}"):
                 link.receive(Done, Failed, timeout=20)
-            with pytest.raises(WireError, match="a message before"):
+            with pytest.raises(WireError, match="an earlier message"):
                 link.receive(Done, timeout=20)
 
 

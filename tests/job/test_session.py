@@ -413,7 +413,7 @@ def test_a_message_that_makes_no_sense_names_the_process_and_the_message() -> No
         one = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
         two = Thread(lambda: peers[1].decide(no, {AskMemory: lambda request: (Texts({}), None)}))
         with pytest.raises(
-            ProcessError, match="Process 2 does not speak as jaxckpt does.*process 2 sent Texts, where"
+            ProcessError, match="Process 2 did not follow jaxckpt's protocol.*process 2 sent Texts instead of"
         ) as caught:
             center.decide(lambda: center.ask_all(AskMemory(), "giving"))
         assert caught.value.processes == (2,)

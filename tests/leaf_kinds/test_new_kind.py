@@ -130,7 +130,7 @@ def test_what_the_processes_of_a_job_compare() -> None:
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [(NOTE.word, "f: .*shape .3,. .* cannot be fraction"), ("decimal", "notes a kind of leaf that is unknown")],
+    [(NOTE.word, "f: .*shape .3,. .* cannot be fraction"), ("no such kind", "contains an unknown note of a leaf")],
     ids=["another array", "another note"],
 )
 def test_what_cannot_be_is_damage(word: str, said: str, tmp_path: Path) -> None:

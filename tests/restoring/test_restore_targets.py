@@ -94,6 +94,11 @@ class TestWeakTypes:
         assert checkpoint.scale.weak_type
         checkpoint.restore(path)
         grads = jnp.ones(8, jnp.bfloat16)
+        # JAX keeps what it has compiled for arrays that are like these but for the weak type.
+        like = [jnp.asarray(np.asarray(value)) for value in (checkpoint.scale, checkpoint.step)]
+        like = [jax.device_put(one, old.sharding) for one, old in zip(like, (scale, step), strict=True)]
+        assert (grads * like[0]).dtype == jax.jit(jnp.multiply)(grads, like[0]).dtype == jnp.float32
+        assert (like[1] + jnp.int8(1)).dtype == (jnp.asarray(np.int32(3)) + jnp.int8(1)).dtype == jnp.int32
         assert (grads * checkpoint.scale).dtype == jnp.bfloat16
         assert jax.jit(jnp.multiply)(grads, checkpoint.scale).dtype == jnp.bfloat16
         assert (checkpoint.step + jnp.int8(1)).dtype == jnp.int8

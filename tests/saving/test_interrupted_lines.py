@@ -29,7 +29,7 @@ MODULES = (
         "directory/series",
     ),
     *("directory/on_disk", "directory/state_file/file"),
-    *("saving/background", "saving/save", "saving/saves"),
+    *("saving/background", "saving/program_end", "saving/save", "saving/saves"),
     *(
         "storage/commit/checkpoint_path",
         *("storage/commit/by_rename", "storage/commit/save", "storage/commit/moves"),

@@ -68,7 +68,7 @@ def test_a_program_that_ends_without_sync_completes_its_save(mode: str, code: in
     assert jaxckpt.verify(tmp_path / "ckpt-2").ok
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "ckpt-1", "ckpt-2"]
     assert ("called" in done.stdout) == (mode == "callback")
-    assert "jaxckpt" not in done.stderr.replace("jaxckpt: the program has ended but for", "")
+    assert "jaxckpt" not in done.stderr.replace("jaxckpt: the program has ended, but the save", "")
 
 
 def test_a_save_in_an_exit_handler(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class TestOccupied:
         stores.write(f"{path}/chapter", b"text")
         with pytest.raises(FileExistsError):
             ground.committer.begin(ground.path("thesis"), replace=replace)
-        with pytest.raises(OSError, match="not a checkpoint, so it is not deleted") as caught:
+        with pytest.raises(OSError, match="not a checkpoint, so it was not deleted") as caught:
             ground.committer.delete(ground.path("thesis"))
         assert caught.value.errno == errno.EINVAL
         assert ground.committer.sweep(ground.room) == []
@@ -247,7 +247,7 @@ class TestDeleting:
         path = ground.save("ckpt-1", 1)
         old = ground.committer.identity(path)
         ground.save("ckpt-1", 2, replace=True)
-        with pytest.raises(OSError, match="in its place") as caught:
+        with pytest.raises(OSError, match="saved at this path meanwhile") as caught:
             ground.committer.delete(ground.path("ckpt-1"), old)
         assert caught.value.errno == errno.EBUSY
         assert ground.value("ckpt-1") == 2

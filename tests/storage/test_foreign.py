@@ -187,7 +187,7 @@ def test_broken_links(tmp_path: Path) -> None:
     error = error_of(tmp_path / "best")
     assert isinstance(error, FileNotFoundError)
     assert error.filename == f"{tmp_path}/best"
-    assert error.strerror.startswith("A link to ckpt, where nothing is")
+    assert error.strerror.startswith("This link leads to ckpt, which does not exist")
 
 
 def test_what_is_neither_is_not_opened(tmp_path: Path) -> None:

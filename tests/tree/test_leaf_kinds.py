@@ -328,6 +328,15 @@ def test_keys_that_orbax_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a"), ("a", "a~b", "a/c")], ids=["above", "below", "tilde"])
+def test_a_str_whose_name_is_above_another_ones_is_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    """Orbax takes the name of a str for a JSON pointer."""
+    checkpoint = jaxckpt.Checkpoint(value=dict.fromkeys(names, ""))
+    with pytest.raises(ValueError, match="cannot tell the name of this str"):
+        checkpoint.save(tmp_path / "ckpt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_keys_are_compared_again_when_they_have_changed(tmp_path: Path) -> None:
     """That the names of a state are distinct is found out once; of another one, with as many leaves, anew."""
     good = {"a": {"b": np.ones(1)}, "c": np.zeros(1)}

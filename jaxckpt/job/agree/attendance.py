@@ -1,4 +1,4 @@
-"""This process's part in one meeting: what it brings, how long it waits, and why it gives up."""
+"""This process's part in one meeting: its call and contribution, its deadline, and the reason if it gives up."""
 
 import contextlib
 import time
@@ -19,11 +19,12 @@ from jaxckpt.job.session import failures
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.job.session.session import Session, patience
 
-# Process 0 hears everybody, also where another process does the file access.
+# Process 0 always leads the meeting, even if another process does the file access.
 LEADER = 0
+# The key in JAX's key-value store under which the leader publishes its address.
 KEY = "jaxckpt/meeting"
 LINGER_SECS = 1.0
-# A user who presses Ctrl-C does not want to wait for longer until the others have been told.
+# After Ctrl-C, telling the others must not take longer than this.
 INTERRUPTED_SECS = 5.0
 _PAUSE_SECS = 0.05
 
@@ -32,26 +33,26 @@ class Attendance:
     """This process's part in one meeting.
 
     Attributes:
-      call: what it is about to do.
-      mine: what it brings.
-      me: its index.
+      call: the call that this process is about to make.
+      mine: the contribution of this process.
+      me: index of this process.
       others: indices of the other processes.
-      error: why it cannot take part; None if it can.
+      error: the error because of which this process cannot take part; None if it can.
       interrupt: the interrupt that came during the meeting; None if there was none.
-      failure: what the others are told of `error` or `interrupt`.
-      end: moment (of time.monotonic) when it stops waiting.
-      joined: whether the others know of it, so that they notice when it leaves.
+      failure: the description of `error` or `interrupt` for the others; None if there was neither.
+      end: moment (of time.monotonic) when this process stops waiting.
+      joined: whether this process is connected to the others, so that they notice when it leaves.
       store: JAX's key-value store.
       coordinator: address of JAX's coordinator, or None.
     """
 
     def __init__(self, call: Call, contribution: Contribution, error: BaseException | None) -> None:
-        """Begins the time that the meeting may take.
+        """Creates the attendance. The time that the meeting may take begins now.
 
         Args:
-          call: what this process is about to do.
-          contribution: what it brings.
-          error: why it cannot take part; None if it can.
+          call: the call that this process is about to make.
+          contribution: the contribution of this process.
+          error: the error because of which this process cannot take part; None if it can.
 
         Raises:
           ProcessError: JAX's coordination service is not running.
@@ -77,29 +78,33 @@ class Attendance:
         self.store, self.coordinator = found
 
     def left(self) -> float:
-        """Returns the seconds that are left; none if that is not positive."""
+        """Returns the seconds that are left. The time is over if the number is not positive."""
         return self.end - time.monotonic()
 
     def secs(self) -> float:
-        """Returns the seconds that are left, for a wait, which has to be longer than nothing."""
+        """Returns the seconds that are left, for a wait: always a positive number."""
         return max(0.001, self.left())
 
     def give_up(self, interrupt: BaseException) -> None:
-        """Takes note of an interrupt. A process that has not joined goes on for a moment, to say why it does not."""
+        """Notes an interrupt. A process that has not joined yet goes on for a moment, to tell the others the reason.
+
+        Args:
+          interrupt: the interrupt.
+        """
         self.failure = failures.describe(interrupt, self.me)
         self.interrupt = interrupt
         self.end = min(self.end, time.monotonic() + INTERRUPTED_SECS)
 
     def stop(self) -> None:
-        """Raises CancelledError if this process has been interrupted, and the others notice when it leaves."""
+        """Raises CancelledError if this process has been interrupted and has joined: the others notice that it leaves."""
         if self.interrupt is not None and self.joined:
             raise CancelledError(f"{self.call} was interrupted")
 
     def card(self, address: Address | None) -> Card:
-        """Returns what this process tells the leader.
+        """Returns the message with which this process tells the leader what call it makes.
 
         Args:
-          address: where it listens, if it is the center.
+          address: the address at which this process listens, if it is the center; otherwise None.
         """
         call = self.call
         texts = {
@@ -111,25 +116,42 @@ class Attendance:
         return Card(texts, self.mine.digest, self.mine.host_digest, dict(self.mine.facts), address, self.failure)
 
     def tell(self, links: Mapping[int, Link], message: Message) -> None:
-        """Tells several processes the same. One that has gone by now has its own reasons."""
+        """Sends a message to several processes. Processes that have ended are ignored.
+
+        Args:
+          links: the connections, by process.
+          message: the message.
+        """
         for link in links.values():
             with contextlib.suppress(OSError):
                 link.send(message, timeout=min(self.call.timeout, LINGER_SECS))
 
     def tell_failure(self, links: Mapping[int, Link], error: BaseException) -> None:
-        """Tells several processes why nothing comes of the call: the interrupt, if there was one."""
+        """Tells several processes that the call has failed.
+
+        Args:
+          links: the connections, by process.
+          error: the error. If this process was interrupted, the others are told of the interrupt instead.
+        """
         self.tell(links, Failed(failures.describe(self.interrupt or error, self.me)))
 
     def refusal(self, failure: Failure) -> BaseException:
-        """Returns what to raise where the leader has told of a failure: this process's own error, if there is one."""
+        """Returns the error to raise when the leader has reported a failure: this process's own error if there is one.
+
+        Args:
+          failure: the failure that the leader reported.
+        """
         return failures.rebuild(failure) if self.error is None else self.error
 
     def go_to_center(self, address: Address | None, facts: Mapping[str, Any]) -> Session:
-        """Connects to a center that is not the leader, and waits until it has everybody.
+        """Connects to a center that is not the leader, and waits until all peers are connected to it.
 
         Args:
-          address: where it listens.
-          facts: what it has told the leader.
+          address: the address at which the center listens.
+          facts: the center's facts for every process.
+
+        Returns:
+          The session of the call.
 
         Raises:
           ProcessError: the center cannot be reached, or a process has failed.
@@ -145,7 +167,8 @@ class Attendance:
             except ProcessError:
                 raise
             except OSError as error:
-                # A crowd of strangers may have pushed this process out; a port where nobody listens means that the center is gone.
+                # Many strangers may have made the listener close this connection: try again. But if the center does not listen at the
+                # port any more, it is gone.
                 if self.left() > 0.1 and isinstance(error, WireError | ConnectionResetError):
                     time.sleep(_PAUSE_SECS)
                     continue

@@ -1,4 +1,4 @@
-"""What a process is about to do, as the others have to know it."""
+"""The description of a call, with which processes check that all of them make the same one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -7,14 +7,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """What a process is about to do. The same on every process, or none of them does it.
+    """A call that a process is about to make. Unless it is the same on every process, all of them refuse it.
 
     Attributes:
       action: the method, such as "save".
-      subject: what it is called with, as the caller wrote it: a path.
+      subject: the path that the caller passed, as it was spelled.
       center: index of the process that does the file access.
-      timeout: bound in seconds for every wait.
-      details: whatever else must agree, by the name that a message should use.
+      timeout: most seconds of every wait.
+      details: further values that must agree, by the names that error messages use.
     """
 
     action: str
@@ -27,20 +27,20 @@ class Call:
         return f"{self.action}({self.subject!r})"
 
     def detail_texts(self) -> dict[str, str]:
-        """Returns the details as they are compared."""
+        """Returns the details as texts, which are compared."""
         return {name: _text(value) for name, value in self.details.items()}
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a process brings to a meeting besides the call itself.
+    """The information that a process adds to its call for a meeting. A *host leaf* is a leaf in the memory of one host.
 
     Attributes:
-      digest: of the tree: names, kinds, shapes, dtypes and shardings.
-      leaves: name and description of every leaf, asked for only where digests differ.
-      host_digest: of the contents of host leaves.
-      host_contents: name and digest of every host leaf, asked for only where they differ.
-      facts: what the center tells everyone; of no meaning on the others.
+      digest: digest of the descriptions of all leaves: names, kinds, shapes, dtypes and shardings.
+      leaves: returns name and description of every leaf. Called only if the digests of two processes differ.
+      host_digest: digest of the contents of the host leaves.
+      host_contents: returns name and digest of every host leaf. Called only if the host digests of two processes differ.
+      facts: values that the center wants every process to know. Ignored on other processes.
     """
 
     digest: str = ""
@@ -51,16 +51,21 @@ class Contribution:
 
 
 def named(processes: Any) -> str:
-    """Returns processes in words, as the beginning of a sentence."""
+    """Returns the beginning of a sentence that names processes.
+
+    Args:
+      processes: indices of the processes.
+    """
     listed = sorted(processes)
     text = ", ".join(map(str, listed[:20])) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")
     return f"Process {text}" if len(listed) == 1 else f"Processes {text}"
 
 
 def _text(value: Any) -> str:
-    """Returns the text of a value: for a dataclass what its `repr` says, without the `repr`.
+    """Returns the text of a value. For a dataclass it is the text of its `repr`, but built without calling that `repr`.
 
-    That one keeps a list of what it is in the middle of. An interrupt can leave an object on it, which is "..." from then on.
+    The `repr` of a dataclass keeps a list of the objects whose text it is building. An interrupt can leave an object in the list; from
+    then on its text is "...".
     """
     if not is_dataclass(value) or isinstance(value, type):
         return str(value)

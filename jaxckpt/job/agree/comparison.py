@@ -1,4 +1,4 @@
-"""Whether all processes mean the same: compared on process 0, from what each has said it is about to do."""
+"""Process 0 compares the calls and the leaves of all processes."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,12 +6,21 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree.call import Call, Contribution, named
 from jaxckpt.job.protocol.messages import Card
 
-# Asks a process for its leaves, or, if true, for the contents of its host leaves.
+# Asks a process for the descriptions of its leaves or, if the second argument is true, for the contents of its host leaves.
 Ask = Callable[[int, bool], Sequence[tuple[str, str]]]
 
 
 def compare_calls(call: Call, cards: Mapping[int, Card], me: int) -> None:
-    """Raises ProcessError unless every process makes the same call with the same options."""
+    """Compares the calls of all processes.
+
+    Args:
+      call: the call of this process.
+      cards: the card of every process.
+      me: index of this process.
+
+    Raises:
+      ProcessError: the processes do not all make the same call with the same options.
+    """
     mine = cards[me].call
     different = {process: card.call for process, card in cards.items() if card.call != mine}
     if not different:
@@ -32,7 +41,18 @@ def compare_calls(call: Call, cards: Mapping[int, Card], me: int) -> None:
 
 
 def compare_trees(call: Call, contribution: Contribution, cards: Mapping[int, Card], me: int, ask: Ask) -> None:
-    """Raises ProcessError, naming the first difference, unless every process has the same leaves."""
+    """Compares the leaves of all processes.
+
+    Args:
+      call: the call of this process.
+      contribution: the contribution of this process.
+      cards: the card of every process.
+      me: index of this process.
+      ask: asks a process for its leaves.
+
+    Raises:
+      ProcessError: the processes do not all have the same leaves. The message names the first difference.
+    """
     mine = cards[me].digest
     different = sorted(process for process, card in cards.items() if card.digest != mine)
     if not different:
@@ -50,18 +70,26 @@ def compare_trees(call: Call, contribution: Contribution, cards: Mapping[int, Ca
 def compare_host_leaves(
     call: Call, contribution: Contribution, cards: Mapping[int, Card], me: int, ask: Ask
 ) -> list[str]:
-    """Returns a warning for every host leaf whose value differs between processes."""
+    """Returns a warning for every host leaf whose value differs between processes.
+
+    Args:
+      call: the call of this process.
+      contribution: the contribution of this process.
+      cards: the card of every process.
+      me: index of this process.
+      ask: asks a process for the contents of its host leaves.
+    """
     mine = cards[me].hosts
     different = sorted(process for process, card in cards.items() if card.hosts != mine)
     leaves: dict[str, list[int]] = {}
-    # Enough to act upon; a thousand processes would all say the same.
+    # Eight processes are enough for a warning; the job may have a thousand.
     for process in different[:8]:
         for (name, here), (_, there) in zip(contribution.host_contents(), ask(process, True), strict=False):
             if here != there:
                 leaves.setdefault(name, []).append(process)
     return [
-        f"{call}: {name} has another value on {named(processes).lower()} than on process {me}, whose value is "
-        "stored: values in host memory (numpy arrays, Python scalars, strings, arrays of local devices) belong to no process."
+        f"{call}: {name} has another value on {named(processes).lower()} than on process {me}. The value of process {me} is stored. "
+        "Values in host memory (numpy arrays, Python scalars, strings, arrays of local devices) should be the same on every process."
         for name, processes in leaves.items()
     ]
 

@@ -1,4 +1,4 @@
-"""The side of process 0 in a meeting: it hears what each process is about to do, compares, and tells everyone."""
+"""The side of process 0, the leader, in a meeting: it receives the call of each process, compares the calls, and tells the verdict."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -20,11 +20,11 @@ class Leader:
     """The steps of process 0: `_gather`, `_read_cards`, `_verdict`, and telling the verdict."""
 
     def __init__(self, attendance: Attendance, listener: Listener) -> None:
-        """Starts nothing yet.
+        """Creates the leader. `hold` holds the meeting.
 
         Args:
-          attendance: this process's part.
-          listener: for the other processes; the caller closes it.
+          attendance: this process's part in the meeting.
+          listener: accepts the connections of the other processes. The caller closes it.
         """
         self._mine = attendance
         self._listener = listener
@@ -56,7 +56,7 @@ class Leader:
                 kept = True
                 return session, verdict.warnings
         except BaseException as error:
-            # The others would find out by themselves, but not why.
+            # Without this message, the others would notice that the meeting has failed, but not why.
             mine.tell_failure(links, error)
             raise
         finally:
@@ -65,25 +65,25 @@ class Leader:
         return mine.go_to_center(verdict.address, verdict.facts), verdict.warnings
 
     def _gather(self) -> tuple[dict[int, Link], set[int]]:
-        """Waits for the others; returns their connections, and those that are missing."""
+        """Waits for the other processes. Returns their connections, and the processes that are missing."""
         store = self._mine.store
         try:
             store.key_value_set_bytes(KEY, handshake.to_bytes(self._listener.address), True)
             return self._listener.wait(self._mine.left)
         finally:
-            # Before anyone is told anything: a process that begins the next call must not find the address of this one.
+            # This must come before the verdict: a process that begins the next call must not find the address of this meeting.
             store.key_value_delete(KEY)
             self._listener.stop()
 
     def _read_cards(self, links: Mapping[int, Link]) -> dict[int, Card]:
-        """Reads what each process said it is about to do."""
+        """Receives the card of each process."""
         mine = self._mine
         cards: dict[int, Card] = {}
         for process, link in links.items():
             try:
                 cards[process] = link.receive(Card, timeout=mine.secs())
             except TimeoutError:
-                cards[process] = self._lost(process, f"connected, and then did not say what it wants, in {mine.call}")
+                cards[process] = self._lost(process, f"connected, and then did not send its call, in {mine.call}")
             except OSError as error:
                 cards[process] = self._lost(process, f"ended, or closed the connection, as {mine.call} began: {error}")
         cards[mine.me] = mine.card(None)
@@ -96,7 +96,7 @@ class Leader:
     def _verdict(self, cards: Mapping[int, Card], links: Mapping[int, Link], missing: set[int]) -> Agreed | Failed:
         call, me = self._mine.call, self._mine.me
         failed = [failure for process in sorted(cards) if (failure := cards[process].failure) is not None]
-        # A process that is missing where another has failed may be missing because of that.
+        # If one process has failed and another is missing, the failure may be the reason: report the failure.
         if failed:
             return Failed(failed[0])
         if missing:
@@ -115,7 +115,7 @@ class Leader:
             warned = compare_host_leaves(call, self._mine.mine, cards, me, ask)
         except ProcessError as error:
             return Failed(failures.describe(error, me))
-        # Interrupted, perhaps. Where process 0 is not the center, that one would wait for it.
+        # A process may have been interrupted and have left. Without this check, a center that is not process 0 would wait for it.
         lost = {process for process, link in links.items() if not link.is_open()}
         if lost:
             return Failed(self._refusal(f"{named(lost)} ended, or closed the connection, as {call} began.", lost))

@@ -1,4 +1,4 @@
-"""What processes compare of their leaves: descriptions, which must agree, and the contents of host leaves, which should."""
+"""The texts by which processes compare their leaves: descriptions, which must agree, and contents of host leaves, which should agree."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,13 +19,13 @@ Lines = list[tuple[str, str]]
 def stored_values(
     leaves: Sequence[Leaf], plan: Plan, more: Iterable[tuple[str, str]], facts: Mapping[str, Any]
 ) -> Contribution:
-    """Returns what a process says of values that are going to be stored.
+    """Returns the contribution of a process to the meeting of a save.
 
     Args:
-      leaves: of the values.
-      plan: that the snapshot was taken with.
-      more: name and description of what is stored besides.
-      facts: what the center tells everyone.
+      leaves: the leaves of the values.
+      plan: the plan with which the snapshot was taken.
+      more: names and descriptions of further things that are stored, such as empty nodes.
+      facts: values that the center wants every process to know.
     """
     described = [*descriptions(leaves, plan), *more]
     hosts = host_contents(leaves)
@@ -33,11 +33,11 @@ def stored_values(
 
 
 def targets(leaves: Sequence[Leaf], plan: Plan) -> Contribution:
-    """Returns what a process says of the targets of a restore, whose values do not count.
+    """Returns the contribution of a process to the meeting of a restore. The values of the targets are not compared.
 
     Args:
       leaves: the targets.
-      plan: who owns what.
+      plan: a plan, for the texts of shardings.
     """
     described = descriptions(leaves, plan)
     return Contribution(digest_of(described), lambda: described)
@@ -45,7 +45,12 @@ def targets(leaves: Sequence[Leaf], plan: Plan) -> Contribution:
 
 @quiet_gc()
 def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
-    """Returns name and description of every leaf, the same text on every process that has the same leaf."""
+    """Returns name and description of every leaf. Two processes that have the same leaf return the same text.
+
+    Args:
+      leaves: the leaves.
+      plan: a plan, for the texts of shardings.
+    """
     texts = Texts(plan.text)
     with leaf_errors.Walk(leaves) as walk:
         return [(leaf.name, kind_of(leaf.value).describe(leaf.value, texts)) for leaf in walk]
@@ -53,7 +58,11 @@ def descriptions(leaves: Sequence[Leaf], plan: Plan) -> Lines:
 
 @quiet_gc()
 def host_contents(leaves: Sequence[Leaf]) -> Lines:
-    """Returns name and digest of the content of every leaf that lives in the memory of one host."""
+    """Returns name and digest of the content of every host leaf, a leaf in the memory of one host.
+
+    Args:
+      leaves: the leaves; the others are left out.
+    """
     with jax.transfer_guard_device_to_host("allow"):
         return [
             (leaf.name, digest) for leaf in leaves if (digest := kind_of(leaf.value).digest(leaf.value)) is not None

@@ -1,7 +1,7 @@
-"""The beginning of every call that the processes of a job make together: all are there, and all mean the same.
+"""The meeting at the beginning of every call of a job: it makes sure that all processes have come, and that all make the same call.
 
-Process 0 collects what each process is about to do and compares. Nothing has been written or changed by then. It is always process 0,
-also where another one does the file access: so processes that disagree about *that* find out at once.
+The leader, process 0, collects the calls of all processes and compares them, before anything is written or changed. Process 0 leads even
+if another process does the file access. So the processes find out at once if they disagree about which process that is.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from jaxckpt.job.protocol.handshake import Listener
 from jaxckpt.job.session.session import Session
 
 _SLICE_SECS = 0.1
-# One meeting at a time: calls of several threads must not be taken for one another.
+# A process takes part in one meeting at a time: otherwise the calls of two threads could be mixed up.
 _turns = threading.Lock()
 _here = threading.local()
 
@@ -32,7 +32,7 @@ _here = threading.local()
 class on_one_process:  # noqa: N801
     """Marks code that runs on one process only (write callbacks): a collective call from it raises instead of deadlocking.
 
-    Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some refuse.
+    Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some exception classes refuse.
     """
 
     def __enter__(self) -> None:
@@ -43,40 +43,42 @@ class on_one_process:  # noqa: N801
 
 
 def several() -> bool:
-    """Whether this job has several processes."""
+    """Returns whether this job has several processes."""
     return int(jax.process_count()) > 1
 
 
 def meet(call: Call, prepare: Callable[[], Contribution]) -> Session:
-    """Waits for the other processes of the job and makes sure that all mean the same.
+    """Waits for the other processes of the job, and makes sure that all of them make the same call.
 
-    An interrupt never comes in the midst of a message: the meeting is held on a thread of its own, and given up.
+    The meeting runs on a thread of its own, so an interrupt cannot stop it in the middle of a message: the meeting is given up between
+    two messages.
 
     Args:
-      call: what this process is about to do.
-      prepare: what it does before; it runs first, on the caller's thread, and what it raises is told to the others, and raised.
+      call: the call that this process is about to make.
+      prepare: returns the contribution of this process. It runs first, on the caller's thread. If it raises, the others are told of the
+        error, and it is raised here.
 
     Returns:
       The session of the call. The caller closes it.
 
     Raises:
-      ProcessError: a process did not come in time, failed, or means something else; the same on every process, of the kind of the
-        error of the process that failed.
-      BaseException: what `prepare` raised.
+      ProcessError: a process did not come in time, failed, or makes a different call. Every process raises the same error; if a process
+        failed, it is also of the class of that process's error.
+      BaseException: the error of `prepare`.
     """
     if not several():
         return Session(jax.process_index(), prepare().facts)
     if getattr(_here, "alone", False):
         raise RuntimeError(
-            f"{call} was called from a write callback. Callbacks run on process {jax.process_index()} only, and this call has to be made "
-            "by every process of the job. Make it after the save."
+            f"{call} was called from a write callback. Callbacks run on process {jax.process_index()} only, but every process of the job "
+            "has to make this call. Make it after the save."
         )
     try:
         contribution = prepare()
     except BaseException as error:
         if not isinstance(error, Exception):
             call = dataclasses.replace(call, timeout=min(call.timeout, INTERRUPTED_SECS))
-        # The others will have to find out by themselves.
+        # If the others cannot be told, they find out by their timeouts.
         with contextlib.suppress(Exception):
             _meet(call, Contribution(), error)
         raise
@@ -91,7 +93,7 @@ def _meet(call: Call, contribution: Contribution, error: BaseException | None) -
         session, warned = _in_turn(attendance)
         met.append(session)
         if attendance.interrupt is not None:
-            # After a second interrupt nobody would close it.
+            # The caller cannot close it: after a second interrupt it has gone on without this thread.
             session.close()
             raise CancelledError(str(call))
         _warn(warned)

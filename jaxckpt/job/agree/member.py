@@ -1,4 +1,4 @@
-"""The side of the other processes in a meeting: they tell process 0 what they are about to do, and hear what it says of it."""
+"""The side of a member, a process other than process 0, in a meeting: it tells process 0 its call, and receives the verdict."""
 
 import contextlib
 import time
@@ -23,14 +23,14 @@ _CONNECT_SECS = 10.0
 
 
 class Member:
-    """The steps of a process that is not process 0: `_reach_leader`, `_hear_verdict`, then to the center, or to be it."""
+    """The steps of a process that is not process 0: `_reach_leader`, `_hear_verdict`, and then connecting to the center or being it."""
 
     def __init__(self, attendance: Attendance, listener: Listener | None) -> None:
-        """Starts nothing yet.
+        """Creates the member. `hold` takes part in the meeting.
 
         Args:
-          attendance: this process's part.
-          listener: for the other processes, if this one is the center; the caller closes it.
+          attendance: this process's part in the meeting.
+          listener: accepts the connections of the other processes, if this one is the center; otherwise None. The caller closes it.
         """
         self._mine = attendance
         self._listener = listener
@@ -53,7 +53,7 @@ class Member:
                     kept = True
                     return session, verdict.warnings
                 link.finish()
-                # All are there, at this moment. The rest needs no work of anybody, so that a process that was lost is found out soon.
+                # All processes have come, and they only have to connect now. So a short deadline is enough to notice one that was lost.
                 mine.end = min(mine.end, time.monotonic() + min(mine.call.timeout, _CONNECT_SECS))
                 try:
                     return self._session_without_leader(verdict), verdict.warnings
@@ -65,14 +65,14 @@ class Member:
                     link.close()
 
     def _reach_leader(self) -> Link:
-        """Finds process 0's address, and connects; again while the address is that of a call that is over."""
+        """Finds the address of process 0, and connects. Tries again if the address is that of a meeting that is over."""
         mine = self._mine
         reason: Exception | None = None
         while (left := mine.left()) > _PAUSE_SECS:
             try:
                 content = mine.store.blocking_key_value_get_bytes(KEY, max(1, int(1000 * min(left, _SLICE_SECS))))
             except Exception as error:
-                # A JaxRuntimeError: the key is not there yet, or JAX is going down.
+                # A JaxRuntimeError: the key does not exist yet, or JAX is shutting down.
                 if "DEADLINE_EXCEEDED" not in str(error) and "NOT_FOUND" not in str(error):
                     raise ProcessError(
                         f"{mine.call}: JAX's coordination service, which runs on process 0, does not answer: {error}.",
@@ -92,10 +92,10 @@ class Member:
         ) from reason
 
     def _hear_verdict(self, link: Link) -> Agreed | Failed | None:
-        """Returns what process 0 says of the call, or None if it hung up: the call that it was in ended without this process."""
+        """Returns the verdict of process 0; None if it closed the connection, because that was the end of an earlier meeting."""
         mine, call = self._mine, self._mine.call
         asked = False
-        # Process 0 may have come later, and waits for others. It names those that are missing, and must be given the time to.
+        # Process 0 may have come later than this process, and waits for others. Give it time to report which processes are missing.
         longest = call.timeout + patience(call.timeout)
         try:
             link.send(mine.card(None if self._listener is None else self._listener.address), timeout=call.timeout)
@@ -126,7 +126,7 @@ class Member:
         return self._await_peers(self._listener, verdict)
 
     def _await_peers(self, listener: Listener, verdict: Agreed) -> Session:
-        """Waits, as the center that is not process 0, for all others."""
+        """Waits for all other processes. Called on the center if it is not process 0."""
         mine = self._mine
         links, missing = listener.wait(lambda: mine.left() if mine.interrupt is None else 0.0)
         listener.stop()
@@ -147,7 +147,7 @@ class Member:
             raise
 
     def _heed(self, link: Link) -> None:
-        """Raises the failure that process 0 told of after it had told this process that all is well: the others know it by then."""
+        """Raises the failure that process 0 reported after its verdict, if it reported one: the other processes know of it too."""
         with contextlib.suppress(OSError):
             message = link.receive(Failed, timeout=LINGER_SECS)
             raise self._mine.refusal(message.failure)

@@ -1,4 +1,7 @@
-"""How processes reach the files of a checkpoint, and how pieces of arrays travel between them. Chosen once for a call: `mode_of`."""
+"""The modes of a job: how its processes reach the files of a checkpoint, and how pieces of arrays travel between them.
+
+A call chooses its mode once, with `mode_of`.
+"""
 
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.modes.alone import Alone
@@ -13,7 +16,7 @@ def mode_of(io_process: int | None) -> Mode:
     """Returns the mode of this job.
 
     Args:
-      io_process: index of the process that does all file access; None if each does its own.
+      io_process: index of the process that does all file access; None if each process accesses its own shards.
     """
     if not meeting.several():
         return Alone()

@@ -1,4 +1,4 @@
-"""A job of one process: it has every value and every file."""
+"""The mode of a job of one process, which has all values and accesses all files."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,19 @@ from jaxckpt.tree.flatten import Leaf
 
 
 class Alone:
-    """The mode of a job of one process, whatever its device."""
+    """The mode of a job of one process, with or without `experimental_io_device`."""
 
     def plan(self) -> None:
         """Returns None; see `Mode`."""
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
-        """Arranges; see `Mode`."""
+        """Arranges the arrays; see `Mode`."""
         return arrange(taken)
 
     def agree_to_save(
         self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
     ) -> Contribution:
-        """Returns the facts; see `Mode`."""
+        """Returns the facts, and nothing to compare; see `Mode`."""
         return Contribution(facts=facts)
 
     def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
@@ -43,7 +43,7 @@ class Alone:
         arrange: Arrange,
         commit: Commit,
     ) -> None:
-        """Commits; see `Mode`."""
+        """Writes and commits; see `Mode`."""
         session.decide(functools.partial(commit, taken(), settings, writer.write))
 
     def open(self, session: Session, path: str, seconds: float) -> Reading:
@@ -51,5 +51,5 @@ class Alone:
         return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
-        """Returns the error; see `Mode`."""
+        """Returns the error unchanged; see `Mode`."""
         return error

@@ -1,4 +1,4 @@
-"""Memory for what arrives, used again, so that the kernel need not clear it each time."""
+"""Buffers for received bytes. They are reused, so that the kernel need not clear new memory each time."""
 
 import weakref
 from collections import deque
@@ -9,18 +9,22 @@ _ROUND = 1 << 20
 
 
 class Pool:
-    """Buffers that are used again once nobody refers to them, or to a view of them, any more. Safe from several threads."""
+    """A pool of buffers. A buffer is reused when nothing refers to it, or to a view of it, any more. Several threads may use the pool."""
 
     def __init__(self, keep_bytes: int) -> None:
-        """Args: most bytes of buffers that are kept for later."""
+        """Creates an empty pool.
+
+        Args:
+          keep_bytes: most bytes of unused buffers that are kept.
+        """
         self._keep = keep_bytes
-        # Its methods are atomic: buffers come back from any thread, at any time.
+        # A deque, because its methods are atomic: buffers come back on any thread, at any time.
         self._free: deque[np.ndarray] = deque()
 
     def take(self, nbytes: int) -> np.ndarray:
-        """Returns a buffer of uint8 with any content."""
+        """Returns a buffer: an array of uint8 of `nbytes` bytes with arbitrary content."""
         memory = self._find(nbytes)
-        # Views of it refer to it, not to what it is a view of: it goes when the last of them goes.
+        # Views of `lease` refer to `lease`, not to `memory`. So `lease` is freed when its last view is, and then `memory` comes back.
         lease: np.ndarray = np.frombuffer(memory.data, np.uint8, nbytes)
         weakref.finalize(lease, self._give_back, memory).atexit = False
         return lease
@@ -41,5 +45,6 @@ class Pool:
         try:
             while sum(each.nbytes for each in tuple(self._free)) > self._keep:
                 self._free.popleft()
-        except (IndexError, RuntimeError):  # Another thread was at it in the same moment, and sees to it.
+        except (IndexError, RuntimeError):
+            # Another thread is changing the pool at the same moment. It frees the buffers that are too many.
             pass

@@ -1,7 +1,7 @@
-"""Saving with an IO process: how it gets the pieces of the others.
+"""Saving with an IO process: it fetches the pieces of its peers.
 
-Because it asks, nothing piles up: a peer sends what it is asked for, and lets go of it. Small pieces travel many at a time; large ones
-of a peer on the same host are read where they are.
+A peer sends a piece only when the IO process asks for it, and then frees it. So pieces do not pile up in memory. Small pieces travel in
+batches. Large pieces of a peer on the same host are read directly from the memory of the peer.
 """
 
 import contextlib
@@ -26,32 +26,42 @@ from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry
 
 # Pieces of at most so many bytes travel in batches.
 SMALL_BYTES = 64 << 10
+# Most bytes, and most pieces, of a batch.
 _BATCH_BYTES = 1 << 20
 _LOOK_AHEAD = 2048
-# Of buffers, for the next pieces.
+# Most bytes of unused buffers that are kept for the next pieces.
 _KEEP_BYTES = 64 << 20
-# Is read from another process at once, and written while it is in the processor's cache.
+# Bytes that are read from another process at once: they are written while they are in the processor's cache.
 _BLOCK_BYTES = 1 << 20
 
 
 class Fetcher:
-    """Gets boxes from their owners."""
+    """Fetches boxes from their owners."""
 
     def __init__(self, entries: Sequence[Entry], session: Center) -> None:
-        self._entries = tuple(entries)  # Not the list, which is going to refer to this.
+        """Creates the fetcher, and asks peers on this host how to read their memory.
+
+        Args:
+          entries: the entries of the snapshot.
+          session: the session with the peers.
+        """
+        # A copy: the caller's list is going to refer to this object, and a reference cycle would keep the buffers alive until the garbage
+        # collector runs. For the same reason `_upcoming` must not refer to this object.
+        self._entries = tuple(entries)
         self._session = session
         self._scanning = threading.Lock()
-        # Nothing that refers to this: in a circle, shared memory would stay until garbage is collected.
+        # Small pieces that have not been looked at yet.
         self._upcoming = _small_pieces(self._entries, session.process)
-        self._waiting: dict[int, dict[tuple[int, Box], None]] = defaultdict(
-            dict
-        )  # owner → small pieces not asked for yet
+        # Small pieces that have been looked at and not been asked for yet, by owner.
+        self._waiting: dict[int, dict[tuple[int, Box], None]] = defaultdict(dict)
+        # Small pieces that have been fetched and not been used yet.
         self._ready: dict[tuple[int, Box], np.ndarray] = {}
         self._batching: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._buffers = Pool(_KEEP_BYTES)
         self._numbers = itertools.count()
         self._readers = self._open_readers() if self._has_large_pieces() else {}
-        self._read: dict[int, deque[int]] = {owner: deque() for owner in self._readers}  # what it may let go of
+        # By owner: the numbers of the arrays that have been read, which the owner may free.
+        self._read: dict[int, deque[int]] = {owner: deque() for owner in self._readers}
 
     def _has_large_pieces(self) -> bool:
         contents = [entry.content for entry in self._entries]
@@ -62,7 +72,7 @@ class Fetcher:
         )
 
     def _open_readers(self) -> dict[int, Reader]:
-        """Returns what reads the memory of those processes of this host that permit it."""
+        """Returns readers for the memory of the peers on this host that allow it, by process."""
         doing, session = "telling where its memory is", self._session
         offers = {
             process: dataclasses.asdict(offer)
@@ -75,16 +85,23 @@ class Fetcher:
         return readers
 
     def name(self, position: int) -> str:
-        """Returns the name of a leaf."""
+        """Returns the name of the leaf at a position."""
         return self._entries[position].name
 
     def stream(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | Blocks:
-        """Returns a box of a large piece, block by block if its owner shares memory. Safe from several threads."""
+        """Returns a box of a large piece; block by block, if the memory of its owner can be read. Several threads may call this.
+
+        Args:
+          owner: index of the process that owns the piece.
+          position: position of the leaf.
+          start: first index of the box.
+          shape: extents of the box.
+        """
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
         if owner in self._readers and math.prod(shape) * content.dtype.itemsize > SMALL_BYTES:
             return Blocks(shape, content.dtype, self._blocks(owner, position, Box(start, shape)))
-        # Not in a batch, even if it is a small chunk: it is no piece of its own, which batches are made of.
+        # Not in a batch, even if the box is small: a batch has whole pieces only, and this is a chunk of a piece.
         return self._ask(owner, [(position, Box(start, shape))])[0]
 
     def _blocks(self, owner: int, position: int, box: Box) -> Iterator[np.ndarray]:
@@ -108,7 +125,14 @@ class Fetcher:
         self._read[owner].append(number)
 
     def fetch(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """Returns a box of a leaf. Safe from several threads."""
+        """Returns a piece of a leaf. Several threads may call this.
+
+        Args:
+          owner: index of the process that owns the piece.
+          position: position of the leaf.
+          start: first index of the piece.
+          shape: extents of the piece.
+        """
         content = self._entries[position].content
         assert isinstance(content, ArrayContent)
         nbytes = math.prod(shape) * content.dtype.itemsize
@@ -119,7 +143,8 @@ class Fetcher:
             return found
         with self._scanning:
             lock = self._batching[owner]
-        with lock:  # Perhaps it is in the batch that another thread is getting.
+        with lock:
+            # Another thread may have fetched it in its batch meanwhile.
             if (found := self._ready.pop(key, None)) is not None:
                 return found
             batch = self._batch(owner, key)
@@ -128,7 +153,12 @@ class Fetcher:
         return self._ready.pop(key)
 
     def _batch(self, owner: int, key: tuple[int, Box]) -> list[tuple[int, Box]]:
-        """Returns this piece and the next ones of the same owner that the writer is going to ask for."""
+        """Returns a piece, and the next pieces of the same owner that the writer is going to ask for.
+
+        Args:
+          owner: index of the process that owns the piece.
+          key: the piece.
+        """
         with self._scanning:
             seen_at = None
             for step, (position, box, other) in enumerate(self._upcoming):
@@ -166,7 +196,7 @@ class Fetcher:
 
 
 def _emptied(numbers: deque[int]) -> list[int]:
-    """Returns what a deque holds, and takes it out. Safe from several threads."""
+    """Empties a deque and returns its content. Several threads may call this."""
     taken = []
     with contextlib.suppress(IndexError):
         while True:
@@ -175,20 +205,30 @@ def _emptied(numbers: deque[int]) -> list[int]:
 
 
 def _opened(offers: Mapping[int, Mapping[str, Any]]) -> tuple[dict[int, Reader], list[int]]:
-    """Returns what reads the memory of other processes, and the processes that have to consent to it."""
+    """Returns readers for the memory of other processes, and the processes whose consent is needed.
+
+    Args:
+      offers: the `Loans.offer` of each process.
+    """
     readers, refused = {}, []
     for process, offer in offers.items():
         try:
             readers[process] = Reader(offer)
         except PermissionError:
             refused.append(process)
-        except OSError:  # Not here: what it has goes through the connection.
+        except OSError:
+            # The memory of this process cannot be read here. Its bytes go through the connection.
             pass
     return readers, refused
 
 
 def _small_pieces(entries: Sequence[Entry], process: int) -> Iterator[tuple[int, Box, int]]:
-    """Yields the small pieces that other processes than `process` own, and their owners."""
+    """Yields the small pieces of other processes: position of the leaf, box, and owner.
+
+    Args:
+      entries: the entries of the snapshot.
+      process: index of this process.
+    """
     for position, entry in enumerate(entries):
         content = entry.content
         if not isinstance(content, ArrayContent) or content.share is None:

@@ -1,4 +1,4 @@
-"""Saving with an IO process: it takes the pieces of all others, chunk by chunk, straight into the storage engine."""
+"""Saving with an IO process: the IO process fetches the pieces of the others chunk by chunk, while it writes them."""
 
 import dataclasses
 import math
@@ -16,7 +16,11 @@ from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, Sna
 
 
 def complete(snapshot: Snapshot, session: Center) -> Snapshot:
-    """Returns the snapshot of the whole job: the IO process's own part, and the others' pieces, which are fetched when they are written.
+    """Returns the snapshot of the whole job: the IO process's own part, and the pieces of the others, which are fetched when written.
+
+    Args:
+      snapshot: the IO process's part.
+      session: the session with the peers.
 
     Raises:
       ProcessError: process 0, which has the host leaves, failed or does not answer.
@@ -33,7 +37,7 @@ def complete(snapshot: Snapshot, session: Center) -> Snapshot:
 
 
 def _take_hosts(entries: list[Entry], session: Center) -> None:
-    """Replaces what this process knows of host leaves by what process 0 says."""
+    """Replaces this process's host leaves in `entries` by those of process 0."""
     position: int | None = 0
     while position is not None:
         hosts = session.ask(HOST_OWNER, AskHostValues(position), "sending its host leaves")
@@ -53,7 +57,7 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
 
 
 class _AllPieces(Sequence[Piece]):
-    """The pieces of one array, made one at a time: there may be as many as devices."""
+    """The pieces of one array. They are created one at a time, because there may be as many as devices."""
 
     def __init__(self, position: int, content: ArrayContent, fetcher: Fetcher) -> None:
         self._position = position
@@ -79,7 +83,7 @@ class _AllPieces(Sequence[Piece]):
         if (own := self._own.get(box)) is not None:
             return own
         if math.prod(box.shape) * self._itemsize <= SMALL_BYTES:
-            # Here and now: it comes with thousands of others, and what need not be waited for is written more quickly.
+            # Small pieces are fetched now: thousands of them come in one batch, and data that is there already is written faster.
             return Piece(box.start, box.shape, self._fetcher.fetch(owner, self._position, box.start, box.shape))
 
         def fetch(start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | Blocks:

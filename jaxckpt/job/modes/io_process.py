@@ -1,4 +1,4 @@
-"""One process does all file access: the others send it what they have, and ask it for what they need."""
+"""The mode of an IO process: one process does all file access. The others send it their pieces, and ask it for the pieces they need."""
 
 import contextlib
 import functools
@@ -27,18 +27,22 @@ from jaxckpt.tree.flatten import Leaf
 
 
 class IoProcess:
-    """The mode of a job with ``experimental_io_device``. It is the center of every session."""
+    """The mode of a job with ``experimental_io_device``. The IO process is the center of every session."""
 
     def __init__(self, center: int) -> None:
-        """Args: the index of the process that does the file access."""
+        """Creates the mode.
+
+        Args:
+          center: index of the process that does the file access.
+        """
         self._center = center
 
     def plan(self) -> Plan:
-        """Returns a plan by which the center owns all that it has; see `Mode`."""
+        """Returns a plan in which the center owns every piece that it has; see `Mode`."""
         return Plan(jax.process_index(), self._center)
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
-        """Leaves the arranging to the center, which has everything later; see `Mode`."""
+        """Returns the snapshot unchanged: the center arranges all arrays when it writes them; see `Mode`."""
         return taken
 
     def agree_to_save(
@@ -60,7 +64,7 @@ class IoProcess:
         arrange: Arrange,
         commit: Commit,
     ) -> None:
-        """Has the center write what all of them have; see `Mode`."""
+        """Lets the center write the pieces of all processes; see `Mode`."""
         if isinstance(session, Center):
             fill = functools.partial(_fill, session, arrange)
             session.decide(functools.partial(commit, taken(), patient(settings), fill), asks=True)
@@ -69,9 +73,9 @@ class IoProcess:
             session.decide(no_file_access, supplier.handlers())
 
     def open(self, session: Session, path: str, seconds: float) -> Reading:
-        """Opens the files on the center, for all; see `Mode`."""
+        """Opens the files on the center, for all processes; see `Mode`."""
         if isinstance(session, Peer):
-            # What the center met when it opened the checkpoint is raised here too.
+            # If the center cannot open the checkpoint, this raises its error here too.
             session.decide(no_file_access)
             return Reading(RemoteCheckpoint(path, session), session.vote)
         assert isinstance(session, Center)
@@ -84,24 +88,31 @@ class IoProcess:
         return Reading(opened[0], functools.partial(_finish, opened[0], provider, collected))
 
     def explained(self, error: BaseException, process: int) -> BaseException:
-        """Returns the error; see `Mode`."""
+        """Returns the error unchanged; see `Mode`."""
         return error
 
 
 def _fill(session: Center, arrange: Arrange, new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    """Writes the center's part of a snapshot, and the parts of the others, which are fetched as they are written."""
+    """Writes the center's part of a snapshot, and the parts of the others, which are fetched while they are written."""
     writer.write(new, arrange(gather.complete(snapshot, session)), settings)
 
 
 def _finish(
     stored: storage.StoredCheckpoint, provider: Provider, collected: Finish, error: BaseException | None
 ) -> None:
-    """Ends the reading of all: looks once more whether the data files are those that were written, while the others still read."""
+    """Ends the reading of all processes. While the others still read, checks that the data files are those that were written.
+
+    Args:
+      stored: the open checkpoint.
+      provider: answers the peers; it is closed at the end.
+      collected: takes this process's vote and waits for the others' votes.
+      error: the error of this process's reading, or None.
+    """
     fallback = None
     try:
         if error is None:
             try:
-                # Raised only if nobody has found anything else wrong: what the others find says more.
+                # This error is raised only if no process has another one, because the errors of reading say more.
                 stored.check_data_files()
             except Exception as found:
                 fallback = found

@@ -1,7 +1,7 @@
-"""Restoring with an IO process, for its peers on the same host: answers are put into memory that both share.
+"""Restoring with an IO process, for its peers on the same host: the IO process puts answers into memory that both share.
 
-Each such peer has two slots: one is read into while it takes what is in the other. What is larger than a slot comes block by block, and
-is checksummed meanwhile; only when all of it has come is it known to be right, so that the peer must not use it before.
+Each such peer has two slots in the memory: the IO process reads into one while the peer takes the bytes of the other. A box that is larger
+than a slot comes block by block, and its checksum is verified with the last block. The peer must not use any of it before.
 """
 
 import contextlib
@@ -24,24 +24,31 @@ from jaxckpt.storage.opened import StoredCheckpoint, WatchedStream
 
 Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
 Arrays = Callable[[Sequence[ReadKey]], list[np.ndarray]]
-_SLOT_BYTES = 2 << 20  # what is larger falls out of the processor's cache before it is taken
+# Bytes in a larger slot would leave the processor's cache before the peer takes them.
+_SLOT_BYTES = 2 << 20
 _MEMORY_BYTES = 96 << 20
 
 
 class LocalAnswers:
-    """The IO process's answers to those peers that are on its host."""
+    """The IO process's answers to the peers on its host."""
 
     def __init__(self, stored: StoredCheckpoint, peers: Sequence[int]) -> None:
-        """Args: the checkpoint; which peers are on this host."""
+        """Creates the object. The memory is created when a peer asks for it.
+
+        Args:
+          stored: the open checkpoint.
+          peers: indices of the peers that are on this host.
+        """
         self._stored = stored
         self._peers = list(peers)
         self._lock = threading.Lock()
         self._memory: SharedMemory | None = None
         self._slot_bytes = 0
-        self._streams: dict[int, _Stream] = {}  # by peer
+        # The large box that a peer is taking, by peer.
+        self._streams: dict[int, _Stream] = {}
 
     def close(self) -> None:
-        """Gives the memory back. Idempotent."""
+        """Frees the memory. Idempotent."""
         with self._lock:
             memory, self._memory = self._memory, None
             self._peers = []
@@ -50,12 +57,18 @@ class LocalAnswers:
             memory.withdraw()
 
     def share(self, process: int, request: AskSlots) -> Answer:
-        """Tells a peer where its slots are."""
+        """Answers with the slots of a peer.
+
+        Args:
+          process: index of the peer.
+          request: its request.
+        """
         with self._lock:
             if self._memory is None and self._peers:
                 count = UNDER_WAY * len(self._peers)
                 self._slot_bytes = min(_SLOT_BYTES, _MEMORY_BYTES // count)
-                with contextlib.suppress(OSError):  # A system without such memory: all goes through the connections.
+                # If the system does not have such memory, the bytes go through the connections.
+                with contextlib.suppress(OSError):
                     self._memory = SharedMemory(count * self._slot_bytes)
         if self._memory is None or process not in self._peers:
             return Slots(None), None
@@ -73,9 +86,10 @@ class LocalAnswers:
         """Reads small boxes into a slot, one after the other.
 
         Args:
-          process, request: the peer and its request.
-          infos_of: tells of arrays, by Orbax's names.
-          arrays_of: reads boxes that several processes may ask for.
+          process: index of the peer.
+          request: its request.
+          infos_of: returns shapes and dtypes of arrays, by Orbax's names.
+          arrays_of: reads boxes that several peers may ask for.
         """
         boxes = request.boxes
         infos = infos_of({name for name, _, _ in boxes})
@@ -89,12 +103,19 @@ class LocalAnswers:
             for target, array in zip(targets, arrays_of(boxes), strict=True):
                 target[...] = array
         else:
-            # Read once more for another peer, from the page cache, which costs no more than to copy it from a cache of our own.
+            # If another peer asks for the box too, it is read again: from the page cache, which is as fast as a cache of our own.
             self._stored.read([(name, slices_of(start, shape)) for name, start, shape in boxes], targets)
         return Filled(at), None
 
     def stream(self, process: int, request: Stream, infos_of: Infos, arrays_of: Arrays) -> Answer:
-        """Puts the next bytes of a large box into a slot. Args: as of `put`."""
+        """Puts the next bytes of a large box into a slot.
+
+        Args:
+          process: index of the peer.
+          request: its request.
+          infos_of: returns shapes and dtypes of arrays, by Orbax's names.
+          arrays_of: reads boxes that several peers may ask for.
+        """
         first, last = request.first, request.last
         target = self._slot(process, request.slot, last - first)
         if first == 0:
@@ -113,7 +134,7 @@ class LocalAnswers:
 
 
 class _ReadBefore:
-    """A box that could only be read as a whole, block by block."""
+    """A box that had to be read as a whole, and is now handed out block by block."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

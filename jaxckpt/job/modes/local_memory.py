@@ -1,7 +1,7 @@
-"""Memory of the center that its peers on the same host read: bytes get there by one copy, without the network's protocols.
+"""Memory of the center that its peers on the same host can read: one copy moves the bytes, without the network's protocols.
 
-The center tells the others over their connections where it is; they open it in /proc, which the kernel permits to processes of the same
-user. Nothing depends on it: where it cannot be opened (another kind of system, a container of its own), bytes go through the connection.
+The center tells the peers over their connections how to open the memory. They open it in /proc, which the kernel allows to processes of
+the same user. If it cannot be opened (on another kind of system, or in another container), the bytes go through the connection instead.
 """
 
 import contextlib
@@ -22,14 +22,17 @@ class SharedMemory:
     """Memory of this process that other processes can open.
 
     Attributes:
-      offer: what another process needs to open it; fits into JSON.
+      offer: the values that another process needs to open the memory; they fit into JSON.
     """
 
     def __init__(self, nbytes: int) -> None:
-        """Args: bytes to share; the kernel gives them when they are used first.
+        """Creates the memory.
+
+        Args:
+          nbytes: bytes to share. The kernel allocates them when they are used first.
 
         Raises:
-          OSError: this system has no such memory.
+          OSError: this system does not have such memory.
         """
         if not hasattr(os, "memfd_create"):
             raise OSError("This system has no memory files.")
@@ -37,20 +40,25 @@ class SharedMemory:
         self._close = weakref.finalize(self, os.close, descriptor)
         self._close.atexit = False
         os.ftruncate(descriptor, nbytes + _PROOF_BYTES)
-        # Nobody who opens it can make it smaller, which would kill who uses it.
+        # The seals keep other processes from making the file smaller, which would kill the processes that use the memory.
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         proof = secrets.token_bytes(_PROOF_BYTES)
         os.pwrite(descriptor, proof, nbytes)
-        # Goes when the last array that uses it goes.
+        # The mapping is freed with the last array that uses it.
         self._map = _mapped(descriptor, nbytes)
         self.offer: dict[str, Any] = {"pid": os.getpid(), "fd": descriptor, "size": nbytes, "proof": proof.hex()}
 
     def withdraw(self) -> None:
-        """Ends the offer; those who have opened it go on. Idempotent."""
+        """Ends the offer. Processes that have opened the memory can go on using it. Idempotent."""
         self._close()
 
     def array(self, at: int, nbytes: int) -> np.ndarray:
-        """Returns a part of the memory as an array of uint8."""
+        """Returns a part of the memory as an array of uint8.
+
+        Args:
+          at: position of the first byte.
+          nbytes: number of bytes.
+        """
         return np.frombuffer(self._map, np.uint8, nbytes, at)
 
 
@@ -58,23 +66,31 @@ class OpenedMemory:
     """Memory of another process of this host."""
 
     def __init__(self, offer: Mapping[str, Any]) -> None:
-        """Args: the `SharedMemory.offer` of the other process.
+        """Opens the memory.
+
+        Args:
+          offer: the `SharedMemory.offer` of the other process.
 
         Raises:
-          OSError: it cannot be opened here, or what is there is something else.
+          OSError: the memory cannot be opened here, or the file that was opened is another one.
         """
         descriptor = os.open(f"/proc/{int(offer['pid'])}/fd/{int(offer['fd'])}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # In another namespace of processes the number may be that of any process.
+            # In another PID namespace this process id may belong to any process.
             if os.pread(descriptor, _PROOF_BYTES, int(offer["size"])) != bytes.fromhex(offer["proof"]):
-                raise OSError("The memory that is there is not the one that was offered.")
-            # To copy from a mapping takes half as long as pread.
+                raise OSError("The memory that was opened is not the one that was offered.")
+            # Copying from a mapping takes half as long as pread.
             self._map = _mapped(descriptor, int(offer["size"]), mmap.ACCESS_READ)
         finally:
             os.close(descriptor)
 
     def read(self, at: int, targets: Sequence[np.ndarray]) -> None:
-        """Fills arrays, one after the other, with the bytes that are there."""
+        """Fills arrays, one after the other, with the bytes of the memory.
+
+        Args:
+          at: position of the first byte.
+          targets: the arrays.
+        """
         for target in targets:
             target[...] = self._view(at, target)
             at += target.nbytes
@@ -85,13 +101,18 @@ class OpenedMemory:
 
 def _mapped(descriptor: int, nbytes: int, access: int = mmap.ACCESS_WRITE) -> mmap.mmap:
     mapped = mmap.mmap(descriptor, nbytes, access=access)
-    with contextlib.suppress(OSError):  # A kernel without them.
+    # Some kernels do not have huge pages.
+    with contextlib.suppress(OSError):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return mapped
 
 
 def open_offered(offer: Mapping[str, Any]) -> OpenedMemory | None:
-    """Opens what another process offers; None if that cannot be done here."""
+    """Returns the opened memory of another process; None if it cannot be opened here.
+
+    Args:
+      offer: the `SharedMemory.offer` of the other process.
+    """
     with contextlib.suppress(OSError):
         return OpenedMemory(offer)
     return None

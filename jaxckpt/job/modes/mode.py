@@ -1,4 +1,4 @@
-"""What a save and a restore leave to the mode of the job: who brings which values, who touches files, and what has to agree."""
+"""The interface `Mode`: which process takes which values, which process accesses files, and what the processes must agree about."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,18 +13,18 @@ from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
 
-# Puts the arrays of a snapshot into groups, if the user has asked for that.
+# Divides the arrays of a snapshot into groups, if the options have a sharding callback.
 Arrange: TypeAlias = Callable[[Snapshot], Snapshot]
-# Writes, commits and registers a checkpoint: a snapshot, how, and what fills the directory.
+# Writes, commits and registers a checkpoint. Its arguments: the snapshot, the settings, and the function that fills the directory.
 Commit: TypeAlias = Callable[[Snapshot, WriteSettings, Fill], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A checkpoint that is open on this process.
+    """A checkpoint that is open for reading.
 
     Attributes:
-      source: what is in it.
+      source: the open checkpoint.
       finish: called once, with the error of this process's reading, or None. Waits for the other processes, and raises if one failed.
     """
 
@@ -33,41 +33,48 @@ class Reading:
 
 
 class Mode(Protocol):
-    """How the processes of a job reach the files of a checkpoint: each alone, in a shared directory, or through one of them.
+    """How the processes of a job reach the files: there is only one, all share a directory, or one accesses the files for all.
 
-    A save or restore makes one for itself, with `jaxckpt.job.modes.mode_of`, and knows nothing more about the job.
+    A save or restore creates its own mode, with `jaxckpt.job.modes.mode_of`. It does not need to know anything else about the job.
     """
 
     def plan(self) -> Plan | None:
-        """Returns a new plan of who owns which part of an array; None if this process has all of everything."""
+        """Returns a new plan, which tells which process owns which part of an array; None if this process has everything."""
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
-        """Checks and arranges what this process has taken, before the others hear of the save.
+        """Checks and arranges the snapshot of this process, before the other processes hear of the save.
 
         Args:
           taken: this process's part of the snapshot.
-          path: where the checkpoint, or its name without number, belongs.
-          settings: how it will be written.
-          arrange: puts arrays into groups; called by a process that writes what it has taken.
+          path: path of the checkpoint; the number may be missing.
+          settings: how the checkpoint will be written.
+          arrange: divides arrays into groups. Called here if this process writes its part itself.
+
+        Returns:
+          The arranged part.
 
         Raises:
-          ValueError: the processes cannot write this together.
+          ValueError: several processes cannot write a checkpoint with these settings together.
         """
 
     def agree_to_save(
         self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
     ) -> Contribution:
-        """Returns what this process has to say before a save.
+        """Returns this process's contribution to the meeting of a save.
 
         Args:
-          leaves: of the values.
-          taken: the snapshot of them.
-          plan: that it was taken with.
-          facts: what everyone is told, on the process that does the file access.
+          leaves: the leaves of the values.
+          taken: the snapshot of the values.
+          plan: the plan with which the snapshot was taken.
+          facts: values for every process; empty unless this process does the file access.
         """
 
     def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
-        """Returns what this process has to say before a restore into these targets."""
+        """Returns this process's contribution to the meeting of a restore.
+
+        Args:
+          targets: the leaves of the current values.
+        """
 
     def write(
         self,
@@ -77,50 +84,62 @@ class Mode(Protocol):
         arrange: Arrange,
         commit: Commit,
     ) -> None:
-        """Brings the snapshot to the disk; returns when the checkpoint is committed and registered, on every process.
+        """Writes the snapshot. Returns on every process when the checkpoint is committed and registered.
 
         Args:
-          session: of the save.
-          taken: gives away this process's part of the snapshot, so that no other reference keeps it; called once.
+          session: the session of the save.
+          taken: returns this process's part of the snapshot, as the only reference to it. Called once.
           settings: how to write.
-          arrange: as for `part`; called by the process that writes what others have taken.
-          commit: called on the process that does the file access.
+          arrange: divides arrays into groups. Called here if this process writes the parts of other processes too.
+          commit: writes, commits and registers. Called on the process that does the file access.
 
         Raises:
-          BaseException: what went wrong; on every process, an error of the same kind.
+          BaseException: the error of any process. Every process raises an error of the same kind.
         """
 
     def open(self, session: Session, path: str, seconds: float) -> Reading:
         """Opens a checkpoint.
 
         Args:
-          session: of the restore. If this raises, the caller votes with the error.
-          path: of the checkpoint.
-          seconds: bound for every wait of the reading.
+          session: the session of the restore. If this method raises, the caller votes with the error.
+          path: path of the checkpoint.
+          seconds: most seconds of every wait of the reading.
 
         Raises:
-          OSError, CheckpointError: it cannot be opened.
+          OSError: the checkpoint cannot be opened.
+          CheckpointError: the path is not a checkpoint.
         """
 
     def explained(self, error: BaseException, process: int) -> BaseException:
-        """Returns an error of reading, or one like it that says what about the job may be the reason.
+        """Returns an error of reading, perhaps replaced by one whose message also gives the likely reason in this mode.
 
         Args:
-          error: what this process met.
+          error: the error of this process.
           process: index of this process.
         """
 
 
 def patient(settings: WriteSettings) -> WriteSettings:
-    """Returns settings for the process that waits for others. If one does not answer, that is to be said, not that the write took long."""
+    """Returns settings with a longer timeout, for the process that waits for others.
+
+    If another process does not answer, the error should name that process, and not say that the write took too long.
+
+    Args:
+      settings: the settings of the save.
+    """
     seconds = settings.timeout_secs
     return dataclasses.replace(settings, timeout_secs=seconds + patience(seconds))
 
 
 def no_file_access() -> None:
-    """The work of a process that leaves the files to another one."""
+    """Does nothing: the work of a process that leaves the files to another one."""
 
 
 def empty_nodes(leaves: Sequence[Leaf], taken: Snapshot) -> Iterable[tuple[str, str]]:
-    """Yields name and description of what a snapshot holds besides the leaves."""
+    """Yields name and description of each empty node of a snapshot, such as an empty list.
+
+    Args:
+      leaves: the leaves of the values.
+      taken: the snapshot, whose empty nodes come after the leaves.
+    """
     return ((entry.name, "empty") for entry in taken.entries[len(leaves) :])

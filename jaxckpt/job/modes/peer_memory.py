@@ -1,9 +1,11 @@
-"""Reading the memory of another process of this host: bytes get here by one copy, and the other process has nothing to do for it.
+"""Reads the memory of another process of this host: one copy moves the bytes, and the other process has no work.
 
-The kernel permits it to processes of the same user (process_vm_readv, of Linux). Where it asks for the consent of the process that is
-read (Yama's ptrace_scope 1), the lender gives it. Nothing depends on it: where it cannot be done (another kind of system, a container of
-its own), bytes go through the connection. Memory is only read: what comes too late, after the other process has given up, is read for
-nothing, and the call has failed; were it written, it would destroy what is there by then.
+Linux allows it to processes of the same user (process_vm_readv). With some settings (Yama's ptrace_scope 1) it needs the consent of the
+process that is read, and that process, the lender, gives it. If the memory cannot be read (on another kind of system, or in another
+container), the bytes go through the connection instead.
+
+Memory is only read, never written. If the lender has given up meanwhile and reuses the memory, the reader gets wrong bytes, but the call
+has failed then, and they are not used. A write at that moment would destroy data of the other process.
 """
 
 import ctypes
@@ -22,14 +24,21 @@ _PR_SET_PTRACER = 0x59616D61  # "Yama"
 
 
 class _Consent:
-    """The one process that may read this one, where the kernel asks for consent. Several saves may need the same one at a time."""
+    """The consent of this process to be read by another one. The kernel keeps one reader; several saves may need the same one at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reader = self._count = 0
 
     def give(self, reader: int) -> bool:
-        """Allows a process, by its id; returns whether that could be done: not while another one is allowed it."""
+        """Allows a process to read this one.
+
+        Args:
+          reader: id of the process.
+
+        Returns:
+          Whether it is allowed now. It is not if another process is allowed at the moment, or if the kernel refuses.
+        """
         with self._lock:
             if self._count and self._reader != reader:
                 return False
@@ -40,7 +49,7 @@ class _Consent:
             return True
 
     def take_back(self) -> None:
-        """Ends what one `give` began."""
+        """Takes back the consent of one successful `give`."""
         with self._lock:
             self._count -= 1
             if not self._count:
@@ -51,10 +60,10 @@ _consent = _Consent()
 
 
 class Loans:
-    """Arrays of this process that another one reads. They stay where they are until they are given back.
+    """Arrays that this process lends: another process reads them. They stay at their addresses until they are taken back.
 
     Attributes:
-      offer: what the other process needs in order to read; fits into JSON.
+      offer: the values that the other process needs to read; they fit into JSON.
     """
 
     def __init__(self) -> None:
@@ -68,25 +77,34 @@ class Loans:
         }
 
     def consent(self, reader: int) -> None:
-        """Allows a process, by its id, to read, where the kernel asks for that, and no other one is allowed it by another save."""
+        """Allows a process to read the arrays, if the kernel needs consent, and if another save has not allowed another process.
+
+        Args:
+          reader: id of the process.
+        """
         self._consents = self._consents or _consent.give(reader)
 
     def lend(self, number: int, array: np.ndarray) -> int:
-        """Keeps a contiguous array, under a number of its own; returns its address."""
+        """Keeps an array, so that it can be read. Returns its address.
+
+        Args:
+          number: a new number, by which the array can be referred to.
+          array: a contiguous array.
+        """
         self._lent[number] = array
         return _address(array)
 
     def lent(self, number: int) -> np.ndarray:
-        """Returns the bytes of an array that is lent, a flat uint8 array."""
+        """Returns the bytes of the array that is lent under a number, as a flat array of uint8."""
         return self._lent[number].reshape(-1).view(np.uint8)
 
     def take_back(self, numbers: Iterable[int]) -> None:
-        """Lets go of arrays that have been read."""
+        """Frees the arrays with these numbers, which have been read."""
         for number in numbers:
             self._lent.pop(number, None)
 
     def close(self) -> None:
-        """Lets go of all arrays, and takes the consent back. Idempotent."""
+        """Frees all arrays, and takes the consent back. Idempotent."""
         self._lent.clear()
         if self._consents:
             self._consents = False
@@ -94,28 +112,38 @@ class Loans:
 
 
 class Reader:
-    """Reads what another process of this host lends."""
+    """Reads arrays that another process of this host lends."""
 
     def __init__(self, offer: Mapping[str, Any]) -> None:
-        """Args: the `Loans.offer` of the other process.
+        """Checks that the memory of the other process can be read.
+
+        Args:
+          offer: the `Loans.offer` of the other process.
 
         Raises:
-          PermissionError: the kernel does not permit it, perhaps without `Loans.consent`.
-          OSError: this system cannot do it, or what is there is another process.
+          PermissionError: the kernel does not allow it. `Loans.consent` in the other process may help.
+          OSError: this system cannot read the memory of other processes, or the process with this id is another one.
         """
         self._pid = int(offer["pid"])
         proof = np.zeros(_PROOF_BYTES, np.uint8)
         if not self.read(int(offer["at"]), proof):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-        # In another namespace of processes the number may be that of any process.
+        # In another PID namespace this process id may belong to any process.
         if proof.tobytes() != bytes.fromhex(offer["proof"]):
-            raise OSError("The process that is there is not the one that made the offer.")
+            raise OSError("The process with this id is not the one that made the offer.")
 
     def read(self, address: int, target: np.ndarray) -> bool:
-        """Fills a contiguous array; returns whether the kernel permits it (which can end: consent may go to a debugger).
+        """Fills an array with bytes of the other process.
+
+        Args:
+          address: address of the bytes in the other process.
+          target: a contiguous array.
+
+        Returns:
+          Whether the kernel allows it. It may stop allowing it: a debugger may take over the consent.
 
         Raises:
-          OSError: with errno: the other process has ended, or has nothing there.
+          OSError: the other process has ended, or does not have memory at the address; `errno` is set.
         """
         done = 0
         while done < target.nbytes:
@@ -143,10 +171,10 @@ def _address(array: np.ndarray) -> int:
 @functools.cache
 def _process_vm_readv() -> Callable[..., int]:
     try:
-        # A CDLL, whose functions are called without the GIL.
+        # A CDLL, because its functions are called without the GIL.
         function = ctypes.CDLL(None, use_errno=True).process_vm_readv
     except (AttributeError, OSError, TypeError) as error:
-        raise OSError("This system has no process_vm_readv.") from error
+        raise OSError("This system does not have process_vm_readv.") from error
     span = ctypes.POINTER(_Span)
     function.argtypes = [ctypes.c_int, span, ctypes.c_ulong, span, ctypes.c_ulong, ctypes.c_ulong]
     function.restype = ctypes.c_ssize_t

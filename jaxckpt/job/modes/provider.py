@@ -1,4 +1,4 @@
-"""Restoring with an IO process, its side: it opens the checkpoint, and answers what the others ask of it."""
+"""Restoring with an IO process, its side: it opens the checkpoint, and answers the requests of its peers."""
 
 import math
 import threading
@@ -28,15 +28,22 @@ from jaxckpt.job.session.session import Answer, PeerHandlers
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
 
+# Most bytes of boxes that are kept because another peer may ask for them too.
 _CACHE_BYTES = 32 << 20
-_ANSWER_BYTES = 64 << 20  # of answers that are read, or on their way
+# Most bytes of answers that are being read or sent.
+_ANSWER_BYTES = 64 << 20
 
 
 class Provider:
-    """The IO process's side: answers what its peers ask of an open checkpoint."""
+    """The IO process's side: answers the requests of its peers about an open checkpoint."""
 
     def __init__(self, stored: StoredCheckpoint, local_peers: Sequence[int] = ()) -> None:
-        """Args: the checkpoint; which peers are on this host."""
+        """Creates the provider.
+
+        Args:
+          stored: the open checkpoint.
+          local_peers: indices of the peers that are on this host.
+        """
         self._stored = stored
         self._local = LocalAnswers(stored, local_peers)
         self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
@@ -44,10 +51,11 @@ class Provider:
         self._recent: OrderedDict[ReadKey, Future[np.ndarray]] = OrderedDict()
         self._held = 0
         self._changed = threading.Condition()
-        self._granted: dict[int, int] = {}  # process → bytes of the answer that it is given
+        # Bytes of the answer that is being read or sent, by peer.
+        self._granted: dict[int, int] = {}
 
     def handlers(self) -> PeerHandlers:
-        """Returns what this process does for its peers."""
+        """Returns the functions that answer the requests of the peers."""
         return {
             AskStored: self._leaves,
             AskInfos: self._infos,
@@ -59,7 +67,7 @@ class Provider:
         }
 
     def close(self) -> None:
-        """Gives back what is kept for answers. Idempotent."""
+        """Frees the memory that is kept for answers. Idempotent."""
         self._local.close()
         with self._lock:
             self._recent.clear()
@@ -97,20 +105,29 @@ class Provider:
         return Pieces(), [np.ascontiguousarray(array) for array in self._arrays(boxes)]
 
     def _grant(self, process: int, nbytes: int) -> None:
-        """Waits until an answer may be held. Bounded: peers that do not take theirs are given up after the timeout."""
+        """Waits until there is room for an answer. The wait is bounded: a peer that does not take its answer is given up at the timeout.
+
+        Args:
+          process: index of the peer.
+          nbytes: bytes of the answer.
+        """
         with self._changed:
             while self._granted and sum(self._granted.values()) + nbytes > _ANSWER_BYTES:
                 self._changed.wait(1.0)
             self._granted[process] = nbytes
 
     def sent(self, process: int) -> None:
-        """The answer to a peer is not held any more."""
+        """Notes that the answer to a peer has been sent, or could not be, so that its memory is free.
+
+        Args:
+          process: index of the peer.
+        """
         with self._changed:
             self._granted.pop(process, None)
             self._changed.notify_all()
 
     def _arrays(self, boxes: Sequence[ReadKey]) -> list[np.ndarray]:
-        """Reads boxes, those that another peer has just asked for (of a replicated array) only once."""
+        """Reads boxes. A box that another peer has just asked for (of a replicated array) is read only once."""
         futures: list[Future[np.ndarray]] = []
         mine: list[ReadKey] = []
         with self._lock:
@@ -124,7 +141,7 @@ class Provider:
                 futures.append(future)
         if mine:
             self._fill(mine)
-        # Bounded: each read is bounded by the checkpoint's own timeout.
+        # This ends, because the checkpoint has a timeout for each read.
         return [future.result() for future in futures]
 
     def _fill(self, keys: Sequence[ReadKey]) -> None:
@@ -132,7 +149,7 @@ class Provider:
             futures = [self._recent[key] for key in keys]
         try:
             arrays = self._stored.read([(name, slices_of(start, shape)) for name, start, shape in keys])
-            # A view of a chunk would keep the whole chunk.
+            # Copy small views: a view would keep its whole chunk in memory.
             arrays = [
                 array if array.base is None or array.nbytes * 2 > _root_bytes(array) else array.copy()
                 for array in arrays

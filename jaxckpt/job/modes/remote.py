@@ -1,4 +1,4 @@
-"""Restoring with an IO process, the side of the others: they ask for the boxes that their devices need, and for nothing more."""
+"""Restoring with an IO process, the side of its peers: they ask it for the boxes that their devices need, and for nothing more."""
 
 import dataclasses
 import functools
@@ -21,28 +21,39 @@ from jaxckpt.job.session.peer import Peer
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
 
-PAGE = 10_000  # leaves that are told of at once
+# Most leaves that one message describes.
+PAGE = 10_000
+# Most bytes that one request asks for.
 _REQUEST_BYTES = 16 << 20
-_REQUEST_BOXES = 256  # The next request has to fit into the buffers of the connection while an answer is on its way.
-# Requests whose answers have not been taken. As many slots does the IO process keep for each peer on its host.
+# Most boxes of one request. The next request must fit into the buffers of the connection while an answer is on its way.
+_REQUEST_BOXES = 256
+# Most requests whose answers have not been taken. The IO process keeps as many slots for each peer on its host.
 UNDER_WAY = 2
 
-ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]  # Orbax's name of a leaf; first index and extents of a box
-_Part = tuple[np.ndarray, ReadKey]  # where to, what
+# Orbax's name of a leaf, and the first index and the extents of a box.
+ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]
+# The array that receives the bytes of a box, and the box.
+_Part = tuple[np.ndarray, ReadKey]
+# A request, the arrays that receive the bytes of its answer (or None), and a function to call once the answer has come.
 _Asked = tuple[Request[Any], Sequence[np.ndarray] | None, Callable[[], None]]
 
 
 class RemoteCheckpoint:
-    """A checkpoint that another process has open; for restoring, the same as a `StoredCheckpoint`.
+    """A checkpoint that the IO process has open. Restoring uses it like a `StoredCheckpoint`.
 
     Attributes:
-      path: of the checkpoint, on the IO process.
-      tree: its tree metadata.
-      record: what it remembers of its save.
+      path: path of the checkpoint on the IO process.
+      tree: tree metadata of the checkpoint.
+      record: the values that its save stored beside the tree, such as the save counter.
     """
 
     def __init__(self, path: str, session: Peer) -> None:
-        """Asks the IO process, which has opened the checkpoint at `path`, what is in it."""
+        """Asks the IO process for the leaves of the checkpoint.
+
+        Args:
+          path: path of the checkpoint, which the IO process has opened.
+          session: the session with the IO process.
+        """
         self.path = path
         self._session = session
         self._memory: OpenedMemory | None = None
@@ -61,7 +72,11 @@ class RemoteCheckpoint:
         self.tree = StoredTree(tuple(leaves), use_zarr3=True, complete_chunks=True, by_jaxckpt=None)
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
-        """Returns shape and dtype of array leaves, by Orbax's name. Raises what the IO process met."""
+        """Returns shape and dtype of array leaves, by Orbax's name. Raises the error of the IO process.
+
+        Args:
+          leaves: the leaves.
+        """
         names = [leaf.param_name for leaf in leaves]
         wanted = [name for name in names if name not in self._infos]
         for page in _pages(wanted):
@@ -71,7 +86,7 @@ class RemoteCheckpoint:
         return {name: self._infos[name] for name in names}
 
     def nbytes(self, leaf: StoredLeaf) -> int:
-        """Returns the bytes of an array leaf of which `infos` was asked before."""
+        """Returns the size in bytes of an array leaf. Call `infos` for the leaf before."""
         info = self._infos[leaf.param_name]
         return math.prod(info.shape) * info.dtype.itemsize
 
@@ -85,7 +100,11 @@ class RemoteCheckpoint:
 
     @quiet_gc()
     def read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
-        """Reads arrays, or boxes of them, as `StoredCheckpoint.read`."""
+        """Reads arrays, or boxes of them, as `StoredCheckpoint.read` does.
+
+        Args:
+          requests: Orbax's name of an array, and a box of it; None for the whole array.
+        """
         self._open_memory()
         out: list[np.ndarray] = []
         parts: list[_Part] = []
@@ -112,7 +131,7 @@ class RemoteCheckpoint:
         return out
 
     def _open_memory(self) -> None:
-        """Opens the memory that a center on this host shares, once."""
+        """Opens the memory that the center shares, if it is on this host. Later calls do nothing."""
         if self._memory_asked or not self._session.center_is_local:
             return
         self._memory_asked = True
@@ -122,7 +141,7 @@ class RemoteCheckpoint:
             self._slot_at, self._slot_bytes = offer.at, offer.slot_bytes
 
     def _fetch(self, parts: Sequence[_Part]) -> None:
-        """Asks for boxes, and has them put where they belong."""
+        """Asks for boxes, and puts them into their arrays."""
         asked = self._through_connection(parts) if self._memory is None else self._through_memory(parts, self._memory)
         pending: deque[Callable[[], None]] = deque()
 
@@ -138,15 +157,15 @@ class RemoteCheckpoint:
         self._session.protected(take)
 
     def _through_connection(self, parts: Sequence[_Part]) -> Iterator[_Asked]:
-        """Yields requests, each with the arrays that the answer is received into, and what remains to be done then."""
+        """Yields requests whose answers come through the connection."""
         for batch in _batches(parts, _REQUEST_BYTES):
             targets = [target for target, _ in batch]
-            # The bytes of a box have to be in a row; where its place is not, they are copied there afterwards.
+            # The array that receives a box must be contiguous. If the target is not, the box is copied to it afterwards.
             into = [target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target in targets]
             yield AskBoxes(tuple(key for _, key in batch)), into, functools.partial(_copy, into, targets)
 
     def _through_memory(self, parts: Sequence[_Part], memory: OpenedMemory) -> Iterator[_Asked]:
-        """Yields requests whose answers are put into the slots by turns: when one is named again, what was in it has been taken."""
+        """Yields requests whose answers come through the slots in turn. Before a slot is used again, its bytes have been taken."""
         slots = itertools.cycle(range(UNDER_WAY))
         for batch in _batches(parts, self._slot_bytes):
             targets = [target for target, _ in batch]
@@ -173,7 +192,15 @@ class RemoteCheckpoint:
         whole: np.ndarray | None = None,
         place: np.ndarray | None = None,
     ) -> None:
-        """Copies what is in a slot to arrays, and then, if these were all parts of it, `whole` to its place."""
+        """Copies the bytes of a slot.
+
+        Args:
+          memory: the memory with the slots.
+          slot: number of the slot.
+          targets: arrays that receive the bytes, one after the other.
+          whole: array that is complete now, if it has to be copied to its place; otherwise None.
+          place: the place of `whole`.
+        """
         memory.read(self._slot_at + slot * self._slot_bytes, targets)
         if whole is not None and place is not None:
             place[...] = whole
@@ -205,7 +232,13 @@ def _batches(parts: Sequence[_Part], limit: int) -> Iterator[list[_Part]]:
 def _parts(
     start: tuple[int, ...], shape: tuple[int, ...], info: ArrayInfo
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Divides a box into parts of a bounded size, along the chunks, so that no chunk is read twice if that can be helped."""
+    """Divides a box into parts of at most `_REQUEST_BYTES`. They follow the chunks, so that few chunks have to be read twice.
+
+    Args:
+      start: first index of the box.
+      shape: extents of the box.
+      info: description of the stored array.
+    """
     if math.prod(shape) * info.dtype.itemsize <= _REQUEST_BYTES:
         yield start, shape
         return
@@ -218,7 +251,7 @@ def _parts(
         if steps[axis] * rest <= _REQUEST_BYTES and steps[axis] > 1:
             break
     ranges = [
-        # The first part ends where a chunk does.
+        # The first part ends at the end of a chunk, so that all others begin at one.
         _cuts(first, first + extent, step, chunk)
         for first, extent, step, chunk in zip(start, shape, steps, grid, strict=True)
     ]

@@ -1,8 +1,7 @@
-"""No process does the file access for the others: each writes its own shards into a directory that all of them see, and reads there.
+"""The mode of a shared directory: each process writes its own shards into a directory that all of them see, and reads from there.
 
-Process 0 makes the directory and commits.
-
-That they do see the same directory is made sure of before anything is written: process 0 puts a mark into it, and the others look for it.
+Process 0 creates the directory and commits. Before the processes write, they make sure that all of them see the same directory: process 0
+writes a *mark* (a file with random content) into it, and the others look for the mark.
 """
 
 import contextlib
@@ -35,11 +34,12 @@ from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.flatten import Leaf
 
-_LOOK_SECS = 5.0  # Network file systems may show a new directory a little later.
+# Network file systems may show a new file a little later: look for it for so long.
+_LOOK_SECS = 5.0
 _POLL_SECS = 0.05
 _ADVICE = (
-    "Without experimental_io_device every process writes its own part, so all of them need the same directory: use a shared directory or "
-    "experimental_io_device (the process whose disk it is), on every process."
+    "Without experimental_io_device every process writes its own part, so all of them need the same directory: use a shared directory, or "
+    "set experimental_io_device on every process (to the process whose disk has the directory)."
 )
 
 
@@ -47,11 +47,11 @@ class SharedDirectory:
     """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
 
     def plan(self) -> Plan:
-        """Returns a plan by which all processes own their share; see `Mode`."""
+        """Returns a plan in which every process owns its share; see `Mode`."""
         return Plan(jax.process_index(), None)
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
-        """Arranges what this process writes; see `Mode`."""
+        """Arranges the arrays that this process writes; see `Mode`."""
         storage.check_part(path, settings)
         return arrange(taken)
 
@@ -74,7 +74,7 @@ class SharedDirectory:
         arrange: Arrange,
         commit: Commit,
     ) -> None:
-        """Has every process write its part into the directory that the center makes; see `Mode`."""
+        """Lets every process write its part into the directory that the center creates; see `Mode`."""
         if isinstance(session, Center):
             fill = functools.partial(write, session)
             session.decide(functools.partial(commit, taken(), patient(settings), fill), asks=True)
@@ -86,11 +86,11 @@ class SharedDirectory:
         return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
-        """Says what may be wrong where a process without the files was to read them; see `Mode`."""
-        # A checkpoint that was deleted while it was read was seen by this process.
+        """Adds advice to a FileNotFoundError: perhaps this process does not see the directory; see `Mode`."""
+        # Not if the checkpoint was deleted while it was read: then this process did see it.
         if not isinstance(error, FileNotFoundError) or isinstance(error, DeletedError):
             return error
-        text = f"{error.strerror}. {_ADVICE} It was process {process}"
+        text = f"{error.strerror}. {_ADVICE} Process {process} did not find"
         explained = FileNotFoundError(error.errno, text, error.filename)
         explained.__cause__ = error
         return explained
@@ -100,17 +100,23 @@ class Writer:
     """A peer's part of a save."""
 
     def __init__(self, snapshot: Snapshot, settings: WriteSettings, process: int) -> None:
-        """Args: this process's part, how to write it, and this process's index."""
+        """Creates the writer of this process's part.
+
+        Args:
+          snapshot: this process's part of the snapshot.
+          settings: how to write it.
+          process: index of this process.
+        """
         self._snapshot = snapshot
         self._settings = settings
         self._process = process
 
     def handlers(self) -> Handlers:
-        """Returns what this process does for process 0."""
+        """Returns the functions that answer the requests of process 0."""
         return {Look: self._look, WritePart: self._write}
 
     def _look(self, request: Look) -> Answer:
-        """Says whether this process sees the mark of process 0."""
+        """Answers whether this process sees the mark of process 0."""
         path = request.path
         end = time.monotonic() + request.secs
         while True:
@@ -135,15 +141,19 @@ class Writer:
 
 @contextlib.contextmanager
 def _not_revived(folder: str) -> Iterator[None]:
-    """Removes the temporary directory `folder` again if what runs inside has made it anew.
+    """Removes a temporary directory at the end, if the code inside has created it again.
 
-    If this process was stopped for so long that the others gave up, process 0 has removed the folder; the storage engine makes the
-    directories that it misses.
+    This process may have been suspended for so long that the others gave up and process 0 removed the directory. The storage engine
+    creates directories that do not exist, so it would leave the directory behind.
+
+    Args:
+      folder: path of the temporary directory, which exists.
     """
     if committer_of(folder).in_place:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # As long as it is open, no other gets its number.
+    # As long as the descriptor is open, another directory cannot get the same inode number.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield
     finally:
@@ -160,16 +170,16 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
     """Writes a checkpoint into its directory together with all peers.
 
     Args:
-      session: with the peers, who are in `SharedDirectory.write`.
+      session: the session with the peers, which are in `SharedDirectory.write`.
       new: directory of the item, which exists.
-      snapshot: the center's part.
-      settings: how.
+      snapshot: the center's part of the snapshot.
+      settings: how to write.
 
     Raises:
       ProcessError: a process does not see the directory, failed, or did not answer.
-      OSError: with errno.
+      OSError: the write failed; `errno` is set.
     """
-    # A directory that is written in place is there, and claimed by this save.
+    # The mark goes into the temporary directory. Where a checkpoint is written in place, this save has claimed the directory itself.
     _require_shared(new if committer_of(new).in_place else os.path.dirname(new), session)
     errors: list[BaseException] = []
     given_up = threading.Event()
@@ -191,20 +201,21 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
         return session.peers
 
     def finish() -> None:
-        asking.join()  # Bounded: each wait of it is.
+        # This ends, because every wait of that thread is bounded.
+        asking.join()
         if errors:
             raise errors[0]
 
     try:
         storage.write_jointly(new, snapshot, settings, session.process, others, finish)
     except BaseException as error:
-        # The directory goes away now: not under somebody who writes there. (An interrupt may have come while the thread was started,
-        # so that it cannot be joined.)
+        # The caller removes the directory now. First wait until no peer writes there any more. (Not with join(): an interrupt may have
+        # come while the thread was being started.)
         given_up.set()
         with under_way:
             pass
         if errors and error is not errors[0]:
-            error.add_note(f"Besides: {errors[0]}")
+            error.add_note(f"In addition: {errors[0]}")
         raise
 
 

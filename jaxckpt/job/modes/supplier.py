@@ -1,4 +1,4 @@
-"""Saving with an IO process, the side of the others: they answer its requests for pieces, and let go of what they have sent."""
+"""Saving with an IO process, the side of its peers: they answer its requests for pieces, and free the pieces that have been sent."""
 
 from typing import Any
 
@@ -30,7 +30,11 @@ class Supplier:
     """A peer's part of a save: answers the IO process's requests for pieces."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        """Args: this process's part of the snapshot. Pass on the only reference: pieces are let go of as they are sent."""
+        """Creates the supplier.
+
+        Args:
+          snapshot: this process's part of the snapshot. Pass the only reference to it, so that pieces are freed once they are sent.
+        """
         self._entries = snapshot.entries
         self._left = {
             position: content.share_bytes
@@ -42,11 +46,11 @@ class Supplier:
         self._loans = Loans()
 
     def close(self) -> None:
-        """Lets go of what is lent. Idempotent."""
+        """Frees the arrays that are lent. Idempotent."""
         self._loans.close()
 
     def handlers(self) -> Handlers:
-        """Returns what this process does for the IO process."""
+        """Returns the functions that answer the requests of the IO process."""
         return {
             AskMemory: self._offer,
             AskConsent: self._consent,
@@ -64,13 +68,13 @@ class Supplier:
         return Done(), None
 
     def _lend(self, request: Borrow) -> Answer:
-        """Says where the bytes of a box are, and keeps them there until it is told that they have been read."""
+        """Answers with the address of the bytes of a box. Keeps them there until the IO process says that it has read them."""
         self._loans.take_back(request.back)
         part = self._cut(*request.box)
         return Lent(self._loans.lend(request.number, part), part.nbytes), None
 
     def _lent(self, request: AskLent) -> Answer:
-        """Sends a range of the bytes of what is lent, where they cannot be read any more."""
+        """Sends a range of the bytes of a lent array, because the IO process cannot read them any more."""
         return Pieces(), [self._loans.lent(request.number)[request.first : request.last]]
 
     def _get(self, request: AskPieces) -> Answer:
@@ -90,10 +94,12 @@ class Supplier:
                 if self._left[position] <= 0:
                     del self._pieces[position]
                 return part
-        raise ProcessError(f"{self._entries[position].name}: this process has no such piece, or has sent it already.")
+        raise ProcessError(
+            f"{self._entries[position].name}: this process does not have this piece, or has sent it already."
+        )
 
     def _hosts(self, request: AskHostValues) -> Answer:
-        """Answers what process 0 alone knows: texts, and the form of values whose form is part of their value."""
+        """Answers with values that only process 0 knows: texts, and the shapes and dtypes of leaves where these depend on the value."""
         texts: list[tuple[int, str]] = []
         forms: list[tuple[int, tuple[int, ...], str]] = []
         chars = 0
@@ -119,5 +125,5 @@ def _without_data(entry: Entry) -> Entry:
 
 
 def _is_shapeless(content: Any) -> bool:
-    """Whether shape or dtype depend on the value, so that processes may differ in them."""
+    """Returns whether shape or dtype depend on the value, so that processes may have different ones."""
     return isinstance(content, ArrayContent) and (content.value_type == "scalar" or notes.has_own_shape(content.kind))

@@ -1,4 +1,4 @@
-"""Values of JSON → values of declared types. A value that does not fit raises, so that no later code meets it."""
+"""Converts JSON values to declared types. A value that does not fit raises here, so that later code need not check."""
 
 import dataclasses
 import functools
@@ -9,25 +9,28 @@ from collections.abc import Callable
 from typing import Any
 
 _SHOWN_CHARS = 40
-# Types whose values are what JSON holds. Sequences of them, of which there may be 100,000 in a message, are looked at as a whole.
+# Types that JSON has itself. A message may hold 100,000 of their values, so a sequence of them is checked as a whole, which is faster.
 _PLAIN = frozenset((int, str, bool))
 Read = Callable[[Any], Any]
 
 
 class UnfitError(ValueError):
-    """A value is not of the declared type. The text says which value, and which type."""
+    """A value is not of the declared type. The message names the value and the type."""
 
 
 @functools.cache
 def reader_of(hint: Any) -> Read:
-    """Returns the function that turns a value of JSON into one of a type.
+    """Returns the function that converts a JSON value to a type.
 
     Args:
       hint: int, float, str, bool, Any, ``X | None``, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]`` or a dataclass of those.
-        JSON has one kind of sequence; here all are tuples.
+        A JSON list becomes a tuple.
 
     Returns:
-      A function that returns the value, and raises UnfitError if it does not fit. A float is finite.
+      A function that returns the converted value, and raises UnfitError if the value does not fit. A float must be finite.
+
+    Raises:
+      TypeError: the type is not one of these.
     """
     if hint is Any:
         return lambda value: value
@@ -50,10 +53,14 @@ def reader_of(hint: Any) -> Read:
 
 
 def build(cls: Any, value: Any) -> Any:
-    """Returns the dataclass whose fields are in an object of JSON.
+    """Returns an instance of a dataclass, built from a JSON object.
+
+    Args:
+      cls: the dataclass.
+      value: a JSON value. It must be an object with exactly the fields of the dataclass.
 
     Raises:
-      UnfitError: a field is missing, unknown, or not of its type; names the field.
+      UnfitError: a field is missing, unknown, or not of its type. The message names the field.
     """
     if not isinstance(value, dict):
         raise _unfit(value, "an object")
@@ -82,7 +89,7 @@ def _unfit(value: Any, wanted: str) -> UnfitError:
 
 def _exactly(kind: type) -> Read:
     def read(value: Any) -> Any:
-        # True is an int for isinstance.
+        # Not isinstance, for which True is an int.
         if type(value) is not kind:
             raise _unfit(value, f"of type {kind.__name__}")
         return value

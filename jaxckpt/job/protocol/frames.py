@@ -1,10 +1,14 @@
-"""Frames: bytes ↔ messages. No socket here: `jaxckpt.job.protocol.link` moves the bytes.
+"""Frames: converts messages to bytes and back. It does not use sockets: `jaxckpt.job.protocol.link` sends and receives the bytes.
 
-A frame is the length of its head (4 bytes, the most significant first); the head, an object of JSON with the message's name as "t" and its
-fields; and, for a message with bytes, as many bytes as the head's "n" says, and the crc32c of them (4 bytes) if the head's "sum" is true.
+A frame consists of
 
-Between hosts there are checksums: TCP's own has 16 bits, and misses what happens in the memory of network devices. Within a host there is
-nothing that could lose bytes, and checksums would be a tenth of the work.
+* the length of its head: 4 bytes, the most significant first;
+* the head: a JSON object with the name of the message as "t", and the fields of the message;
+* only for a message with bytes: the bytes of arrays (the head's "n" is their number) and, if the head's "sum" is true, their crc32c
+  (4 bytes, the most significant first).
+
+Bytes that are sent to another host have the checksum: TCP's own has only 16 bits, and does not notice errors in the memory of network
+devices. Within a host such errors do not happen, and checksums would cost a tenth of the time.
 """
 
 import dataclasses
@@ -22,13 +26,13 @@ from jaxckpt.job.protocol.parts import Message
 MAX_HEAD = 64 << 20
 _LENGTH = struct.Struct("!I")
 _CHECKSUM = struct.Struct("!I")
-# Memory for a head is taken in steps of so many bytes, as they arrive: its length alone costs nothing.
+# Memory for a head is allocated in steps of so many bytes, as they arrive: a sender cannot make us allocate more by claiming a length.
 _HEAD_BLOCK = 1 << 20
 # A block is checksummed while it is in the processor's cache.
 _BLOCK = 1 << 20
-# Copying fewer bytes is cheaper than a call of its own.
+# Arrays of at most so many bytes are copied together: the copy is cheaper than a system call for each of them.
 _SMALL = 32 << 10
-# Is received at once where less is needed: a length with its head.
+# At least so many bytes are received at once, so that the length and a short head come with one system call.
 _AHEAD = 4 << 10
 
 
@@ -37,19 +41,20 @@ class WireError(ConnectionError):
 
 
 class ProtocolError(WireError):
-    """What arrived is not what the protocol says."""
+    """The other side sent bytes that violate the protocol."""
 
 
 def encoded(message: Message, nbytes: int | None = None, *, checked: bool = False) -> bytes:
-    """Returns the beginning of a frame: all of it but the bytes of arrays.
+    """Returns the beginning of a frame, without the bytes of arrays.
 
     Args:
-      message: what to say.
-      nbytes: how many bytes of arrays follow; None if the message has none.
+      message: the message.
+      nbytes: how many bytes of arrays follow; None if the message has no bytes.
       checked: whether their checksum follows them.
 
     Raises:
-      TypeError, ValueError: a field of the message does not fit into JSON.
+      TypeError: a field of the message does not fit into JSON.
+      ValueError: a field of the message does not fit into JSON.
     """
     head = {"t": type(message).__name__, **vars(message)}
     if nbytes is not None:
@@ -59,7 +64,12 @@ def encoded(message: Message, nbytes: int | None = None, *, checked: bool = Fals
 
 
 def blocks(arrays: Sequence[np.ndarray], *, checked: bool) -> Iterator[memoryview]:
-    """Yields the bytes of contiguous arrays, and their checksum if `checked`; small arrays are put together."""
+    """Yields the bytes of arrays in blocks; small arrays are joined.
+
+    Args:
+      arrays: contiguous arrays.
+      checked: whether to yield their checksum at the end.
+    """
     checksum = 0
     for run in _runs(arrays):
         for block in _blocks_of(run):
@@ -73,12 +83,12 @@ def blocks(arrays: Sequence[np.ndarray], *, checked: bool) -> Iterator[memoryvie
 class FrameReader:
     """Turns bytes into messages, one frame after the other.
 
-    Use: `start`; then, until `message` returns one, put bytes into `room` and tell `received` how many.
+    Call `start`. Then, until `message` returns a message, put bytes into `room` and call `received` with their number.
     """
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(_AHEAD))
-        # What has been received and not been used.
+        # Bytes that have been received and not been used yet.
         self._ahead = self._buffer[:0]
         self._steps: Generator[memoryview, None, Message] | None = None
         self._missing = memoryview(b"")
@@ -88,9 +98,9 @@ class FrameReader:
         """Begins a frame.
 
         Args:
-          into: contiguous arrays, which the bytes of the message go to; together they have to be as large. None if the message may have
-            no bytes.
-          max_head: bytes; a longer head is an error.
+          into: contiguous arrays that receive the bytes of the message. Their total size must be that of the bytes. None if the message
+            must not have bytes.
+          max_head: most bytes of the head; a longer one is an error.
         """
         self._message = None
         self._steps = _frame(into, max_head)
@@ -100,8 +110,8 @@ class FrameReader:
         """Returns the message of the frame; None as long as bytes are missing.
 
         Raises:
-          ProtocolError: this is not a frame, a message that does not exist or does not have such fields, or one with other bytes than
-            those that `start` was told of.
+          ProtocolError: the bytes are not a frame, the message does not exist or has other fields, or its bytes do not fit the arrays
+            that `start` was given.
         """
         while self._message is None and (count := min(len(self._missing), len(self._ahead))):
             self._missing[:count], self._ahead = self._ahead[:count], self._ahead[count:]
@@ -113,7 +123,7 @@ class FrameReader:
         return self._buffer if len(self._missing) < _AHEAD else self._missing
 
     def received(self, count: int) -> None:
-        """Takes note that the first `count` bytes of `room` have been filled. Raises as `message`."""
+        """Tells the reader that the first `count` bytes of `room` have been filled. Raises as `message`."""
         if len(self._missing) < _AHEAD:
             self._ahead = self._buffer[:count]
         else:
@@ -133,12 +143,17 @@ class FrameReader:
 
 
 def _frame(into: Sequence[np.ndarray] | None, max_head: int) -> Generator[memoryview, None, Message]:
-    """Yields memory, to be filled with the next bytes of a frame, and returns the message."""
+    """Yields memory that must be filled with the next bytes of a frame. At the end of the frame, returns the message.
+
+    Args:
+      into: as for `FrameReader.start`.
+      max_head: as for `FrameReader.start`.
+    """
     prefix = bytearray(_LENGTH.size)
     yield memoryview(prefix)
     (size,) = _LENGTH.unpack(prefix)
     if size > max_head:
-        raise ProtocolError(f"a head of {size} bytes, where {max_head} are allowed")
+        raise ProtocolError(f"a head of {size} bytes; at most {max_head} are allowed")
     content = bytearray()
     while len(content) < size:
         block = bytearray(min(size - len(content), _HEAD_BLOCK))
@@ -150,10 +165,10 @@ def _frame(into: Sequence[np.ndarray] | None, max_head: int) -> Generator[memory
     name = type(message).__name__
     if not message.with_bytes:
         if nbytes is not None:
-            raise ProtocolError(f"{name} with bytes, which it does not have")
+            raise ProtocolError(f"{name} with bytes, although it is a message without bytes")
         return message
     if into is None:
-        raise ProtocolError(f"{name}, whose bytes have no place here")
+        raise ProtocolError(f"{name}, a message with bytes, which is not expected now")
     wanted = sum(target.nbytes for target in into)
     if type(nbytes) is not int or nbytes != wanted:
         raise ProtocolError(f"{name} with {str(nbytes)[:40]} bytes instead of {wanted}")
@@ -180,20 +195,20 @@ def _head(content: bytearray) -> dict[str, Any]:
     try:
         head = _decode(content.decode())
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"no message ({error})") from None
+        raise ProtocolError(f"bytes that are not a message ({error})") from None
     if not isinstance(head, dict):
-        raise ProtocolError("no message (not an object)")
+        raise ProtocolError("bytes that are not a message (not an object)")
     return head
 
 
 def decoded(head: dict[str, Any]) -> Message:
-    """Returns the message that an object of JSON describes.
+    """Returns the message that a JSON object describes.
 
     Args:
-      head: its name as "t", and its fields. It is changed.
+      head: the name of the message as "t", and its fields. The dictionary is changed.
 
     Raises:
-      ProtocolError: there is no such message, or its fields are others; names both.
+      ProtocolError: the message does not exist, or has other fields. The text names the message and the fields.
     """
     name = head.pop("t", None)
     cls = MESSAGES.get(name) if isinstance(name, str) else None
@@ -207,7 +222,7 @@ def decoded(head: dict[str, Any]) -> Message:
 
 
 def _fields_of(value: Any) -> dict[str, Any]:
-    # Values that messages are made of; a dataclass of the program in a result is an error, as for any JSON.
+    # Only the dataclasses that are parts of messages. A dataclass of the program in a result is an error, as for any JSON.
     if dataclasses.is_dataclass(value) and type(value).__module__ == Message.__module__:
         return vars(value)
     raise TypeError(f"{type(value).__name__} does not fit into JSON")
@@ -228,7 +243,7 @@ def _extended(checksum: int, block: Any) -> int:
     import google_crc32c
 
     if isinstance(block, np.ndarray):
-        # google_crc32c takes nothing that can be written to.
+        # google_crc32c only takes read-only buffers.
         block.flags.writeable = False
     extended: int = google_crc32c.extend(checksum, block)
     return extended
@@ -244,7 +259,7 @@ def _blocks_of(run: Sequence[np.ndarray]) -> Iterator[Any]:
 
 
 def _runs(arrays: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Groups neighbours that are small; the others stay alone, and empty ones are left out."""
+    """Yields lists of neighbouring arrays: small arrays together, each larger array alone. Empty arrays are left out."""
     run: list[np.ndarray] = []
     held = 0
     for array in arrays:

@@ -1,11 +1,13 @@
-"""Who may say which message when, on one connection. A message that the table does not allow is an error of whoever said it.
+"""The table of messages: who may send which message when, on one connection. Any other message is an error of its sender.
 
-A *listener* is called, a *caller* calls. As a call of the job begins, the *leader* (process 0) hears its *members*. Afterwards the
-*center*, which does the file access, has *peers*. In a phase, each side says messages of its own accord (`SAYS`). A request among them
-is answered by the message of `ANSWERS`, or by `Failed`, and answers come in the order of the requests.
+When a connection is made, a *caller* connects to a *listener*. At the beginning of a call of the job, the *leader* (process 0) talks to
+its *members*, all other processes. Afterwards the *center*, which does the file access, talks to its *peers*, all other processes.
 
-The order of the phases: CONNECT on every new connection. On the one to the leader then MEET, and, if another process is the center, on
-the one to that process GATHER. Then any number of WORK and EACH, as the steps of the call are.
+In each phase, a side sends the messages of `SAYS` of its own accord. If such a message is a request, the other side answers with the
+message of `ANSWERS`, or with `Failed`. Answers come in the order of the requests.
+
+The phases: every new connection begins with CONNECT. MEET follows on the connection to the leader. If another process is the center,
+GATHER follows on the connection to that process. Then any number of WORK and EACH follow: one for each step of the call.
 """
 
 import enum
@@ -16,17 +18,17 @@ from jaxckpt.job.protocol.parts import Message
 
 
 class Phase(enum.Enum):
-    """What is going on on a connection."""
+    """The phases of a connection."""
 
-    CONNECT = "proving who is who"
-    MEET = "agreeing about the call"
-    GATHER = "waiting until all have connected to the center"
+    CONNECT = "both sides prove that they belong to the job"
+    MEET = "the processes agree about the call"
+    GATHER = "peers wait until all of them have connected to the center"
     WORK = "the center works, and asks peers for what it needs"
     EACH = "every process works, and peers ask the center for what they need"
 
 
 class Side(enum.Enum):
-    """Who speaks: the process that others connect to, or one of those."""
+    """The two sides of a connection: the process that others connect to, and one of the others."""
 
     HUB = "the listener, the leader, the center"
     SPOKE = "a caller, a member, a peer"
@@ -86,7 +88,7 @@ ANSWERS: Mapping[type[Message], type[Message]] = {
 }
 
 _ALL: tuple[type[Message], ...] = (
-    # Said by everybody at any time, and heard by the connection itself.
+    # Both sides send it at any time, and the connection itself handles it.
     say.Beat,
     *(each for sides in SAYS.values() for said in sides.values() for each in said),
     *ANSWERS.values(),
@@ -95,5 +97,9 @@ MESSAGES: Mapping[str, type[Message]] = {each.__name__: each for each in _ALL}
 
 
 def answers_to(request: Message) -> tuple[type[Message], ...]:
-    """Returns what may be said in answer to a request."""
+    """Returns the classes of messages that may answer a request.
+
+    Args:
+      request: the request.
+    """
     return (ANSWERS[type(request)], say.Failed)

@@ -1,7 +1,7 @@
-"""How processes find each other and prove who they are: a listener on one interface, a random token, HMAC in both directions.
+"""The handshake: processes connect to a listener, and both sides prove with HMAC that they know a random token.
 
-The token is made for one operation and handed out through JAX's coordination service, so it is as safe as that service is. Bytes are
-not encrypted.
+The listener makes a new token for each call, and hands it out through JAX's coordination service. So the token is as safe as that service
+is. The connection is not encrypted. A *stranger* is a connection whose other side has not proved yet that it knows the token.
 """
 
 import contextlib
@@ -33,24 +33,24 @@ _SLICE_SECS = 0.1
 
 
 class Listener:
-    """Accepts the other processes of one operation. Strangers are dropped, and delay nobody: handshakes run side by side."""
+    """Accepts connections from the other processes of one call. Handshakes run side by side, so a stranger cannot delay the others."""
 
     def __init__(self, interface: str, expected: Iterable[int]) -> None:
-        """Listens on an interface, and begins to let processes in.
+        """Listens on an interface, and begins to accept connections.
 
         Args:
-          interface: the local address to bind; never a wildcard.
-          expected: indices of the processes that may come.
+          interface: the local address to bind. A wildcard is an error.
+          expected: indices of the processes that may connect.
 
         Raises:
-          OSError: it cannot be bound, or means every interface.
-          RuntimeError: there is no thread to be had.
+          OSError: the address cannot be bound, or means every interface.
+          RuntimeError: the system cannot start a thread.
         """
         self._expected = frozenset(expected)
         self._changed = threading.Condition()
         self._links: dict[int, Link] = {}
         self._shaking: OrderedDict[Link, None] = OrderedDict()
-        # A process that comes now comes too late.
+        # Whether the time to connect is over: a process that connects now is too late.
         self._over = False
         try:
             family = socket.AF_INET6 if ":" in interface else socket.AF_INET
@@ -61,7 +61,7 @@ class Listener:
             raise OSError(
                 error.errno,
                 f"Cannot listen on {interface} for the other processes ({error.strerror}). Set the environment variable "
-                f"{BIND_VARIABLE} to an address of this host that the others reach",
+                f"{BIND_VARIABLE} to an address of this host that the other processes can reach",
             ) from error
         host, port = self._socket.getsockname()[:2]
         if _is_wildcard(host):
@@ -77,10 +77,10 @@ class Listener:
             raise
 
     def wait(self, left: Callable[[], float]) -> tuple[dict[int, Link], set[int]]:
-        """Waits until all expected processes are there, and lets nobody in any more.
+        """Waits until all expected processes have connected. Afterwards new connections are refused.
 
         Args:
-          left: returns how many seconds to wait yet; it may change its mind.
+          left: returns how many seconds are left. It is called several times, and may return less than expected.
 
         Returns:
           The connections, by process, and the processes that are missing.
@@ -104,7 +104,7 @@ class Listener:
         self._stop(unused)
 
     def close(self) -> None:
-        """Stops listening, and closes all connections that were not handed out. Idempotent."""
+        """Stops listening, and closes the connections, unless `hand_out` has been called. Idempotent."""
         with self._changed:
             self._over = True
             unused = [*self._shaking, *self._links.values()]
@@ -112,7 +112,7 @@ class Listener:
         self._stop(unused)
 
     def _stop(self, unused: Iterable[Link]) -> None:
-        # Wakes accept(); the thread closes the socket.
+        # This wakes accept(); the listener's thread then closes the socket.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         for link in unused:
@@ -126,7 +126,7 @@ class Listener:
                 except OSError:
                     if self._over:
                         return
-                    # Out of descriptors, perhaps; those who wait are bounded by their own deadline.
+                    # The process may have no free descriptors. Try again; `wait` has a deadline of its own.
                     time.sleep(0.05)
                     continue
                 self._admit(Link(connection, -1))
@@ -141,7 +141,7 @@ class Listener:
         try:
             threading.Thread(target=self._welcome, args=(link,), name="jaxckpt handshake", daemon=True).start()
         except RuntimeError:
-            # No thread to be had: the caller tries again.
+            # The system cannot start a thread. Close the connection; the other process tries again.
             with self._changed:
                 self._shaking.pop(link, None)
             link.close()
@@ -152,12 +152,12 @@ class Listener:
             self._shake_hands(link)
             with self._changed:
                 if not self._over:
-                    # The process may have given up, and come again.
+                    # The process may have given up an earlier connection, and connected again.
                     unwanted = self._links.pop(link.process, None)
                     self._links[link.process] = link
                     self._changed.notify_all()
         except Exception:
-            # A stranger gets no answer, whatever it says, and delays nobody.
+            # The handshake failed. A stranger does not get an answer, and its error is not ours.
             pass
         finally:
             with self._changed:
@@ -166,7 +166,7 @@ class Listener:
                 unwanted.close()
 
     def _shake_hands(self, link: Link) -> None:
-        # Bounds a caller that is silent, and one that sends a byte a second.
+        # One deadline for the whole handshake: a caller may be silent, or send only one byte per second.
         end = time.monotonic() + _HANDSHAKE_SECS
         mine = secrets.token_hex(16)
         link.send(Hello(mine), timeout=_HANDSHAKE_SECS)
@@ -180,17 +180,20 @@ class Listener:
 
 
 def dial(address: Address, me: int, them: int, end: float, stop: Stop | None = None) -> Link:
-    """Connects to a listener and proves to belong to the job.
+    """Connects to a listener, and proves that this process belongs to the job.
 
     Args:
-      address: of the listener.
+      address: address of the listener.
       me: index of this process.
       them: index of the process that listens.
       end: moment (of time.monotonic) at which to give up.
-      stop: is called several times a second while this waits for answers; what it raises ends the wait.
+      stop: called several times a second while this waits for answers. If it raises, the wait ends with that error.
+
+    Returns:
+      The connection.
 
     Raises:
-      OSError: nothing listens there any more, or what does is not of this job.
+      OSError: no process listens at the address any more, or the one that listens does not belong to this job.
     """
     timeout = max(0.1, min(_HANDSHAKE_SECS, end - time.monotonic()))
     end = time.monotonic() + timeout
@@ -213,12 +216,15 @@ def _hear(link: Link, expected: type[Said], end: float, stop: Stop | None = None
 
 
 def interface_towards(coordinator: str | None) -> str:
-    """Returns the local address whose interface leads to JAX's coordinator (``host:port``): the network that the job uses.
+    """Returns the local address of the interface that leads to JAX's coordinator: it is on the network that the job uses.
 
     The environment variable JAXCKPT_BIND_ADDRESS overrides it.
 
+    Args:
+      coordinator: address of the coordinator (``host:port``), or None.
+
     Raises:
-      OSError: there is no route, or the override is a wildcard.
+      OSError: the coordinator cannot be reached, or the environment variable is a wildcard.
     """
     chosen = os.environ.get(BIND_VARIABLE)
     if chosen:
@@ -235,7 +241,7 @@ def interface_towards(coordinator: str | None) -> str:
         host = "127.0.0.1"
     family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # Sends nothing; only looks up the route.
+        # For a datagram socket, connect() only looks up the route. Nothing is sent.
         probe.connect(address)
         return str(probe.getsockname()[0])
 
@@ -244,7 +250,7 @@ def _is_wildcard(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        # A name: its address is looked at once it is bound.
+        # A host name. Its address is checked after the listener has bound it.
         return host in ("*", "")
     mapped = getattr(address, "ipv4_mapped", None)
     return address.is_unspecified or (mapped is not None and bool(mapped.is_unspecified))
@@ -256,7 +262,7 @@ def to_bytes(address: Address) -> bytes:
 
 
 def from_bytes(content: bytes) -> Address:
-    """Returns the address that `to_bytes` stored. Raises WireError."""
+    """Returns the address that `to_bytes` stored. Raises WireError if the content is not an address."""
     try:
         address: Address = fields.build(Address, json.loads(content))
         return address
@@ -274,5 +280,5 @@ def _same(one: str, other: str) -> bool:
 
 
 def _utf8(text: str) -> bytes:
-    # A stranger may send halves of characters.
+    # A stranger may send lone surrogates, which plain UTF-8 cannot encode.
     return text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""A connection to another process: messages over a socket. Every wait is bounded."""
+"""A connection to another process: it sends and receives messages over a socket. Every wait is bounded."""
 
 import contextlib
 import select
@@ -17,7 +17,7 @@ from jaxckpt.job.protocol.parts import Message
 _BEAT = encoded(Beat())
 # poll() takes an int of milliseconds.
 _LONGEST_POLL_SECS = 3600.0
-# How often a wait that can be given up looks whether it has been.
+# A wait that can be given up checks this often whether it has been.
 _SLICE_SECS = 0.1
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 Said = TypeVar("Said", bound=Message)
@@ -27,21 +27,23 @@ Stop = Callable[[], None]
 class Link:
     """A connection to another process.
 
-    One thread may receive while others send; a request with its answer holds `talking`. After an error in one direction nothing more
-    goes in that direction: the rest of a message, or a late answer, must not be taken for the next one.
+    One thread may receive while others send. A thread holds `talking` from sending a request until it has received the answer.
+
+    After an error in one direction, the link refuses to send or receive anything more in that direction. Otherwise the rest of a message,
+    or a late answer, could be taken for the next message.
 
     Attributes:
-      process: index of the other process; -1 as long as it is a stranger.
-      talking: lock.
-      is_local: whether the other process is, by its address, on this host. Bytes between hosts are checksummed.
+      process: index of the other process; -1 until the other side has proved which process it is.
+      talking: a lock for threads that send a request and receive its answer.
+      is_local: whether the other process is on this host, judged by its address. Bytes between hosts have checksums.
     """
 
     def __init__(self, connection: socket.socket, process: int) -> None:
-        """Makes a link.
+        """Creates a link.
 
         Args:
-          connection: a connected socket, which belongs to the link from now on.
-          process: index of the process at the other end; -1 for a stranger.
+          connection: a connected socket. The link owns it from now on.
+          process: index of the process at the other end; -1 if it is not known yet.
         """
         self.process = process
         self.talking = threading.Lock()
@@ -53,17 +55,17 @@ class Link:
         self._state = threading.Lock()
         self._users = 0
         self._closed = False
-        # Its own timeout would be shared by the thread that sends and the one that receives.
+        # Non-blocking: a timeout of the socket would hold for the sending and the receiving thread alike.
         connection.setblocking(False)
         self.is_local = _within_a_host(connection)
-        # Not on every kind of socket.
+        # Some kinds of sockets do not have these options.
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:
-        """Keeps the descriptor from being closed, and given to another file, while a system call uses it."""
+        """Keeps the descriptor open while a system call uses it. After a close, the number could belong to another file."""
         with self._state:
             if self._closed:
                 raise WireError("the connection was closed on this side")
@@ -85,14 +87,16 @@ class Link:
         """Sends a message.
 
         Args:
-          message: what to say.
-          arrays: contiguous arrays, the bytes of a message that has some.
-          timeout: most seconds without progress: a slow network may need long for many megabytes.
-          stop: is called several times a second while this waits; what it raises ends the wait.
+          message: the message.
+          arrays: contiguous arrays whose bytes follow the message; only for a message with bytes.
+          timeout: most seconds without progress. (A slow network may need longer than that for many megabytes.)
+          stop: called several times a second while this waits. If it raises, the wait ends with that error.
 
         Raises:
-          OSError: the connection has ended; TimeoutError if the other side does not take the bytes.
-          TypeError, ValueError: the message does not fit into JSON; nothing has been sent.
+          TimeoutError: the other side does not take the bytes.
+          OSError: the connection has ended.
+          TypeError: the message does not fit into JSON. Nothing has been sent.
+          ValueError: the message does not fit into JSON. Nothing has been sent.
         """
         checked = not self.is_local
         total = sum(array.nbytes for array in arrays) if message.with_bytes else None
@@ -119,7 +123,7 @@ class Link:
             view = view[sent:]
 
     def beat(self) -> None:
-        """Says that this process is alive, unless a message is on its way, which says so too, or the other side takes nothing.
+        """Sends a heartbeat. Does nothing while another thread sends a message, or if the other side does not take bytes.
 
         Raises:
           OSError: the connection has ended.
@@ -134,7 +138,7 @@ class Link:
                     sent = self._socket.send(_BEAT)
                 except BlockingIOError:
                     return
-                # Cannot be, as systems are, and would tear the stream.
+                # Not expected: systems send so few bytes completely or not at all. A part of a beat would corrupt the stream.
                 if sent < len(_BEAT):
                     self._unsendable = WireError("a beat did not fit")
         finally:
@@ -154,18 +158,18 @@ class Link:
         """Waits for the next message that is not a beat.
 
         Args:
-          *expected: classes of messages that make sense now.
-          timeout: most seconds without a sign of life.
+          *expected: classes of messages that are allowed now.
+          timeout: most seconds without a byte from the other side.
           end: moment (of time.monotonic) at which to give up in any case.
-          into: contiguous arrays that the bytes of the message are put into; they must be as large as those are together. None if
-            the message may have no bytes.
-          max_head: most bytes of the message, apart from those of arrays.
-          stop: is called at the beginning, and several times a second while this waits; what it raises ends the wait.
+          into: contiguous arrays that receive the bytes of the message. Their total size must be that of the bytes. None if the message
+            must not have bytes.
+          max_head: most bytes of the message, without the bytes of arrays.
+          stop: called at the beginning, and several times a second while this waits. If it raises, the wait ends with that error.
 
         Raises:
-          ProtocolError: what came is not a message, or not one of these; names the process and the message.
+          ProtocolError: the other side sent something else. The message names the process and what it sent.
           WireError: the connection has ended.
-          TimeoutError: nothing came.
+          TimeoutError: the message did not come in time.
         """
         with self._using():
             if self._unreceivable is not None:
@@ -180,7 +184,7 @@ class Link:
                         return message
                     if not isinstance(message, Beat):
                         names = " or ".join(each.__name__ for each in expected)
-                        raise ProtocolError(f"{type(message).__name__}, where {names} makes sense")
+                        raise ProtocolError(f"{type(message).__name__} instead of {names}")
             except ProtocolError as error:
                 who = "a stranger" if self.process < 0 else f"process {self.process}"
                 self._unreceivable = named = ProtocolError(f"{who} sent {error}")
@@ -204,7 +208,7 @@ class Link:
         return message
 
     def _wait(self, event: int, last: float, stop: Stop | None) -> None:
-        """Waits for the socket, at most until the moment `last` (of time.monotonic)."""
+        """Waits until the socket can send or receive, at most until the moment `last` (of time.monotonic)."""
         longest = _LONGEST_POLL_SECS if stop is None else _SLICE_SECS
         poll = select.poll()
         poll.register(self._socket, event)
@@ -220,11 +224,11 @@ class Link:
     # -- the connection -----------------------------------------------------------------------------------------------------------
 
     def is_open(self) -> bool:
-        """Whether, as far as this process can know, the other side is still there."""
+        """Returns whether the other side is still connected, as far as this process knows."""
         return not self._ready(_GONE, closed=True)
 
     def takes_at_once(self) -> bool:
-        """Whether a small message can be sent, or fails, without waiting."""
+        """Returns whether sending a small message succeeds or fails at once, without waiting."""
         return self._ready(select.POLLOUT, closed=True)
 
     def _ready(self, event: int, *, closed: bool) -> bool:
@@ -237,14 +241,14 @@ class Link:
             return closed
 
     def finish(self) -> None:
-        """Says that nothing more will be sent."""
+        """Tells the other side that nothing more will be sent."""
         with contextlib.suppress(OSError), self._using():
             self._socket.shutdown(socket.SHUT_WR)
 
     def drain(self, end: float) -> None:
-        """Reads what is still coming, until the other side has closed too, at most until the moment `end` (of time.monotonic).
+        """Reads and drops incoming bytes until the other side has closed too, at most until the moment `end` (of time.monotonic).
 
-        To close before would destroy what the other side has not read yet.
+        If this side closed earlier, the other side could lose messages that it has not read yet.
         """
         with contextlib.suppress(OSError), self._using():
             scratch = memoryview(bytearray(1 << 16))
@@ -254,7 +258,7 @@ class Link:
                     return
 
     def close(self) -> None:
-        """Closes the connection; threads that wait in it are woken. Idempotent."""
+        """Closes the connection, and wakes threads that wait for it. Idempotent."""
         with self._state:
             if self._closed:
                 return
@@ -267,7 +271,7 @@ class Link:
 
 
 def close_gently(links: Iterable[Link], seconds: float) -> None:
-    """Closes connections, so that the other sides can still read what was sent; waits for them for at most `seconds`."""
+    """Closes connections so that the other sides can still read the last messages. Waits for them for at most `seconds`."""
     links = list(links)
     for link in links:
         link.finish()
@@ -278,15 +282,15 @@ def close_gently(links: Iterable[Link], seconds: float) -> None:
 
 
 def _again(error: BaseException) -> OSError:
-    """Returns what to raise where an error has ended a direction of a link before."""
+    """Returns the error to raise in a direction of a link that `error` has ended before."""
     if isinstance(error, TimeoutError):
         return TimeoutError(*error.args)
-    return WireError(f"a message before was interrupted ({type(error).__name__}: {error})")
+    return WireError(f"an earlier message was interrupted ({type(error).__name__}: {error})")
 
 
 def _within_a_host(connection: socket.socket) -> bool:
     try:
         return bool(connection.getsockname()[0] == connection.getpeername()[0])
-    # Not of the internet: it cannot leave the host.
     except (OSError, IndexError):
+        # Not an internet socket, so it cannot leave the host.
         return True

@@ -1,4 +1,4 @@
-"""All messages that processes exchange. `jaxckpt.job.protocol.grammar` says who may say which of them when.
+"""All messages that processes exchange. `jaxckpt.job.protocol.grammar` tells who may send which message when.
 
 Messages hold text and numbers only. The bytes of arrays follow a message whose `with_bytes` is true.
 """
@@ -11,24 +11,24 @@ from jaxckpt.job.protocol.parts import Address, BoxAt, BoxOf, Failure, InfoLine,
 
 @dataclass(frozen=True)
 class Done(Message):
-    """What was asked for has been done."""
+    """The request has been carried out."""
 
 
 @dataclass(frozen=True)
 class Beat(Message):
-    """The sender is alive. Everybody may say so at any time; nobody answers."""
+    """A heartbeat: the sender is alive. Every process may send it at any time; it is not answered."""
 
 
 @dataclass(frozen=True)
 class Hello(Message):
-    """The listener's challenge."""
+    """The listener's challenge to a caller."""
 
     nonce: str
 
 
 @dataclass(frozen=True)
 class Proof(Message):
-    """The caller's answer to the challenge, which proves that it knows the token, and its own challenge."""
+    """The caller's answer to the challenge, which proves that it knows the token; and its own challenge (`nonce`)."""
 
     process: int
     nonce: str
@@ -44,9 +44,9 @@ class Welcome(Message):
 
 @dataclass(frozen=True)
 class Card(Message):
-    """What a member is about to do: texts that must agree, by the name that a message should use; digests of the tree and of host leaves.
+    """A member tells the leader which call it makes: texts that must agree, digests of all descriptions and of the contents of host leaves.
 
-    The center adds the facts that it will tell everyone, and where it listens. A member that cannot take part says why.
+    The center adds its address, and facts for every process. A member that cannot take part adds the reason (`failure`).
     """
 
     call: dict[str, Any]
@@ -59,21 +59,21 @@ class Card(Message):
 
 @dataclass(frozen=True)
 class Lines(Message):
-    """Names of leaves and what is to be compared of them."""
+    """Pairs of the name of a leaf and a text; the leader compares the texts."""
 
     lines: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class AskLines(Request[Lines]):
-    """Asks for the description of every leaf, or, with `contents`, for the digest of the content of every host leaf."""
+    """The leader asks for the description of every leaf or, if `contents`, for the digest of the content of every host leaf."""
 
     contents: bool
 
 
 @dataclass(frozen=True)
 class Agreed(Message):
-    """All are there and mean the same. With the center's facts and address, and warnings that every process issues."""
+    """All processes have come and make the same call. Has the center's facts and address, and warnings that every process issues."""
 
     facts: dict[str, Any]
     address: Address | None
@@ -82,7 +82,7 @@ class Agreed(Message):
 
 @dataclass(frozen=True)
 class Begun(Message):
-    """All have connected to a center that is not the leader."""
+    """A center that is not the leader tells its peers that all of them have connected."""
 
 
 @dataclass(frozen=True)
@@ -94,40 +94,40 @@ class Failed(Message):
 
 @dataclass(frozen=True)
 class Decided(Message):
-    """What the center did has succeeded; its result is a value of JSON."""
+    """The work of the center, or the step of all processes, has succeeded. The result is a JSON value."""
 
     result: Any
 
 
 @dataclass(frozen=True)
 class Vote(Message):
-    """How a peer fared in a step that every process does for itself."""
+    """A peer tells whether it succeeded in a step that every process does for itself: `failure` is None, or the error."""
 
     failure: Failure | None
 
 
 @dataclass(frozen=True)
 class Confirm(Request[Done]):
-    """Asks whether a peer is still there, before a step that cannot be taken back."""
+    """The center asks whether a peer is still there, before a step that cannot be undone (the commit)."""
 
 
 @dataclass(frozen=True)
 class Pieces(Message):
-    """The bytes that were asked for follow."""
+    """The requested bytes follow."""
 
     with_bytes: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class AskPieces(Request[Pieces]):
-    """Asks a peer for boxes of its snapshot, which it lets go of."""
+    """The center asks a peer for boxes of its snapshot. The peer frees a piece when all of it has been sent."""
 
     boxes: tuple[BoxAt, ...]
 
 
 @dataclass(frozen=True)
 class Hosts(Message):
-    """Host leaves: texts by position; shape and dtype of values whose form is part of the value; the next position, or None."""
+    """A page of host leaves: texts, by position; shape and dtype of leaves whose form depends on the value; the next page's position."""
 
     texts: tuple[tuple[int, str], ...]
     forms: tuple[tuple[int, tuple[int, ...], str], ...]
@@ -136,14 +136,14 @@ class Hosts(Message):
 
 @dataclass(frozen=True)
 class AskHostValues(Request[Hosts]):
-    """Asks process 0 for its host leaves, from a position on."""
+    """The center asks process 0 for its host leaves, beginning at a position in the tree."""
 
     position: int
 
 
 @dataclass(frozen=True)
 class MemoryOffer(Message):
-    """The peer's process id, and where in its memory there is something that proves that it is the right process."""
+    """The peer's process id, and the address in its memory of random bytes (`proof`) that identify the process."""
 
     pid: int
     at: int
@@ -152,19 +152,19 @@ class MemoryOffer(Message):
 
 @dataclass(frozen=True)
 class AskMemory(Request[MemoryOffer]):
-    """Asks a peer on the same host how to read its memory."""
+    """The center asks a peer on the same host how to read its memory."""
 
 
 @dataclass(frozen=True)
 class AskConsent(Request[Done]):
-    """Asks a peer to allow a process, by its id, to read its memory."""
+    """The center asks a peer to allow the process with this id to read its memory."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class Lent(Message):
-    """Where in the peer's memory the bytes are, and how many."""
+    """The address of the bytes in the peer's memory, and their number."""
 
     at: int
     nbytes: int
@@ -172,7 +172,7 @@ class Lent(Message):
 
 @dataclass(frozen=True)
 class Borrow(Request[Lent]):
-    """Asks a peer to keep a box in its memory, under a number, and to let go of others, which have been read."""
+    """The center asks a peer to keep a box in its memory, under a new number, and to free the boxes with the numbers `back`."""
 
     number: int
     box: BoxAt
@@ -181,7 +181,7 @@ class Borrow(Request[Lent]):
 
 @dataclass(frozen=True)
 class AskLent(Request[Pieces]):
-    """Asks for a range of the bytes of what a peer keeps, where its memory cannot be read any more."""
+    """The center asks for a range of the bytes of a box that the peer keeps, because it cannot read the memory any more."""
 
     number: int
     first: int
@@ -190,14 +190,14 @@ class AskLent(Request[Pieces]):
 
 @dataclass(frozen=True)
 class Seen(Message):
-    """Whether the peer sees the mark."""
+    """The peer tells whether it sees the mark."""
 
     seen: bool
 
 
 @dataclass(frozen=True)
 class Look(Request[Seen]):
-    """Asks a peer to look for a mark with this content, for at most so many seconds."""
+    """The center asks a peer to look for its mark: a file at `path` that contains `token`. The peer looks for at most `secs` seconds."""
 
     path: str
     token: str
@@ -206,14 +206,14 @@ class Look(Request[Seen]):
 
 @dataclass(frozen=True)
 class WritePart(Request[Done]):
-    """Asks a peer to write its part of the item at a path."""
+    """The center asks a peer to write its part of the item at a path."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Leaves(Message):
-    """Leaves of the checkpoint, the position of the next one (None: that was all), and, on the first page, its record."""
+    """A page of the leaves of the checkpoint; the next page's position (None: it was the last); on the first page, the save's record."""
 
     leaves: tuple[LeafLine, ...]
     next: int | None
@@ -222,21 +222,21 @@ class Leaves(Message):
 
 @dataclass(frozen=True)
 class AskStored(Request[Leaves]):
-    """Asks the center for leaves of the checkpoint, from a position on."""
+    """A peer asks for the leaves of the checkpoint, beginning at a position."""
 
     position: int
 
 
 @dataclass(frozen=True)
 class Infos(Message):
-    """Shape, dtype and chunks of array leaves, by Orbax's name."""
+    """Shape, dtype and chunk shape of array leaves, by Orbax's name."""
 
     infos: dict[str, InfoLine]
 
 
 @dataclass(frozen=True)
 class AskInfos(Request[Infos]):
-    """Asks the center about array leaves, by Orbax's name."""
+    """A peer asks for the shapes and dtypes of array leaves, by Orbax's names."""
 
     names: tuple[str, ...]
 
@@ -250,40 +250,40 @@ class Texts(Message):
 
 @dataclass(frozen=True)
 class AskTexts(Request[Texts]):
-    """Asks the center for str leaves, by Orbax's name."""
+    """A peer asks for the values of str leaves, by Orbax's names."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class AskBoxes(Request[Pieces]):
-    """Asks the center for boxes of stored arrays."""
+    """A peer asks for boxes of stored arrays."""
 
     boxes: tuple[BoxOf, ...]
 
 
 @dataclass(frozen=True)
 class Slots(Message):
-    """The peer's slots; None if this system has none."""
+    """The peer's slots in the center's shared memory; None if the center has no such memory."""
 
     offer: SlotOffer | None
 
 
 @dataclass(frozen=True)
 class AskSlots(Request[Slots]):
-    """Asks a center on the same host for memory that both can use."""
+    """A peer on the center's host asks for slots in memory that both can use."""
 
 
 @dataclass(frozen=True)
 class Filled(Message):
-    """So many bytes are in the slot."""
+    """The center has put this number of bytes into the slot."""
 
     nbytes: int
 
 
 @dataclass(frozen=True)
 class Put(Request[Filled]):
-    """Asks the center to put boxes into a slot, one after the other."""
+    """A peer asks the center to put boxes into a slot, one after the other."""
 
     slot: int
     boxes: tuple[BoxOf, ...]
@@ -291,7 +291,7 @@ class Put(Request[Filled]):
 
 @dataclass(frozen=True)
 class Stream(Request[Filled]):
-    """Asks the center to put the next bytes of a large box, a range of them, into a slot."""
+    """A peer asks the center to put the next bytes of a large box into a slot: those from `first` up to, but without, `last`."""
 
     slot: int
     box: BoxOf

@@ -1,24 +1,24 @@
-"""What messages are made of: their two kinds, and values that they hold."""
+"""The building blocks of messages: the base classes, and the values that messages hold."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 Indices = tuple[int, ...]
-# A leaf by its position in the tree, or by Orbax's name; the first index and the extent of a box along each axis.
+# A leaf (BoxAt: its position in the tree; BoxOf: Orbax's name of it), and the first index and the extent of a box along each axis.
 BoxAt = tuple[int, Indices, Indices]
 BoxOf = tuple[str, Indices, Indices]
-# Path (keys, and whether a key is an index), Orbax's name, type of the value, kind, implementation of PRNG keys.
+# Path of a leaf (keys, and whether a key is an index), Orbax's name of the leaf, type of the value, kind, implementation of PRNG keys.
 LeafLine = tuple[tuple[tuple[str, bool], ...], str, str, str | None, str | None]
-# Shape, dtype and shape of a chunk.
+# Shape, dtype and chunk shape of an array.
 InfoLine = tuple[Indices, str, Indices | None]
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one process says to another.
+    """A message from one process to another.
 
     Attributes:
-      with_bytes: whether the bytes of arrays follow.
+      with_bytes: whether the bytes of arrays follow the message.
     """
 
     with_bytes: ClassVar[bool] = False
@@ -29,12 +29,12 @@ Answer = TypeVar("Answer", bound=Message)
 
 @dataclass(frozen=True)
 class Request(Message, Generic[Answer]):
-    """A message that is answered."""
+    """A message that the other process answers."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a process listens, and the token that proves that a caller belongs to the job."""
+    """The address at which a process listens, and the token that proves that a caller belongs to the job."""
 
     host: str
     port: int
@@ -43,17 +43,22 @@ class Address:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error of one process, as the others raise it; see `jaxckpt.job.session.failures`.
+    """The description of an error of one process, from which the others build the error that they raise.
+
+    See `jaxckpt.job.session.failures`.
 
     Attributes:
-      process: where it was raised first.
-      processes: those that it is about.
-      about: whether the text says already which processes it is about.
+      process: index of the process that raised the error first.
+      processes: indices of the processes that the error is about.
+      about: whether the text names these processes already.
       kind: name of the builtin or jaxckpt class that a caller would catch; "" if there is none.
-      text: its message.
-      errno, strerror, filename: of an OSError; otherwise None.
-      where, what: of a CorruptCheckpointError; otherwise None.
-      traceback: of the process.
+      text: the message of the error.
+      errno: attribute of an OSError; otherwise None.
+      strerror: attribute of an OSError; otherwise None.
+      filename: attribute of an OSError; otherwise None.
+      where: attribute of a CorruptCheckpointError; otherwise None.
+      what: attribute of a CorruptCheckpointError; otherwise None.
+      traceback: the traceback, as text.
     """
 
     process: int
@@ -71,7 +76,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class SlotOffer:
-    """What a peer needs to open the center's memory, and where in it are the slots, of `slot_bytes` each, that belong to the peer."""
+    """The center's shared memory, and the slots in it that belong to one peer.
+
+    Attributes:
+      pid: id of the center's process.
+      fd: the center's file descriptor of the memory.
+      size: bytes of the memory.
+      proof: the bytes that follow the memory, in hexadecimal digits. The peer checks them, to be sure that it has opened the right file.
+      at: position of the peer's first slot in the memory. Its other slots follow.
+      slot_bytes: bytes of each slot.
+    """
 
     pid: int
     fd: int

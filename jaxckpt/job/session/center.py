@@ -1,4 +1,4 @@
-"""The session of a call on the process that does the file access."""
+"""The session of a call on the center: the process that does the file access."""
 
 import contextlib
 import json
@@ -29,20 +29,20 @@ class Center(Session):
     """The session on the process that does the file access.
 
     Attributes:
-      timeout: the bound in seconds for every wait.
+      timeout: most seconds of every wait.
     """
 
     def __init__(
         self, process: int, links: Mapping[int, Link], facts: Mapping[str, Any], timeout: float, what: str
     ) -> None:
-        """Makes a session, which owns the connections, and begins to send heartbeats.
+        """Creates a session, and begins to send heartbeats. The session owns the connections.
 
         Args:
           process: index of this process.
-          links: connections by process.
-          facts: what everyone knows.
-          timeout: the bound in seconds for every wait.
-          what: the call, in words.
+          links: the connections to the peers, by process.
+          facts: values that every process is told.
+          timeout: most seconds of every wait.
+          what: the call, for messages.
         """
         super().__init__(process, facts)
         self.several = True
@@ -50,9 +50,9 @@ class Center(Session):
         self._what = what
         self._links = dict(links)
         self._interrupts = Interrupts()
-        # Since when an answer is waited for, and to what, by process.
+        # The processes that have not answered yet: since when (time.monotonic), and what they were asked for.
         self._asked: dict[int, tuple[float, str]] = {}
-        # What `collect` has begun.
+        # The step that `collect` has begun.
         self._serving: Serving | None = None
         self._closed = threading.Event()
         self._adopted = False
@@ -68,14 +68,14 @@ class Center(Session):
 
     @property
     def local_peers(self) -> list[int]:
-        """Indices of those that are, by their addresses, on this host."""
+        """Indices of the peers that are on this host, judged by their addresses."""
         return sorted(process for process, link in self._links.items() if link.is_local)
 
     def _beat(self) -> None:
-        """Tells peers, who wait while files are written, that they do not wait for a dead process."""
+        """Sends heartbeats, so that peers that wait while files are written know that this process is alive."""
         unowned = 0
         while not self._closed.wait(max(0.05, min(5.0, self.timeout / 5))):
-            # Not by the clock: this process may have been stopped for a while.
+            # Beats are counted, not seconds: this process may have been suspended for a while.
             unowned += not self._adopted
             if unowned == _LOST_BEATS:
                 self.close()
@@ -92,7 +92,7 @@ class Center(Session):
     def _decide(self, work: Callable[[], Result]) -> Result:
         try:
             result = work()
-            # A result that the others cannot be told fails here too.
+            # A result that does not fit into JSON, so that the others cannot be told, fails here.
             json.dumps(result)
         except BaseException as error:
             reason = self._interrupts.first or self._who_is_slow(error) or error
@@ -115,10 +115,10 @@ class Center(Session):
         with asked:
             for process, link in sorted(self._links.items()):
                 asked.enter_context(link.talking)
-                with self.blaming(process, "the others were about to finish"):
+                with self.blaming(process, "the others were ready to commit"):
                     link.send(Confirm(), timeout=self.timeout)
             for process, link in sorted(self._links.items()):
-                with self.blaming(process, "the others were about to finish"):
+                with self.blaming(process, "the others were ready to commit"):
                     answer = link.receive(Done, Failed, timeout=max(0.001, end - time.monotonic()), stop=stop)
                 if isinstance(answer, Failed):
                     raise failures.rebuild(answer.failure)
@@ -129,20 +129,20 @@ class Center(Session):
         if lost:
             listed = ", ".join(map(str, lost))
             raise ProcessError(
-                f"Process{'es' if len(lost) > 1 else ''} {listed} ended, or closed the connection, in {self._what}.",
+                f"Process{'es' if len(lost) > 1 else ''} {listed} ended, or closed the connection, during {self._what}.",
                 lost,
             )
 
     def ask(
         self, process: int, request: Request[Answered], doing: str, *, into: Sequence[np.ndarray] | None = None
     ) -> Answered:
-        """Asks a peer that is in `decide`, and waits for the answer. Safe from several threads.
+        """Asks a peer that is in `decide`, and waits for the answer. Several threads may call this.
 
         Args:
-          process: which peer.
-          request: what to ask.
-          doing: what it is asked for, for messages.
-          into: arrays that the bytes of its answer are put into, if it has some.
+          process: index of the peer.
+          request: the request.
+          doing: what the peer does to answer ("sending ..."), for messages.
+          into: contiguous arrays that receive the bytes of the answer; None if it has no bytes.
 
         Raises:
           ProcessError: the peer failed, ended or did not answer in time.
@@ -152,7 +152,7 @@ class Center(Session):
             self._asked.setdefault(process, (time.monotonic(), doing))
             link.send(request, timeout=self.timeout)
             answer = link.receive(*answers_to(request), timeout=self.timeout, into=into, stop=self._interrupts.check)
-            # Not after an error: that process stays the one that was waited for, whatever is asked next.
+            # Reached only without an error: a process that did not answer stays in the list, so that `_who_is_slow` can name it.
             self._asked.pop(process, None)
         if isinstance(answer, Failed):
             raise failures.rebuild(answer.failure)
@@ -161,18 +161,18 @@ class Center(Session):
     def ask_all(
         self, request: Request[Answered], doing: str, processes: Sequence[int] | None = None
     ) -> dict[int, Answered]:
-        """Asks several peers the same, at once.
+        """Sends the same request to several peers at once, and waits for the answers.
 
         Args:
-          request: what to ask.
-          doing: what they are asked for, for messages.
-          processes: which peers; None for all.
+          request: the request.
+          doing: what the peers do to answer, for messages.
+          processes: indices of the peers; None for all.
 
         Returns:
           Their answers, by process.
 
         Raises:
-          ProcessError: as `ask`, for the peer that failed and has the lowest index.
+          ProcessError: as `ask`. If several peers failed, it is the error of the one with the lowest index.
         """
         answers: dict[int, Answered] = {}
         errors: list[tuple[int, BaseException]] = []
@@ -190,11 +190,11 @@ class Center(Session):
 
     @contextlib.contextmanager
     def blaming(self, process: int, doing: str) -> Iterator[None]:
-        """Turns an OSError of dealing with a peer into a ProcessError that names it.
+        """Turns an OSError of the connection to a peer into a ProcessError that names the peer.
 
         Args:
-          process: the peer.
-          doing: what it was doing.
+          process: index of the peer.
+          doing: what was going on; the message has it after "while".
         """
         try:
             yield
@@ -205,7 +205,7 @@ class Center(Session):
             ) from error
         except ProtocolError as error:
             raise ProcessError(
-                f"Process {process} does not speak as jaxckpt does, while {doing}, in {self._what}: {error}.",
+                f"Process {process} did not follow jaxckpt's protocol while {doing}, in {self._what}: {error}.",
                 (process,),
             ) from error
         except OSError as error:
@@ -215,7 +215,7 @@ class Center(Session):
             ) from error
 
     def _who_is_slow(self, error: BaseException) -> ProcessError | None:
-        """Names the process that was waited for, where a bound of the work's own, which began earlier, is reached first."""
+        """Returns an error that names the process that this one was waiting for, if a timeout of the work itself ended first."""
         if not isinstance(error, TimeoutError) or isinstance(error, ProcessError):
             return None
         now = time.monotonic()
@@ -230,16 +230,16 @@ class Center(Session):
     # -- every process works, and peers ask -------------------------------------------------------------------------------------------
 
     def collect(self, handlers: PeerHandlers, sent: Callable[[int], None] = lambda process: None) -> Finish:
-        """Begins to answer the peers' requests, on threads of their own, until each has voted.
+        """Begins to answer the requests of the peers, on one thread per peer, until each has voted.
 
         Args:
-          handlers: what to do, by the class of a request: given the peer and its request.
-          sent: called with the peer when an answer has been sent, or could not be.
+          handlers: functions that answer requests, by the class of the request. Their arguments are the peer's index and the request.
+          sent: called with the peer's index when an answer has been sent, or could not be sent.
 
         Returns:
-          A function for this process's own vote; it waits for the others' votes, and raises as `vote` does, which does the same.
+          The method `vote`: a function that takes this process's own vote and waits for the others' votes.
         """
-        # Known to `vote` before it begins: an interrupt can keep what is returned here from the caller.
+        # `vote` must know of it before it begins: after an interrupt the caller may not get what this method returns.
         self._serving = serving = Serving(self, self._links, self._interrupts, handlers, sent)
         uninterrupted(serving.begin)
         return self.vote
@@ -254,11 +254,11 @@ class Center(Session):
     # -- the outcome ------------------------------------------------------------------------------------------------------------------
 
     def tell(self, message: Message, *, hurried: bool = False) -> None:
-        """Tells every peer the outcome. One that has gone by now has its own reasons, and changes nothing for the others.
+        """Tells every peer the outcome. If a peer has ended by now, that is ignored: the outcome of the others does not change.
 
         Args:
-          message: what to say.
-          hurried: wait only a moment for peers that do not listen, and not for the timeout.
+          message: the outcome.
+          hurried: whether to wait only a moment, instead of the timeout, for a peer that does not take the message.
         """
         uninterrupted(lambda: self._tell(message, LINGER_SECS if hurried else self.timeout))
 
@@ -285,7 +285,7 @@ class Center(Session):
 
 
 def _side_by_side(one: Callable[[int], None], processes: Iterable[int], secs: float | None = None) -> None:
-    """Calls a function for several processes at once, and waits for them, at most `secs` if that is given."""
+    """Calls a function for several processes at once, one thread each, and waits for the threads: at most `secs` if that is given."""
     threads = [
         threading.Thread(target=one, args=(process,), name=f"jaxckpt process {process}", daemon=True)
         for process in processes

@@ -1,7 +1,7 @@
-"""An exception of one process, as the other processes of the job raise it.
+"""Turns an exception of one process into a message, and the message into the exception that the other processes raise.
 
-The others get a `ProcessError` that is also of the kind that a caller would catch: a missing checkpoint is a FileNotFoundError on every
-process, a full disk an OSError with the errno.
+The others raise a `ProcessError` that is also of the class that a caller would catch: a missing checkpoint is a FileNotFoundError on
+every process, and a full disk is an OSError with its errno.
 """
 
 import traceback
@@ -34,25 +34,25 @@ _KINDS: dict[str, type[Exception]] = {
 
 
 class RemoteTracebackError(Exception):
-    """The traceback of the process on which an error was raised first; the cause of the ProcessError."""
+    """Shows the traceback of the process that failed first. It is the `__cause__` of the ProcessError."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 def _text(self: Exception) -> str:
-    # OSError would show errno and strerror in place of the message.
+    # The __str__ of OSError would show errno and strerror instead of the message.
     return str(self.args[0]) if self.args else ""
 
 
 def _reduce(self: ProcessError) -> Any:
-    # All that the pickle of a ProcessError has is text and processes; errno and the like are in the failure.
+    # The pickle of a ProcessError has only text and processes. Errno and the like are in the failure.
     known = getattr(self, "failure", None)
     return (rebuild, (known,)) if known is not None else ProcessError.__reduce__(self)
 
 
 def _mixed(kind: type[Exception]) -> type[ProcessError]:
-    """Returns the subclass of both ProcessError and `kind`."""
+    """Returns a subclass of both ProcessError and `kind`."""
     if issubclass(ProcessError, kind):
         return ProcessError
     name = f"Process{kind.__name__}"
@@ -66,14 +66,16 @@ def _mixed(kind: type[Exception]) -> type[ProcessError]:
 
 
 _MIXED: dict[str, type[ProcessError]] = {name: _mixed(kind) for name, kind in _KINDS.items()}
-# So that they can be pickled.
+# Pickle looks classes up by name in their module.
 globals().update({kind.__name__: kind for kind in _MIXED.values() if kind is not ProcessError})
 
 
 def describe(error: BaseException, process: int) -> Failure:
-    """Returns what the other processes have to know of `error`, which was raised on `process`.
+    """Returns the description of an error, for the other processes.
 
-    An error that is itself about another process's failure keeps that process.
+    Args:
+      error: the error. If it was rebuilt from the failure of another process, that failure is returned.
+      process: index of the process that raised it.
     """
     known = getattr(error, "failure", None)
     if isinstance(error, ProcessError) and isinstance(known, Failure):
@@ -100,23 +102,35 @@ def describe(error: BaseException, process: int) -> Failure:
 
 
 def _text_of(error: BaseException) -> str:
-    if isinstance(error, BaseExceptionGroup):  # Its own text only counts them.
+    # The own text of an exception group only counts the exceptions.
+    if isinstance(error, BaseExceptionGroup):
         return f"{error}: " + "; ".join(f"{type(each).__name__}: {_text_of(each)}" for each in error.exceptions)
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
 def _place(error: BaseException, attribute: str) -> str | None:
-    """Returns what a CorruptCheckpointError says of the damaged place; None for other errors."""
+    """Returns `where` or `what` of a CorruptCheckpointError; None for other errors.
+
+    Args:
+      error: the error.
+      attribute: "where" or "what".
+    """
     text = getattr(error, attribute) if isinstance(error, CorruptCheckpointError) else None
     return None if text is None else _shortened(text)
 
 
 def _safely(text: Callable[[], str]) -> str:
-    """Returns a text that the program's own code makes: that it fails must not keep the others from hearing of the error."""
+    """Returns the text that a function builds, or says why it cannot: the exception class may be the program's own, and its code may fail.
+
+    The other processes must hear of the error in any case.
+
+    Args:
+      text: builds the text.
+    """
     try:
         return text()
     except Exception as second:
-        return f"(its text cannot be had: {type(second).__name__})"
+        return f"(its text is not available: {type(second).__name__})"
 
 
 def _shortened(text: str) -> str:
@@ -126,7 +140,11 @@ def _shortened(text: str) -> str:
 
 
 def rebuild(failure: Failure) -> ProcessError:
-    """Returns the error to raise for the failure of another process. Its cause is that process's traceback."""
+    """Returns the error to raise for the failure of another process. Its cause shows the traceback of that process.
+
+    Args:
+      failure: the description, as `describe` returned it on the other process.
+    """
     cls = _MIXED.get(failure.kind, ProcessError)
     text = failure.text if failure.about else f"Process {failure.process} failed: {failure.text}"
     error = cls(text, failure.processes)

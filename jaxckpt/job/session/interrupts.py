@@ -1,4 +1,7 @@
-"""Ctrl-C and the messages of a call: what processes do together is done on a thread that no interrupt reaches; it is given up instead."""
+"""Ctrl-C during a call of several processes. It stops the call between two messages, never inside of one.
+
+Messages are exchanged on a thread of their own, because Python raises interrupts on the main thread only.
+"""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +17,7 @@ class Interrupts:
     """The interrupts of one call.
 
     Attributes:
-      first: the first one; None as long as there was none.
+      first: the first interrupt; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -23,16 +26,16 @@ class Interrupts:
         self._can_be_given_up = True
 
     def protect(self, work: Callable[[], _Result]) -> _Result:
-        """Does `work` where an interrupt does not tear a message: the main thread, which alone is interrupted, only waits for it.
+        """Runs `work` on another thread while the main thread waits. Interrupts come only on the main thread, so messages stay whole.
 
-        An interrupt gives the work up: `check`, and every `Deadline` of the work, raises. A second one is raised at once; the work then
-        ends by itself.
+        After an interrupt the work is given up: `check`, and every `Deadline` of the work, raises. A second interrupt is raised at once;
+        the work then ends by itself.
 
         Args:
-          work: bounded; calls `check` while it waits.
+          work: must end in bounded time, and call `check` while it waits.
 
         Raises:
-          BaseException: the first interrupt, also in place of what the work raised because of it; otherwise what the work raised.
+          BaseException: the first interrupt if there was one, otherwise the error of the work.
         """
         if threading.current_thread() is not threading.main_thread():
             return work()
@@ -61,6 +64,6 @@ class Interrupts:
             raise CancelledError("interrupted")
 
     def insist(self) -> None:
-        """Says that the call is not given up any more: the step that begins cannot be taken back. Raises as `check`."""
+        """Makes later interrupts wait: from now on the work is not given up, because its next step cannot be undone. Raises as `check`."""
         self._can_be_given_up = False
         self.check()

@@ -1,4 +1,4 @@
-"""The session of a call on a process that another one does the file access for."""
+"""The session of a call on a peer: a process for which the center does the file access."""
 
 import contextlib
 from collections import deque
@@ -24,17 +24,17 @@ _Into = Sequence[np.ndarray] | None
 
 
 class Peer(Session):
-    """The session on a process that another one does the file access for."""
+    """The session on a process for which the center does the file access."""
 
     def __init__(self, process: int, link: Link, facts: Mapping[str, Any], timeout: float, what: str) -> None:
-        """Makes a session, which owns the connection.
+        """Creates a session. It owns the connection.
 
         Args:
           process: index of this process.
           link: the connection to the center.
-          facts: what everyone knows.
-          timeout: the bound in seconds for every wait.
-          what: the call, in words.
+          facts: values that the center told every process.
+          timeout: most seconds of every wait.
+          what: the call, for messages.
         """
         super().__init__(process, facts)
         self.several = True
@@ -43,7 +43,7 @@ class Peer(Session):
         self._what = what
         self._interrupts = Interrupts()
         self._own_error: BaseException | None = None
-        # The center notices, and names, a process that does not answer; it must be given the time to say so.
+        # Wait longer than the center does, so that it can tell this process which third process does not answer.
         self._timeout = timeout
         self._patience = timeout + patience(timeout)
 
@@ -54,7 +54,7 @@ class Peer(Session):
 
     @property
     def center_is_local(self) -> bool:
-        """Whether the center is, by its address, on this host."""
+        """Whether the center is on this host, judged by its address."""
         return self._link.is_local
 
     def protected(self, work: Callable[[], Result]) -> Result:
@@ -79,13 +79,13 @@ class Peer(Session):
         answer, arrays = self._answer_to(request, handlers)
         with self._blaming("sending it what it had asked for"):
             try:
-                # That it failed is said even where it has been given up.
+                # A failure is reported to the center even after the call has been given up here.
                 stop = None if isinstance(answer, Failed) else self._interrupts.check
                 self._link.send(answer, arrays or (), timeout=self._timeout, stop=stop)
             except TimeoutError:
                 raise
             except OSError:
-                # It has closed the connection. The last thing that it said tells why.
+                # The center has closed the connection. Its last message tells why.
                 message = self._link.receive(*SAYS[Phase.WORK][Side.HUB], timeout=LINGER_SECS)
                 if isinstance(message, Failed):
                     self._raise(message.failure)
@@ -106,14 +106,14 @@ class Peer(Session):
     # -- every process works, and asks the center -------------------------------------------------------------------------------------
 
     def request(self, request: Request[Answered], doing: str) -> Answered:
-        """Asks the center, which is in `collect`, and waits for the answer.
+        """Asks the center, which has called `collect`, and waits for the answer.
 
         Args:
-          request: what to ask.
-          doing: what for, for messages.
+          request: the request.
+          doing: what this process does with the answer ("reading ..."), for messages.
 
         Raises:
-          ProcessError: the center failed (the same kind of error as there), ended, or did not answer in time.
+          ProcessError: the center failed (then this is the same kind of error), ended, or did not answer in time.
         """
 
         def ask() -> Answered:
@@ -125,14 +125,14 @@ class Peer(Session):
     def requests(
         self, asked: Iterable[tuple[Request[Any], _Into]], doing: str, *, under_way: int = _UNDER_WAY
     ) -> Iterator[Message]:
-        """Asks the center one thing after the other, and yields the answers. The next request is on its way meanwhile.
+        """Sends requests to the center one after the other, and yields the answers. The next request is sent before an answer is yielded.
 
-        Take all of them inside of `protected`.
+        The caller takes all answers inside `protected`.
 
         Args:
-          asked: requests, small ones if there are several, and arrays that the bytes of the answer are put into.
-          doing: what for, for messages.
-          under_way: how many requests there are at a time whose answers have not been taken.
+          asked: small requests; each with the contiguous arrays that receive the bytes of its answer, or None.
+          doing: what this process does with the answers ("reading ..."), for messages.
+          under_way: most requests at a time whose answers have not been received.
 
         Raises:
           ProcessError: as `request`.
@@ -153,7 +153,8 @@ class Peer(Session):
         answer: Message = self._hear(*answers_to(request), doing=doing, into=into)
         if not isinstance(answer, Failed):
             return answer
-        # The next answer must not be taken for one to what is asked next. An interrupt of the center may have torn their order.
+        # Receive the answers that are still under way, so that none of them is taken for the answer to a later request. They may not
+        # come any more, because the center may have been interrupted.
         with contextlib.suppress(ProcessError):
             while waiting:
                 request, into = waiting.popleft()
@@ -166,12 +167,12 @@ class Peer(Session):
 
     def _vote(self, error: BaseException | None) -> None:
         failure = None if error is None else failures.describe(error, self.process)
-        with self._blaming("telling it how this process fared"):
+        with self._blaming("telling it whether this process succeeded"):
             self._link.send(Vote(failure), timeout=self._timeout)
-        outcome: Message = self._hear(*SAYS[Phase.EACH][Side.HUB], doing="waiting for how the others fared")
+        outcome: Message = self._hear(*SAYS[Phase.EACH][Side.HUB], doing="waiting for the outcome on the others")
         if isinstance(outcome, Failed):
             self._raise(outcome.failure)
-        # Cannot be: the center would not have agreed.
+        # Not expected: the center does not decide for success if a peer has failed.
         if error is not None:
             raise error
 
@@ -183,9 +184,9 @@ class Peer(Session):
             raise failures.rebuild(failure)
         if not isinstance(own, Exception) or self.process in (failure.process, *failure.processes):
             raise own
-        # All processes raise the same; and this one may have failed because another one had.
+        # Every process raises the same error. This process may have failed only because the other one had.
         error = failures.rebuild(failure)
-        error.add_note(f"Besides, on this process: {type(own).__name__}: {own}")
+        error.add_note(f"On this process: {type(own).__name__}: {own}")
         raise error
 
     def _hear(self, *expected: type[Said], doing: str, into: _Into = None) -> Said:
@@ -199,7 +200,7 @@ class Peer(Session):
         except ProcessError:
             raise
         except OSError as error:
-            # Nobody answers this process any more; its own error is what it has to report.
+            # The center does not answer any more. If this process has an error of its own, that is the one to report.
             if self._own_error is not None:
                 raise self._own_error from None
             raise ProcessError(self._blame(error, doing), (self.center,)) from error
@@ -209,7 +210,7 @@ class Peer(Session):
         if isinstance(error, TimeoutError):
             return f"{who} gave no sign of life within {self._timeout:g} s (OrbaxSettings.timeout_secs) while this process was {context}."
         if isinstance(error, ProtocolError):
-            return f"{who} does not speak as jaxckpt does, while this process was {context}: {error}."
+            return f"{who} did not follow jaxckpt's protocol while this process was {context}: {error}."
         return f"{who} ended or closed the connection while this process was {context}: {error}."
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The center's part of a step that every process does for itself: it answers its peers until each of them has voted."""
+"""The center's part of a step that every process does for itself: it answers requests of its peers until each of them has voted."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -21,16 +21,22 @@ _SLICE_SECS = 0.1
 
 
 class Finish(Protocol):
-    """Ends what `Center.collect` has begun."""
+    """A function that ends the step that `Center.collect` has begun."""
 
     def __call__(self, error: BaseException | None, fallback_error: BaseException | None = None) -> None:
-        """Ends it: arguments and errors are those of `Session.vote`."""
+        """Ends the step; arguments and errors are those of `Session.vote`.
+
+        Args:
+          error: the error with which the step failed on this process, or None.
+          fallback_error: raised only if no process reported an error of its own.
+        """
 
 
 class Serving:
-    """Answers the peers' requests, each peer's on a thread of its own.
+    """Answers the requests of the peers. Each peer has a thread of its own.
 
-    The steps: `begin`; then, for each peer, requests and a vote; `finish` with this process's own vote, which tells the outcome.
+    `begin` starts the threads. Each peer sends requests and then its vote. `finish` takes the vote of this process, and tells the peers
+    the outcome.
     """
 
     def __init__(
@@ -41,14 +47,14 @@ class Serving:
         handlers: PeerHandlers,
         sent: Callable[[int], None],
     ) -> None:
-        """Starts nothing yet.
+        """Creates the object. `begin` starts the threads.
 
         Args:
           center: the session.
-          links: its connections, by process.
-          interrupts: of the call.
-          handlers: what to do, by the class of a request: given the peer and its request.
-          sent: called with the peer when an answer has been sent, or could not be.
+          links: the connections of the session, by process.
+          interrupts: the interrupts of the call.
+          handlers: functions that answer requests, by the class of the request. Their arguments are the peer's index and the request.
+          sent: called with the peer's index when an answer has been sent, or could not be sent.
         """
         self._center = center
         self._links = links
@@ -56,7 +62,7 @@ class Serving:
         self._handlers = handlers
         self._sent = sent
         self._votes: dict[int, BaseException | None] = {}
-        # What has failed so far, on any process, in the order of time.
+        # The errors so far, of any process, oldest first.
         self._errors: list[BaseException] = []
         self._has_voted = {process: threading.Event() for process in links}
 
@@ -64,16 +70,21 @@ class Serving:
         """Starts the threads.
 
         Raises:
-          RuntimeError: there is no thread to be had.
+          RuntimeError: the system cannot start a thread.
         """
         for process in self._links:
             name = f"jaxckpt process {process}"
             start(threading.Thread(target=self._serve, args=(process,), name=name, daemon=True))
 
     def finish(self, error: BaseException | None, fallback_error: BaseException | None = None) -> None:
-        """Waits for the votes of all peers, and tells them the outcome. An interrupt is the outcome, and waits for nobody.
+        """Waits for the votes of all peers, and tells them the outcome. After an interrupt it does not wait: the step has failed.
 
-        Args, Raises: as `Session.vote`.
+        Args:
+          error: the error with which the step failed on this process, or None.
+          fallback_error: raised only if no process reported an error of its own.
+
+        Raises:
+          BaseException: as `Session.vote`.
         """
         if error is not None:
             self._errors.append(error)
@@ -82,7 +93,7 @@ class Serving:
     def _finish(self, error: BaseException | None, fallback_error: BaseException | None) -> None:
         interrupt = error if error is not None and not isinstance(error, Exception) else None
         for event in self._has_voted.values():
-            # Bounded: each wait of the peer's thread is.
+            # This ends, because every wait of the peer's thread is bounded.
             while (interrupt or self._interrupts.first) is None and not event.wait(_SLICE_SECS):
                 pass
         interrupt = interrupt or self._interrupts.first
@@ -94,7 +105,11 @@ class Serving:
         raise failure
 
     def _failure(self, error: BaseException | None) -> BaseException | None:
-        """Returns what failed first: other processes may have failed because of it."""
+        """Returns the first failure: the others may be consequences of it.
+
+        Args:
+          error: the error of this process, or None.
+        """
         if error is not None:
             return error
         if any(vote is not None for vote in self._votes.values()):
@@ -124,7 +139,7 @@ class Serving:
                 return None if request.failure is None else failures.rebuild(request.failure)
             message, arrays = self._answer(process, request)
             try:
-                with center.blaming(process, "it was sent what it had asked for"):
+                with center.blaming(process, "the answer to its request was sent"):
                     link.send(message, arrays or (), timeout=center.timeout)
             finally:
                 arrays = None
@@ -132,7 +147,7 @@ class Serving:
 
     def _answer(self, process: int, request: Message) -> Answer:
         try:
-            # Nothing will come of it; the peer need not read the rest.
+            # The step has failed already, so the peer need not read the rest.
             if self._errors:
                 raise self._errors[0]
             handler = self._handlers.get(type(request))
@@ -140,6 +155,6 @@ class Serving:
                 raise ProcessError(meaningless(request, process, self._center.process), (process,))
             return handler(process, request)
         except BaseException as error:
-            # What this process has given up because of is the reason, also for what fails because it has given up.
+            # Report the first error: this one may be a consequence of it.
             reason = self._errors[0] if self._errors else error
             return Failed(failures.describe(reason, self._center.process)), None

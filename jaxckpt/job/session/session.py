@@ -1,7 +1,8 @@
-"""One call that the processes of a job make together: who is connected to whom, and how all of them reach the same outcome.
+"""The session of a call that the processes of a job make together: all of them reach the same outcome.
 
-The process that does the file access for the others is the *center*; the others are its *peers*. While the center works, a peer answers
-what the center asks of it (the pieces of its arrays, say). An error of one process reaches all of them through the center.
+The process that does the file access for the others is the *center*; the others are its *peers*. Each peer is connected to the center.
+While the center works, a peer answers the requests of the center (for pieces of its arrays, for example). If one process fails, it tells
+the center, and the center tells the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,31 +12,32 @@ import numpy as np
 
 from jaxckpt.job.protocol.parts import Message
 
-# A message, and the arrays whose bytes follow, or None.
+# A message and the arrays whose bytes follow it; None if it has no bytes.
 Answer = tuple[Message, Sequence[np.ndarray] | None]
-# What to do for the center, or for a peer (its index), by the class of a request.
+# The functions that answer requests, by the class of the request: of the center, and of a peer (with the index of the peer).
 Handlers = Mapping[type[Message], Callable[[Any], Answer]]
 PeerHandlers = Mapping[type[Message], Callable[[int, Any], Answer]]
 Result = TypeVar("Result")
+# How long a process that has failed, or is closing, still waits for another one to read or to say something.
 LINGER_SECS = 1.0
 
 
 class Session:
-    """The processes of one call, as this process sees them. This class is a job of one process: there is nobody to ask.
+    """This process's view of one call. This base class is for a job of one process, which has no other process to talk to.
 
     Attributes:
       process: index of this process.
       is_center: whether this process does the file access of the call.
       several: whether there are other processes.
-      facts: what the center told everyone when they met.
+      facts: values that the center told every process when they met, such as the path of the checkpoint.
     """
 
     def __init__(self, process: int = 0, facts: Mapping[str, Any] | None = None) -> None:
-        """Makes a session.
+        """Creates a session.
 
         Args:
           process: index of this process.
-          facts: what the center told everyone when they met.
+          facts: values that the center told every process when they met.
         """
         self.process = process
         self.is_center = True
@@ -43,27 +45,28 @@ class Session:
         self.facts: dict[str, Any] = dict(facts or {})
 
     def decide(self, work: Callable[[], Result], handlers: Handlers | None = None, *, asks: bool = False) -> Result:
-        """Has the center do `work`, and returns its result on every process.
+        """Runs `work` on the center, and returns its result on every process.
 
         Args:
-          work: called on the center only; its result has to fit into JSON where there are other processes.
-          handlers: what a peer does for the center meanwhile, by the class of a request.
-          asks: whether `work` asks the peers. Then an interrupt does not come in the midst of it, but gives it up.
+          work: called on the center only. If there are other processes, its result must fit into JSON.
+          handlers: functions with which a peer answers the center's requests meanwhile, by the class of the request.
+          asks: whether `work` asks the peers. Then an interrupt does not stop it in the middle of a message: `work` is given up between
+            two messages.
 
         Raises:
-          BaseException: on the center what `work` raised, on the others a `ProcessError` of the same kind.
+          BaseException: on the center the error of `work`, on the others a `ProcessError` of the same kind.
         """
         return work()
 
     def vote(self, error: BaseException | None, fallback_error: BaseException | None = None) -> None:
-        """Ends a step that every process does for itself: it has succeeded where it has succeeded everywhere.
+        """Ends a step that every process does for itself. The step succeeds only if it has succeeded on every process.
 
         Args:
-          error: what this process failed with, or None.
+          error: the error with which the step failed on this process, or None.
           fallback_error: raised only if no process reported an error of its own.
 
         Raises:
-          BaseException: `error`, or a `ProcessError` for that of another process.
+          BaseException: `error`, or a `ProcessError` for the error of another process.
         """
         if error is not None:
             raise error
@@ -71,27 +74,28 @@ class Session:
             raise fallback_error
 
     def protected(self, work: Callable[[], Result]) -> Result:
-        """Does `work`, which talks to the other processes, where an interrupt gives it up between two messages.
+        """Runs `work`, which talks to the other processes, so that an interrupt stops it only between two messages.
 
         Args:
-          work: bounded; it runs on another thread if this is the main thread.
+          work: must end in bounded time. It runs on another thread if this is the main thread.
 
         Raises:
-          BaseException: the interrupt, or what `work` raised.
+          BaseException: the interrupt, or the error of `work`.
         """
         return work()
 
     def confirm(self) -> None:
-        """Makes sure, on the center in the midst of `decide`, that every peer is still there and waits for the outcome.
+        """Makes sure that every peer is still connected and waits for the outcome. The center calls it inside `decide`.
 
-        Before a step that cannot be taken back: a peer that has been lost, or has given up, must not learn of it from the disk.
+        It comes before a step that cannot be undone (the commit): otherwise a peer that was lost, or has given up, would raise an error
+        although the checkpoint is saved.
 
         Raises:
-          ProcessError: names the peers that are not.
+          ProcessError: a peer has ended or given up. The message names it.
         """
 
     def check(self) -> None:
-        """Makes sure, on the center, that no connection has been lost, as far as that is known; asks nobody. Raises as `confirm`."""
+        """Makes sure, on the center, that no connection is known to be lost. Does not ask the peers. Raises as `confirm`."""
 
     def close(self) -> None:
         """Ends the call. Idempotent."""
@@ -111,14 +115,22 @@ class Session:
 
 
 def meaningless(request: Message, asking: int, asked: int) -> str:
-    """Returns the text of the error for a request that this step of the call has no handler for."""
+    """Returns the text of the error for a request that cannot be answered in this step of the call.
+
+    Args:
+      request: the request.
+      asking: index of the process that sent it.
+      asked: index of the process that received it.
+    """
     return f"Process {asking} asked process {asked} for {type(request).__name__}, which has no meaning in this step of the call."
 
 
 def patience(timeout: float) -> float:
-    """Returns how much longer to wait for a process that itself waits for another, in order to name that one.
+    """Returns how many seconds longer than `timeout` to wait for a process that itself waits for a third process.
+
+    With this extra time, that process can report which third process is late.
 
     Args:
-      timeout: seconds that the process waits for the other.
+      timeout: most seconds that the process waits for the third process.
     """
     return max(2.0, min(30.0, timeout / 4))

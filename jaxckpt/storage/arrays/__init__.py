@@ -1,1 +1,1 @@
-"""Reading and writing arrays: straight from and to the data files, or through TensorStore."""
+"""The bytes of arrays: jaxckpt's own code (`own_writer`, `pread`) or TensorStore reads and writes them. `writer` and `stored` choose."""

@@ -1,4 +1,4 @@
-"""Which chunks fill a box of an array, and what each of them holds. Pure, but for asking where the chunks are."""
+"""Finds the chunks that fill a box of an array, and decodes chunks. Reads no files itself: `Places` says where the chunks are."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.ocdbt.model import Place
 
-# Whether an array claims more than there is, is not asked for one that is smaller.
+# Larger arrays are checked: they must not claim more bytes than the checkpoint has.
 _ASK_BYTES = 1 << 20
 
 
@@ -25,11 +25,11 @@ class Read(NamedTuple):
     """A chunk to read.
 
     Attributes:
-      owner: name of the array, for errors.
-      place: where the chunk is, its crc32c included.
-      shape: of the whole chunk.
-      part: what is wanted of it.
-      target: where that goes.
+      owner: Orbax's name of the array, for errors.
+      place: where the chunk and its crc32c are.
+      shape: shape of the whole chunk.
+      part: the wanted box of the chunk.
+      target: array of the shape of that box, which is filled.
     """
 
     owner: str
@@ -40,7 +40,7 @@ class Read(NamedTuple):
 
     @property
     def is_of_first_bytes(self) -> bool:
-        """Whether the first bytes of the chunk are wanted, in their order: all, or up to the end of its first axis longer than one."""
+        """Whether the wanted box is the beginning of the chunk's bytes: the first indices along the first axis longer than one."""
         for axis, extent in enumerate(self.shape):
             if self.part[axis].start != 0:
                 return False
@@ -53,23 +53,24 @@ class Read(NamedTuple):
 def plan(
     places: Places, name: str, info: ArrayInfo, box: Slices | None, reads: list[Read], target: np.ndarray | None
 ) -> np.ndarray:
-    """Returns an array for a box, and adds what has to be read to fill it.
+    """Returns an array for a box, and adds the reads that will fill it to `reads`.
 
     Args:
       places: where the chunks are.
       name: Orbax's name of the array.
-      info: of the array.
-      box: of the array; None for all of it.
-      reads: what has to be read is added here.
-      target: an array of the shape of the box, to be filled; None for a new one.
+      info: metadata of the array.
+      box: the wanted box of the array; None for the whole array.
+      reads: list to which the reads are added.
+      target: array of the shape of the box, to be filled; None for a new one.
 
     Returns:
-      `target` where there is anything to read. One that is complete at once may be read-only.
+      The array that the reads fill: `target` or a new one. If the value is in the index, it is another array, complete at once and perhaps
+      read-only.
 
     Raises:
-      DamagedError: a chunk is missing, or is not what was written, or the array claims more than is stored.
+      DamagedError: a chunk is missing or damaged, or the array claims more bytes than are stored.
       MemoryError: the machine has less memory than the box takes.
-      OSError: the store cannot say where a chunk is.
+      OSError: the store cannot find a chunk.
     """
     chunk = info.chunk_shape
     assert chunk is not None
@@ -77,7 +78,7 @@ def plan(
     found: bytes | Place | None = None
     if chunk == info.shape:
         found = _chunk(places, path + layout.chunk_key((0,) * len(chunk)), info.nbytes)
-        # Thousands of small arrays stand in the index: nothing but this is done for one.
+        # The index may have thousands of small arrays, so this path does nothing more.
         if isinstance(found, bytes):
             return part_of(decode(found, info.dtype, chunk), box)
     spans = spans_of(box, info.shape)
@@ -95,7 +96,7 @@ def plan(
 
 
 def _chunk(places: Places, key: str, nbytes: int) -> bytes | Place:
-    """Returns a chunk of `nbytes` bytes, or where it is. Raises DamagedError if there is none, or if it has another size."""
+    """Returns a chunk of `nbytes` bytes, or where it is. Raises DamagedError if it is missing or has another size."""
     found = places.get(key)
     if found is None:
         raise DamagedError(f"its chunk {key} is missing")
@@ -107,14 +108,14 @@ def _chunk(places: Places, key: str, nbytes: int) -> bytes | Place:
 def _reads(
     places: Places, name: str, array: np.ndarray, start: Sequence[int], shape: Sequence[int], chunk: tuple[int, ...]
 ) -> Iterator[Read]:
-    """Yields the reads that fill a box of an array. Values that stand in the index are put there at once.
+    """Yields the reads that fill a box of an array. Copies chunks that are in the index into the array at once.
 
     Args:
       places: where the chunks are.
       name: Orbax's name of the array.
-      array: to be filled, of the shape of the box.
-      start: first index of the box along each axis.
-      shape: of the whole array.
+      array: array of the shape of the box, to be filled.
+      start: first index of the box along each axis of the whole array.
+      shape: shape of the whole array.
       chunk: shape of its chunks.
     """
     path = layout.array_path(name)
@@ -138,15 +139,24 @@ def _reads(
         if isinstance(found, bytes):
             array[tuple(target)] = decode(found, array.dtype, chunk)[tuple(part)]
         else:
-            # With the dots it is an array also without any axis.
+            # The ellipsis makes the result an array even if it has no axes.
             yield Read(name, found, chunk, tuple(part), array[(*target, ...)])  # type: ignore[arg-type]
 
 
 def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the array of a chunk whose codecs are bytes and crc32c. Raises DamagedError."""
+    """Decodes a chunk whose codecs are bytes and crc32c.
+
+    Args:
+      value: the stored chunk, with its crc32c.
+      dtype: dtype of the array.
+      shape: shape of the chunk.
+
+    Raises:
+      DamagedError: the chunk has another length, or its checksum does not match.
+    """
     data = value[: -layout.CHECKSUM_BYTES]
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise DamagedError("its data has not the length that was written")
+    if len(data) != (expected := math.prod(shape) * dtype.itemsize):
+        raise DamagedError(f"its data is {len(data)} bytes long, expected {expected}")
     if not checksum.is_sealed(data, value[-layout.CHECKSUM_BYTES :]):
         raise DamagedError("the checksum of its data does not match")
     return np.frombuffer(data, dtype).reshape(shape)

@@ -1,6 +1,7 @@
-"""What an array claims to be, compared with the bytes that the checkpoint has for it.
+"""Compares the size that an array claims with the bytes that the checkpoint has for it.
 
-TensorStore believes what it reads: it makes room for a chunk before it looks for it, and ends the process if there is not enough.
+TensorStore does not check this: it allocates memory for a chunk before it looks for the chunk, and if there is not enough, it ends the
+process.
 """
 
 import functools
@@ -15,40 +16,41 @@ from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.stores.inside import Stored as Stored
 
-_INDEX_BYTES = 16  # For each chunk in a shard.
+# The index of a shard takes this many bytes for each chunk in it.
+_INDEX_BYTES = 16
 _ADVICE = "restore it into a target of its shape, or read another checkpoint"
 
 
 class Absent:
-    """How many bytes of chunks that are not there one call may still fill in."""
+    """The number of bytes of absent chunks that one call may still fill in with the fill value."""
 
     def __init__(self) -> None:
         self.left = bounds.ABSENT_BYTES
 
     def take(self, nbytes: int) -> None:
-        """Raises DamagedError if there are not so many left."""
+        """Counts bytes that are filled in. Raises DamagedError if fewer than `nbytes` are left."""
         self.left -= nbytes
         if self.left < 0:
             raise DamagedError(
-                f"{nbytes} bytes of what it claims are not stored, more than are filled in without a target; {_ADVICE}"
+                f"{nbytes} of the bytes that it claims are not stored, more than can be filled in without a target; {_ADVICE}"
             )
 
 
 def check(
     info: ArrayInfo, box: Slices | None, stored: Stored | None, absent: Absent | None, *, is_complete: bool
 ) -> None:
-    """Makes sure that an array can be read.
+    """Makes sure that TensorStore can be asked to read a box of an array.
 
     Args:
-      info: what its metadata claim.
-      box: what is wanted of it; None for all.
-      stored: what there is of its chunks; None if that is not known.
-      absent: bounds what is filled in; None if the array goes into a target of its shape.
-      is_complete: no chunk may be absent.
+      info: metadata of the array, which may be wrong.
+      box: the wanted box; None for the whole array.
+      stored: number and sizes of its stored chunks; None if they are not known.
+      absent: bound for the bytes that are filled in; None if the array goes into a target of its shape.
+      is_complete: whether every chunk must be stored.
 
     Raises:
-      DamagedError: it claims more than there is.
-      MemoryError: the machine has less memory than it takes.
+      DamagedError: the array claims more than the stored bytes justify.
+      MemoryError: the machine has less memory than the read takes.
     """
     grid = info.grid
     assert grid is not None
@@ -59,9 +61,13 @@ def check(
     chunk_bytes = math.prod(grid) * itemsize
     if stored is None:
         if chunk_bytes > max(bounds.UNKNOWN_CHUNK_BYTES, itemsize) or chunks > bounds.ABSENT_CHUNKS:
-            raise DamagedError(f"it claims {chunks} chunks of {chunk_bytes} bytes, and sizes of objects are not known")
+            raise DamagedError(
+                f"it claims {chunks} chunks of {chunk_bytes} bytes, too much for a bucket, where stored sizes are not known"
+            )
         if absent is not None and nbytes > bounds.UNKNOWN_ARRAY_BYTES:
-            raise DamagedError(f"it claims {nbytes} bytes, and sizes of objects are not known; {_ADVICE}")
+            raise DamagedError(
+                f"it claims {nbytes} bytes, too much for a bucket, where stored sizes are not known; {_ADVICE}"
+            )
         return
     most = stored.bytes
     if info.is_compressed:
@@ -70,15 +76,19 @@ def check(
         stored.largest
         > chunk_bytes + chunk_bytes // 64 + info.inner_chunks * _INDEX_BYTES + bounds.ARRAY_METADATA_BYTES
     ):
-        raise DamagedError(f"what is stored of a chunk has {stored.largest} bytes, but a chunk only {chunk_bytes}")
+        raise DamagedError(
+            f"a stored chunk is {stored.largest} bytes long, but its elements are only {chunk_bytes} bytes"
+        )
     allowed = stored.files if is_complete else stored.files + bounds.ABSENT_CHUNKS
     if chunks > allowed:
         raise DamagedError(f"it claims {chunks} chunks, but the checkpoint holds {stored.files}")
-    # A chunk at the edge of the array has its whole size on disk.
+    # On disk, a chunk at the edge of the array is as large as the others.
     if chunk_bytes > most and (is_complete or chunk_bytes > max(bounds.EXPANDED_CHUNK_BYTES, info.nbytes)):
         raise DamagedError(f"it claims chunks of {chunk_bytes} bytes, but the checkpoint holds {stored.bytes}")
     if info.inner_chunks * _INDEX_BYTES > stored.bytes + bounds.EXPANDED_CHUNK_BYTES:
-        raise DamagedError(f"it claims {info.inner_chunks} chunks in a shard")
+        raise DamagedError(
+            f"it claims {info.inner_chunks} chunks in a shard, but the checkpoint holds {stored.bytes} bytes"
+        )
     if nbytes > most:
         if is_complete:
             raise DamagedError(f"it claims {nbytes} bytes, but the checkpoint holds {stored.bytes}")
@@ -88,19 +98,27 @@ def check(
 
 
 def check_memory(nbytes: int) -> None:
-    """Raises MemoryError for more bytes than the machine has: a file may have holes, and any size."""
+    """Raises MemoryError for more bytes than the memory of the machine. (A sparse file may claim any size.)"""
     if nbytes > _memory():
         raise MemoryError(f"it takes {nbytes} bytes")
 
 
 @functools.cache
 def _memory() -> int:
-    """Returns the bytes of memory that the machine has."""
+    """Returns the memory of the machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_kind(leaf: StoredLeaf, info: ArrayInfo) -> None:
-    """Makes sure that an array can be what the tree metadata say that it is, such as bytes, or a PRNG key. Raises DamagedError."""
+    """Makes sure that an array fits the kind of leaf in the tree metadata, such as bytes or a PRNG key.
+
+    Args:
+      leaf: tree metadata of the leaf.
+      info: metadata of its array.
+
+    Raises:
+      DamagedError: the array does not fit.
+    """
     note = None if leaf.kind is None else notes.find(leaf.kind)
     if note is not None and note.fits is not None and not note.fits(info.shape, info.dtype):
         raise DamagedError(f"an array of shape {info.shape} and dtype {info.dtype} cannot be {note.word}")

@@ -1,6 +1,6 @@
-"""Writes an OCDBT database in one go: data files by a few threads, then its B-tree, then the manifest.
+"""Writes a new OCDBT database: a few threads write its data files, then its B-tree is written, then the manifest.
 
-TensorStore's own writer appends to a live database: it rewrites paths of the tree and checksums a third as fast.
+TensorStore's writer adds to an existing database. It rewrites paths of the tree, and computes checksums at a third of the speed.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from jaxckpt.storage.ocdbt.data_file import DataFile, write_all
 from jaxckpt.storage.ocdbt.encode import INLINE_BYTES
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST, Entry, Place, Root
 
-# Chunks of other processes that are held at once.
+# At most this many chunks of other processes are in memory at once.
 REMOTE_CHUNKS = 4
 _WRITERS = max(2, min(8, os.cpu_count() or 1))
 _SYNCERS = 4
@@ -28,15 +28,15 @@ _UNSYNCED_FILES = 16
 
 
 class Chunk(NamedTuple):
-    """A value to write: the bytes of an array, which its crc32c will follow.
+    """A value to write: the bytes of an array. The writer adds their crc32c.
 
     Attributes:
-      key: in the store.
-      nbytes: of the array.
+      key: key in the database.
+      nbytes: size of the array in bytes.
       is_remote: whether `load` waits for another process.
-      load: returns the array, contiguous, or its bytes in blocks; called in one of several threads.
-      group: number of a group whose values share data files with no other (and stand in no node of the tree), or None. Groups come one
-        after the other.
+      load: returns the array, contiguous, or its bytes in blocks. Called on one of several threads.
+      group: number of the group that the value belongs to, or None. No two groups share a data file, and their values are never stored in
+        nodes of the tree. All values of a group come before those of the next one.
     """
 
     key: str
@@ -47,14 +47,14 @@ class Chunk(NamedTuple):
 
 
 class Database:
-    """A new database. All of `values` is written by `write`, which is called once.
+    """A new database, which one call of `write` writes.
 
     Args:
-      directory: where to; it exists and holds no database.
-      target_file_bytes: a data file is closed once it holds this many bytes.
-      max_file_bytes: no data file may be larger, or None.
-      memory_bytes: most bytes of chunks that are held at once (or one chunk).
-      deadline: for everything.
+      directory: directory of the database. It exists and does not hold a database yet.
+      target_file_bytes: a data file is closed once it has this many bytes.
+      max_file_bytes: the largest size of a data file in bytes, or None.
+      memory_bytes: at most this many bytes of chunks are in memory at once. One chunk is always allowed.
+      deadline: when the write gives up.
     """
 
     def __init__(
@@ -77,12 +77,16 @@ class Database:
         self._written = False
 
     def write(self, values: Iterator[Chunk | Entry]) -> None:
-        """Writes values, taken one after the other from any of several threads, then the index, and syncs all of it.
+        """Writes the values and then the index, and syncs all files.
+
+        Args:
+          values: the values of the database, in any order. Several threads advance the iterator, one at a time.
 
         Raises:
           OSError: with errno.
           TimeoutError: after the deadline.
-          BaseException: whatever `values`, or the `load` of a chunk, raised.
+          ValueError: a key comes twice, or a chunk has another length than `Chunk.nbytes`.
+          BaseException: the error that `values`, or the `load` of a chunk, raised.
         """
         os.makedirs(os.path.join(self._directory, "d"), exist_ok=True)
         self._values = values
@@ -98,11 +102,11 @@ class Database:
             self._finish_syncing(error)
             raise
         self._finish_syncing(None)
-        # The last file: without it there is no database.
+        # The manifest comes last: without it, the directory is not a database.
         _write_manifest(os.path.join(self._directory, OCDBT_MANIFEST), manifest)
 
     def _write_values(self) -> None:
-        """The work of a writing thread: its own data file after the other."""
+        """The work of one writing thread: it fills data files of its own, one after the other."""
         file: DataFile | None = None
         group: int | None = None
         try:
@@ -115,7 +119,8 @@ class Database:
                 if value is None:
                     break
                 if value.is_remote:
-                    self._writers.at_least(REMOTE_CHUNKS, self._write_values)  # They wait more than they work.
+                    # Threads that write remote chunks wait most of the time, so there are more of them.
+                    self._writers.at_least(REMOTE_CHUNKS, self._write_values)
                 if not self._enter(value):
                     break
                 try:
@@ -136,7 +141,7 @@ class Database:
                     place = file.append([data] if isinstance(data, np.ndarray) else data)
                     if place.length != stored:
                         raise ValueError(
-                            f"{value.key}: {place.length - checksum.BYTES} bytes came instead of {value.nbytes}"
+                            f"{value.key}: got {place.length - checksum.BYTES} bytes, expected {value.nbytes}"
                         )
                     self._entries.append(Entry(value.key.encode(), place))
                 finally:
@@ -150,7 +155,7 @@ class Database:
                 file.close()
 
     def _enter(self, chunk: Chunk) -> bool:
-        """Waits until a chunk may be held; returns False if the write has failed."""
+        """Waits until there is room for a chunk in memory. Returns False if the write has failed."""
 
         def fits() -> bool:
             if chunk.is_remote and self._remote >= REMOTE_CHUNKS:
@@ -171,7 +176,7 @@ class Database:
             self._writers.changed.notify_all()
 
     def _close_later(self, file: DataFile) -> None:
-        """Hands a full file to the threads that sync: the next one is filled meanwhile."""
+        """Hands a full file to the threads that sync, so that this thread can fill the next one meanwhile."""
         self._syncers.at_least(_SYNCERS, self._sync_files)
         with self._syncers.changed:
             if self._syncers.wait_until(lambda: len(self._closing) < _UNSYNCED_FILES):
@@ -221,7 +226,7 @@ class Database:
 
 
 class _TreeFile:
-    """The nodes of the tree, in one file, or several where files are limited."""
+    """Writes the nodes of the tree into one data file, or into several if their size is limited."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Who reads and writes arrays on local disks: the own OCDBT code of jaxckpt, or TensorStore."""
+"""Chooses the code that reads and writes arrays on local disks: jaxckpt's own OCDBT code, or TensorStore."""
 
 import os
 
@@ -6,17 +6,17 @@ VARIABLE = "JAXCKPT_ENGINE"
 
 
 def is_own() -> bool:
-    """Whether the own code may be used. TensorStore does what the own code cannot do, whatever the answer is.
+    """Whether jaxckpt's own code may be used. In any case, TensorStore does what the own code cannot do.
 
-    The environment variable ``JAXCKPT_ENGINE`` is asked anew by each save and by each checkpoint that is opened.
+    Each save, and each checkpoint that is opened, reads the environment variable ``JAXCKPT_ENGINE`` anew.
 
     Raises:
-      ValueError: the variable is set to something else than "tensorstore".
+      ValueError: the variable has another value than "tensorstore".
     """
     value = os.environ.get(VARIABLE, "")
     if value not in ("", "tensorstore"):
         raise ValueError(
-            f"The environment variable {VARIABLE} is {value!r}. Set it to 'tensorstore', so that TensorStore reads and writes all arrays, "
-            "or leave it unset, so that jaxckpt reads and writes them itself where it can."
+            f"The environment variable {VARIABLE} is {value!r}. Set it to 'tensorstore' to let TensorStore read and write all arrays, "
+            "or leave it unset to let jaxckpt do so itself where it can."
         )
     return value == ""

@@ -1,4 +1,4 @@
-"""Opening the key-value store of a checkpoint directory: OCDBT, or one file per key."""
+"""TensorStore specs for the key-value store of a checkpoint directory: an OCDBT database, or one file for each key."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from jaxckpt.storage.stores import bucket
 
 
 def check_path(path: str) -> None:
-    """Raises ValueError for a path that TensorStore cannot take: one that is not text."""
+    """Raises ValueError for a path that TensorStore cannot take, because it is not UTF-8 text."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -22,7 +22,11 @@ def base(directory: str) -> dict[str, Any]:
 
 
 def context(concurrency: int = 16) -> Any:
-    """Returns a TensorStore context of its own: no cache is shared between saves, and few files are in flight (memory)."""
+    """Returns a new TensorStore context. Saves do not share caches, and few files are written at once, to save memory.
+
+    Args:
+      concurrency: the largest number of files that are read or written at once.
+    """
     import tensorstore as ts
 
     return ts.Context(
@@ -37,7 +41,12 @@ def context(concurrency: int = 16) -> Any:
 
 
 def ocdbt(directory: str, file_size: int) -> dict[str, Any]:
-    """Returns the spec of a new OCDBT database in `directory`, as Orbax lays it out."""
+    """Returns the spec of a new OCDBT database, as Orbax configures it.
+
+    Args:
+      directory: directory of the database.
+      file_size: a data file is closed once it has this many bytes.
+    """
     return {
         "driver": "ocdbt",
         "base": base(directory),

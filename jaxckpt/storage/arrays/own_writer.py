@@ -1,4 +1,4 @@
-"""Arrays → an OCDBT database, by the own code: what is neither compressed nor in a bucket, nor a file for each chunk."""
+"""Writes arrays into an OCDBT database with jaxckpt's own code. It writes local, uncompressed databases; `writer` chooses when."""
 
 import functools
 import math
@@ -29,7 +29,20 @@ def write(
     settings: WriteSettings,
     deadline: Deadline,
 ) -> None:
-    """Writes the arrays among `entries` as a new database. Arguments and errors as for `writer.write_arrays`, and a deadline."""
+    """Writes the arrays among `entries` as a new database.
+
+    Args:
+      directory: directory of the database, which exists.
+      entries: the leaves. Those that are not arrays are left out.
+      groups: the array entries in groups that share no data files; see `Snapshot.groups`.
+      settings: how to write them.
+      deadline: when the write gives up.
+
+    Raises:
+      OSError: with errno.
+      TimeoutError: after the deadline.
+      BaseException: the error that the source of a piece raised.
+    """
     database = Database(
         directory,
         layout.target_data_file_size(settings),
@@ -41,10 +54,18 @@ def write(
 
 
 def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
-    """See `writer.merge`.
+    """Merges databases. See `writer.merge`.
+
+    Args:
+      directory: directory of the new database and of the parts.
+      parts: names of the subdirectories with the databases to merge.
+      deadline: when the merge gives up.
 
     Raises:
-      UnknownFormatError: a part is of a form that only TensorStore reads.
+      UnknownFormatError: a part has a format that only TensorStore reads.
+      CorruptCheckpointError: a part is damaged.
+      OSError: with errno.
+      TimeoutError: after the deadline.
     """
     merged: dict[bytes, Value] = {}
     for part in parts:
@@ -59,14 +80,14 @@ def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
 
 
 def without_pieces(entries: Iterable[Entry]) -> list[Entry]:
-    """Returns the arrays that have no elements."""
+    """Returns the entries of arrays without elements."""
     return [entry for entry in entries if isinstance(entry.content, ArrayContent) and 0 in entry.content.shape]
 
 
 def _grouped_values(
     entries: Iterable[Entry], groups: Sequence[Sequence[Entry]], settings: WriteSettings
 ) -> Iterator[Chunk | Value]:
-    """Yields what the database holds, the chunks group by group."""
+    """Yields the values of the database, with the chunks group by group."""
     yield from (value for value in _values(without_pieces(entries), settings))
     described: set[str] = set()
     for number, group in enumerate(groups):
@@ -79,7 +100,7 @@ def _grouped_values(
 def _values(
     entries: Iterable[Entry], settings: WriteSettings, *, group: int | None = None, is_described: bool = False
 ) -> Iterator[Chunk | Value]:
-    """Yields what the database holds: of every array its zarr.json (unless `is_described`), and its chunks."""
+    """Yields the values of the database: for every array its zarr.json (unless `is_described`) and its chunks."""
     for entry in entries:
         content = entry.content
         if not isinstance(content, ArrayContent):
@@ -109,7 +130,7 @@ def _load(
     chunk: tuple[int, ...],
     dtype: np.dtype[np.generic],
 ) -> np.ndarray | Iterator[np.ndarray]:
-    """Returns a chunk, contiguous, or its bytes in blocks; one that reaches over the edge of the array is filled up with zeros."""
+    """Returns a chunk, contiguous, or its bytes in blocks. Outside of the array, a chunk at its edge is filled with zeros."""
     data = piece.stream(start, shape)
     if isinstance(data, Blocks):
         if data.shape == chunk and data.dtype == dtype:

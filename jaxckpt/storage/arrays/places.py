@@ -1,4 +1,4 @@
-"""Where the values of a checkpoint directory are: in an OCDBT database, or each in a file of its own."""
+"""Finds the values of a checkpoint directory: in an OCDBT database, or each in a file of its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -10,37 +10,47 @@ from jaxckpt.storage.stores.inside import Inside, Stored
 
 
 class Most(NamedTuple):
-    """What an array can have at most: chunks, and bytes of all of them."""
+    """An upper bound for an array: the number of its chunks, and the bytes of all of them."""
 
     chunks: int
     bytes: int
 
 
 class Places(Protocol):
-    """The values of a directory. Every method raises DamagedError or OSError where it cannot be known."""
+    """The values of a directory. Every method raises DamagedError or OSError if it cannot find out."""
 
     def get(self, key: str) -> bytes | Place | None:
-        """Returns a value, or where it is; None if there is none."""
+        """Returns a value, or where it is; None if there is no such key."""
 
     def contents(self, keys: Sequence[str], limit: int) -> Iterator[bytes | None]:
-        """Yields values that have at most `limit` bytes each; None for one that is missing."""
+        """Yields values; None for each one that is missing.
+
+        Args:
+          keys: keys of the values.
+          limit: the largest size of a value in bytes. A larger one counts as damaged.
+        """
 
     def stored(self, folder: str) -> Stored:
-        """Returns what there is of the array whose keys begin with `folder`."""
+        """Returns number and sizes of the stored values whose keys begin with `folder`, which is the path of an array."""
 
     def most(self, folder: str) -> Most:
-        """Returns what the array whose keys begin with `folder` can have at most. Costs less than `stored`, where that is possible."""
+        """Returns an upper bound for the array whose keys begin with `folder`. In a database it is cheaper than `stored`."""
 
 
 class InDatabase:
     """The values of an OCDBT database."""
 
     def __init__(self, inside: Inside, index: Index) -> None:
-        """Args: the directory of the database; its index."""
+        """Keeps the index.
+
+        Args:
+          inside: the files of the database.
+          index: index of the database.
+        """
         self._inside = inside
         self._index = index
         self._most = Most(len(index), index.value_bytes)
-        # Asked for every leaf: not through a method of this class.
+        # `get` is called for every leaf, so it is not wrapped in a method.
         self.get = index.get
 
     def contents(self, keys: Sequence[str], limit: int) -> Iterator[bytes | None]:
@@ -65,10 +75,15 @@ class InDatabase:
 
 
 class InFiles:
-    """The values of a local directory where each is a file."""
+    """The values of a local directory in which each value is a file."""
 
     def __init__(self, inside: Inside, known: Mapping[str, bytes]) -> None:
-        """Args: the directory; content of files that have been read, and checked, already."""
+        """Does not touch the files yet.
+
+        Args:
+          inside: the files of the directory.
+          known: content of the files that have already been read and checked.
+        """
         self._inside = inside
         self._known = known
 

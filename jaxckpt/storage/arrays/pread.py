@@ -1,4 +1,4 @@
-"""Reading chunks from their files: no copy but the one from the file, checksummed while it is in the cache."""
+"""Reads chunks straight from their data files into the target arrays, and checksums them while they are in the CPU's cache."""
 
 import os
 import threading
@@ -16,17 +16,21 @@ from jaxckpt.storage.item import layout
 from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.stores.inside import Inside
 
-# Is read, then checksummed, while it is in the cache.
+# A block is read and then checksummed while it is in the cache.
 _BLOCK = 1 << 20
-# Chunks up to this are read together,
+# Chunks up to this many bytes are read together,
 _SMALL = 64 << 10
-# with what is between them.
+# if at most this many bytes lie between them.
 _GAP = 16 << 10
 _READERS = max(2, min(8, os.cpu_count() or 1))
 
 
 class ReadError(Exception):
-    """Reading a chunk of the array `owner` failed, because of its `__cause__`."""
+    """The read of a chunk failed. The error is its `__cause__`.
+
+    Attributes:
+      owner: Orbax's name of the array.
+    """
 
     def __init__(self, owner: str) -> None:
         super().__init__(owner)
@@ -34,15 +38,15 @@ class ReadError(Exception):
 
 
 def run(inside: Inside, reads: list[Read], deadline: Deadline) -> None:
-    """Does all reads, in a few threads, in the order in which they lie on disk.
+    """Does all reads on a few threads, in the order of their places on disk.
 
     Args:
-      inside: the directory of the database.
-      reads: what to read.
-      deadline: bounds all of it.
+      inside: the files of the database.
+      reads: the reads.
+      deadline: when the reads give up.
 
     Raises:
-      ReadError: from the first DamagedError or OSError.
+      ReadError: caused by the first DamagedError or OSError.
       TimeoutError: after the deadline.
     """
     if not reads:
@@ -80,10 +84,10 @@ def run(inside: Inside, reads: list[Read], deadline: Deadline) -> None:
 
 
 def _batches(reads: Iterable[Read]) -> Iterator[list[Read]]:
-    """Groups small chunks that lie one after the other: to read them one by one takes many times as long as to read them at once.
+    """Groups small chunks that lie close together. One read of them all takes a fraction of the time of one read for each.
 
     Args:
-      reads: in the order of their places.
+      reads: the reads, in the order of their places.
     """
     batch: list[Read] = []
     for read in reads:
@@ -109,7 +113,7 @@ def _end(place: Place) -> int:
 
 
 def _read_batch(descriptor: int, batch: list[Read]) -> None:
-    """Does the reads of a batch. Raises DamagedError; ReadError where it is not the first one that is damaged."""
+    """Does the reads of a batch. Raises ReadError for a damaged chunk of a batch; DamagedError or OSError for the whole batch."""
     if len(batch) == 1 and batch[0].place.length > _SMALL:
         _read(descriptor, batch[0])
         return
@@ -125,7 +129,7 @@ def _read_batch(descriptor: int, batch: list[Read]) -> None:
 
 
 def _content(descriptor: int, offset: int, nbytes: int) -> bytes:
-    """Returns a range of a file; less where it ends before."""
+    """Returns a range of a file. The result is shorter if the file ends before the range does."""
     content = os.pread(descriptor, nbytes, offset)
     while len(content) < nbytes:
         more = os.pread(descriptor, nbytes - len(content), offset + len(content))
@@ -147,14 +151,14 @@ def _read(descriptor: int, read: Read) -> None:
 
 
 def _fill(descriptor: int, offset: int, target: np.ndarray, nbytes: int) -> None:
-    """Fills `target` with the first of `nbytes` bytes of a chunk, and checks all of them against the crc32c that follows."""
+    """Fills `target` with the first bytes of a chunk of `nbytes` bytes, and checks the whole chunk against its crc32c."""
     checked = _Checked(descriptor, offset)
     checked.fill(target)
     checked.finish(nbytes)
 
 
 class _Checked:
-    """Reads the bytes of a chunk one after the other, and checksums them while they are in the cache."""
+    """Reads the bytes of a chunk in order, and checksums them while they are in the cache."""
 
     def __init__(self, descriptor: int, offset: int) -> None:
         self._descriptor, self._offset = descriptor, offset
@@ -173,7 +177,7 @@ class _Checked:
             self._done += got
 
     def finish(self, nbytes: int) -> None:
-        """Checks the chunk of `nbytes` bytes. What has not been read lies, in a chunk at the edge, outside of the array."""
+        """Checks the whole chunk of `nbytes` bytes. First reads and checksums the bytes that `fill` did not read."""
         while self._done < nbytes:
             self.fill(np.empty(min(_BLOCK, nbytes - self._done), np.uint8))
         stored = os.pread(self._descriptor, layout.CHECKSUM_BYTES, self._offset + nbytes)
@@ -182,10 +186,15 @@ class _Checked:
 
 
 class ChunkStream:
-    """The bytes of a box that is one chunk, or the beginning of one, block by block."""
+    """Reads a box that is one chunk, or the beginning of one, block by block."""
 
     def __init__(self, inside: Inside, read: Read) -> None:
-        """Args: the directory of the database; what to read, of which the target is not used."""
+        """Opens the data file.
+
+        Args:
+          inside: the files of the database.
+          read: the read. Only the size of its target is used.
+        """
         self.nbytes = read.target.nbytes
         self._left = self.nbytes
         self._chunk_bytes = read.place.length - layout.CHECKSUM_BYTES
@@ -195,11 +204,14 @@ class ChunkStream:
         self._checked = _Checked(descriptor, read.place.offset)
 
     def fill(self, target: np.ndarray) -> None:
-        """Fills an array of uint8 with the next bytes. The last call checks the chunk: before that, nothing is known to be right.
+        """Fills an array with the next bytes. Only the last call checks the chunk, so do not use the bytes before it has returned.
+
+        Args:
+          target: array of uint8.
 
         Raises:
-          DamagedError: the chunk is not what was written.
-          OSError: it cannot be read.
+          DamagedError: the chunk is damaged.
+          OSError: the chunk cannot be read.
         """
         try:
             self._checked.fill(target)

@@ -1,4 +1,4 @@
-"""The arrays of an existing checkpoint. The own code reads what jaxckpt wrote, straight from the data files; TensorStore reads the rest."""
+"""Reads the arrays of an existing checkpoint. The own code reads those that jaxckpt wrote; TensorStore reads the rest."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,15 +36,15 @@ class StoredArrays:
         has_targets: bool,
         known: Mapping[str, bytes],
     ) -> None:
-        """Reads nothing yet.
+        """Does not read yet.
 
         Args:
-          path: of the checkpoint, for messages.
-          inside: the directory of its tree.
+          path: path of the checkpoint, for messages.
+          inside: the files of the directory of its tree.
           tree: its tree metadata.
-          timeout_secs: bound for every call.
-          has_targets: nothing is read but what goes into an array of its shape, which is there already.
-          known: content of files that have been read, and checked, already.
+          timeout_secs: time limit of every call, in seconds.
+          has_targets: whether arrays are only read into existing arrays of their shapes.
+          known: content of the files that have already been read and checked.
         """
         self._path = path
         self._inside = inside
@@ -52,10 +52,10 @@ class StoredArrays:
         self._leaves = {leaf.param_name: leaf for leaf in tree.leaves}
         self._directory = inside.directory
         self._tree = tree
-        # Leaves with a say in what their arrays can be. A target of bytes has no shape.
+        # Leaves whose arrays must fit their kind. (Targets of bytes have no shape to compare with.)
         checked = notes.checked()
         self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.kind in checked or leaf.key_impl}
-        # Names that are the beginning of others: a key of plain Orbax may hold a slash.
+        # Leaf names that contain other leaves, as directories: a key of plain Orbax may contain a slash.
         self._parents: set[str] = set()
         for name in self._leaves:
             while "/" in name and (name := name.rpartition("/")[0]) not in self._parents:
@@ -74,14 +74,17 @@ class StoredArrays:
         self._parsed: dict[bytes, ArrayInfo] = {}
 
     def _begin(self) -> None:
-        """Every call has the whole time: a reader may stay open for hours."""
+        """Starts the deadline of one call. Every call has the whole time, because a reader may stay open for hours."""
         self._deadline = Deadline(self._timeout_secs, f"Reading {self._path}")
 
     def infos(self, names: Sequence[str]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of arrays, by Orbax's name.
 
+        Args:
+          names: Orbax's names of the arrays.
+
         Raises:
-          CorruptCheckpointError: naming the leaf.
+          CorruptCheckpointError: the metadata of an array is missing or damaged; names the leaf.
           OSError: the checkpoint cannot be read.
           TimeoutError: after the timeout.
         """
@@ -92,23 +95,23 @@ class StoredArrays:
         return {name: self._infos[name] for name in names}
 
     def known(self, name: str) -> ArrayInfo | None:
-        """Returns shape and dtype of an array that `infos` was asked for before; None if it was not."""
+        """Returns shape and dtype of an array if `infos` has returned them before; otherwise None."""
         return self._infos.get(name)
 
     def read(
         self, requests: Sequence[tuple[str, Slices | None]], into: Sequence[np.ndarray] | None = None
     ) -> list[np.ndarray]:
-        """Reads arrays, or boxes of them.
+        """Reads arrays, or boxes of them. `infos` must have been called for them before.
 
         Args:
-          requests: Orbax's name of a leaf (of which `infos` was asked before), and the box, or None for the whole array.
-          into: arrays that are filled, one for each request; None for new ones.
+          requests: for each read: Orbax's name of the array, and the box, or None for the whole array.
+          into: arrays to fill, one for each request; None for new arrays.
 
         Returns:
-          The arrays, in order. New ones may be read-only.
+          The arrays, in the order of the requests. New ones may be read-only.
 
         Raises:
-          CorruptCheckpointError: naming the leaf.
+          CorruptCheckpointError: an array is damaged; names the leaf.
           OSError: the checkpoint cannot be read.
           TimeoutError: after the timeout.
         """
@@ -149,14 +152,14 @@ class StoredArrays:
         return list(into)
 
     def stream(self, name: str, box: Slices) -> "ArrayStream | None":
-        """Returns what reads a box of an array block by block; None if it has to be read as a whole.
+        """Returns an object that reads a box of an array block by block; None if the box must be read as a whole.
 
         Args:
-          name: Orbax's name of a leaf (of which `infos` was asked before).
-          box: of the array.
+          name: Orbax's name of the array. `infos` must have been called for it before.
+          box: the wanted box.
 
         Raises:
-          CorruptCheckpointError: naming the leaf.
+          CorruptCheckpointError: the array is damaged; names the leaf.
           OSError: the checkpoint cannot be read.
         """
         self._begin()
@@ -167,7 +170,7 @@ class StoredArrays:
         reads: list[Read] = []
         try:
             array = chunks.plan(places, name, info, box, reads, None)
-            # Nothing is read into the array: it costs no memory.
+            # The array is never filled, so it takes no memory.
             if len(reads) == 1 and reads[0].target.shape == array.shape and reads[0].is_of_first_bytes:
                 return ArrayStream(self._fault, name, pread.ChunkStream(self._inside, reads[0]))
         except (DamagedError, OSError, MemoryError) as error:
@@ -175,13 +178,13 @@ class StoredArrays:
         return None
 
     def _is_direct(self, info: ArrayInfo) -> bool:
-        """Whether the chunks of an array are read from their files by the own code."""
+        """Whether the own code reads the chunks of an array from their files."""
         return self._is_own and info.chunk_shape is not None and self._tree.complete_chunks and self._inside.is_local
 
     def _open(self) -> Places | None:
-        """Returns where the values of the directory are; None where only TensorStore finds them."""
+        """Returns the places of the values of the directory; None if only TensorStore can find them."""
         if self._places_problem is not None:
-            # Looked at once for all leaves: that may have taken a second.
+            # The index is read once, not again for every leaf: that may take a second.
             raise CorruptCheckpointError.at(*self._places_problem)
         if not self._are_places_known:
             if not kvstore.is_ocdbt(self._directory):
@@ -196,8 +199,8 @@ class StoredArrays:
         try:
             return Index(self._inside, self._deadline.left)
         except UnknownFormatError as error:
-            # TensorStore might read it, but ends the process on some databases.
-            what = f"this database is of a form that neither jaxckpt nor Orbax writes ({error})."
+            # TensorStore might read it, but some databases make it end the process.
+            what = f"this database has a format that neither jaxckpt nor Orbax writes ({error})."
             self._places_problem = (where, what)
             raise CorruptCheckpointError.at(where, what) from error
         except (DamagedError, OSError) as error:
@@ -207,7 +210,7 @@ class StoredArrays:
             raise fault from error
 
     def _metadata(self, names: Sequence[str]) -> Iterator[bytes | None]:
-        """Yields the zarr.json (or .zarray) of arrays, None for one that is missing."""
+        """Yields the zarr.json (or .zarray) of each array; None if it is missing."""
         places = self._open()
         file = "zarr.json" if self._tree.use_zarr3 else ".zarray"
         if places is None:
@@ -241,12 +244,12 @@ class StoredArrays:
             self._infos[name] = info
 
     def _check_claim(self, request: Request, absent: claimed.Absent) -> None:
-        """Makes sure that TensorStore can read a box: that it is given nothing which the bytes on disk do not justify."""
+        """Makes sure that the bytes on disk justify a read, before TensorStore is asked for it. See `claimed`."""
         name, places = request.name, self._open()
         try:
             if name not in self._stored and places is not None:
                 stored = places.stored(layout.array_path(name))
-                # What lies below it may be another array, with larger chunks.
+                # The files below its directory may belong to another array, with larger chunks.
                 self._stored[name] = stored._replace(largest=0) if name in self._parents else stored
             claimed.check(
                 request.info,
@@ -267,25 +270,25 @@ class StoredArrays:
         return faults.reading(error, self._directory if name is None else self._name_of(name), self._path)
 
     def _name_of(self, param_name: str) -> str:
-        """Returns the name of a leaf, for messages."""
+        """Returns the name of the leaf that Orbax calls `param_name`, for messages."""
         return self._leaves[param_name].name
 
 
 class ArrayStream:
-    """A box of an array, block by block."""
+    """Reads a box of an array block by block. Made by `StoredArrays.stream`."""
 
     def __init__(
         self, fault: Callable[[BaseException, str | None], Exception], name: str, chunk: pread.ChunkStream
     ) -> None:
-        """Args: what returns the error to raise for one about a leaf; Orbax's name of the leaf; its only chunk."""
+        # `fault` returns the exception to raise for an error about the leaf that Orbax calls `name`.
         self.nbytes = chunk.nbytes
         self._fault, self._name, self._chunk = fault, name, chunk
 
     def fill(self, target: np.ndarray) -> None:
-        """Fills an array of uint8 with the next bytes. Until all have been read, nothing is known to be right.
+        """Fills an array of uint8 with the next bytes. Only the last call checks them: do not use them before it has returned.
 
         Raises:
-          CorruptCheckpointError: naming the leaf.
+          CorruptCheckpointError: the array is damaged; names the leaf.
           OSError: the checkpoint cannot be read.
         """
         try:

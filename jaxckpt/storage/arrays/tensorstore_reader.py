@@ -1,4 +1,4 @@
-"""Reads arrays through TensorStore: what the own code cannot decode, and everything in buckets."""
+"""Reads arrays through TensorStore: all arrays in buckets, and those that the own code cannot decode."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +20,10 @@ class Request(NamedTuple):
     """A box to read.
 
     Attributes:
-      position: where its array goes in the list of results.
+      position: index of its array in the list of results.
       name: Orbax's name of the array.
-      info: of the array.
-      box: of the array; None for all of it.
+      info: metadata of the array.
+      box: the wanted box; None for the whole array.
     """
 
     position: int
@@ -33,17 +33,18 @@ class Request(NamedTuple):
 
 
 class TensorStoreReader:
-    """Reads the arrays of one checkpoint. TensorStore believes what it reads: see `claimed`, which the caller asks first."""
+    """Reads the arrays of one checkpoint. TensorStore does not check the sizes that it reads, so the caller first calls `claimed.check`."""
 
     def __init__(
         self, directory: str, tree: StoredTree, fault: Callable[[BaseException, str | None], Exception]
     ) -> None:
-        """Opens nothing yet.
+        """Does not open the arrays yet.
 
         Args:
-          directory: of the tree.
-          tree: its tree metadata.
-          fault: returns what to raise for an error about a leaf (Orbax's name), or about the directory (None).
+          directory: directory of the tree.
+          tree: tree metadata of the checkpoint.
+          fault: returns the exception to raise for an error. Its second argument is Orbax's name of the leaf that was read, or None if the
+            error is about the directory.
         """
         self._directory = directory
         self._tree = tree
@@ -53,12 +54,12 @@ class TensorStoreReader:
         self._kvstore: Any = None
 
     def contents(self, names: Sequence[str], file: str, deadline: Deadline) -> Iterator[bytes | None]:
-        """Yields a file of each of several arrays, all asked for at once; None for one that is missing.
+        """Reads one file of each of several arrays, concurrently, and yields their contents; None for a file that is missing.
 
         Args:
           names: Orbax's names of the arrays.
           file: name of the file.
-          deadline: for all of them.
+          deadline: when the reads give up.
         """
         store = self._store(deadline)
         pending = [(name, store.read(f"{layout.array_path(name)}{file}")) for name in names]
@@ -67,15 +68,15 @@ class TensorStoreReader:
             yield result.value if result.state == "value" else None
 
     def read(self, requests: Sequence[Request], out: list[Any], deadline: Deadline) -> None:
-        """Reads boxes, all at once.
+        """Reads boxes concurrently.
 
         Args:
-          requests: what to read.
-          out: the arrays are put here.
-          deadline: for all of them.
+          requests: the boxes.
+          out: list of results, in which the arrays are put.
+          deadline: when the reads give up.
 
         Raises:
-          Exception: what `fault` returns.
+          Exception: the exception that `fault` returned.
         """
         small, large = [], []
         for request in requests:
@@ -84,7 +85,9 @@ class TensorStoreReader:
                 key = layout.array_path(request.name) + layout.chunk_key((0,) * len(info.shape))
                 small.append((request, self._store(deadline).read(key)))
             elif len(info.shape) > bounds.TENSORSTORE_AXES:
-                what = f"it has {len(info.shape)} axes, and what has more than {bounds.TENSORSTORE_AXES} is not stored like this"
+                what = (
+                    f"it has {len(info.shape)} axes, but arrays stored like this have at most {bounds.TENSORSTORE_AXES}"
+                )
                 raise self._fault(DamagedError(what), request.name)
             else:
                 large.append(request)

@@ -1,4 +1,4 @@
-"""Writes arrays through TensorStore's zarr driver: compressed ones, and ones whose chunks are files of their own."""
+"""Writes arrays through TensorStore: all arrays in buckets, compressed arrays, and arrays whose chunks are files of their own."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from jaxckpt.storage.settings import WriteSettings
 
 
 class _Part(NamedTuple):
-    """A part of an array that is written at once: a whole piece, or a chunk of one that is fetched."""
+    """A part of an array that is written in one step: a whole piece, or one chunk if the piece is remote."""
 
     entry: Entry
     content: ArrayContent
@@ -34,12 +34,19 @@ class _Part(NamedTuple):
 
 
 def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, deadline: Deadline) -> None:
-    """Writes the arrays among `entries` in batches, so that no more than the memory limit is held at a time.
+    """Writes the arrays among `entries` in batches, so that the memory limit holds.
+
+    Args:
+      directory: directory of the item, which exists.
+      entries: the leaves. Those that are not arrays are left out.
+      settings: how to write them.
+      deadline: when the write gives up.
 
     Raises:
-      OSError or TensorStore's error for it.
+      OSError: with errno.
+      ValueError: TensorStore's error for a failed write.
       TimeoutError: after the deadline.
-      BaseException: whatever the source of a piece raised.
+      BaseException: the error that the source of a piece raised.
     """
     writer = _ArrayWriter(directory, settings, deadline)
     for metadata, boxes in _batches(entries, settings):
@@ -47,29 +54,50 @@ def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, dea
 
 
 def write_nothing(directory: str, settings: WriteSettings, deadline: Deadline) -> None:
-    """Makes a database without any key. Arguments and errors as for `write`."""
+    """Makes a database without keys.
+
+    Args:
+      directory: directory of the database, which exists.
+      settings: how to write it.
+      deadline: when the write gives up.
+
+    Raises:
+      ValueError: TensorStore's error for a failed write.
+      TimeoutError: after the deadline.
+    """
     import tensorstore as ts
 
     spec = kvstore.ocdbt(directory, layout.target_data_file_size(settings))
     store = deadline.wait(ts.KvStore.open(spec, context=kvstore.context()))
-    # The manifest is made with the first key.
+    # TensorStore writes the manifest with the first key.
     deadline.wait(store.write("nothing", b""))
     deadline.wait(store.write("nothing", None))
 
 
 def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
-    """See `jaxckpt.storage.arrays.writer.merge`."""
+    """Merges databases. See `jaxckpt.storage.arrays.writer.merge`.
+
+    Args:
+      directory: directory of the new database and of the parts.
+      parts: names of the subdirectories with the databases to merge.
+      deadline: when the merge gives up.
+
+    Raises:
+      OSError: with errno; ENOENT if a part is missing.
+      CorruptCheckpointError: a part is damaged.
+      TimeoutError: after the deadline.
+    """
     import tensorstore as ts
 
     if stores.is_local(directory):
         for part in parts:
-            # TensorStore takes a directory without a manifest for one of files.
+            # TensorStore takes a directory without a manifest for a directory of plain files, so a missing manifest must raise here.
             os.stat(os.path.join(directory, part, OCDBT_MANIFEST))
     context = kvstore.context()
     spec = kvstore.ocdbt(directory, WriteSettings().target_data_file_size)
     transaction = ts.Transaction(atomic=True)
     merged = deadline.wait(ts.KvStore.open(spec, context=context)).with_transaction(transaction)
-    # The last one that is copied wins.
+    # If several parts hold a key, the last copied part wins. That must be the first one of `parts`.
     for part in reversed(parts):
         where = os.path.join(directory, part)
         try:
@@ -95,11 +123,16 @@ class _ArrayWriter:
         self._store = deadline.wait(ts.KvStore.open(self._spec, context=self._context))
 
     def write(self, arrays: Sequence[tuple[Entry, ArrayContent]], boxes: Sequence[_Part]) -> None:
-        """Writes one batch: the metadata of small arrays that begin in it, and boxes."""
+        """Writes one batch.
+
+        Args:
+          arrays: the arrays whose metadata are written.
+          boxes: the parts of arrays that are written.
+        """
         import tensorstore as ts
 
         fetched = self._fetch(boxes)
-        # Without a transaction every key would rewrite the path to the root of OCDBT's B-tree. Plain files need none.
+        # Without a transaction, every key would rewrite the path to the root of OCDBT's B-tree. Plain files do not need one.
         transaction = ts.Transaction(atomic=False) if self._ocdbt else None
         store = self._store if transaction is None else self._store.with_transaction(transaction)
         pending: list[Any] = []
@@ -112,7 +145,8 @@ class _ArrayWriter:
         except BaseException:
             if transaction is not None:
                 transaction.abort()
-            for future in pending:  # Whoever removes the files now must not race with what still makes some.
+            # The caller will remove the files, so wait for the writes that may still make some.
+            for future in pending:
                 with contextlib.suppress(Exception):
                     self._deadline.wait(future)
             raise
@@ -126,7 +160,7 @@ class _ArrayWriter:
         transaction: Any,
         pending: list[Any],
     ) -> None:
-        """Starts the writes of a batch, and adds their futures to `pending`."""
+        """Starts the writes of a batch, and adds their futures to `pending`. `fetched` has the data of `boxes`."""
         opening: dict[str, Any] = {}
         for entry, content in arrays:
             if self._is_small(content):
@@ -155,7 +189,7 @@ class _ArrayWriter:
         return content.nbytes <= min(layout.SMALL_BYTES, layout.largest_chunk(self._settings))
 
     def _fetch(self, boxes: Sequence[_Part]) -> list[np.ndarray]:
-        """Returns the data of boxes; what has to be fetched is fetched at the same time."""
+        """Returns the data of boxes. Fetches remote pieces concurrently."""
         found: dict[int, np.ndarray] = {}
         waiting = [position for position, box in enumerate(boxes) if box.piece.is_remote]
         pending = iter(waiting)
@@ -207,7 +241,11 @@ def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iter
 def _batches(
     entries: Iterable[Entry], settings: WriteSettings
 ) -> Iterator[tuple[list[tuple[Entry, ArrayContent]], list[_Part]]]:
-    """Groups boxes, in order, so that a batch holds at most `memory` bytes (or one box), and few that are fetched."""
+    """Groups boxes, in order, into batches with at most `settings.memory_limit_bytes` (or one box), and at most a few remote boxes.
+
+    Yields:
+      For each batch: the arrays whose first box may be in it, and its boxes.
+    """
     arrays: list[tuple[Entry, ArrayContent]] = []
     boxes: list[_Part] = []
     held = remote = 0

@@ -1,7 +1,7 @@
-"""Entries → the key-value store of one directory. Runs on the thread that writes; blocks until everything is on disk.
+"""Writes entries into the key-value store of one directory. Blocks the calling thread until everything is on disk.
 
-The own code writes into an OCDBT database what is not compressed. TensorStore writes the rest: compressed chunks, chunks in files of their
-own, everything in buckets, and everything at all where `engine` says so.
+jaxckpt's own code writes uncompressed arrays into local OCDBT databases. TensorStore writes the rest: compressed arrays, chunks in files
+of their own, all arrays in buckets, and all arrays at all if `engine` says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from jaxckpt.storage.item.content import Entry, Snapshot
 from jaxckpt.storage.ocdbt.model import UnknownFormatError
 from jaxckpt.storage.settings import WriteSettings
 
-# Writes the arrays and the tree of a snapshot into a directory that is there, as `write` does.
+# A function that writes the arrays and the tree of a snapshot into an existing directory, as `write` does.
 Fill: TypeAlias = Callable[[str, Snapshot, WriteSettings], None]
 
 
@@ -24,14 +24,14 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     """Writes a snapshot into an existing, empty directory as an Orbax PyTree item: arrays, strings, tree metadata.
 
     Args:
-      directory: where to.
-      snapshot: what.
-      settings: how.
+      directory: directory of the item.
+      snapshot: the snapshot to write.
+      settings: how to write it.
 
     Raises:
       OSError: with errno, e.g. ENOSPC.
       TimeoutError: after `settings.timeout_secs`.
-      BaseException: whatever the source of a piece raised.
+      BaseException: the error that the source of a piece raised.
     """
     write_arrays(directory, snapshot.entries, settings, snapshot.groups)
     with quiet_gc():
@@ -44,21 +44,21 @@ def write_arrays(
     settings: WriteSettings,
     groups: Sequence[Sequence[Entry]] | None = None,
 ) -> None:
-    """Writes the arrays among `entries`, and nothing else: a database, or a file a chunk if `max_file_size` is small.
+    """Writes the arrays among `entries`, and nothing else: into a database, or one file for each chunk if `max_file_size` is small.
 
-    Several processes may write different chunks of the same arrays: databases into directories of their own, which `merge` then puts
-    together, and files into the same directory, at the same time.
+    Several processes may write different chunks of the same arrays at the same time. Each writes a database into a directory of its own,
+    and `merge` then puts them together. Or all of them write files into the same directory.
 
     Args:
-      directory: where to; made if it is not there.
-      entries: what.
-      settings: how.
-      groups: the same in groups that share no data files; see `Snapshot.groups`.
+      directory: directory for the arrays; made if it does not exist.
+      entries: the leaves. Those that are not arrays are left out.
+      settings: how to write them.
+      groups: the array entries in groups that share no data files; see `Snapshot.groups`.
 
     Raises:
       OSError: with errno.
       TimeoutError: after `settings.timeout_secs`.
-      BaseException: whatever the source of a piece raised.
+      BaseException: the error that the source of a piece raised.
     """
     stores.make_directory(directory)
     deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
@@ -66,21 +66,21 @@ def write_arrays(
     if engine.is_own() and in_database and settings.compression is None and stores.is_local(directory):
         own_writer.write(directory, entries, groups, settings, deadline)
         return
-    # TensorStore begins a new data file with every transaction. An array without elements is in no group.
+    # TensorStore begins a new data file with every transaction, so groups do not share files. Arrays without elements are not in a group.
     for group in (entries,) if groups is None else (*groups, own_writer.without_pieces(entries)):
         tensorstore_writer.write(directory, group, settings, deadline)
-    # TensorStore makes no database of nothing. In a bucket nothing looks for one.
+    # TensorStore does not make a database without keys, but readers of a local item expect one. In a bucket they do not.
     if in_database and stores.is_local(directory) and not kvstore.is_ocdbt(directory):
         tensorstore_writer.write_nothing(directory, settings, deadline)
 
 
 def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) -> None:
-    """Makes one database out of those in subdirectories. It refers to their data files, which stay where they are.
+    """Merges the databases in subdirectories into one. The new database refers to their data files, which stay where they are.
 
     Args:
-      directory: where the new database is made, and the parts are.
-      parts: names of the subdirectories, such as ``ocdbt.process_0``. Where several hold a key, the first wins.
-      timeout_secs: bound for everything.
+      directory: directory of the new database and of the parts.
+      parts: names of the subdirectories, such as ``ocdbt.process_0``. If several parts hold a key, the first one wins.
+      timeout_secs: time limit of the merge in seconds.
 
     Raises:
       OSError: with errno; ENOENT if a part is missing.
@@ -93,5 +93,6 @@ def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) ->
             own_writer.merge(directory, parts, deadline)
             return
         except UnknownFormatError:
-            pass  # TensorStore knows more.
+            # TensorStore reads more formats.
+            pass
     tensorstore_writer.merge(directory, parts, deadline)

@@ -1,4 +1,4 @@
-"""What ``zarr.json`` and ``.zarray`` say of an array, checked before TensorStore is given them: it ends the process on some. Pure."""
+"""Parses and checks ``zarr.json`` and ``.zarray`` before TensorStore reads them: some contents make it end the process. Pure."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from jaxckpt._lib import bounds
 from jaxckpt._lib.documents import DamagedError, as_dict, as_extents, as_int, as_list, as_text, parse_strictly
 from jaxckpt.storage.item import layout
 
-# Those of which numpy (with ml_dtypes) knows the size; TensorStore has others, such as "string".
+# Types whose size numpy (with ml_dtypes) knows. TensorStore has others, such as "string".
 _TYPE = re.compile(r"bool|u?int\d{1,2}|b?float\d{1,2}(_\w{1,16})?|complex\d{2,3}", re.ASCII)
 _COMPRESSIONS = frozenset(("zstd", "gzip", "blosc"))
 _CODECS = frozenset(("bytes", "transpose", "crc32c", "sharding_indexed")) | _COMPRESSIONS
@@ -23,14 +23,15 @@ _ZARR2_TYPE = re.compile(r"[<>|](?:b1|[iu][1248]|f[248]|c8|c16)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """What the store says of an array.
+    """The metadata of a stored array.
 
     Attributes:
-      shape, dtype: of the array.
-      chunk_shape: extents of its chunks, or None for formats that only TensorStore decodes.
-      grid: extents of its chunks, in any format; None if another process has the checkpoint.
-      is_compressed: its chunks may be smaller than what they hold.
-      inner_chunks: how many chunks are in one (`sharding_indexed`).
+      shape: shape of the array.
+      dtype: dtype of the array.
+      chunk_shape: shape of its chunks; None if only TensorStore can decode them.
+      grid: shape of its chunks in any format; None if another process has opened the checkpoint.
+      is_compressed: whether chunks may be smaller on disk than in memory.
+      inner_chunks: number of inner chunks in each chunk (of the codec `sharding_indexed`); 1 without it.
     """
 
     shape: tuple[int, ...]
@@ -42,12 +43,12 @@ class ArrayInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
+        """Size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def parse_zarr3(content: bytes) -> ArrayInfo:
-    """Returns what a ``zarr.json`` says. Raises DamagedError."""
+    """Parses a ``zarr.json``. Raises DamagedError if it is malformed or not supported."""
     document = _document(content)
     if document.get("zarr_format") != 3 or document.get("node_type") != "array":
         raise DamagedError("it is not of an array of zarr version 3")
@@ -61,13 +62,13 @@ def parse_zarr3(content: bytes) -> ArrayInfo:
     _check_sizes(shape, chunk, dtype)
     codecs = document.get("codecs")
     is_compressed, inner = _check_codecs(codecs, chunk, 0)
-    # Only what jaxckpt itself writes is decoded here; for the rest there is TensorStore.
+    # The own code decodes only what jaxckpt writes. TensorStore decodes the rest.
     ours = codecs == layout.codecs(dtype) and encoding == {"name": "default"}
     return ArrayInfo(shape, dtype, chunk if ours else None, chunk, is_compressed, inner)
 
 
 def parse_zarr2(content: bytes) -> ArrayInfo:
-    """Returns what a ``.zarray`` says. Raises DamagedError."""
+    """Parses a ``.zarray``. Raises DamagedError if it is malformed or not supported."""
     document = _document(content)
     if document.get("zarr_format") != 2:
         raise DamagedError("it is not of an array of zarr version 2")
@@ -104,7 +105,7 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
 
 def _check_sizes(shape: Sequence[int], chunk: Sequence[int], dtype: np.dtype[Any]) -> None:
     for extents in (shape, chunk):
-        # An extent of zero must not hide what the others say.
+        # An extent of zero counts as one, so that it does not hide impossible other extents.
         if math.prod(max(1, extent) for extent in extents) * dtype.itemsize > bounds.ARRAY_BYTES:
             raise DamagedError("its size is impossible")
 
@@ -118,7 +119,7 @@ def _configuration(value: Any, what: str, names: Sequence[str] | frozenset[str])
 
 
 def _check_codecs(value: Any, chunk: tuple[int, ...], level: int) -> tuple[bool, int]:
-    """Returns whether codecs compress, and into how many chunks they divide one."""
+    """Returns whether the codecs compress, and into how many inner chunks they divide a chunk. Raises DamagedError."""
     codecs = as_list(value, "codecs")
     if not 0 < len(codecs) <= bounds.CODECS or level > bounds.CODEC_LEVELS:
         raise DamagedError("it has no codecs, or too many")

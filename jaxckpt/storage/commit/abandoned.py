@@ -1,4 +1,4 @@
-"""The temporary directories that running and dead processes have on a disk."""
+"""Finds and removes the temporary directories of running and dead processes on a disk."""
 
 import os
 import stat
@@ -11,12 +11,17 @@ from jaxckpt.storage.commit import temporary
 from jaxckpt.storage.commit.committer import Leftover
 from jaxckpt.storage.owner import Owner
 
-# Another machine's save that has not touched a file for this long is dead: far beyond any timeout.
+# If a save on another machine has not changed a file for this long, it is dead. This is far longer than usual timeouts.
 FOREIGN_DEAD_AFTER_SECS = 24 * 3600.0
 
 
 def is_for(final: str, name: str | None) -> bool:
-    """Whether a checkpoint is called `name` or ``<name>-<number>``; None stands for every name."""
+    """Whether a checkpoint is called `name` or ``<name>-<number>``.
+
+    Args:
+      final: name of the checkpoint.
+      name: the wanted name; None for every name.
+    """
     return name is None or numbering.belongs(final, name)
 
 
@@ -49,7 +54,7 @@ def _is_ours(path: str) -> bool:
         # Its owner has removed it meanwhile.
         return False
     except OSError:
-        # It cannot be looked into. Whoever wants to remove it is told why.
+        # It cannot be listed. An attempt to remove it will raise the reason.
         return True
 
 
@@ -61,7 +66,7 @@ def _describe(path: str, final: str, work: Owner) -> Leftover:
 
 
 def _size(path: str) -> tuple[int, float]:
-    """Returns the bytes of all files in a directory, and when one of them was last changed."""
+    """Returns the bytes of all files in a directory, and the time of the latest change in it."""
     total, changed = 0, 0.0
     for folder, _, names in os.walk(path):
         for name in [".", *names]:
@@ -85,7 +90,7 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
         try:
             temporary.remove(leftover.path)
         except OSError as error:
-            # The others go all the same; the first error is raised when they have.
+            # Remove the others too, then raise the first error.
             failed = failed or error
             continue
         removed.append(leftover.path)
@@ -95,13 +100,13 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
 
 
 def recover_missing(final: str) -> bool:
-    """Puts the checkpoint `final` back if a dead process had moved it aside and not replaced it yet. Returns whether it was so."""
+    """Puts the checkpoint `final` back if a process moved it aside to replace it, and died before it did. Returns whether it did so."""
     directory, name = os.path.split(stores.absolute(final))
     return any(not leftover.live and recover(leftover) for leftover in leftovers(directory, name))
 
 
 def recover(leftover: Leftover) -> bool:
-    """Puts back a checkpoint that a dead process had moved aside and not replaced yet. Returns whether there was one."""
+    """Puts back the checkpoint in a leftover that a process moved aside to replace it. Returns whether there was one."""
     previous = temporary.previous_in(leftover.path)
     if os.path.lexists(previous) and not os.path.lexists(leftover.final):
         os.rename(previous, leftover.final)
@@ -110,7 +115,7 @@ def recover(leftover: Leftover) -> bool:
 
 
 def saving(path: str) -> str | None:
-    """Returns which running process is saving a checkpoint to `path` right now, in words; None if none is known to."""
+    """Returns, in words, the running process that is saving a checkpoint to `path` now; None if there is none."""
     directory, name = os.path.split(stores.absolute(path))
     for leftover in leftovers(directory, name):
         if leftover.live and os.path.basename(leftover.final) == name and not temporary.is_deletion(leftover.path):

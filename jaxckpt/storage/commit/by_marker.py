@@ -1,4 +1,4 @@
-"""Committing where directories cannot be renamed, as in a bucket: a marker makes a directory a checkpoint. See `marked`."""
+"""The committer for stores that cannot rename directories, such as buckets: a marker makes a directory a checkpoint. See `marked`."""
 
 import contextlib
 import errno
@@ -17,12 +17,12 @@ from jaxckpt.storage.item.description import MARKER
 from jaxckpt.storage.owner import Owner
 
 _CLEAN_SECS = 60.0
-_REPLACED = "Another checkpoint was saved in its place, which is not deleted"
+_REPLACED = "Another checkpoint has been saved at this path meanwhile, so it was not deleted"
 _log = logging.getLogger("jaxckpt")
 
 
 class MarkerCommitter:
-    """Checkpoints that a marker commits. See `Committer` for the methods."""
+    """Commits checkpoints with a marker. See `Committer` for the methods."""
 
     in_place = True
 
@@ -31,22 +31,22 @@ class MarkerCommitter:
         try:
             claimed.sweep(path.directory, numbering.prefix_of(path.name) or path.name)
         except OSError as error:
-            # Files that a dead process left are no reason to lose this save.
+            # If leftovers of a dead process cannot be removed, this save still goes on.
             _log.warning("Could not remove leftovers in %s: %s", path.directory, error)
         text = stores.absolute(str(path))
         if marked.is_marked(text):
             if not replace:
-                raise FileExistsError(errno.EEXIST, "A checkpoint is there already", text)
+                raise FileExistsError(errno.EEXIST, "A checkpoint exists here already", text)
             return PendingMark(text, staged=owner.temporary_path(text, Owner.new(token_bytes=4)))
         note = claims.read(text)
         if note is not None and note.live:
             raise FileExistsError(
-                errno.EEXIST, f"{note.in_words.capitalize()} is at work there (a {note.action})", text
+                errno.EEXIST, f"{note.in_words.capitalize()} is working here (action: {note.action})", text
             )
         if stores.exists(text):
             raise FileExistsError(
                 errno.EEXIST,
-                "What is there is not a checkpoint, so it is not replaced; remove it or save elsewhere",
+                "This is not a checkpoint, so it was not replaced; remove it or save elsewhere",
                 text,
             )
         return PendingMark(text)
@@ -60,7 +60,7 @@ class MarkerCommitter:
         return not marks.is_temporary(path) and marked.home(path) is not None
 
     def committed(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
-        """See `Committer`. Those that are being replaced are committed too."""
+        """See `Committer`. A checkpoint that is being replaced counts as committed."""
         entries = [key.split("/") for key in stores.tree(directory)]
         named = [(entry[0], entry[1:]) for entry in entries if wanted(entry[0])]
         has_marker = {name for name, rest in named if rest == [MARKER]}
@@ -77,19 +77,19 @@ class MarkerCommitter:
         return note.in_words if note is not None and note.live and note.action != "delete" else None
 
     def identity(self, path: str) -> object | None:
-        """See `Committer`: the version of the marker."""
+        """See `Committer`. The identity is the version of the marker."""
         content, version = stores.read_versioned(f"{path}/{MARKER}")
         return None if content is None else version
 
     def delete(self, path: CheckpointPath, expected: object | None = None) -> None:
-        """See `Committer`. The marker goes first. One that replaces the checkpoint after the look at it is not told from it."""
+        """See `Committer`. Removes the marker first. A checkpoint that is saved here after the check of `expected` is deleted too."""
         text = stores.absolute(str(path))
         if expected is not None and self.identity(text) not in (None, expected):
             raise OSError(errno.EBUSY, _REPLACED, text)
         if not stores.exists(text):
             return
         if not marked.is_marked(text) and claims.read(text) is None:
-            raise OSError(errno.EINVAL, "What is there is not a checkpoint, so it is not deleted", text)
+            raise OSError(errno.EINVAL, "This is not a checkpoint, so it was not deleted", text)
         claim = Claim(text, "delete")
         try:
             marked.clear(text)
@@ -113,7 +113,7 @@ class MarkerCommitter:
 
 
 class PendingMark:
-    """A checkpoint in the making in a directory that this process has claimed. See `Pending` for the methods."""
+    """An unfinished checkpoint, in a directory that this process has claimed. See `Pending` for the methods."""
 
     own_files: tuple[str, ...] = (claims.FILE,)
 
@@ -121,11 +121,11 @@ class PendingMark:
         """Claims the directory.
 
         Args:
-          path: of the checkpoint.
-          staged: where the new checkpoint is made, beside the one that it replaces; None to make it at `path`.
+          path: path of the checkpoint.
+          staged: directory in which the new checkpoint is first written, if it replaces the one at `path`; None to write at `path`.
 
         Raises:
-          FileExistsError: a running process is at work there.
+          FileExistsError: a running process works in the directory.
           OSError: with errno.
         """
         self.new = path if staged is None else staged
@@ -145,7 +145,7 @@ class PendingMark:
         stores.sync_tree(self.new)
 
     def publish(self, register: Callable[[], None]) -> None:
-        """See `Pending`. A checkpoint that has been replaced is not put back."""
+        """See `Pending`. If `register` fails, a replaced checkpoint is not put back."""
         self._committing = True
         try:
             self._claim.confirm()
@@ -166,9 +166,9 @@ class PendingMark:
             marked.release(self._claim)
 
     def discard(self) -> None:
-        """See `Pending`. The error of the save says more than one of the clean-up, and a sweep tries again."""
+        """See `Pending`. Ignores errors of the removal: the error of the save says more, and a sweep removes the leftover later."""
         self._claim.stop()
         with contextlib.suppress(OSError), stores.within(Deadline(_CLEAN_SECS, f"Removing {self.new}")):
-            # A checkpoint whose replacement broke off may need the new one to become whole again.
+            # If the replacement was interrupted, the checkpoint at `path` may be incomplete and need the staged one.
             if not (self._committing and self._is_staged) or marked.is_marked(self._path):
                 marked.remove(self.new)

@@ -1,4 +1,4 @@
-"""Committing on a disk: a finished directory gets its name by a rename, and loses it by one."""
+"""The committer for disks: one rename gives a finished directory its name, and another one takes it away before a removal."""
 
 import contextlib
 import errno
@@ -16,11 +16,11 @@ from jaxckpt.storage.stores import local
 from jaxckpt.storage.stores.descriptors import SpareDescriptors
 
 _log = logging.getLogger("jaxckpt")
-_REPLACED = "Another checkpoint was saved in its place, which is not deleted"
+_REPLACED = "Another checkpoint has been saved at this path meanwhile, so it was not deleted"
 
 
 class RenameCommitter:
-    """Checkpoints of a disk. See `Committer` for the methods."""
+    """Commits checkpoints on disks. See `Committer` for the methods."""
 
     in_place = False
 
@@ -30,7 +30,7 @@ class RenameCommitter:
         try:
             abandoned.sweep(path.directory, numbering.prefix_of(path.name) or path.name)
         except OSError as error:
-            # Files that a dead process left are no reason to lose this save.
+            # If leftovers of a dead process cannot be removed, this save still goes on.
             _log.warning("Could not remove leftovers in %s: %s", path.directory, error)
         return PendingRename(path, TemporaryDirectory(path), replace)
 
@@ -59,11 +59,11 @@ class RenameCommitter:
         return abandoned.saving(path)
 
     def identity(self, path: str) -> object | None:
-        """See `Committer`: device and inode."""
+        """See `Committer`. The identity is device and inode number."""
         return moves.identity_at(path)
 
     def delete(self, path: CheckpointPath, expected: object | None = None) -> None:
-        """See `Committer`. It is renamed away first. Where a link is at the path, the link is removed, not what it leads to."""
+        """See `Committer`. Renames the checkpoint away first. If a link is at the path, removes the link and not its target."""
         text = str(path)
         try:
             found = _marked_identity(text)
@@ -73,18 +73,20 @@ class RenameCommitter:
             raise OSError(errno.EBUSY, _REPLACED, text)
         folder = TemporaryDirectory(path)
         try:
-            # Somebody else may have deleted it meanwhile.
+            # Another process may have deleted it meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 os.rename(text, folder.deleted)
             if moves.identity_at(folder.deleted) not in (None, found):
                 os.rename(folder.deleted, text)
-                raise OSError(errno.EBUSY, "Something else was put in its place while it was to be deleted", text)
+                raise OSError(
+                    errno.EBUSY, "Something else took its place during the deletion, so it was not deleted", text
+                )
         finally:
             if moves.identity_at(folder.deleted) in (None, found):
                 folder.remove()
 
     def replace_file(self, path: CheckpointPath, content: bytes, expected: bytes) -> None:
-        """See `Committer`. Writers keep each other out by a lock, so that the version does not matter."""
+        """See `Committer`. Does not check the version: writers on a disk keep each other out with a lock."""
         folder = TemporaryDirectory(path)
         try:
             try:
@@ -97,7 +99,7 @@ class RenameCommitter:
                 raise
             os.replace(folder.new, str(path))
         finally:
-            # It is empty, or will be swept: what has been written is written.
+            # The file has been written. If the directory cannot be removed, a sweep removes it.
             with contextlib.suppress(OSError):
                 folder.remove()
         local.sync_directory(path.directory)
@@ -112,15 +114,21 @@ class RenameCommitter:
 
 
 class PendingRename:
-    """A checkpoint in the making in a temporary directory. See `Pending` for the methods.
+    """An unfinished checkpoint in a temporary directory. See `Pending` for the methods.
 
-    The directory belongs to the step that runs, which removes it in any case.
+    `publish` and `discard` remove the temporary directory in any case.
     """
 
     own_files: tuple[str, ...] = ()
 
     def __init__(self, path: CheckpointPath, folder: TemporaryDirectory, replace: bool) -> None:
-        """Args: the path of the checkpoint; the temporary directory; whether it may replace what is at the path."""
+        """Takes over the temporary directory.
+
+        Args:
+          path: path of the checkpoint.
+          folder: the temporary directory, which exists.
+          replace: whether the checkpoint may replace one at `path`.
+        """
         self._path = path
         self._folder = folder
         self._replace = replace
@@ -165,7 +173,7 @@ class PendingRename:
         self.discard()
 
     def discard(self) -> None:
-        """See `Pending`. That the directory cannot be removed fails no save, and adds nothing to an error: a sweep tries again."""
+        """See `Pending`. If the directory cannot be removed, that is logged and does not fail the save: a sweep tries again."""
         if self._spare is not None:
             self._spare.close()
         try:
@@ -178,7 +186,7 @@ def _refuse_occupied(path: str, replace: bool) -> None:
     if not os.path.lexists(path):
         return
     if not replace:
-        raise FileExistsError(errno.EEXIST, "A checkpoint is there already", path)
+        raise FileExistsError(errno.EEXIST, "A checkpoint exists here already", path)
     if os.path.isdir(path):
         if not os.listdir(path):
             return
@@ -189,22 +197,23 @@ def _refuse_occupied(path: str, replace: bool) -> None:
         finally:
             os.close(descriptor)
     raise FileExistsError(
-        errno.EEXIST, "What is there is not a checkpoint, so it is not replaced; remove it or save elsewhere", path
+        errno.EEXIST, "This is not a checkpoint, so it was not replaced; remove it or save elsewhere", path
     )
 
 
 def _marked_identity(path: str) -> moves.Identity:
-    """Returns what identifies the checkpoint at `path`, or the link to one. Raises OSError if there is something else."""
+    """Returns the identity of the checkpoint at `path`, or of the link to one. Raises OSError if something else is there."""
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
         if not RenameCommitter().is_committed(path):
-            raise OSError(errno.EINVAL, "This link does not lead to a checkpoint, so it is not deleted", path)
+            raise OSError(errno.EINVAL, "This link does not lead to a checkpoint, so it was not deleted", path)
         return status.st_dev, status.st_ino
-    # Inside an open directory: whatever is renamed meanwhile, these are the marks of the one that is identified.
+    # Identify the directory and look for its files through one open descriptor: then both are of the same directory, even if another
+    # process renames something meanwhile.
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if not marks.is_marked(descriptor):
-            raise OSError(errno.EINVAL, "What is there is not a checkpoint, so it is not deleted", path)
+            raise OSError(errno.EINVAL, "This is not a checkpoint, so it was not deleted", path)
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)

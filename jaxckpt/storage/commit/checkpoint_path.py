@@ -1,4 +1,4 @@
-"""The checked path of a checkpoint. Every function that writes, commits, registers or deletes a checkpoint takes one of these, not text."""
+"""The checked path of a checkpoint. Functions that write, commit, register or delete a checkpoint take such an object, not text."""
 
 import os
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from jaxckpt.storage.stores import protected
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPath:
-    """The path of a checkpoint: one name in one directory, the same place whatever the working directory is.
+    """The path of a checkpoint: one name in one directory. It does not depend on the working directory.
 
     It cannot be the empty path, ``.``, ``..``, ``/``, a whole bucket, the working directory, the home directory, or a directory above
     these two.
 
     Attributes:
       directory: absolute path of the directory, or the address of one in a bucket.
-      name: of the checkpoint in it.
+      name: name of the checkpoint in the directory.
     """
 
     directory: str
@@ -26,12 +26,12 @@ class CheckpointPath:
         """Checks the path.
 
         Raises:
-          ValueError: it is relative, names no bucket, has no name of its own, or is one of the directories that no checkpoint may take
-            the place of.
+          ValueError: the path is relative, does not name a bucket, does not end in a name, or is one of the directories that a
+            checkpoint cannot be.
         """
         if self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name:
             raise ValueError(f"{self}: the path of a checkpoint ends in a name, got {self.name!r}.")
-        # The slash: "gs://bucket" is taken apart into "gs:/" and "bucket".
+        # With a slash, because `of` splits "gs://bucket" into "gs:/" and "bucket".
         directory = f"{self.directory}/"
         if not stores.is_local(directory):
             stores.store_of(directory).check_address(directory, "path")
@@ -48,8 +48,11 @@ class CheckpointPath:
     def of(cls, path: str) -> "CheckpointPath":
         """Returns the checked path for the text of an absolute path.
 
+        Args:
+          path: absolute path, or address in a bucket.
+
         Raises:
-          ValueError: no checkpoint may be there; see the class.
+          ValueError: the path cannot be that of a checkpoint; see the class.
         """
         directory, _, name = path.rpartition("/")
         return cls(directory if directory or not path.startswith("/") else "/", name)
@@ -59,10 +62,10 @@ class CheckpointPath:
 
 
 def _protected(path: str) -> str | None:
-    """Says in words which directory, that must stay, is at `path`; None if there is no such one."""
+    """Returns, in words, which protected directory is at `path`; None if it is not one. See `protected`."""
     try:
         there = os.lstat(path)
     except OSError:
-        # Nothing is there, so that nothing can be lost.
+        # Nothing exists at the path, so nothing can be lost.
         return None
     return protected.directories().get((there.st_dev, there.st_ino))

@@ -1,4 +1,4 @@
-"""The directories in which running and dead processes have left a note."""
+"""Finds and removes the directories in which running and dead processes have left a note. See `claims`."""
 
 import os
 
@@ -10,7 +10,7 @@ from jaxckpt.storage.item.description import MARKER
 
 
 def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
-    """Lists the directories that somebody is, or was, at work in. See `Committer.leftovers`. Sizes are not known."""
+    """Lists the directories in which a process works or worked. See `Committer.leftovers`. Sizes are not known."""
     found = []
     for entry, is_marked in _claimed(directory, name):
         path = os.path.join(directory, entry)
@@ -23,7 +23,7 @@ def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
 
 
 def _claimed(directory: str, name: str | None) -> list[tuple[str, bool]]:
-    """Returns which directories have a note, and whether they have a marker."""
+    """Returns the name of each directory that has a note, and whether it also has a marker."""
     marks: dict[str, set[str]] = {}
     for key in stores.tree(directory):
         entry, _, rest = key.partition("/")
@@ -37,10 +37,10 @@ def _claimed(directory: str, name: str | None) -> list[tuple[str, bool]]:
 
 
 def sweep(directory: str, name: str | None = None) -> list[str]:
-    """Removes what dead processes left, after finishing the replacements that they had begun. See `Committer.sweep`."""
+    """Removes leftovers of dead processes, after finishing the replacements that they had begun. See `Committer.sweep`."""
     directory = stores.absolute(directory)
     removed = []
-    # Staged checkpoints come last: a replacement may need them.
+    # Staged checkpoints come last, because a replacement may need them.
     for entry, is_marked in sorted(_claimed(directory, name), key=lambda item: owner.is_temporary(item[0])):
         path = f"{directory}/{entry}"
         note = claims.read(path)
@@ -48,7 +48,7 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
             continue
         if not owner.is_temporary(entry):
             if is_marked:
-                # Its save died after the commit, or its deletion before it began.
+                # The process died after the commit of its save, or before its deletion removed the marker.
                 stores.remove(f"{path}/{claims.FILE}")
                 continue
             if marked.finish_replacement(path):

@@ -1,6 +1,6 @@
-"""Notes that say who works on a directory, so that what a dead process left can be told from a save that is running.
+"""Notes that name the process that works on a directory. They tell a leftover of a dead process from a save that is running.
 
-A note is written anew while the work goes on: for a process on another machine, that is the sign of life.
+While the work goes on, its process rewrites the note every `RENEW_SECS`. For a process on another machine, that is the sign of life.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jaxckpt.storage.owner import Owner
 
 FILE = "_JAXCKPT_OWNER"
 RENEW_SECS = 30.0
-# Clocks of machines differ by less, and a storage server that is away for longer makes the save fail.
+# The clocks of machines differ by less. And if a storage server is away for longer, the save fails anyway.
 DEAD_AFTER_SECS = 900.0
 Action = Literal["save", "stage", "replace", "delete"]
 _ACTIONS: dict[str, Action] = {"save": "save", "stage": "stage", "replace": "replace", "delete": "delete"}
@@ -30,12 +30,13 @@ _log = logging.getLogger("jaxckpt")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Who works on a directory.
+    """The content of a note: the work on a directory, and its owner.
 
     Attributes:
-      action: what is being done: "save" and "stage" write a checkpoint, "replace" exchanges one for what was staged, "delete" removes one.
-      staged: for "replace": the directory that holds the new checkpoint.
-      owner: whose work it is.
+      action: the work: "save" writes a checkpoint, "stage" writes one that will replace another, "replace" copies the staged one to its
+        place, "delete" removes one.
+      staged: for "replace", the directory of the staged checkpoint; otherwise None.
+      owner: the process that does the work.
       time: when the note was written, in seconds since the epoch.
     """
 
@@ -56,21 +57,21 @@ class Note:
 
     @property
     def in_words(self) -> str:
-        """The owner, for a message."""
+        """The owner in words, for a message."""
         return self.owner.in_words(self.live)
 
 
 def read(directory: str) -> Note | None:
-    """Returns the note of a directory; None if there is none (or none that can be understood). Raises OSError."""
+    """Returns the note of a directory; None if it has none, or if the note is malformed. Raises OSError."""
     return read_versioned(directory)[0]
 
 
 def read_versioned(directory: str) -> tuple[Note | None, bytes]:
-    """Returns the note of a directory, as `read`, and the version of its file."""
+    """Returns the note of a directory, as `read` does, and the version of its file. Raises OSError."""
     try:
         content, version = stores.read_versioned(os.path.join(directory, FILE))
     except NotADirectoryError:
-        # A file is in the place of the directory.
+        # The path is that of a file, not of a directory.
         content, version = None, stores.ABSENT
     return None if content is None else _parsed(content, directory), version
 
@@ -99,25 +100,29 @@ def _parsed(content: bytes, directory: str) -> Note | None:
 
 
 def _is_staged(staged: str, directory: str) -> bool:
-    """Whether a path is that of what was staged for `directory`: what a note names is copied, and removed."""
+    """Whether `staged` can be the path of a checkpoint staged for `directory`.
+
+    Without this check, a malformed note could have any directory copied and removed.
+    """
     parent, name = os.path.split(stores.absolute(directory))
     beside, temporary_name = os.path.split(staged)
     return beside == parent and owner.is_temporary(temporary_name) and owner.final_name(temporary_name) == name
 
 
 class Claim:
-    """The note of this process in a directory, from `__init__` until `release`."""
+    """The note of this process in a directory, from `__init__` until `release` or `stop`."""
 
     def __init__(self, directory: str, action: Action, staged: str | None = None, over: bytes | None = None) -> None:
         """Writes the note.
 
         Args:
-          directory: where.
-          action, staged: as of `Note`.
-          over: version of the note to write over; None for whatever note a dead process left, or none.
+          directory: the directory to claim; made if it does not exist.
+          action: see `Note.action`.
+          staged: see `Note.staged`.
+          over: version of the note to overwrite, if it must be a certain one; None to overwrite any note of a dead process.
 
         Raises:
-          FileExistsError: a running process is at work there.
+          FileExistsError: a running process works in the directory.
           OSError: with errno.
         """
         self._path = os.path.join(directory, FILE)
@@ -130,20 +135,20 @@ class Claim:
             stores.make_directory(directory)
             there, version = read_versioned(directory)
             if over not in (None, version):
-                raise stores.ChangedError(errno.EAGAIN, "The note there is another one now", self._path)
+                raise stores.ChangedError(errno.EAGAIN, "Another process has overwritten this note", self._path)
             if there is not None and there.live:
                 raise FileExistsError(
-                    errno.EEXIST, f"{there.in_words.capitalize()} is at work there (a {there.action})", directory
+                    errno.EEXIST, f"{there.in_words.capitalize()} is working here (action: {there.action})", directory
                 )
             self._version = self._write(version)
         except BaseException as error:
             self._owner.end()
             if isinstance(error, stores.ChangedError):
                 raise FileExistsError(
-                    errno.EEXIST, "Another process began to work there at the same time", directory
+                    errno.EEXIST, "Another process began to work here at the same time", directory
                 ) from error
             raise
-        # Where the program is ending, no thread can be started any more.
+        # While the program is ending, starting a thread raises RuntimeError.
         with contextlib.suppress(RuntimeError):
             self._renewing = threading.Thread(
                 target=_keep, args=(weakref.ref(self), self._ended), name="jaxckpt-claim", daemon=True
@@ -157,56 +162,56 @@ class Claim:
         return json.dumps({**fields, **process, "time": time.time()}).encode()
 
     def _write(self, expected: bytes) -> bytes:
-        """Writes the note over the version that is expected; returns its new one. Raises ChangedError if somebody else was there."""
+        """Overwrites the note that has the expected version, and returns the new version. Raises ChangedError if another was written."""
         try:
             return stores.write_if(self._path, self._content(), expected)
         except stores.ChangedError:
             there, version = read_versioned(os.path.dirname(self._path))
             if there is None or there.owner != self._owner:
                 raise
-            # It was written, but the answer got lost, and what tried again found its own work.
+            # The server wrote the note, but its answer got lost, and the retry found the note that the first try had written.
             return version
 
     def renew(self) -> bool:
-        """Writes the note anew. Returns whether it is still this one's."""
+        """Rewrites the note. Returns False if another process has overwritten it."""
         try:
             self._version = self._write(self._version)
         except stores.ChangedError:
-            # Another process took this one for dead; `confirm` says so.
+            # Another process took this one for dead. `confirm` will raise the error.
             return False
         except OSError as error:
             _log.warning("Could not renew %s: %s", self._path, error)
         return True
 
     def confirm(self) -> None:
-        """Makes sure, before a commit, that nobody has taken this process for dead and the directory over.
+        """Makes sure, before a commit, that this process still owns the directory.
 
         Raises:
-          OSError: somebody has.
+          OSError: ECANCELED; another process took this one for dead, and removed the directory or took it over.
         """
         there = read(os.path.dirname(self._path))
         if there is None or there.owner != self._owner:
             raise OSError(
                 errno.ECANCELED,
-                f"Another process took this save for dead, because it had been silent for {DEAD_AFTER_SECS:g} s, and removed it",
+                f"Another process took this save for dead after {DEAD_AFTER_SECS:g} s without a sign of life, and removed it",
                 os.path.dirname(self._path),
             )
 
     def stop(self) -> None:
-        """Leaves the note as it is, that of a dead process: what stands there is a leftover."""
+        """Ends the work but leaves the note, so that the directory counts as the leftover of a dead process."""
         self._ended.set()
         if self._renewing is not None and self._renewing.ident is not None:
             self._renewing.join(RENEW_SECS)
         self._owner.end()
 
     def release(self) -> None:
-        """Removes the note: the work is done. Raises OSError."""
+        """Ends the work and removes the note. Raises OSError."""
         self.stop()
         stores.remove(self._path)
 
 
 def _keep(claim: "weakref.ref[Claim]", ended: threading.Event) -> None:
-    """Keeps the note of a claim fresh until it ends, or has been dropped."""
+    """Renews the note of a claim until the claim ends or is garbage-collected. Runs on a thread of its own."""
     while not ended.wait(RENEW_SECS):
         held = claim()
         if held is None or not held.renew():

@@ -1,4 +1,4 @@
-"""Finding checkpoints, removing them, and removing what dead processes left, whichever committer a path has."""
+"""Finds and removes checkpoints and leftovers. Each function asks the committer of its path."""
 
 import os
 
@@ -12,12 +12,15 @@ from jaxckpt.storage.item import description, tree_metadata
 
 
 def item_directory(path: str) -> str | None:
-    """Returns the directory below `path` that holds the tree of an Orbax checkpoint, or None if `path` is not one.
+    """Returns the directory that holds the tree of an Orbax checkpoint: `path`, or one below it. None if `path` is not a checkpoint.
 
     Plain Orbax puts the tree of a v1 or composite checkpoint into a subdirectory.
 
+    Args:
+      path: path of the checkpoint.
+
     Raises:
-      ValueError: there are several trees.
+      ValueError: the checkpoint has several trees.
     """
     home = committer_of(path).home(path)
     if home is None:
@@ -43,12 +46,12 @@ def _is_orbax(path: str) -> bool:
 
 
 def is_checkpoint(path: str) -> bool:
-    """Whether `path` is a committed Orbax checkpoint, written by jaxckpt or not, even a damaged one."""
+    """Whether `path` is a committed Orbax checkpoint. Damaged checkpoints and those that plain Orbax wrote count."""
     return committer_of(path).is_committed(path)
 
 
 def list_numbered(prefix: str) -> list[int]:
-    """Returns the numbers of the committed checkpoints ``prefix-N``, ascending."""
+    """Returns the numbers N of the committed checkpoints ``<prefix>-N``, ascending."""
     directory, name = os.path.split(prefix)
     return numbering.numbers(
         name, committer_of(prefix).committed(directory, lambda entry: numbering.prefix_of(entry) == name)
@@ -56,7 +59,7 @@ def list_numbered(prefix: str) -> list[int]:
 
 
 def identity(path: str) -> object | None:
-    """Returns what tells the checkpoint at `path` from a later one of that name; None if nothing is there. Raises OSError."""
+    """Returns a value that differs from that of every later checkpoint at `path`; None if nothing is there. Raises OSError."""
     return committer_of(path).identity(path)
 
 
@@ -66,10 +69,10 @@ def delete(path: CheckpointPath, expected: object | None = None) -> None:
 
 
 def leftovers(directory: str, name: str | None = None) -> list[Leftover]:
-    """Lists what running or dead processes have in `directory` that is not committed, oldest first. See `Committer.leftovers`."""
+    """Lists the uncommitted work of running and dead processes in `directory`, oldest first. See `Committer.leftovers`."""
     return committer_of(directory).leftovers(directory, name)
 
 
 def sweep(directory: str, name: str | None = None) -> list[str]:
-    """Removes what dead processes left in `directory`, and returns the paths that were removed. See `Committer.sweep`."""
+    """Removes the leftovers of dead processes in `directory`, and returns their paths. See `Committer.sweep`."""
     return committer_of(directory).sweep(directory, name)

@@ -1,7 +1,7 @@
-"""The interface of a committer: how a checkpoint appears and disappears, so that a crash at any moment leaves a whole one or none.
+"""The interface of a committer. It makes checkpoints appear and disappear, so that a crash at any moment leaves a whole one or none.
 
-A committer is chosen by a path (`committers.committer_of`) and has no state. To add one, write a class with these methods, let
-`committer_of` return it for its paths, and add it to ``tests/storage/rooms.py``, whose conformance suite it has to pass.
+`committers.committer_of` chooses the committer of a path. A committer has no state. To add one, write a class with these methods, let
+`committer_of` return it for its paths, and add it to ``tests/storage/rooms.py``, whose conformance suite it must pass.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 
 @dataclass(frozen=True)
 class Leftover:
-    """Unfinished work: a directory that is not a committed checkpoint, or not yet.
+    """A directory with unfinished work: its owner is still at work, or was killed.
 
     Attributes:
-      path: the directory.
-      final: path of the checkpoint that it was made for.
-      bytes: size of its files; None in a bucket, which does not tell.
-      age_secs: seconds since its owner gave a sign of life.
-      live: a running process owns it (or, of another machine, may own it): not a leftover yet.
-      owner: the process, in words.
+      path: path of the directory.
+      final: path of the checkpoint that the work is for.
+      bytes: size of its files in bytes; None in a bucket, where it is not known.
+      age_secs: seconds since the last sign of life of its owner.
+      live: whether the owner is running, or may be (if it is on another machine). Then a sweep leaves it alone.
+      owner: the process that owns it, in words.
     """
 
     path: str
@@ -33,26 +33,26 @@ class Leftover:
 
 
 class Pending(Protocol):
-    """A checkpoint in the making, from `Committer.begin` until `publish` or `discard`.
+    """An unfinished checkpoint, from `Committer.begin` until `publish` or `discard`.
 
-    An object that an interrupt drops is nobody's work any more: a sweep removes what it has left.
+    If an interrupt drops this object, its work has ended, and the next sweep removes its files.
     """
 
     @property
     def new(self) -> str:
-        """The directory that the files of the checkpoint are written to. See `Committer.in_place` for whether it exists."""
+        """The directory for the files of the checkpoint. `Committer.in_place` says whether it exists."""
         ...
 
     @property
     def own_files(self) -> tuple[str, ...]:
-        """Names of files in `new` that are the committer's, and not the checkpoint's."""
+        """Names of the files in `new` that belong to the committer, not to the checkpoint."""
         ...
 
     def prepare(self, nbytes: int | None) -> None:
-        """Makes sure, before anything is written, that what the commit needs can be had.
+        """Checks, before anything is written, that there are enough resources for the save.
 
         Args:
-          nbytes: how many bytes will be written at least; None if that is not known.
+          nbytes: the least number of bytes that will be written; None if that is not known.
 
         Raises:
           OSError: with errno, for example ENOSPC.
@@ -60,23 +60,26 @@ class Pending(Protocol):
         ...
 
     def seal(self) -> None:
-        """Brings what has been written to stable storage. Raises OSError."""
+        """Brings the written files to stable storage. Raises OSError."""
         ...
 
     def publish(self, register: Callable[[], None]) -> None:
-        """Makes the checkpoint visible and registers it. Does not run where an interrupt could come. Discards it if something fails.
+        """Makes the checkpoint visible and registers it. If a step fails, discards the checkpoint.
+
+        The caller runs it where no interrupt reaches it.
 
         Args:
-          register: called once the checkpoint is visible. If it raises, a new checkpoint is taken back; one that replaces another is
-            taken back where the committer can.
+          register: called once the checkpoint is visible. If it raises, the commit is undone. If the checkpoint replaced another one,
+            that one is put back where the committer can do so.
 
         Raises:
-          OSError: with errno; or what `register` raised.
+          OSError: with errno.
+          BaseException: the error that `register` raised.
         """
         ...
 
     def discard(self) -> None:
-        """Removes what has been written. What cannot be removed is logged, and is a leftover."""
+        """Removes the written files. Never raises OSError: files that cannot be removed stay as a leftover."""
         ...
 
 
@@ -85,103 +88,107 @@ class Committer(Protocol):
 
     @property
     def in_place(self) -> bool:
-        """Whether a checkpoint is written where it will stay, and a marker in it, written last, commits it.
+        """Whether a checkpoint is written where it will stay, and committed by a marker that is written last.
 
-        `Pending.new` then is a directory that the save has claimed. Otherwise it is a name in a temporary directory, where nothing is
-        yet, and the commit is a rename.
+        Then `Pending.new` is a directory that the save has claimed. Otherwise the commit is a rename, and `Pending.new` is a path in a
+        temporary directory, where nothing exists yet.
         """
         ...
 
     def begin(self, path: CheckpointPath, *, replace: bool) -> Pending:
-        """Begins a checkpoint. Leftovers of earlier saves of the same name are removed first.
+        """Begins a checkpoint. First removes leftovers of earlier saves under the same name.
 
         Args:
-          path: where it will be.
-          replace: put it in the place of the checkpoint that is there, if there is one.
+          path: path of the checkpoint.
+          replace: whether it may replace a checkpoint at `path`.
 
         Raises:
-          FileExistsError: something is there, and may not be replaced; or another process is at work there.
+          FileExistsError: something is at `path` and may not be replaced, or another process is working there.
           OSError: with errno.
         """
         ...
 
     def home(self, path: str) -> str | None:
-        """Returns the directory that holds the files of the committed checkpoint `path`; None if there is none.
+        """Returns the directory that holds the files of the committed checkpoint `path`; None if there is no such checkpoint.
 
-        A committer that is not `in_place` does not look: `path` it is.
+        A committer that is not `in_place` always returns `path`, without looking.
         """
         ...
 
     def is_committed(self, path: str) -> bool:
-        """Whether `path` is a committed checkpoint, even a damaged one, whoever wrote it."""
+        """Whether `path` is a committed checkpoint. Damaged checkpoints and those that plain Orbax wrote count."""
         ...
 
     def committed(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
-        """Returns the names of the committed checkpoints in a directory; none if it does not exist.
+        """Returns the names of the committed checkpoints in a directory; an empty list if it does not exist.
 
         Args:
-          directory: where to look (not below).
-          wanted: tells of a name whether it is asked for.
+          directory: path of the directory. Its subdirectories are not searched.
+          wanted: says whether a name is asked for.
         """
         ...
 
     def is_there(self, path: str) -> bool:
-        """Whether there is anything at `path`. What a save or a deletion is (or was) at work on does not count.
+        """Whether there is anything at `path`, apart from the unfinished work of a save or a deletion.
 
-        A checkpoint that a dead process had moved aside, to replace it, is put back.
+        If a process moved the checkpoint aside to replace it, and died, the checkpoint is first put back.
         """
         ...
 
     def saving(self, path: str) -> str | None:
-        """Returns which running process is saving a checkpoint to `path` right now, in words; None if none is known to."""
+        """Returns, in words, the running process that is saving a checkpoint to `path` now; None if there is none."""
         ...
 
     def identity(self, path: str) -> object | None:
-        """Returns what tells the checkpoint at `path` from a later one of that name; None if nothing is there."""
+        """Returns a value that differs from that of every later checkpoint at `path`; None if nothing is there."""
         ...
 
     def delete(self, path: CheckpointPath, expected: object | None = None) -> None:
-        """Removes a checkpoint, so that one that is half removed never counts as one. A path that does not exist is no error.
+        """Removes a checkpoint. A partly removed one never counts as a checkpoint. If the path does not exist, nothing happens.
 
         Args:
-          path: of the checkpoint.
-          expected: what `identity` returned for the one to delete; None for whichever is there.
+          path: path of the checkpoint.
+          expected: the value that `identity` returned for the checkpoint to delete; None to delete any.
 
         Raises:
-          OSError: with errno; EBUSY: it is another one by now. EINVAL: what is there is not a checkpoint, and has not been touched.
-            Otherwise the checkpoint is still there, or what is left of it is a leftover.
+          OSError: with errno. EBUSY: another checkpoint is at the path by now. EINVAL: something else than a checkpoint is there, and
+            has not been touched. After any other error the checkpoint is still there, or its rest is a leftover.
         """
         ...
 
     def replace_file(self, path: CheckpointPath, content: bytes, expected: bytes) -> None:
-        """Replaces a file beside checkpoints, so that readers see the old one or the new one, which is on stable storage then.
+        """Replaces a file beside checkpoints. Readers see the old content or the new content, nothing between.
+
+        After the return, the new content is on stable storage.
 
         Args:
-          path: of the file.
-          content: of the file.
-          expected: the version that was read, or `ABSENT`; of no matter where writers keep each other out by a lock.
+          path: path of the file.
+          content: new content.
+          expected: the version that the caller read, or `ABSENT`. Not checked on disks, where a lock keeps other writers out.
 
         Raises:
-          ChangedError: it has another version by now.
-          OSError: with errno; the file is as it was.
+          ChangedError: the file has another version by now.
+          OSError: with errno; the file is unchanged.
         """
         ...
 
     def leftovers(self, directory: str, name: str | None = None) -> list[Leftover]:
-        """Lists what running or dead processes have in a directory that is not committed, oldest first.
+        """Lists the uncommitted work of running and dead processes in a directory, oldest first.
 
         Args:
-          directory: where to look (not below).
-          name: only what was made for checkpoints called `name` or ``<name>-<number>``.
+          directory: path of the directory. Its subdirectories are not searched.
+          name: list only work for checkpoints called `name` or ``<name>-<number>``; None for all.
         """
         ...
 
     def sweep(self, directory: str, name: str | None = None) -> list[str]:
-        """Removes what dead processes left, after putting right a checkpoint that one was replacing when it died.
+        """Removes the leftovers of dead processes. If one died while it replaced a checkpoint, that checkpoint is first made whole.
 
-        Args: as for `leftovers`.
+        Args:
+          directory: path of the directory. Its subdirectories are not searched.
+          name: remove only leftovers of checkpoints called `name` or ``<name>-<number>``; None for all.
 
         Returns:
-          The paths that were removed.
+          The paths of the removed leftovers.
         """
         ...

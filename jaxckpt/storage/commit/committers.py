@@ -1,4 +1,4 @@
-"""Which committer a path has."""
+"""Chooses the committer of a path."""
 
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit.by_marker import MarkerCommitter
@@ -10,9 +10,9 @@ _MARKER = MarkerCommitter()
 
 
 def committer_of(path: str) -> Committer:
-    """Returns the committer of a path: disks rename a finished checkpoint, buckets cannot.
+    """Returns the committer of a path: by rename on a disk, by marker in a bucket, which cannot rename.
 
     Args:
-      path: of a checkpoint, of a directory of checkpoints, or of something in one of these.
+      path: path of a checkpoint, of a directory of checkpoints, or of something in one of these.
     """
     return _RENAME if stores.is_local(path) else _MARKER

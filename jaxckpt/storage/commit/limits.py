@@ -1,4 +1,4 @@
-"""What a save refuses before any file is made, because the settings cannot hold it."""
+"""Refuses a save that its settings cannot hold, before any file is made."""
 
 import os
 
@@ -8,7 +8,7 @@ from jaxckpt.storage.item.content import ArrayContent, Snapshot
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.settings import WriteSettings
 
-# Files of a checkpoint, which an array's directory cannot be called.
+# Names of a checkpoint's own files, which the directory of an array cannot have.
 _FILES = {
     *(tree_metadata.FILE, strings.FILE, tree_metadata.SHARDINGS, tree_metadata.ARRAY_METADATAS, digests.FILE),
     *(OCDBT_MANIFEST, description.FILE, description.MARKER, "", ".", ".."),
@@ -16,11 +16,16 @@ _FILES = {
 
 
 def check(path: str, snapshot: Snapshot, settings: WriteSettings) -> None:
-    """Refuses, before any file is made, what the settings cannot hold.
+    """Refuses a snapshot that the settings cannot hold.
+
+    Args:
+      path: path of the checkpoint.
+      snapshot: the snapshot to save.
+      settings: how it will be written.
 
     Raises:
-      ValueError: the path is not text; or, naming the leaf, one element is larger than a data file may be, or a key cannot be part
-        of a file name.
+      ValueError: the path is not UTF-8 text; or, naming the leaf, one element is larger than a data file may be, or a key cannot be
+        part of a file name.
     """
     kvstore.check_path(path)
     if settings.max_file_size is None:

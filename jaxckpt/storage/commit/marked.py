@@ -1,12 +1,13 @@
-"""Checkpoints that a marker commits: a checkpoint is there exactly while its marker is.
+"""Checkpoints that a marker commits. A directory is a checkpoint exactly while its marker exists.
 
-The marker is the file that Orbax uses, `commit_success.txt`: written last, removed first. A directory without it is not seen by anybody.
-While a directory is without one, a note says who works on it (`claims`), so that the next save can remove what a dead process left.
+The marker is the file that Orbax uses, ``commit_success.txt``. It is written last and removed first. Readers do not see a directory
+without it. Such a directory has a note that names the process that works on it (see `claims`). By the note, the next save recognizes
+and removes the leftover of a dead process.
 
-A committed checkpoint is replaced in two steps, so that a whole one can be had at any moment. The new one is first written and
-committed beside it, in a temporary directory. Then the note "replace" is put into the old one, its marker and files are removed, the new
-files are copied there, and the marker is written. As long as there is a note "replace" and no marker, readers read the new checkpoint
-where it was staged. A sweep that finds the note of a dead process finishes the copy.
+A committed checkpoint is replaced in two steps, so that readers always find a whole one. First, the new checkpoint is written and
+committed beside the old one, in a temporary directory: it is staged. Second, the note "replace" is put into the directory of the old
+checkpoint, its marker and files are removed, the new files are copied there, and the marker is written. While there is a note "replace"
+and no marker, readers read the staged checkpoint. If the process dies meanwhile, the next sweep finds its note and finishes the copy.
 """
 
 import logging
@@ -21,14 +22,14 @@ _log = logging.getLogger("jaxckpt")
 
 
 def is_marked(path: str) -> bool:
-    """Whether a directory has a marker, whoever wrote it."""
+    """Whether a directory has a marker, from jaxckpt or from Orbax."""
     return stores.is_file(f"{stores.absolute(path)}/{MARKER}")
 
 
 def home(path: str) -> str | None:
-    """Returns the directory that holds the committed checkpoint `path`, None if there is none.
+    """Returns the directory that holds the committed checkpoint `path`; None if there is no such checkpoint.
 
-    It is another one than `path` while the checkpoint is being replaced: the one where the new one was staged.
+    While the checkpoint is being replaced, this is the directory of the staged checkpoint; otherwise it is `path`.
     """
     path = stores.absolute(path)
     if is_marked(path):
@@ -38,36 +39,36 @@ def home(path: str) -> str | None:
         return None
     if is_marked(note.staged):
         return note.staged
-    # Replaced between the two looks.
+    # The replacement may have ended between the two checks.
     return path if is_marked(path) else None
 
 
 def mark(directory: str) -> None:
-    """Commits a directory whose files are all there."""
+    """Commits a directory, after all its other files have been written."""
     description.mark(directory, directory)
     stores.sync_tree(directory)
 
 
 def clear(directory: str) -> None:
-    """Removes everything but the note, the marker first."""
+    """Removes all files of a directory except the note. Removes the marker first."""
     stores.remove(f"{directory}/{MARKER}")
     stores.remove_tree(directory, leaving=(claims.FILE,))
 
 
 def remove(directory: str) -> None:
-    """Removes a directory that is nobody's, or this process's; the note last."""
+    """Removes a directory of this process or of a dead one. Removes the note last."""
     clear(directory)
     stores.remove(f"{directory}/{claims.FILE}")
     stores.prune(directory)
 
 
 def replace(path: str, staged: str, over: bytes | None = None) -> None:
-    """Puts a committed, staged checkpoint into the place of what is at `path`.
+    """Replaces the checkpoint at `path` by a staged one.
 
     Args:
-      path: of the checkpoint.
-      staged: where the new one is.
-      over: version of the note of the dead process that began this; None at the beginning.
+      path: path of the checkpoint.
+      staged: directory of the staged checkpoint, which is committed.
+      over: version of the note of the dead process that began this replacement; None to begin one.
     """
     claim = Claim(path, "replace", staged, over)
     try:
@@ -82,7 +83,7 @@ def replace(path: str, staged: str, over: bytes | None = None) -> None:
 
 
 def release(claim: Claim) -> None:
-    """Removes the note of a committed checkpoint: one that cannot be removed does no harm, and the next sweep tries again."""
+    """Removes the note of a committed checkpoint. A note that cannot be removed does no harm, and the next sweep tries again."""
     try:
         claim.release()
     except OSError as error:
@@ -90,7 +91,7 @@ def release(claim: Claim) -> None:
 
 
 def finish_replacement(path: str) -> bool:
-    """Finishes the replacement of the checkpoint at `path` that a dead process began. Returns whether there was one."""
+    """Finishes the replacement of the checkpoint at `path`, if a dead process began one. Returns whether it did so."""
     note, version = claims.read_versioned(path)
     if note is None or note.action != "replace" or note.live or note.staged is None or is_marked(path):
         return False
@@ -102,6 +103,6 @@ def finish_replacement(path: str) -> bool:
 
 
 def is_needed(staged: str, final: str) -> bool:
-    """Whether the checkpoint `final` needs what was staged for it to become whole again."""
+    """Whether the checkpoint `final` is incomplete, so that the staged checkpoint is needed to finish its replacement."""
     note = claims.read(final)
     return note is not None and note.action == "replace" and note.staged == staged and not is_marked(final)

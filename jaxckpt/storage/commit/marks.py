@@ -1,4 +1,4 @@
-"""By which files a directory is known as a checkpoint."""
+"""Recognizes a checkpoint by the files in its directory."""
 
 import os
 import stat
@@ -6,32 +6,35 @@ import stat
 from jaxckpt.storage import owner, stores
 from jaxckpt.storage.item import description, digests, tree_metadata
 
-# A directory that has one of these files is a checkpoint, a damaged one perhaps.
+# A directory that has one of these files is a checkpoint, though it may be damaged.
 _MARKS = (tree_metadata.FILE, digests.FILE, description.FILE)
-# Orbax writes the key that tells its file first.
+# The first bytes of ``_METADATA``, which contain Orbax's key `tree_metadata.KEY`.
 _MARK_BYTES = 4096
 
 
 def is_temporary(path: str) -> bool:
-    """Whether `path` has the name of a temporary directory of a save, by Orbax or by jaxckpt."""
+    """Whether `path` has the name of a temporary directory, of Orbax or of jaxckpt."""
     name = os.path.basename(stores.absolute(path))
     return is_temporary_name(name)
 
 
 def is_temporary_name(name: str) -> bool:
-    """The same for the name of an entry of a directory."""
+    """Whether a directory entry has the name of a temporary directory, of Orbax or of jaxckpt."""
     return "orbax-checkpoint-tmp" in name or owner.is_temporary(name)
 
 
 def has_any(directory: str) -> bool:
-    """Whether a directory has a file of a checkpoint."""
+    """Whether a directory has one of the files by which a checkpoint is recognized."""
     return any(stores.is_file(os.path.join(directory, mark)) for mark in _MARKS)
 
 
 def is_marked(descriptor: int) -> bool:
-    """Whether the open directory is one of a checkpoint beyond doubt, so that it may be deleted or replaced.
+    """Whether an open directory is certainly a checkpoint, so that it may be deleted or replaced.
 
-    A file called ``_METADATA`` is not enough: other programs have such files. It must say what Orbax's says.
+    A file called ``_METADATA`` is not enough, because other programs write such files: it must contain Orbax's key.
+
+    Args:
+      descriptor: of the directory.
     """
     return any(_reads(descriptor, mark, 0) is not None for mark in _MARKS if mark != tree_metadata.FILE) or (
         (text := _reads(descriptor, tree_metadata.FILE, _MARK_BYTES)) is not None and tree_metadata.KEY in text

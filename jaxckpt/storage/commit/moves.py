@@ -1,4 +1,4 @@
-"""The renames by which a finished directory gets its final name, and their undoing. Each is atomic."""
+"""The renames that give a finished directory its final name, and those that undo this. Each rename is atomic."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ Identity = tuple[int, int]
 
 
 def identity_at(path: str) -> Identity | None:
-    """Returns device and inode of what is at `path`, links not followed; None if nothing is there. Raises OSError."""
+    """Returns device and inode number of the entry at `path` (of a link itself, if it is one); None if nothing is there. Raises OSError."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -25,20 +25,20 @@ _TAKEN = (
 
 
 def publish(folder: TemporaryDirectory, path: str, replace: bool) -> None:
-    """Moves the finished directory `folder.new` to its final name.
+    """Moves the finished directory `folder.new` to its final path.
 
     Args:
-      folder: the temporary directory that it is in. What is replaced is moved to `folder.previous`.
-      path: the final name.
-      replace: put it in the place of what is at `path`; otherwise nothing may be there.
+      folder: the temporary directory. A replaced checkpoint is moved to `folder.previous`.
+      path: the final path.
+      replace: whether to replace a checkpoint at `path`; if False, nothing may be there.
 
     Raises:
-      OSError: with errno; perhaps after a part of it, which `take_back` undoes.
+      OSError: with errno. Some of the renames may have been done; `take_back` undoes them.
     """
     if not replace or not os.path.lexists(path):
         try:
             if not renames.rename_new(folder.new, path):
-                # Fails as well if a directory with files is there.
+                # This fails too if a directory with files is at the path.
                 os.rename(folder.new, path)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -46,20 +46,22 @@ def publish(folder: TemporaryDirectory, path: str, replace: bool) -> None:
             raise FileExistsError(errno.EEXIST, _TAKEN, path) from error
         return
     if renames.exchange(folder.new, path):
-        # What was at `path` has changed places with the new one.
+        # The old checkpoint is now at `folder.new`.
         os.rename(folder.new, folder.previous)
         return
-    # A file system without exchange: for a moment only `previous` is there; `abandoned.recover` knows that moment.
+    # This file system cannot exchange. Between the two renames the checkpoint is only at `previous`; after a crash there,
+    # `abandoned.recover` puts it back.
     os.rename(path, folder.previous)
     os.rename(folder.new, path)
 
 
 def take_back(folder: TemporaryDirectory, path: str, written: Identity | None) -> None:
-    """Undoes as much of `publish` as has been done, which is seen from what is where. What was at `path` before is there again.
+    """Undoes the renames of `publish` that have been done, and puts the old checkpoint back. Finds out which by looking at the paths.
 
     Args:
-      folder, path: as of `publish`.
-      written: of the directory that was to be published; None if it never was there.
+      folder: the temporary directory that `publish` was given.
+      path: the final path that `publish` was given.
+      written: identity of the directory to publish; None if it never existed.
 
     Raises:
       OSError: with errno.

@@ -1,8 +1,8 @@
-"""Whether a checkpoint that was opened is still there: one that is deleted, or replaced, while it is read is not damaged.
+"""Tells a checkpoint that was deleted or replaced while it was read from a damaged one.
 
-A reader opens files by their paths, one after the other. Another process may delete the checkpoint meanwhile: a trainer that keeps the
-newest one only, a person, another library. What is missing then looks like damage. After a failure, and only then, this module looks
-whether the directory is still the one that was opened.
+A reader opens files by their paths, one after the other. Meanwhile another process may delete the checkpoint: a trainer that keeps only
+the newest one, a person, or another library. The missing files then look like damage. So after a failure, and only then, this module
+checks whether the directory is still the one that was opened.
 """
 
 import errno
@@ -17,7 +17,7 @@ from jaxckpt.storage.commit import committed
 from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item import tree_metadata
 
-# A deletion that is under way removes a file every few milliseconds. Where nothing has changed for so long, nobody is deleting.
+# A running deletion removes a file every few milliseconds. If nothing has changed for this long, no deletion is running.
 _QUIET_SECS = 0.1
 _LOOK_SECS = 0.02
 _AT_MOST_SECS = 10.0
@@ -28,12 +28,12 @@ class DeletedError(FileNotFoundError):
 
 
 class _Identity(NamedTuple):
-    """What tells a checkpoint from another one.
+    """Tells a checkpoint from another one at its path.
 
     Attributes:
-      directory: device and inode; in a bucket, where the checkpoint lies.
-      mark: of the file that makes the directory a checkpoint: inodes are used again, and a directory that was removed and made anew may
-        have the same one. None if there is no such file in the directory itself.
+      directory: device and inode number of the directory; in a bucket, the directory that holds the files.
+      mark: inode number and time of ``_METADATA``; None if the directory itself has no such file. The inode of the directory is not
+        enough: a new directory may get the inode number of a removed one.
     """
 
     directory: object
@@ -41,15 +41,16 @@ class _Identity(NamedTuple):
 
 
 class Presence:
-    """Watches one open checkpoint. A context manager: what is raised inside of the block is looked into.
+    """Watches one open checkpoint.
 
-    In a block, an error about missing or damaged files becomes a DeletedError if the checkpoint is not there any more.
+    As a context manager, it examines errors that are raised in its block. An error about missing or damaged files becomes a DeletedError
+    if the checkpoint was deleted or replaced.
     """
 
     def __init__(self, path: str) -> None:
-        """Notes what is at `path`, where something was a moment ago."""
+        """Remembers the identity of the checkpoint at `path`, which existed a moment ago."""
         self._given = path
-        # The working directory may be another one when something fails.
+        # The working directory may change before an error occurs.
         self._path = stores.absolute(path)
         self._is_local = stores.is_local(self._path)
         self._read_digests: Callable[[], object] | None = None
@@ -58,27 +59,28 @@ class Presence:
         self._was_checkpoint = not self._is_local or committed.is_checkpoint(self._path)
 
     def identify_by(self, digests: object, read: Callable[[], object]) -> None:
-        """Tells a checkpoint from one that was saved anew in its place. In a local store, its inodes do so already.
+        """Identifies a checkpoint in a bucket by its digests. A local checkpoint does not need this: its inodes identify it.
 
         Args:
-          digests: of its files, as they were when it was opened.
-          read: reads them again; raises CorruptCheckpointError or OSError.
+          digests: digests of its files when it was opened.
+          read: reads the digests again; raises CorruptCheckpointError or OSError.
         """
         if not self._is_local:
             self._digests, self._read_digests = digests, read
 
     def check(self) -> None:
-        """Raises DeletedError if the checkpoint is gone, where a look at its directory is cheap: where it is a request, none is made."""
+        """Raises DeletedError if a local checkpoint was deleted or replaced. Does nothing in a bucket, where this would take a request."""
         if self._is_local and (error := self._fault()) is not None:
             raise error
 
     def refuse_another(self, *, if_cheap: bool = False) -> None:
-        """Raises DeletedError if another checkpoint is there now. After a read: some of what was read may be the other one's.
+        """Raises DeletedError if another checkpoint is at the path now.
 
-        That the checkpoint is gone doesn't matter any more, once everything has been read.
+        Call it after a read: some of the data may come from the other checkpoint. If the checkpoint was only deleted, that does not
+        matter after everything has been read.
 
         Args:
-          if_cheap: look only where that is no request.
+          if_cheap: do nothing in a bucket, where this would take a request.
         """
         if if_cheap and not self._is_local:
             return
@@ -101,26 +103,26 @@ class Presence:
                 raise found from error
 
     def explain(self) -> DeletedError | None:
-        """Returns the error to raise if the checkpoint is not there any more, None if it is: then something else is wrong."""
+        """Returns the error to raise if the checkpoint was deleted or replaced; None if it is still there, so that it is damaged."""
         try:
             return self._explain()
         except OSError:
-            # What kept the checkpoint from being read keeps this from looking.
+            # The directory cannot be read either, for the same reason as the checkpoint.
             return None
 
     def _explain(self) -> DeletedError | None:
         if self._opened is None and os.path.islink(self._path):
-            # A link that led nowhere from the beginning.
+            # The link was broken from the beginning.
             return None
         if not self._is_local:
-            # What is no committed checkpoint from the beginning has not been deleted.
+            # If there was not a committed checkpoint from the beginning, it has not been deleted.
             return None if self._opened is None else self._fault()
         deadline = time.monotonic() + _AT_MOST_SECS
         found = self._fault()
         if found is None and not self._was_checkpoint:
-            # Nobody deletes a checkpoint here.
+            # There was not a checkpoint here that could have been deleted.
             return None
-        # Where it is there: is somebody removing its files at this moment, the directory last?
+        # The directory still exists. A deletion may be removing its files now, and the directory last. Wait until nothing changes.
         changed = _last_change(self._path, deadline)
         quiet_since = time.monotonic() - max(0.0, time.time() - changed)
         while found is None and quiet_since + _QUIET_SECS > time.monotonic() and time.monotonic() < deadline:
@@ -132,7 +134,7 @@ class Presence:
         return found
 
     def _fault(self) -> DeletedError | None:
-        """Looks once."""
+        """Checks once. Returns the error if the checkpoint was deleted or replaced, otherwise None."""
         now, then = self._identity(), self._opened
         unmarked = now is not None and then is not None and now.mark is None and then.mark is not None
         if now is None or unmarked:
@@ -159,7 +161,7 @@ class Presence:
         return DeletedError(errno.ENOENT, text, self._given)
 
     def _identity(self) -> _Identity | None:
-        """Returns what tells the checkpoint from another one at its path, None if nothing is there."""
+        """Returns the identity of the checkpoint at the path; None if nothing is there."""
         if not self._is_local:
             home = committer_of(self._path).home(self._path)
             return None if home is None else _Identity(home, None)
@@ -176,7 +178,7 @@ class Presence:
 
 
 def _last_change(path: str, deadline: float) -> float:
-    """Returns when a file was last made or removed in a directory or below it, in seconds of the file system's clock."""
+    """Returns when an entry was last added or removed in a directory or below it, in seconds since the epoch (file system's clock)."""
     last = 0.0
     for folder, _, _ in os.walk(path):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""One save: write, seal, publish, register; on an error, or an interrupt, nothing of it is left."""
+"""One save: write, seal, publish, register. After an error or an interrupt, its files are removed."""
 
 import functools
 import sys
@@ -31,22 +31,22 @@ def save(
 ) -> None:
     """Writes a snapshot as the checkpoint `path`, commits it and registers it.
 
-    After the return it is on stable storage: data, metadata, directories and the commit. On an error nothing is left, and what was to be
-    replaced is in its place (in a bucket, unless it was `register` that failed). An interrupt tears nothing apart: the checkpoint is
-    committed and registered, or is not there.
+    After the return, the checkpoint is on stable storage: data, metadata, directories and the commit. After an error, nothing of it is
+    left, and the checkpoint that it was to replace is still there (except in a bucket, if `register` failed). After an interrupt, the
+    checkpoint is either committed and registered, or does not exist.
 
     Args:
-      path: of the checkpoint directory; its parents are made.
-      snapshot: what to write.
-      settings: how; `settings.asynchronous` chooses Orbax's asynchronous checkpointer, which drives the write on a file system.
-      replace: put it in the place of what is at `path`; otherwise that is an error.
-      write: writes the arrays and the tree into a directory that is there; None where this process has all of them.
-      ready: called when everything is written and synced, right before the commit; may refuse by raising.
-      register: called once the checkpoint is committed; if it raises, the commit is taken back. Not called on the main thread.
+      path: path of the checkpoint. Its parent directories are made.
+      snapshot: the leaves to write.
+      settings: how to write them. `settings.asynchronous` chooses Orbax's asynchronous checkpointer, which drives the write on a file
+        system.
+      replace: whether to replace a checkpoint at `path`. If False, anything there is an error.
+      write: writes the arrays and the tree into an existing directory; None if this process has all pieces.
+      ready: called when everything is written and synced, right before the commit. If it raises, the checkpoint is not committed.
+      register: called once the checkpoint is committed. If it raises, the commit is undone. Not called on the main thread.
 
     Raises:
-      FileExistsError: something is at `path` and `replace` is false, or what is there is not a checkpoint; or a running process is at
-        work there.
+      FileExistsError: something is at `path` and `replace` is False, or it is not a checkpoint; or a running process is working there.
       OSError: with errno, for example ENOSPC.
       TimeoutError: after `settings.timeout_secs`.
     """
@@ -78,7 +78,7 @@ def _fill(
     ready: Callable[[], None],
     write_item: Callable[[str, Snapshot, WriteSettings, Fill], None],
 ) -> None:
-    """Writes the files, and brings them to stable storage. Discards them if something fails."""
+    """Writes the files and brings them to stable storage. If a step fails, discards them."""
     try:
         pending.prepare(snapshot.nbytes if settings.compression is None else None)
         write_item(pending.new, snapshot, settings, fill)
@@ -99,12 +99,13 @@ def _whole(
     ready: Callable[[], None],
     register: Callable[[], None],
 ) -> None:
-    """Writes and commits on a thread that no interrupt reaches. The first interrupt gives the save up, if it is not committed yet.
+    """Writes and commits on a thread that interrupts do not reach. The first interrupt cancels the save, unless it is committed.
 
     Orbax waits in an event loop, which would swallow an exception that a signal handler raises there.
     """
     if threading.current_thread() is not threading.main_thread():
-        # Nothing interrupts this thread; what waits for it may give the save up in its own way, which must not be hidden here.
+        # Interrupts do not reach this thread. The thread that waits for it may cancel the save with its own `cancelled_by`, which must
+        # not be hidden by one here.
         _fill(pending, snapshot, settings, fill, ready, orbax.write_item)
         pending.publish(register)
         return
@@ -127,7 +128,7 @@ def _whole(
         uninterrupted(work, interrupted)
     except Exception:
         if interrupts and interrupts[0] is not sys.exc_info()[1]:
-            # Whatever failed because of it.
+            # Something failed because the interrupt cancelled the save. The interrupt is the error to raise.
             raise interrupts[0] from None
         raise
 
@@ -135,10 +136,10 @@ def _whole(
 def _too_late(path: CheckpointPath) -> str:
     if threading.current_thread() is threading.main_thread():
         return (
-            f"{path} cannot be saved any more: the program is ending (an exit handler?), and Python has shut down what a save needs. "
-            "Save earlier, for example in a finally block around the training loop."
+            f"{path} cannot be saved any more: the program is ending (an exit handler?), and Python can no longer start the threads "
+            "that a save needs. Save earlier, for example in a finally block around the training loop."
         )
     return (
-        f"{path} cannot be saved any more: the main thread has ended while this thread goes on, and Python has shut down what a save "
-        "needs. Let the main thread wait for this one: thread.join()."
+        f"{path} cannot be saved any more: the main thread has ended before this thread, and Python can no longer start the threads "
+        "that a save needs. Let the main thread wait for this one: thread.join()."
     )

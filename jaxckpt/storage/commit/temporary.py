@@ -1,10 +1,10 @@
-"""Temporary directories of disks: what is in them becomes a checkpoint by a rename, or was one and goes away.
+"""Temporary directories on disks. They hold checkpoints that are being saved, replaced or deleted.
 
-A save works in ``<final>.jaxckpt-tmp-<owner>/`` and renames out of it; a deletion renames into one. `owner` says how the name tells whose
-it is.
+A save writes in ``<final>.jaxckpt-tmp-<owner>/`` and renames the finished checkpoint out of it. A deletion renames the checkpoint into
+one. The name says which process owns the directory; see `owner`.
 
-Only a real directory of such a name, which holds nothing but what jaxckpt puts there, is one. A file, a link, or a directory with other
-things in it is none of jaxckpt's, and is left alone.
+Only a real directory with such a name counts, and only if it contains nothing but what jaxckpt puts there. A file, a link, or a directory
+with other things in it does not belong to jaxckpt, and is left alone.
 """
 
 import errno
@@ -17,7 +17,8 @@ from jaxckpt.storage.owner import Owner
 from jaxckpt.storage.stores import removal
 
 _NEW, _PREVIOUS, _DELETED, MARK = "checkpoint", "previous", "deleted", "mark"
-# Orbax writes into a directory of its own beside the new one; a network file system renames what is deleted while it is open.
+# Besides our own names: Orbax writes into a directory beside the new one, and a network file system renames a file that is removed while
+# it is open.
 _CONTENT = re.compile(rf"({_NEW}|{_PREVIOUS}|{_DELETED}|{MARK}|{_NEW}\.orbax-checkpoint-tmp.*|\.nfs.*)", re.DOTALL)
 
 
@@ -25,14 +26,17 @@ class TemporaryDirectory:
     """A new temporary directory of this process, from `__init__` until `remove`.
 
     Attributes:
-      path: of the directory.
-      new: path in it, of what is written and then renamed.
-      previous: path in it, of what is moved aside while it is replaced. A sweep moves it back.
-      deleted: path in it, of what is moved away to be deleted.
+      path: path of the directory.
+      new: path in it for the checkpoint (or file) that is written and then renamed to its final path.
+      previous: path in it for a checkpoint that is moved aside while it is replaced. After a crash, a sweep moves it back.
+      deleted: path in it for a checkpoint that is moved away to be deleted.
     """
 
     def __init__(self, final: CheckpointPath) -> None:
-        """Makes the directory beside `final`, with its parents.
+        """Makes the directory and its parents.
+
+        Args:
+          final: path of the checkpoint (or file) that it is for. The directory is made beside it.
 
         Raises:
           OSError: with errno.
@@ -40,7 +44,7 @@ class TemporaryDirectory:
         try:
             os.makedirs(final.directory, exist_ok=True)
         except FileExistsError as error:
-            # A file, or a link that leads nowhere, is where the directory should be.
+            # The path of the parent directory is that of a file or of a broken link.
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), final.directory) from error
         self._owner = Owner.new(token_bytes=4)
         self.path = owner.temporary_path(str(final), self._owner)
@@ -51,7 +55,7 @@ class TemporaryDirectory:
         os.mkdir(self.path)
 
     def remove(self) -> None:
-        """Removes the directory and everything in it. Raises OSError: with errno; a sweep tries again."""
+        """Removes the directory and everything in it. Raises OSError if that fails; a sweep then tries again."""
         try:
             remove(self.path)
         finally:
@@ -59,18 +63,19 @@ class TemporaryDirectory:
 
 
 def remove(path: str) -> None:
-    """Removes a temporary directory and everything in it; what is gone already is no error.
+    """Removes a temporary directory and everything in it. If it does not exist, nothing happens.
 
     Args:
-      path: absolute.
+      path: absolute path of the directory.
 
     Raises:
       ValueError: the path is not that of a temporary directory.
-      OSError: with errno. It is a link or a file, or holds what jaxckpt does not put there: then nothing has been removed.
+      OSError: with errno. If the path is that of a link or a file, or the directory contains something that jaxckpt does not put there,
+        nothing has been removed.
     """
     parent, name = os.path.split(path)
     if not owner.is_temporary(name):
-        raise ValueError(f"{path} is not called like a temporary directory of jaxckpt, so it is not removed.")
+        raise ValueError(f"{path} does not have the name of a temporary directory of jaxckpt, so it was not removed.")
     try:
         os.rmdir(path)
         return
@@ -86,22 +91,24 @@ def remove(path: str) -> None:
         return
     if foreign:
         raise OSError(
-            errno.ENOTEMPTY, f"It holds {foreign[0]!r}, which is not jaxckpt's, so it is not removed; look at it", path
+            errno.ENOTEMPTY,
+            f"It contains {foreign[0]!r}, which is not jaxckpt's, so it was not removed; look at it",
+            path,
         )
-    # Of the directory that was looked at, or not at all.
+    # The identity makes sure that only the directory that was just checked is removed.
     removal.remove_tree(parent, name, identity=(status.st_dev, status.st_ino))
 
 
 def strangers_in(path: str) -> list[str]:
-    """Returns the names in a temporary directory that jaxckpt does not put there, sorted. Raises OSError."""
+    """Returns the names in a temporary directory that are not jaxckpt's, sorted. Raises OSError."""
     return sorted(entry for entry in os.listdir(path) if not _CONTENT.fullmatch(entry))
 
 
 def previous_in(path: str) -> str:
-    """Returns where, in the temporary directory `path`, the checkpoint is that is being replaced."""
+    """Returns the path, in the temporary directory `path`, of the checkpoint that is being replaced."""
     return os.path.join(path, _PREVIOUS)
 
 
 def is_deletion(path: str) -> bool:
-    """Whether a temporary directory holds what is being deleted, rather than what is being saved."""
+    """Whether a temporary directory is that of a deletion, not of a save."""
     return os.path.lexists(os.path.join(path, _DELETED))

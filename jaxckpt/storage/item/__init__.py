@@ -1,1 +1,1 @@
-"""What the files of an Orbax checkpoint say besides the arrays: tree, layout, digests, description."""
+"""An Orbax item apart from the bytes of its arrays: the tree, the layout of arrays, digests, and a description of the save."""

@@ -1,7 +1,7 @@
-"""What is written: a stream of entries, each a leaf with its pieces and where their bytes come from.
+"""The content of one save: a snapshot is a list of entries; each entry is a leaf; an array consists of pieces.
 
-The writer asks every piece for its data when it is that piece's turn: at once if this process holds it, chunk by chunk if it comes
-from elsewhere (`Piece.source` is a function then).
+The writer asks a piece for its data when it writes it. If this process holds the data, it gets it at once. Otherwise `Piece.source` is a
+function that fetches the data chunk by chunk.
 """
 
 import math
@@ -18,11 +18,12 @@ EmptyType = Literal["None", "Dict", "List", "Tuple"]
 
 
 class Blocks(NamedTuple):
-    """The data of an array, which comes block by block.
+    """The data of an array that arrives block by block.
 
     Attributes:
-      shape, dtype: of the array.
-      blocks: the bytes in C order, as contiguous arrays of uint8, each of which is there until the next one is asked for.
+      shape: shape of the array.
+      dtype: dtype of the array.
+      blocks: the bytes of the array in C order, as contiguous arrays of uint8. Each is valid until the next one is asked for.
     """
 
     shape: tuple[int, ...]
@@ -30,7 +31,7 @@ class Blocks(NamedTuple):
     blocks: Iterator[np.ndarray]
 
     def whole(self) -> np.ndarray:
-        """Returns the array. Can be called once."""
+        """Reads all blocks and returns the array. Can be called once."""
         array = np.empty(self.shape, self.dtype)
         flat, at = array.reshape(-1).view(np.uint8), 0
         for block in self.blocks:
@@ -40,12 +41,12 @@ class Blocks(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A box of an array.
+    """A box of an array that is written.
 
     Attributes:
-      start: first index along each axis.
+      start: first index along each axis of the whole array.
       shape: extent along each axis.
-      source: the data, an array of that shape, or what returns any box of it (as `stream` does).
+      source: an array of that shape; or, if the data is elsewhere, a function with the arguments and the result of `stream`.
     """
 
     start: tuple[int, ...]
@@ -54,27 +55,32 @@ class Piece(NamedTuple):
 
     @property
     def is_remote(self) -> bool:
-        """Whether the data has to be fetched from elsewhere."""
+        """Whether the data must be fetched from elsewhere."""
         return not isinstance(self.source, np.ndarray)
 
     def fetch(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """Returns a box of the data. May block; may be called in several threads at once.
+        """Returns a box of the data. May block. Several threads may call it at once.
 
         Args:
-          start: first index along each axis, of the whole array.
-          shape: extent along each axis.
+          start: first index of the box along each axis of the whole array.
+          shape: extent of the box along each axis.
 
         Returns:
-          The box: a view if this process holds the data.
+          The box, as a view if this process holds the data.
         """
         data = self.stream(start, shape)
         return data.whole() if isinstance(data, Blocks) else data
 
     def stream(self, start: tuple[int, ...], shape: tuple[int, ...]) -> "np.ndarray | Blocks":
-        """Returns a box of the data, as `fetch` does, or block by block if that is how it comes."""
+        """Returns a box of the data, as `fetch` does, or as `Blocks` if it arrives block by block.
+
+        Args:
+          start: first index of the box along each axis of the whole array.
+          shape: extent of the box along each axis.
+        """
         if not isinstance(self.source, np.ndarray):
             return self.source(start, shape)
-        # With the dots it is an array also without any axis.
+        # The ellipsis makes the result an array even if it has no axes.
         box: list[Any] = [slice(a - b, a - b + extent) for a, b, extent in zip(start, self.start, shape, strict=True)]
         return self.source[(*box, ...)]
 
@@ -83,14 +89,15 @@ class ArrayContent(NamedTuple):
     """An array (or a scalar) to store.
 
     Attributes:
-      value_type: Orbax's word for what the leaf was.
-      shape, dtype: of the whole array.
-      write_shape: shape of one piece; pieces tile the array.
-      pieces: every element exactly once; may be made as they are asked for. They are iterated over, not indexed.
-      kind: the word of a note, if Orbax has no word for what the leaf is (see `jaxckpt.storage.item.notes`); else None.
-      key_impl: PRNG implementation if this is the data of a typed PRNG key.
-      sharding: the jax.sharding.Sharding of a jax.Array.
-      share: in a job of several processes, who has which pieces; `pieces` are then those of this process.
+      value_type: Orbax's word for the type of the leaf.
+      shape: shape of the whole array.
+      dtype: dtype of the whole array.
+      write_shape: shape of one piece; the pieces tile the array.
+      pieces: contain every element exactly once. May be made on demand, so they are only iterated over, never indexed.
+      kind: word of the leaf's note, if Orbax has no word for its type (see `jaxckpt.storage.item.notes`); otherwise None.
+      key_impl: PRNG implementation, if this is the data of a typed PRNG key; otherwise None.
+      sharding: the jax.sharding.Sharding of a jax.Array; otherwise None.
+      share: in a job of several processes, which process has which pieces; `pieces` then has only those of this process.
     """
 
     value_type: ValueType
@@ -105,25 +112,25 @@ class ArrayContent(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
+        """Size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def share_bytes(self) -> int:
-        """Bytes of the pieces."""
+        """Size of all `pieces` in bytes."""
         return sum(math.prod(piece.shape) for piece in self.pieces) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class StringContent:
-    """A str."""
+    """A str to store."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class EmptyContent:
-    """An empty container or None."""
+    """An empty container or None to store."""
 
     typestr: EmptyType
 
@@ -132,8 +139,8 @@ class Entry(NamedTuple):
     """One leaf of the tree that is written.
 
     Attributes:
-      path: keys from the top, each with whether it is an index into a sequence.
-      content: what to store.
+      path: keys from the root to the leaf. Each key says whether it is an index into a sequence.
+      content: the value to store.
     """
 
     path: Path
@@ -146,20 +153,20 @@ class Entry(NamedTuple):
 
     @property
     def param_name(self) -> str:
-        """Orbax's name of the leaf, the prefix of its keys in the store."""
+        """Orbax's name of the leaf: the path joined by dots. The leaf's keys in the key-value store begin with it."""
         return ".".join([text for text, _ in self.path])
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that one save writes, fixed at one moment. A leaf to Orbax; opened by our handler.
+    """Immutable snapshot of what one save writes. Orbax sees it as one opaque leaf; only our handler looks inside.
 
     Attributes:
       entries: the leaves of the tree.
-      record: what the checkpoint remembers of its save besides the tree, such as its number: names and JSON values. It stands in the
-        checkpoint's own metadata (see `jaxckpt.storage.item.description`), where a program's targets need not know of it.
-      groups: the arrays among the entries once more, each group with the pieces whose chunks share data files with no other group; None
-        if the engine may choose.
+      record: facts about the save that are not in the tree, such as its number: names and JSON values. They are stored in the metadata
+        of the checkpoint (see `jaxckpt.storage.item.description`), so the program's targets need not have them.
+      groups: the array entries again, in groups with the pieces that belong to them. No two groups share a data file. None if the
+        engine may share files as it likes.
     """
 
     entries: tuple[Entry, ...]
@@ -168,12 +175,17 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Size of all arrays in bytes."""
         return sum(entry.content.nbytes for entry in self.entries if isinstance(entry.content, ArrayContent))
 
 
 def padded(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns contiguous data of that shape: what a chunk at the edge of an array lacks is filled up with zeros."""
+    """Returns the data of a whole chunk, contiguous.
+
+    Args:
+      data: the elements of the chunk. At the edge of an array these are fewer than the chunk holds; the rest is filled with zeros.
+      shape: shape of the chunk.
+    """
     if data.shape != shape:
         filled = np.zeros(shape, data.dtype)
         filled[tuple(slice(0, extent) for extent in data.shape)] = data

@@ -1,7 +1,7 @@
-"""What stands beside the tree of an Orbax checkpoint: who reads it, when it was written, and that it is committed.
+"""The description of an Orbax checkpoint (its handler, its times, and jaxckpt's record of the save), and its commit marker.
 
-``_CHECKPOINT_METADATA`` is Orbax's, and written by its checkpointer wherever that drives the save. Its ``custom_metadata`` belongs to the
-program; jaxckpt keeps there, under ``jaxckpt``, one object with what it remembers of the save.
+The file ``_CHECKPOINT_METADATA`` is Orbax's. Orbax's checkpointer writes it if it drives the save. Its ``custom_metadata`` belongs to the
+program; jaxckpt keeps its record of the save there, as one object under the key ``jaxckpt``.
 """
 
 import json
@@ -15,26 +15,26 @@ from jaxckpt._lib.documents import as_dict, as_int, damage, parse
 from jaxckpt.storage import stores
 
 FILE = "_CHECKPOINT_METADATA"
-# In a record: the number that Checkpoint.save_counter had.
+# Key in a record: the value of Checkpoint.save_counter.
 COUNTER = "save_counter"
 MARKER = "commit_success.txt"
-# What Orbax writes for a PyTree; it reads the name of the handler and does without it as well.
+# Orbax writes this handler name for a PyTree. It reads the name, but does not need it.
 _OWN = "jaxckpt"
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 
 def custom(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the ``custom_metadata`` that holds a record: of no record, nothing at all."""
+    """Returns the ``custom_metadata`` that holds a record; an empty dict for an empty record."""
     return {_OWN: dict(record)} if record else {}
 
 
 def write(directory: str, began: int, record: Mapping[str, Any]) -> None:
-    """Writes the description of a checkpoint that is committed now.
+    """Writes the description of a checkpoint, with the present time as its commit time.
 
     Args:
-      directory: of the checkpoint.
+      directory: directory of the checkpoint.
       began: when its save began, in nanoseconds since the epoch.
-      record: what is remembered of the save; see `Snapshot.record`.
+      record: see `Snapshot.record`.
 
     Raises:
       OSError: with errno.
@@ -51,14 +51,14 @@ def write(directory: str, began: int, record: Mapping[str, Any]) -> None:
 
 
 def read(path: str, content: bytes) -> dict[str, Any]:
-    """Returns the record of a checkpoint; one that has none, which plain Orbax or jaxckpt 0.1 wrote, gives an empty one.
+    """Returns the record of a checkpoint; an empty one if it has none, because plain Orbax or jaxckpt 0.1 wrote it.
 
     Args:
-      path: of the file, for messages.
-      content: of the file.
+      path: path of the description, for messages.
+      content: content of the description.
 
     Raises:
-      CorruptCheckpointError: it is not what `write`, or Orbax, writes.
+      CorruptCheckpointError: neither `write` nor Orbax writes such a content.
     """
     with damage(path):
         found = as_dict(as_dict(parse(content), "it").get("custom_metadata") or {}, "custom_metadata")
@@ -71,8 +71,8 @@ def mark(directory: str, final: str) -> None:
     """Writes Orbax's marker of a committed checkpoint.
 
     Args:
-      directory: where.
-      final: the path that the marker names.
+      directory: directory of the checkpoint.
+      final: the path that the text of the marker names.
 
     Raises:
       OSError: with errno.
@@ -81,14 +81,17 @@ def mark(directory: str, final: str) -> None:
 
 
 def commit_seconds(path: str) -> float:
-    """Returns when a checkpoint was committed, in seconds since the epoch, as Orbax recorded it.
+    """Returns when a checkpoint was committed, in seconds since the epoch, as its description says.
+
+    Args:
+      path: path of the checkpoint.
 
     Raises:
-      CorruptCheckpointError: its description does not say so.
-      OSError: it cannot be read.
+      CorruptCheckpointError: the description does not contain the time.
+      OSError: the description cannot be read.
     """
     where = os.path.join(path, FILE)
     with damage(where):
         document = as_dict(parse(stores.read(where, bounds.NOTE_FILE_BYTES)), "it")
-        # Until the year 2262, as the times of files.
+        # `as_int` accepts times until the year 2262, the same limit as for times of files.
         return as_int(document.get("commit_timestamp_nsecs"), "commit_timestamp_nsecs", 1) / 1e9

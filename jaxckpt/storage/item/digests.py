@@ -1,8 +1,8 @@
-"""The file ``_JAXCKPT``: size and crc32c of every metadata file, and of itself.
+"""The digests of a checkpoint: the file ``_JAXCKPT`` holds size and crc32c of every metadata file, and a crc32c of itself.
 
-Array bytes carry a checksum per chunk, OCDBT checks its own nodes; this covers the rest, so that every byte of a checkpoint is covered by
-something. Of a data file the size is noted, and what tells it from another one, whose own checksums are all right: that it begins with
-its name, or, where TensorStore wrote it, a sample of its content.
+Every chunk of an array has its own checksum, and so has every node of an OCDBT database. The digests cover all other bytes of a
+checkpoint. For a data file they hold its size and an identity, which detects that the file was exchanged for another intact one: either
+that the file begins with its own name, or, if TensorStore wrote it, a hash of a sample of its content.
 """
 
 import hashlib
@@ -26,21 +26,21 @@ from jaxckpt.storage.stores.inside import Inside
 FILE = "_JAXCKPT"
 _NAMED = "named"
 _ENDS, _END = "ends ", 4096
-# What a sample is of: so many parts of 64 bytes, and the end. The second one is what the first checkpoints have.
+# A sample consists of this many parts of 64 bytes, and of the end of the file. The oldest checkpoints have the second kind.
 _SAMPLES = {"sample64 ": 64, "sample ": 256}
 _PART = 64
 _OCDBT_DATA = re.compile(r"(ocdbt\.process_[^/]*/)?d/")
 _IDENTITY = re.compile(r"[0-9a-f]{8}|named|(?:sample64|sample|ends) [0-9a-f]{16}")
-# Orbax rewrites this one, with the time of the commit, after the handler has finished.
+# Orbax writes these files, with the time of the commit, after the handler has finished.
 _LATE = {description.FILE, description.MARKER}
 
 
 class Noted(NamedTuple):
-    """What is noted of a file.
+    """The digest of one file.
 
     Attributes:
-      size: in bytes; None where it was not known (of a data file in a bucket).
-      identity: the checksum of a metadata file, or what tells a data file from others.
+      size: size in bytes; None if it was not known (for a data file in a bucket).
+      identity: the checksum of a metadata file, or the identity of a data file.
     """
 
     size: int | None
@@ -48,7 +48,7 @@ class Noted(NamedTuple):
 
     @property
     def is_of_data(self) -> bool:
-        """Whether this is of a data file: not a checksum of all of it."""
+        """Whether this is the digest of a data file, which is not a checksum of all its bytes."""
         return self.identity.startswith((_NAMED, *_SAMPLES, _ENDS))
 
 
@@ -56,12 +56,12 @@ Digests = Mapping[str, Noted]
 
 
 def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) -> None:
-    """Writes the digests of the files of `directory`.
+    """Writes the digests of the files of a checkpoint.
 
     Args:
-      directory: of the checkpoint, not committed yet.
-      late: include the files that Orbax writes last.
-      ignored: names of files that are none of the checkpoint.
+      directory: directory of the checkpoint, which is not committed yet.
+      late: whether to include the files that Orbax writes last.
+      ignored: names of files that do not belong to the checkpoint.
     """
     noted: dict[str, Any] = {}
     names = stores.tree(directory)
@@ -80,10 +80,14 @@ def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) 
 
 
 def read(inside: Inside) -> dict[str, Noted]:
-    """Returns what is noted of every file, by its path in the checkpoint.
+    """Returns the digest of every file, by its path in the checkpoint.
+
+    Args:
+      inside: the files of the checkpoint.
 
     Raises:
-      CorruptCheckpointError: the file is missing or damaged.
+      CorruptCheckpointError: ``_JAXCKPT`` is missing or damaged.
+      OSError: it cannot be read.
     """
     path = os.path.join(inside.directory, FILE)
     with damage(path):
@@ -119,7 +123,17 @@ def _noted(value: list[Any]) -> Noted:
 
 
 def check(directory: str, name: str, content: bytes, noted: Digests) -> None:
-    """Raises CorruptCheckpointError unless `content` is what was written as the metadata file `name`."""
+    """Checks a metadata file against its digest.
+
+    Args:
+      directory: directory of the checkpoint.
+      name: name of the file in it.
+      content: content of the file.
+      noted: the digests.
+
+    Raises:
+      CorruptCheckpointError: the content does not match the digest, or the file has none.
+    """
     expected = noted.get(name)
     if expected is not None and expected.size == len(content) and expected.identity == checksum(content):
         return
@@ -129,7 +143,15 @@ def check(directory: str, name: str, content: bytes, noted: Digests) -> None:
 
 
 def check_sizes(inside: Inside, noted: Digests) -> list[tuple[str, str]]:
-    """Returns what is wrong with which files: missing ones, and ones of another size (which is not known in a bucket)."""
+    """Compares the sizes of all files with the digests.
+
+    Args:
+      inside: the files of the checkpoint.
+      noted: the digests.
+
+    Returns:
+      Name and problem of each file that is missing, is not a regular file, or has another size. In a bucket, sizes are not checked.
+    """
     problems = []
     present = set(stores.tree(inside.directory))
     for name, expected in noted.items():
@@ -139,15 +161,25 @@ def check_sizes(inside: Inside, noted: Digests) -> list[tuple[str, str]]:
         try:
             size = inside.size(name)
         except (DamagedError, OSError) as error:
-            problems.append((name, f"this is not a file of the checkpoint ({error})"))
+            problems.append((name, f"this is not a regular file of the checkpoint ({error})"))
             continue
         if size is not None and expected.size is not None and size != expected.size:
-            problems.append((name, f"this file has {size} bytes instead of {expected.size}"))
+            problems.append((name, f"this file is {size} bytes long, expected {expected.size}"))
     return problems
 
 
 def check_data(inside: Inside, name: str, noted: Digests) -> None:
-    """Raises CorruptCheckpointError unless a data file is the one that was written."""
+    """Checks that a data file is the one that was written, by its size and identity.
+
+    Args:
+      inside: the files of the checkpoint.
+      name: name of the file.
+      noted: the digests.
+
+    Raises:
+      CorruptCheckpointError: the file is missing, or is another one.
+      OSError: the file cannot be read.
+    """
     path = os.path.join(inside.directory, name)
     size, identity = noted[name]
     with damage(path):
@@ -165,7 +197,7 @@ def check_data(inside: Inside, name: str, noted: Digests) -> None:
 
 
 def _identity(path: str, ocdbt: bool) -> list[Any]:
-    """Returns what is noted of a data file: its size, and what tells it from others."""
+    """Returns the digest of a data file: its size and its identity."""
     size = stores.size(path)
     if size is None:
         return [size, _ends(path)]
@@ -175,12 +207,12 @@ def _identity(path: str, ocdbt: bool) -> list[Any]:
 
 
 def _is_noted(path: str, size: int | None, noted: str) -> bool:
-    """Whether a data file of that size is the one of which `noted` was noted."""
+    """Whether a data file of that size has the identity `noted`."""
     if noted == _NAMED:
         return _is_named(path)
     if noted.startswith(_ENDS):
         return _ends(path) == noted
-    # Where the size was not known, only the ends were noted.
+    # `_noted` makes sure that the size is known here: without a size, only `_ENDS` is allowed.
     assert size is not None
     return _sample(path, size, f"{noted.partition(' ')[0]} ") == noted
 
@@ -192,24 +224,29 @@ def _is_named(path: str) -> bool:
 
 
 def _sample(path: str, size: int, kind: str) -> str:
-    """Returns a digest of the end of a file (where a chunk's own checksum is) and of small parts all over it."""
+    """Returns a hash of the end of a file (where a chunk has its checksum) and of small parts spread over it."""
     step = max(_PART, size // _SAMPLES[kind])
     parts = [(position, _PART) for position in range(0, size, step)]
     return kind + _digest(path, [*parts, (max(0, size - _END), _END)])
 
 
 def _ends(path: str) -> str:
-    """Returns a digest of the beginning and the end of a file whose size is not known: every part of an object is a request."""
+    """Returns a hash of the beginning and the end of an object, whose size is not known. More parts would take more requests."""
     return _ENDS + _digest(path, [(0, _END), (-_END, _END)])
 
 
 def _digest(path: str, parts: list[tuple[int, int]]) -> str:
-    # Not crc32c: a chunk that ends in its own crc32c has the same one as every other.
+    # crc32c would not do: over a chunk and its own crc32c it gives the same value for every chunk.
     return hashlib.blake2b(b"".join(stores.ranges(path, parts)), digest_size=8).hexdigest()
 
 
 def is_data(name: str, ocdbt: bool) -> bool:
-    """Whether a file holds data that carries checksums of its own: OCDBT's values and nodes, or a chunk."""
+    """Whether a file is a data file: its content has checksums of its own.
+
+    Args:
+      name: path of the file in the checkpoint.
+      ocdbt: whether the checkpoint has an OCDBT database. Then data files hold its values and nodes; otherwise each holds a chunk.
+    """
     if ocdbt:
         return _OCDBT_DATA.match(name) is not None
     return "/c/" in f"/{name}/" and not name.endswith("/zarr.json")

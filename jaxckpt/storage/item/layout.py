@@ -1,6 +1,6 @@
-"""How an array lies in the key-value store: zarr v3 metadata, chunks, codecs. Pure.
+"""The layout of an array in the key-value store: zarr v3 metadata, chunks, codecs. Pure functions.
 
-Every chunk is followed by its crc32c (the codec of the zarr v3 standard), so that any reader of zarr detects a flipped bit.
+A crc32c (the codec of the zarr v3 standard) follows every chunk, so every zarr reader detects a flipped bit.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Path, leaf_name
 
 CHECKSUM_BYTES = checksum.BYTES
-# Arrays up to this size are encoded here and put into the store directly: opening a TensorStore costs 20 times as much as the bytes.
+# Arrays up to this many bytes are encoded here and put into the store directly: opening a TensorStore array would take 20 times as long.
 SMALL_BYTES = 1 << 17
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 _SINGLE_BYTES: dict[str, Any] = {"name": "bytes"}
@@ -28,7 +28,12 @@ _ZSTD: dict[str, Any] = {"name": "zstd", "configuration": {"level": 1, "checksum
 
 
 def codecs(dtype: np.dtype[Any], compression: str | None = None) -> list[dict[str, Any]]:
-    """Returns the zarr v3 codecs of an array: bytes, perhaps zstd, then crc32c."""
+    """Returns the zarr v3 codecs of an array: bytes, then zstd if it is compressed, then crc32c.
+
+    Args:
+      dtype: dtype of the array.
+      compression: "zstd" or None.
+    """
     first = _SINGLE_BYTES if dtype.itemsize == 1 else _BYTES
     return [first, _ZSTD, _CRC32C] if compression == "zstd" else [first, _CRC32C]
 
@@ -45,14 +50,28 @@ def _fill_value(dtype: np.dtype[Any]) -> Any:
 def metadata_json(
     shape: tuple[int, ...], dtype: np.dtype[Any], chunk_shape: tuple[int, ...], compression: str | None = None
 ) -> bytes:
-    """Returns the content of an array's ``zarr.json``."""
+    """Returns the content of an array's ``zarr.json``.
+
+    Args:
+      shape: shape of the array.
+      dtype: dtype of the array.
+      chunk_shape: shape of its chunks. An extent of 0 counts as 1.
+      compression: "zstd" or None.
+    """
     return json.dumps(metadata(shape, dtype, chunk_shape, compression), separators=(",", ":")).encode()
 
 
 def metadata(
     shape: tuple[int, ...], dtype: np.dtype[Any], chunk_shape: tuple[int, ...], compression: str | None = None
 ) -> dict[str, Any]:
-    """Returns the zarr v3 metadata of an array."""
+    """Returns the zarr v3 metadata of an array.
+
+    Args:
+      shape: shape of the array.
+      dtype: dtype of the array.
+      chunk_shape: shape of its chunks. An extent of 0 counts as 1.
+      compression: "zstd" or None.
+    """
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -66,15 +85,18 @@ def metadata(
 
 
 def array_path(param_name: str) -> str:
-    """Returns the prefix of an array's keys in the store: Orbax's name of the leaf, ended by one ``/`` as Orbax ends it."""
+    """Returns the prefix of an array's keys in the store: Orbax's name of the leaf, with one ``/`` at its end, as Orbax writes it."""
     return param_name if param_name.endswith("/") else param_name + "/"
 
 
 def refuse_collisions(paths: Sequence[Path]) -> None:
     """Refuses leaves that Orbax cannot tell apart.
 
+    Args:
+      paths: paths of all leaves.
+
     Raises:
-      ValueError: two of the leaves at `paths` would have the same files; names both.
+      ValueError: two leaves would be stored under the same keys; the message names both.
     """
     stored = [array_path(".".join([text for text, _ in path])) for path in paths]
     if len(set(stored)) == len(stored):
@@ -88,47 +110,56 @@ def refuse_collisions(paths: Sequence[Path]) -> None:
 
 
 def chunk_key(index: tuple[int, ...]) -> str:
-    """Returns the key of a chunk below its array: ``c/0/1``."""
+    """Returns the key of a chunk, relative to its array.
+
+    Args:
+      index: index of the chunk along each axis; ``(0, 1)`` gives ``c/0/1``.
+    """
     return "/".join(("c", *map(str, index)))
 
 
 def largest_chunk(settings: WriteSettings) -> int:
-    """Returns the largest chunk in bytes that the settings allow, its checksum not counted."""
+    """Returns the size in bytes of the largest chunk that the settings allow, without its checksum."""
     limit = settings.chunk_byte_size
     if settings.max_file_size is not None:
         if uses_ocdbt(settings):
-            limit = min(limit, settings.max_file_size // 4)  # A data file may outgrow its target by a chunk.
+            # A data file may exceed its target size by one chunk.
+            limit = min(limit, settings.max_file_size // 4)
         else:
-            # zstd may add as much as this to noise.
+            # zstd may add up to this many bytes to data that it cannot compress.
             slack = 0 if compression(settings) is None else (settings.max_file_size >> 6) + 128
             limit = min(limit, settings.max_file_size - CHECKSUM_BYTES - slack)
     return limit
 
 
 def compression(settings: WriteSettings) -> str | None:
-    """Returns the compression that is used: none in files so small that its overhead would not fit."""
+    """Returns the compression that a save uses. Files may be limited to a size so small that its overhead does not fit: then None."""
     return None if settings.max_file_size is not None and settings.max_file_size < 1024 else settings.compression
 
 
 def uses_ocdbt(settings: WriteSettings) -> bool:
     """Whether chunks are packed into OCDBT data files.
 
-    OCDBT closes a file once it *exceeds* its target, by one chunk or one B-tree node (8 MB at most), so a limit well above that can be
-    kept. Below it every chunk gets a file of its own, which no file can outgrow.
+    OCDBT closes a file only after it has exceeded its target, by one chunk or one B-tree node (8 MB at most). So it can keep only a limit
+    well above that. With a lower limit, every chunk gets a file of its own, and the chunks are small enough for the limit.
     """
     return settings.max_file_size is None or settings.max_file_size >= 64 << 20
 
 
 def target_data_file_size(settings: WriteSettings) -> int:
-    """Returns the size at which OCDBT closes a data file, so that no file outgrows `max_file_size`."""
+    """Returns the size in bytes at which OCDBT closes a data file, so that no file exceeds `max_file_size`."""
     if settings.max_file_size is None:
         return settings.target_data_file_size
-    # The file may grow by one more chunk, and by what arrives while it is closed.
+    # The file may still grow by one chunk, and by data that arrives while it is being closed.
     return min(settings.target_data_file_size, settings.max_file_size // 4)
 
 
 def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]:
-    """Returns the shape of the chunks of an array that is written; of a small one the pieces are the chunks.
+    """Returns the shape of the chunks of an array that is written. If the array is small, its pieces are its chunks.
+
+    Args:
+      content: the array.
+      settings: how it is written.
 
     Raises:
       ValueError: one element is larger than the settings allow.
@@ -143,20 +174,24 @@ def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]
 def chunks_in(
     start: tuple[int, ...], extents: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Yields the chunks of a box of an array: index, first element, and extents (smaller at the edge of the array).
+    """Yields the chunks of a box of an array. The box consists of whole chunks.
 
     Args:
-      start, extents: of the box, which is made of whole chunks.
+      start: first index of the box along each axis of the array.
+      extents: extent of the box along each axis.
       chunk: shape of the chunks.
-      shape: of the array.
+      shape: shape of the array.
+
+    Yields:
+      For each chunk: its index, the index of its first element in the array, and its extents (smaller at the edge of the array).
 
     Raises:
-      ValueError: the box is not made of whole chunks.
+      ValueError: the box does not consist of whole chunks.
     """
     ends = tuple(first + extent for first, extent in zip(start, extents, strict=True))
     for first, end, cut, whole in zip(start, ends, chunk, shape, strict=True):
         if first % cut or (end % cut and end != whole):
-            raise ValueError(f"the box at {start} of shape {extents} is not made of chunks of shape {chunk}")
+            raise ValueError(f"the box at {start} of shape {extents} does not consist of chunks of shape {chunk}")
     axes = [range(first // cut, -(-end // cut)) for first, end, cut in zip(start, ends, chunk, strict=True)]
     for index in itertools.product(*axes):
         begin = tuple(number * cut for number, cut in zip(index, chunk, strict=True))
@@ -172,16 +207,16 @@ def chunk_shape(
 ) -> tuple[int, ...]:
     """Chooses the chunks of an array.
 
-    A chunk never reaches across two pieces (each piece is written on its own) and is contiguous in its piece where possible, so
-    that it can be written without a copy.
+    A chunk never reaches into a second piece, because each piece is written on its own. If possible, a chunk is contiguous in its piece,
+    so that it can be written without a copy.
 
     Args:
-      shape: of the array.
-      write_shape: of the pieces that tile the array.
-      itemsize: bytes of one element.
-      limit: largest chunk in bytes.
-      is_strict: make many small chunks rather than one that is too large, where pieces have extents (prime numbers, say) that
-        cannot be divided as needed.
+      shape: shape of the array.
+      write_shape: shape of the pieces that tile the array.
+      itemsize: size of one element in bytes.
+      limit: size of the largest chunk in bytes.
+      is_strict: whether `limit` must be kept even if that makes very many small chunks, because an extent of the pieces has few divisors
+        (a prime number, say).
 
     Raises:
       ValueError: one element is larger than `limit`.
@@ -190,22 +225,24 @@ def chunk_shape(
         raise ValueError(f"one element has {itemsize} bytes, more than the limit of {limit} bytes")
     chunk = [max(1, extent) for extent in write_shape]
     for axis, extent in enumerate(chunk):
-        before = math.prod(chunk[:axis])  # 1, but where an axis was left whole
+        # This is 1, unless an axis before this one was left whole.
+        before = math.prod(chunk[:axis])
         rest = math.prod(chunk[axis + 1 :]) * itemsize
         if before * extent * rest <= limit:
             break
         fits = max(1, limit // (before * rest))
         if write_shape[axis] == shape[axis]:
-            # Not divided between pieces: any extent will do; equal parts waste least.
+            # The pieces do not divide this axis, so any extent is possible. Equal parts waste least.
             chunk[axis] = -(-extent // -(-extent // fits))
         else:
             divisor = _largest_divisor(extent, fits)
             if 4 * divisor < fits and before * extent * itemsize <= limit and rest > itemsize:
-                continue  # The axes after this one can be divided instead.
+                # Divide the axes after this one instead.
+                continue
             if 16 * divisor < fits and not is_strict:
                 divisor = _smallest_divisor(extent, fits)
             chunk[axis] = divisor
-        # The axes after this one are shortened only where a single index is still too large.
+        # If one chunk still is too large, the next axis is shortened too.
         if before * chunk[axis] * rest <= limit:
             break
     return tuple(chunk)

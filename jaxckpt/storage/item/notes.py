@@ -1,7 +1,7 @@
-"""The notes: words with which jaxckpt marks leaves for which Orbax has no word of its own. The words are part of the format.
+"""The notes: words by which jaxckpt marks leaves whose type Orbax has no word for. The words are part of the format.
 
-A note stands under ``custom_metadata.jaxckpt.kinds`` in ``_METADATA``, by Orbax's name of the leaf. A checkpoint that holds a note that
-is not known counts as damaged, so a new one can only be read by the version that adds it, and by later ones.
+A note is stored in ``_METADATA``, in ``custom_metadata.jaxckpt.kinds``, by Orbax's name of the leaf. A checkpoint with an unknown note
+counts as damaged. So only the version of jaxckpt that adds a note, and later versions, can read checkpoints with it.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,10 @@ class Note:
     """One word of the format.
 
     Attributes:
-      word: what is written.
-      fits: says whether an array of this shape and dtype can be such a leaf; None if any can. What it refuses is damage.
-      has_own_shape: shape or dtype depend on the value, so that two processes may have different ones.
+      word: the word that is written.
+      fits: says whether an array of this shape and dtype can be such a leaf. An array that it refuses counts as damaged. None if every
+        array fits.
+      has_own_shape: whether shape or dtype depend on the value, so that they may differ between processes.
     """
 
     word: str
@@ -34,38 +35,42 @@ BYTES = Note("bytes", _is_row_of_bytes, has_own_shape=True)
 """Python's bytes, stored as an array of uint8."""
 
 NUMPY_SCALAR = Note("numpy")
-"""A scalar of numpy, which has a dtype that somebody chose. Orbax has one word for it and for Python's scalars."""
+"""A numpy scalar, whose dtype must be kept. Orbax has one word for numpy scalars and Python numbers."""
 
 JAX_ARRAY = Note("jax")
-"""A jax.Array that several processes saved. Orbax is told that it is a numpy array (see `jaxckpt.saving.shards`)."""
+"""A jax.Array that several processes saved. For Orbax it is described as a numpy array (see `jaxckpt.saving.shards`)."""
 
 _notes = {note.word: note for note in (BYTES, NUMPY_SCALAR, JAX_ARRAY)}
 
 
 def find(word: str) -> Note | None:
-    """Returns the note with this word, or None if it is not known."""
+    """Returns the note with this word, or None if it is unknown."""
     return _notes.get(word)
 
 
 def checked() -> frozenset[str]:
-    """Returns the words of the notes that say what an array can be."""
+    """Returns the words of the notes that not every array fits."""
     return frozenset(note.word for note in _notes.values() if note.fits is not None)
 
 
 def has_own_shape(word: str | None) -> bool:
-    """Whether the shape or the dtype of a leaf with this note depends on its value. `word`: of the note; None for a leaf without one."""
+    """Whether the shape or the dtype of a leaf with this note depends on its value.
+
+    Args:
+      word: word of the note; None for a leaf without a note.
+    """
     note = None if word is None else _notes.get(word)
     return note is not None and note.has_own_shape
 
 
 def add(note: Note) -> None:
-    """Makes a note known.
+    """Adds a note. A note may be added twice.
 
     Args:
-      note: of a kind of leaf that is registered while the program runs. One that is known already may be added again.
+      note: note of a leaf kind that the program registers.
 
     Raises:
       ValueError: another note has the same word.
     """
     if _notes.setdefault(note.word, note) != note:
-        raise ValueError(f"The note {note.word!r} of another kind of leaf is known already. Choose another word.")
+        raise ValueError(f"Another leaf kind already uses the note {note.word!r}. Choose another word.")

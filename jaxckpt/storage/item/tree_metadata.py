@@ -1,6 +1,6 @@
-"""Reads Orbax's description of a tree: ``_METADATA``, ``_sharding`` and ``array_metadatas/``. `tree_text` writes it.
+"""Reads Orbax's metadata of a tree: ``_METADATA``, ``_sharding`` and ``array_metadatas/``. `tree_text` writes it.
 
-What Orbax has no word for stands under ``custom_metadata.jaxckpt``, where Orbax keeps it and ignores it.
+Facts for which Orbax has no field are stored in ``custom_metadata.jaxckpt``, which Orbax keeps and ignores.
 """
 
 import base64
@@ -28,7 +28,7 @@ from jaxckpt.storage.stores.inside import Inside
 from jaxckpt.tree.names import leaf_name
 
 FILE = "_METADATA"
-# What Orbax writes first into it.
+# Orbax writes this key first into the file.
 KEY = b'"tree_metadata"'
 SHARDINGS = "_sharding"
 ARRAY_METADATAS = "array_metadatas"
@@ -36,7 +36,18 @@ FORMAT = 1
 
 
 def read_shardings(content: bytes, where: str) -> dict[str, str]:
-    """Parses the content of ``_sharding``: text by Orbax's name of the leaf. Raises CorruptCheckpointError."""
+    """Parses the content of ``_sharding``.
+
+    Args:
+      content: content of the file.
+      where: path of the file, for the error.
+
+    Returns:
+      Orbax's text for the sharding of each array, by Orbax's name of the leaf.
+
+    Raises:
+      CorruptCheckpointError: Orbax does not write such a content.
+    """
     with damage(where):
         return {
             base64.urlsafe_b64decode(key).decode("utf-8", "surrogatepass"): as_text(text, "a sharding")
@@ -45,15 +56,15 @@ def read_shardings(content: bytes, where: str) -> dict[str, str]:
 
 
 class StoredLeaf(NamedTuple):
-    """What the tree metadata says of a leaf.
+    """The tree metadata of one leaf.
 
     Attributes:
-      path: keys from the top, each with whether Orbax takes it for an index.
-      param_name: Orbax's name, the prefix of its keys in the store.
-      value_type: Orbax's word: "jax.Array", "np.ndarray", "scalar", "string", that of an empty container, or of a program's own
-        type handler.
-      kind: the word of the note that jaxckpt made of it (see `jaxckpt.storage.item.notes`), or None.
-      key_impl: PRNG implementation, if the leaf holds a typed key.
+      path: keys from the root to the leaf. Each key says whether Orbax takes it for an index.
+      param_name: Orbax's name of the leaf. The leaf's keys in the key-value store begin with it.
+      value_type: Orbax's word for the type: "jax.Array", "np.ndarray", "scalar", "string", the type of an empty container, or the word
+        of a program's own type handler.
+      kind: word of the note that jaxckpt wrote for the leaf (see `jaxckpt.storage.item.notes`), or None.
+      key_impl: PRNG implementation, if the leaf is a typed PRNG key; otherwise None.
     """
 
     path: tuple[tuple[str, bool], ...]
@@ -79,11 +90,15 @@ class StoredLeaf(NamedTuple):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether a type handler has stored this that Orbax does not come with, in a form that only that handler can read."""
+        """Whether a type handler of the program stored this leaf, so that perhaps only that handler can read it."""
         return self.value_type not in _KNOWN
 
     def foreign(self, path: str) -> str:
-        """Returns what to say of a foreign leaf of the checkpoint `path`."""
+        """Returns the error message for a read of this foreign leaf.
+
+        Args:
+          path: path of the checkpoint.
+        """
         return (
             f"{self.name}: {path} holds a leaf that Orbax's type handler for {self.value_type!r} stored. jaxckpt cannot read it; plain "
             "Orbax can, where that handler is registered."
@@ -98,11 +113,11 @@ class StoredTree:
     """The tree metadata of a checkpoint.
 
     Attributes:
-      leaves: in stored order, empty containers included.
-      use_zarr3: zarr version 3, otherwise 2.
-      complete_chunks: every chunk was stored, so that a missing one is damage and not a fill value.
-      by_jaxckpt: jaxckpt's format number, or None if plain Orbax wrote it.
-      sequences: paths (keys as text) of containers that are sequences although Orbax takes them for dicts.
+      leaves: all leaves in stored order, including empty containers.
+      use_zarr3: whether arrays are stored as zarr version 3; otherwise as version 2.
+      complete_chunks: whether every chunk was stored. Then a missing chunk is damage; otherwise it stands for the fill value.
+      by_jaxckpt: number of jaxckpt's format, or None if plain Orbax wrote the checkpoint.
+      sequences: paths (keys as text) of the containers that are sequences although they are described to Orbax as dicts.
     """
 
     leaves: tuple[StoredLeaf, ...]
@@ -117,11 +132,11 @@ def read(inside: Inside, content: bytes) -> StoredTree:
     """Parses the content of ``_METADATA``.
 
     Args:
-      inside: the directory that it is from, where the array metadata files are.
-      content: of the file.
+      inside: the files of its directory, which has the array metadata files too.
+      content: content of the file.
 
     Raises:
-      CorruptCheckpointError: it is not what Orbax writes, or from a later jaxckpt.
+      CorruptCheckpointError: Orbax does not write such a content, or a later jaxckpt wrote it.
       OSError: an array metadata file cannot be read.
     """
     where = os.path.join(inside.directory, FILE)
@@ -132,7 +147,7 @@ def read(inside: Inside, content: bytes) -> StoredTree:
         leaves = []
         for described in as_dict(document["tree_metadata"], "tree_metadata").values():
             path = tuple([(key["key"], key["key_type"] == 1) for key in described["key_metadata"]])
-            # Raises TypeError if a key is no text.
+            # This raises TypeError if a key is not text.
             name = ".".join([text for text, _ in path])
             value_type = described["value_metadata"]["value_type"]
             leaves.append(StoredLeaf(path, name, value_type, kinds.get(name), impls.get(name)))
@@ -145,7 +160,12 @@ def read(inside: Inside, content: bytes) -> StoredTree:
 
 
 def _custom(document: dict[str, Any]) -> tuple[int | None, dict[str, str], frozenset[tuple[str, ...]]]:
-    """Returns the format of the jaxckpt that wrote a tree, None for plain Orbax, and what it noted of leaves and of sequences."""
+    """Returns jaxckpt's entries in ``_METADATA``.
+
+    Returns:
+      Number of the format (None if plain Orbax wrote the file), words of the notes by Orbax's name of the leaf, and
+      `StoredTree.sequences`.
+    """
     custom = as_dict(document.get("custom_metadata") or {}, "custom_metadata").get("jaxckpt")
     if custom is None:
         return None, {}, frozenset()
@@ -156,7 +176,7 @@ def _custom(document: dict[str, Any]) -> tuple[int | None, dict[str, str], froze
         )
     kinds = as_dict(custom.get("kinds"), "kinds")
     if not all(type(word) is str and notes.find(word) is not None for word in kinds.values()):
-        raise DamagedError("it notes a kind of leaf that is unknown")
+        raise DamagedError("it contains an unknown note of a leaf")
     sequences = as_list(custom.get("sequences", []), "sequences")
     return (
         number,
@@ -170,7 +190,7 @@ def _check_leaves(leaves: Sequence[StoredLeaf]) -> None:
         raise DamagedError("a leaf has a value_type that is not a string")
     if max([len(leaf.path) for leaf in leaves], default=0) > bounds.TREE_LEVELS:
         raise DamagedError(f"a leaf lies more than {bounds.TREE_LEVELS} levels deep")
-    # Orbax knows no difference between a key that holds a dot and two keys.
+    # Orbax cannot tell one key that contains a dot from two keys.
     names = [leaf.param_name for leaf in leaves if not leaf.is_empty]
     if len(set(names)) != len(names):
         raise DamagedError("it names a leaf twice")
@@ -185,7 +205,7 @@ def _key_impls(inside: Inside) -> dict[str, str]:
         return found
     except NotADirectoryError as error:
         where = os.path.join(inside.directory, ARRAY_METADATAS)
-        raise CorruptCheckpointError.at(where, "this is damaged: it is not a directory.") from error
+        raise CorruptCheckpointError.at(where, "the checkpoint is damaged: this is not a directory.") from error
     for name in names:
         with damage(os.path.join(inside.directory, ARRAY_METADATAS, name)):
             content = inside.read(f"{ARRAY_METADATAS}/{name}", bounds.METADATA_FILE_BYTES)

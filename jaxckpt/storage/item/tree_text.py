@@ -1,6 +1,6 @@
-"""Writes Orbax's description of a tree: what `tree_metadata` reads, ``_sharding``, ``array_metadatas/`` and ``_strings.json``.
+"""Writes Orbax's metadata of a tree: ``_METADATA``, ``_sharding``, ``array_metadatas/`` and ``_strings.json``.
 
-The format is Orbax's (0.12); tests load what is written here with Orbax itself.
+The format is that of Orbax 0.12. Tests load the files with Orbax itself. `tree_metadata` reads them.
 """
 
 import base64
@@ -17,17 +17,23 @@ from jaxckpt.storage.item.tree_metadata import ARRAY_METADATAS, FILE, FORMAT, SH
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Key, Path
 
-# What a tree without any leaf is described as: its root, an empty dict.
+# A tree without leaves is described by its root, an empty dict.
 _NOTHING = (Entry((), EmptyContent("Dict")),)
 
 
 def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, process: int = 0) -> None:
-    """Writes the description of `snapshot` into `directory`.
+    """Writes the tree metadata of a snapshot.
+
+    Args:
+      directory: directory of the item.
+      snapshot: the snapshot, with all its leaves.
+      settings: how the arrays are written.
+      process: index of the process; part of the name of the array metadata file.
 
     Raises:
       OSError: with errno.
     """
-    # As text, leaf by leaf: dicts in dicts for thousands of leaves take several times as long.
+    # The text is made leaf by leaf: for thousands of leaves, nested dicts and json.dumps would take several times as long.
     tree: list[str] = []
     texts: dict[str, Any] = {}
     shardings: dict[str, str] = {}
@@ -51,7 +57,8 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
             if content.value_type == "jax.Array":
                 write_shape = f', "write_shape": {_extents(content.write_shape)}'
                 arrays.append(_array_metadata(name, content, settings))
-                key = id(content.sharding)  # Shardings are slow to hash, and thousands of leaves share a few.
+                # Shardings are slow to hash, and thousands of leaves share a few.
+                key = id(content.sharding)
                 if key not in sharding_texts:
                     sharding_texts[key] = compat.sharding_text(content.sharding)
                 if (text := sharding_texts[key]) is not None:
@@ -79,14 +86,18 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
 
 
 class _Keys:
-    """How Orbax is told of the keys of a tree.
+    """The keys of a tree, as they are described to Orbax.
 
-    Orbax rebuilds a sequence item by item, so that one with a hole (of what nothing is stored, such as a function in an `nnx.List`) is
-    a dict for it, as are all containers of NNX objects. What is one container for many leaves is worked out once.
+    Orbax rebuilds a sequence item by item. So a sequence with a hole (an item that is not stored, such as a function in an `nnx.List`) is
+    described as a dict, and so is every container of an NNX object. The text for a container is made once for all its leaves.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Args: of all leaves."""
+        """Finds the containers.
+
+        Args:
+          paths: paths of all leaves.
+        """
         self.paths = paths
         children: dict[Path, set[Key]] = {}
         level = paths
@@ -100,7 +111,7 @@ class _Keys:
                         above.append(parent)
                     keys.add(path[-1])
             level = above
-        # Containers whose keys are indices, each with whether Orbax is told that it is a sequence.
+        # Each container whose keys are indices → whether it is described as a sequence.
         self._indexed = {
             parent: keys.issuperset([Key(str(index), True) for index in range(len(keys))])
             for parent, keys in children.items()
@@ -109,11 +120,11 @@ class _Keys:
         self._above: dict[Path, str] = {(): ""}
 
     def text(self, path: Path) -> str:
-        """Returns the keys of a leaf as JSON objects."""
+        """Returns the keys of a leaf as JSON objects, separated by commas."""
         return self._to(path[:-1]) + self._last(path) if path else ""
 
     def _to(self, path: Path) -> str:
-        """Returns the keys of a container, and what separates them from the next."""
+        """Returns the keys of a container as JSON objects, with a comma after each."""
         found = self._above.get(path)
         if found is None:
             found = self._above[path] = f"{self._to(path[:-1])}{self._last(path)}, "
@@ -125,7 +136,7 @@ class _Keys:
         return f'{{"key": {_quoted(text)}, "key_type": {key_type}}}'
 
     def sequences(self) -> list[list[str]]:
-        """Returns the containers that are not described as the sequences that they are: readers take them for what they are."""
+        """Returns the paths of the sequences that are described as dicts, so that jaxckpt restores them as sequences."""
         return [[key.text for key in path] for path, is_sequence in self._indexed.items() if not is_sequence]
 
 
@@ -133,7 +144,7 @@ _latest_keys = _Keys(())
 
 
 def _keys(paths: Sequence[Path]) -> _Keys:
-    """Returns the keys of a tree. A training loop saves the same paths (see `jaxckpt.tree.flatten`) again and again."""
+    """Returns the `_Keys` of a tree. The latest are cached: a training loop saves the same paths (see `jaxckpt.tree.flatten`) each time."""
     global _latest_keys
     found = _latest_keys
     if len(paths) != len(found.paths) or not all(map(operator.is_, paths, found.paths)):

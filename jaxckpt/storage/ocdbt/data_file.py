@@ -1,4 +1,4 @@
-"""A data file of an OCDBT database: values and nodes are appended to it."""
+"""A new data file of an OCDBT database, to which values and nodes are appended."""
 
 import os
 import secrets
@@ -10,18 +10,31 @@ from jaxckpt._lib import checksum
 from jaxckpt.storage.ocdbt.model import Place
 
 NAME_BYTES = 16
-# Is checksummed, then written, while it is in the cache.
+# A block is checksummed and then written while it is in the cache.
 _BLOCK = 1 << 20
 
 
 class DataFile:
-    """A new data file of the database in `directory`. The caller closes it, or gives its descriptor away.
+    """A new data file. The caller must call `close` or `release`.
 
-    It begins with its own name, which nothing refers to: a file that was exchanged for another one, whose checksums are all right, is
-    told by that.
+    The file begins with its own name. By it, a reader recognizes a file that was exchanged for another intact one.
+
+    Attributes:
+      name: path of the file, relative to the database.
+      path: path of the file.
+      descriptor: descriptor of the open file; -1 after `release` or `close`.
+      size: size of the file in bytes.
     """
 
     def __init__(self, directory: str) -> None:
+        """Makes the file.
+
+        Args:
+          directory: directory of the database.
+
+        Raises:
+          OSError: with errno.
+        """
         name = secrets.token_bytes(NAME_BYTES)
         self.name = "d/" + name.hex()
         self.path = os.path.join(directory, self.name)
@@ -34,19 +47,19 @@ class DataFile:
             raise
 
     def release(self) -> int:
-        """Gives the descriptor away: `close` has nothing to close from now on."""
-        # An interrupt between two steps may lose the descriptor, but never closes it twice: it could be another file's by then.
+        """Returns the descriptor, which the caller must close. `close` does nothing from now on."""
+        # An interrupt between two steps may leak the descriptor. It cannot close it twice: another file might have its number by then.
         descriptor, self.descriptor = self.descriptor, -1
         return descriptor
 
     def close(self) -> None:
-        """Closes the file, unless its descriptor was given away. Idempotent."""
+        """Closes the file, unless `release` returned its descriptor. Idempotent."""
         descriptor = self.release()
         if descriptor >= 0:
             os.close(descriptor)
 
     def append(self, data: Iterable[np.ndarray]) -> Place:
-        """Writes a value: the bytes of contiguous arrays, and the crc32c of all of them."""
+        """Writes a value: the bytes of contiguous arrays, followed by the crc32c of all of them. Returns its place."""
         start = self.size
         found = 0
         for array in data:
@@ -59,7 +72,7 @@ class DataFile:
         return Place(self.name, start, self.size - start)
 
     def append_bytes(self, content: bytes) -> Place:
-        """Writes bytes as they are."""
+        """Writes bytes without a crc32c. Returns their place."""
         start = self.size
         self._write(content)
         return Place(self.name, start, len(content))
@@ -69,7 +82,16 @@ class DataFile:
 
 
 def write_all(descriptor: int, data: np.ndarray | bytes, path: str) -> int:
-    """Writes all of `data` to an open file, and returns how many bytes that are. Raises OSError, which names `path`."""
+    """Writes data to an open file, and returns the number of bytes.
+
+    Args:
+      descriptor: of the open file.
+      data: all of it is written.
+      path: path of the file, for errors.
+
+    Raises:
+      OSError: with errno and `path`.
+    """
     view = memoryview(data)  # type: ignore[arg-type]
     size = len(view)
     try:

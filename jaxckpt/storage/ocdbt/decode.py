@@ -1,7 +1,7 @@
 """Decodes OCDBT's manifest and B-tree nodes, as TensorStore's documentation of the `ocdbt` driver defines them. Pure.
 
-Decoded are the forms that jaxckpt and Orbax write: one manifest file, with compression or without. `UnknownFormatError` says that it is
-another form, `DamagedError` that the bytes are not what was written.
+It decodes the formats that jaxckpt and Orbax write: one manifest file, compressed or not. It raises `UnknownFormatError` for another
+format, and `DamagedError` for damaged bytes.
 """
 
 import itertools
@@ -32,22 +32,33 @@ _VARINT_BYTES = 10
 
 
 class Memory:
-    """How many bytes the keys and paths of a database may take in memory, where they do not share their prefixes any more."""
+    """The number of bytes that the keys and paths of a database may still take in memory. On disk they share prefixes; in memory not."""
 
     def __init__(self) -> None:
         self.left = bounds.EXPANDED_KEY_BYTES
 
     def take(self, nbytes: int) -> None:
-        """Raises DamagedError if there are not so many bytes left."""
+        """Counts bytes in memory. Raises DamagedError if fewer than `nbytes` are left."""
         self.left -= nbytes
         if self.left < 0:
-            raise DamagedError("its keys share so much that they take more memory than their bytes on disk justify")
+            raise DamagedError(
+                "its keys share so many bytes that they take more memory than their size on disk justifies"
+            )
 
 
 def decode_manifest(content: bytes) -> Root:
-    """Returns the root of the newest version. Raises UnknownFormatError or DamagedError."""
+    """Decodes a manifest, and returns the root of the newest version of the database.
+
+    Args:
+      content: content of the manifest file.
+
+    Raises:
+      UnknownFormatError: the database has another format.
+      DamagedError: the manifest is damaged.
+    """
     cursor = _Cursor(content, MANIFEST, Memory())
-    cursor.take(16)  # identifier of the database
+    # The identifier of the database.
+    cursor.take(16)
     if cursor.varint() != 0:
         raise UnknownFormatError("the manifest is not a single file")
     cursor.varints(2)
@@ -73,22 +84,22 @@ def decode_manifest(content: bytes) -> Root:
 
 
 def decode_node(content: bytes, height: int, base: str, memory: Memory | None = None) -> "list[Node] | list[Entry]":
-    """Returns the children of an interior node, or the entries of a leaf, whose keys ascend.
+    """Decodes a node: returns the children of an interior node, or the entries of a leaf node. Their keys ascend.
 
     Args:
       content: the bytes of the node.
-      height: levels of nodes below it; 0 for a leaf.
+      height: number of levels of nodes below it; 0 for a leaf node.
       base: the `Node.base` of the reference to it.
-      memory: bounds the memory that the keys may take; None for a bound of its own.
+      memory: bound for the memory of the keys; None for a new one.
 
     Raises:
-      UnknownFormatError: it is of a form that is not decoded here.
-      DamagedError: it is not what was written.
+      UnknownFormatError: the node has another format.
+      DamagedError: the node is damaged.
     """
     memory = Memory() if memory is None else memory
     cursor = _Cursor(content, NODE, memory)
     if cursor.take(1)[0] != height:
-        raise DamagedError("a B-tree node is of another height")
+        raise DamagedError("a B-tree node does not have the height that its parent says")
     files = cursor.files(base)
     count = cursor.count()
     if count == 0:
@@ -103,7 +114,7 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
         for key, cut, (number, offset, length, *statistics) in zip(keys, common, columns, strict=True):
             folder, name = files.split(number)
             if cut > len(key):
-                raise DamagedError("a B-tree node says that its keys share more than they have")
+                raise DamagedError("a B-tree node says that its keys share more bytes than they have")
             children.append(Node(key, cut, Place(folder + name, offset, length), folder, *statistics))
         cursor.end()
         return children
@@ -130,19 +141,19 @@ def _check_order(keys: Sequence[bytes]) -> None:
 
 
 class _Files:
-    """The table of files of a node. A name is looked at when something refers to it."""
+    """The table of files of a node. A name is checked when a value or a node refers to it."""
 
     def __init__(self, base: str, paths: Sequence[bytes], cuts: Sequence[int]) -> None:
         self._base, self._paths, self._cuts = base, paths, cuts
         self._known: dict[int, str] = {}
 
     def path(self, number: int) -> str:
-        """Returns the path of a file. Raises DamagedError if there is none of that number, or if it leads out of the database."""
+        """Returns the path of a file. Raises DamagedError if the table does not have the number, or the path leads out of the database."""
         found = self._known.get(number)
         return "".join(self.split(number)) if found is None else found
 
     def split(self, number: int) -> tuple[str, str]:
-        """Returns a path as the directory of its database, and what is below. Raises as `path`."""
+        """Returns the path of a file in two parts: the directory of its database, and the rest. Raises DamagedError as `path` does."""
         if number >= len(self._paths):
             raise DamagedError("it names a file that its table does not have")
         path, cut = self._paths[number], self._cuts[number]
@@ -152,20 +163,20 @@ class _Files:
 
 
 class _Cursor:
-    """Reads the body of a manifest or node from its beginning, after its length and checksum were checked."""
+    """Reads the body of a manifest or node from its beginning. Checks its length and checksum first."""
 
     def __init__(self, content: bytes, magic: int, memory: Memory) -> None:
         if len(content) < HEADER_BYTES + checksum.BYTES or struct.unpack_from(">I", content)[0] != magic:
-            raise DamagedError("this is no part of an OCDBT database")
-        if struct.unpack_from("<Q", content, 4)[0] != len(content):
-            raise DamagedError("its length is not the one that was written")
+            raise DamagedError("this is not a part of an OCDBT database")
+        if (expected := struct.unpack_from("<Q", content, 4)[0]) != len(content):
+            raise DamagedError(f"it is {len(content)} bytes long, expected {expected}")
         self._data = content[: -checksum.BYTES]
         if not checksum.is_sealed(self._data, content[-checksum.BYTES :]):
             raise DamagedError("its checksum does not match")
         if content[12] != 0 or content[13] > 1:
             raise UnknownFormatError("a later version of the format, or an unknown compression")
         self._at = HEADER_BYTES
-        # A compressed node may hold as many entries as its own bytes can tell apart.
+        # A node has at most one entry for each of its bytes; a compressed one may have more.
         self._most = len(content)
         if content[13]:
             self._most = bounds.NODE_ENTRIES + bounds.NODE_ENTRIES_RATIO * len(content)
@@ -188,7 +199,7 @@ class _Cursor:
         return self._data[start : self._at]
 
     def cut(self, lengths: Sequence[int]) -> Iterator[bytes]:
-        """Returns parts of these lengths, one after the other."""
+        """Yields consecutive parts of these lengths."""
         ends = list(itertools.accumulate(lengths, initial=self._at))
         self._at = ends[-1]
         if self._at > len(self._data):
@@ -203,15 +214,16 @@ class _Cursor:
         return self.varints(1)[0]
 
     def count(self) -> int:
-        """Returns a number of things that follow, each of which takes a byte at least."""
+        """Reads the number of items that follow. Each item takes at least one byte."""
         number = self.varint()
         if number > min(self._most, len(self._data) - self._at):
-            raise DamagedError("it is too short for what it says to hold")
+            raise DamagedError("it is too short for the number of entries that it claims")
         return number
 
     def varints(self, count: int) -> list[int]:
         head = self._data[self._at : self._at + count]
-        if len(head) == count and head.isascii():  # All below 128: a byte each.
+        # If all numbers are below 128, each takes one byte.
+        if len(head) == count and head.isascii():
             self._at += count
             return list(head)
         window = self._array[self._at : self._at + _VARINT_BYTES * count]
@@ -232,7 +244,7 @@ class _Cursor:
         return [int(value) for value in values.tolist()]
 
     def files(self, base: str) -> _Files:
-        """Returns the table of files, each as the directory of its database and the path below that."""
+        """Reads the table of files."""
         count = self.count()
         if count == 0:
             return _Files(base, (), ())
@@ -241,7 +253,13 @@ class _Cursor:
         return _Files(base, self.keys(prefixes, suffixes, bounds.PATH_BYTES), bases)
 
     def keys(self, prefixes: Sequence[int], lengths: Sequence[int], limit: int) -> list[bytes]:
-        """Returns keys, of which each shares its beginning with the one before. None is longer than `limit`."""
+        """Reads keys.
+
+        Args:
+          prefixes: number of bytes that each key shares with the key before.
+          lengths: number of bytes that follow in each key.
+          limit: the largest length of a key in bytes.
+        """
         total = sum(prefixes) + sum(lengths)
         self._memory.take(total)
         if max(map(operator.add, prefixes, lengths)) > limit:
@@ -249,7 +267,7 @@ class _Cursor:
         keys, key = [], b""
         for cut, rest in zip(prefixes, self.cut(lengths), strict=True):
             if cut > len(key):
-                raise DamagedError("a key shares more with the one before than that has")
+                raise DamagedError("a key shares more bytes with the key before than that key has")
             key = key[:cut] + rest
             keys.append(key)
         return keys

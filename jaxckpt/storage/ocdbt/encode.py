@@ -1,4 +1,4 @@
-"""Encodes OCDBT's manifest and B-tree nodes in their plain form: uncompressed, one version, a single manifest. Pure."""
+"""Encodes OCDBT's manifest and B-tree nodes in the plainest format: uncompressed, one version, a single manifest. Pure."""
 
 import itertools
 import os
@@ -11,14 +11,21 @@ from collections.abc import Sequence
 from jaxckpt._lib import checksum
 from jaxckpt.storage.ocdbt.model import HEADER_BYTES, MANIFEST, MISSING, NODE, Entry, Node, Place, Root
 
-INLINE_BYTES = 1024  # Values up to this size stand in the B-tree.
-_MAX_DECODED_NODE_BYTES = 8 << 20  # TensorStore's default
+# Values up to this many bytes are stored in the B-tree.
+INLINE_BYTES = 1024
+# This is TensorStore's default.
+_MAX_DECODED_NODE_BYTES = 8 << 20
 _VERSION_TREE_ARITY_LOG2 = 4
 _BASE = re.compile(r"(.*/)?(?=d/[^/]*$)", re.DOTALL)
 
 
 def encode_leaf(entries: Sequence[Entry], common: int) -> bytes:
-    """Returns a leaf node of sorted entries, whose first `common` bytes of every key are left out."""
+    """Encodes a leaf node.
+
+    Args:
+      entries: the entries of the node, sorted by key.
+      common: number of bytes at the beginning of every key that are left out.
+    """
     prefixes, suffixes = _key_columns([entry.key[common:] for entry in entries])
     places = [entry.value for entry in entries if isinstance(entry.value, Place)]
     table, number = _file_table([place.file for place in places])
@@ -44,7 +51,12 @@ def encode_leaf(entries: Sequence[Entry], common: int) -> bytes:
 
 
 def encode_interior(nodes: Sequence[Node], height: int) -> bytes:
-    """Returns an interior node of that height above the leaves."""
+    """Encodes an interior node.
+
+    Args:
+      nodes: references to its children, in the order of their keys.
+      height: number of levels of nodes below it.
+    """
     prefixes, suffixes = _key_columns([node.first for node in nodes])
     table, number = _file_table([node.place.file for node in nodes])
     return _framed(
@@ -70,43 +82,52 @@ def encode_interior(nodes: Sequence[Node], height: int) -> bytes:
 
 
 def encode_manifest(root: Root) -> bytes:
-    """Returns the manifest of a database of one version."""
+    """Encodes the manifest of a database with one version.
+
+    Args:
+      root: root of the tree.
+    """
     node = root.node if root.node is not None else Node(b"", 0, Place("", MISSING, MISSING))
     return _framed(
         MANIFEST,
         b"".join(
             (
                 secrets.token_bytes(16),
-                _varint(0),  # a single manifest file
+                # There is a single manifest file.
+                _varint(0),
                 _varint(INLINE_BYTES),
                 _varint(_MAX_DECODED_NODE_BYTES),
                 bytes((_VERSION_TREE_ARITY_LOG2,)),
-                _varint(0),  # no compression
+                # Nodes are not compressed.
+                _varint(0),
                 _file_table([node.place.file])[0],
-                _varint(1),  # one version,
-                _varint(1),  # the first generation
+                # There is one version, and it has generation number 1.
+                _varint(1),
+                _varint(1),
                 bytes((root.height,)),
-                _varint(0),  # number of the file in the table
+                # The root is in the first file of the table.
+                _varint(0),
                 _varint(node.place.offset),
                 _varint(node.place.length),
                 _varint(node.keys),
                 _varint(node.tree_bytes),
                 _varint(node.value_bytes),
                 struct.pack("<Q", time.time_ns()),
-                _varint(0),  # no older versions elsewhere
+                # No older versions are stored elsewhere.
+                _varint(0),
             )
         ),
     )
 
 
 def base_of(file: str) -> str:
-    """Returns the directory of the database that a file was written to: what comes before its ``d/``."""
+    """Returns the directory of the database that a data file was written for: the part of its path before ``d/``."""
     found = _BASE.match(file)
     return "" if found is None else found[1] or ""
 
 
 def common_prefix(one: bytes, other: bytes) -> int:
-    """Returns how many bytes two keys have in common at their beginning."""
+    """Returns the length in bytes of the common prefix of two keys."""
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high
@@ -121,7 +142,7 @@ def common_prefix(one: bytes, other: bytes) -> int:
 
 def _framed(magic: int, body: bytes) -> bytes:
     length = HEADER_BYTES + len(body) + checksum.BYTES
-    # Version 0 of the format, no compression.
+    # The two zero bytes: version 0 of the format, and no compression.
     return checksum.sealed(struct.pack(">I", magic) + struct.pack("<Q", length) + b"\0\0" + body)
 
 
@@ -141,7 +162,7 @@ def _varints(values: Sequence[int]) -> bytes:
 
 
 def _file_table(paths: Sequence[str]) -> tuple[bytes, dict[str, int]]:
-    """Returns the table of data files and the number of each in it."""
+    """Encodes the table of data files. Returns it, and the number of each file in it."""
     files = sorted(set(paths))
     encoded = [os.fsencode(path) for path in files]
     prefixes, suffixes = _key_columns(encoded)
@@ -157,6 +178,6 @@ def _file_table(paths: Sequence[str]) -> tuple[bytes, dict[str, int]]:
 
 
 def _key_columns(keys: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
-    """Returns what each key but the first shares with the one before, and the rest of every key."""
+    """Returns how many bytes each key (except the first) shares with the key before, and the rest of every key."""
     cuts = [common_prefix(before, key) for before, key in itertools.pairwise(keys)]
     return cuts, [key[cut:] for key, cut in zip(keys, [0, *cuts], strict=False)]

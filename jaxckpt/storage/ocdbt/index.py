@@ -1,8 +1,9 @@
-"""The index of an OCDBT database (its B-tree), read at once: key → value, or its place in a data file.
+"""Reads the whole index of an OCDBT database (its B-tree): key → value, or its place in a data file.
 
-Every node is checked against its checksum. A damaged node hides the keys below it and no others, so that a reader can say which.
+Every node is checked against its checksum. A damaged node hides only the keys below it, so a reader can say which ones.
 
-The tree may be a stranger's: no node is read twice, all of them together are no larger than their files, and neither are the values.
+The tree may come from a stranger. So no node is read twice, and a database is refused if its nodes, or its values, together are larger
+than their files.
 """
 
 import bisect
@@ -16,31 +17,37 @@ from jaxckpt.storage.ocdbt import decode
 from jaxckpt.storage.ocdbt.decode import Memory
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST, Entry, Node, Place, UnknownFormatError
 
-# No node is larger: one that claims to be is damaged.
+# A node that claims to have more bytes is damaged.
 _NODE_BYTES = 1 << 30
 
 
 class Files(Protocol):
     """The files of a database. Names are relative to its directory.
 
-    Every method raises DamagedError for a name that leads out of the directory, and OSError where the file cannot be read.
+    Every method raises DamagedError for a name that leads out of the directory, and OSError if the file cannot be read.
     """
 
     def path(self, name: str) -> str:
         """Returns the path of a file, for messages."""
 
     def read(self, name: str, limit: int) -> bytes:
-        """Returns the content of a file, which has at most `limit` bytes."""
+        """Returns the content of a file. Raises OSError if it has more than `limit` bytes."""
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Returns `length` bytes of a file from `offset` on. Raises DamagedError where it has fewer."""
+        """Returns `length` bytes of a file from `offset` on. Raises DamagedError if the file ends before."""
 
     def size(self, name: str) -> int | None:
-        """Returns the size of a file in bytes; None where it is not known without reading all of it."""
+        """Returns the size of a file in bytes; None if the whole file would have to be read for it."""
 
 
 class _Gap(NamedTuple):
-    """Keys from `low` on, and below `high` (None: all), are behind a node that cannot be read."""
+    """A range of keys below a node that cannot be read.
+
+    Attributes:
+      low: first key of the range.
+      high: first key after the range; None if there is no end.
+      error: the error of the read.
+    """
 
     low: bytes
     high: bytes | None
@@ -51,21 +58,21 @@ class Index:
     """Keys and values of a database.
 
     Attributes:
-      value_bytes: of all values together; no array can have more that is not compressed.
+      value_bytes: size of all values together in bytes. An uncompressed array cannot be larger.
     """
 
     def __init__(self, files: Files, check_time: Callable[[], object]) -> None:
-        """Reads the index.
+        """Reads the index. A damaged node, or a missing file of nodes, does not raise here: `get` raises for its keys.
 
         Args:
-          files: of the database.
-          check_time: called before each node is read; raises where no time is left.
+          files: the files of the database.
+          check_time: called before each node is read; raises if the time is up.
 
         Raises:
-          UnknownFormatError: the database is of a form that only TensorStore reads.
-          DamagedError: the manifest is damaged, a file is not a regular one, or values lie on top of each other.
-          OSError: something cannot be read (but a missing file of nodes is a gap).
-          Exception: whatever `check_time` raises.
+          UnknownFormatError: the database has a format that only TensorStore reads.
+          DamagedError: the manifest is damaged, a file is not a regular file, or values overlap.
+          OSError: a file cannot be read.
+          Exception: the exception that `check_time` raised.
         """
         self._files = files
         self._check_time = check_time
@@ -73,7 +80,7 @@ class Index:
         self._gaps: list[_Gap] = []
         self._memory = Memory()
         self._nodes: set[Place] = set()
-        # Bytes of nodes that may still be read: those of the files that hold them.
+        # So many more bytes of nodes may be read. At first these are the sizes of the files that hold nodes.
         self._node_bytes = 0
         self._node_files: set[str] = set()
         self._used: defaultdict[str, int] = defaultdict(int)
@@ -89,10 +96,14 @@ class Index:
         return len(self._values)
 
     def get(self, key: str) -> bytes | Place | None:
-        """Returns the value, where it is, or None if there is no such key.
+        """Returns the value of a key, or where it is; None if the database does not have the key.
+
+        Args:
+          key: the key.
 
         Raises:
-          DamagedError, OSError: the node that would hold it cannot be read.
+          DamagedError: the node that would hold the key is damaged.
+          OSError: the file of that node is missing.
         """
         encoded = key.encode("utf-8", "surrogatepass")
         found = self._values.get(encoded)
@@ -104,13 +115,13 @@ class Index:
         return found
 
     def entries(self) -> Iterator[Entry]:
-        """Yields everything. Raises what `get` raises if anything cannot be read."""
+        """Yields all entries. Raises DamagedError or OSError if any node cannot be read."""
         if self._gaps:
             raise self._gaps[0].error.with_traceback(None)
         yield from map(Entry._make, self._values.items())
 
     def lengths(self, prefix: str) -> list[int]:
-        """Returns how many bytes each of the values has whose keys begin with `prefix`."""
+        """Returns the size in bytes of each value whose key begins with `prefix`."""
         if self._sorted is None:
             self._sorted = sorted(self._values)
         low = prefix.encode("utf-8", "surrogatepass")
@@ -124,14 +135,22 @@ class Index:
         return found
 
     def _read(self, node: Node, height: int, prefix: bytes, low: bytes, high: bytes | None) -> None:
-        """Reads a node and what is below it, which are keys of that prefix, in that range."""
+        """Reads a node and all nodes below it.
+
+        Args:
+          node: reference to the node.
+          height: number of levels of nodes below it.
+          prefix: prefix of all its keys, which the node leaves out.
+          low: its keys must not be smaller.
+          high: its keys must be smaller; None for any.
+        """
         self._check_time()
         try:
             content = self._node(node.place)
             items = decode.decode_node(content, height, node.base, self._memory)
             if height:
                 children = [item for item in items if isinstance(item, Node)]
-                # The first child may be named by a key before its range, which has been cut since.
+                # The first child may be named by a key below the range, if the range was narrowed later. So its keys begin at `low`.
                 self._memory.take(len(prefix) * len(children))
                 starts = [low, *(prefix + child.first for child in children[1:])]
                 if starts[-1] < low or starts[:2] != sorted(starts[:2]) or (high is not None and starts[-1] >= high):
@@ -141,7 +160,7 @@ class Index:
         except UnknownFormatError:
             raise
         except (DamagedError, FileNotFoundError) as error:
-            # Its traceback would keep what the node was decoded to.
+            # The traceback is dropped: it would keep the decoded node in memory.
             self._gaps.append(_Gap(low, high, error.with_traceback(None)))
             return
         if not height:
@@ -150,11 +169,11 @@ class Index:
             self._read(child, height - 1, prefix + child.first[: child.common], start, end)
 
     def _node(self, place: Place) -> bytes:
-        """Returns the bytes of a node, which no other node refers to."""
+        """Returns the bytes of a node. Raises DamagedError if the node has been read before."""
         if place.file not in self._node_files:
             self._node_files.add(place.file)
             size = self._files.size(place.file)
-            # Of an object in a bucket the size is not known. A node costs a request there.
+            # In a bucket the size is not known. There each node takes a request, which limits their number.
             self._node_bytes += _NODE_BYTES if size is None else size
         self._node_bytes -= place.length
         if place in self._nodes or self._node_bytes < 0:
@@ -178,12 +197,12 @@ class Index:
         self._values.update((prefix + key, value) for key, value in entries)
 
     def _check_values(self) -> None:
-        """Makes sure that values are in regular files, and that no two of them share bytes: what is read is not more than what is there."""
+        """Makes sure that values are in regular files and do not overlap. So all values together are not larger than the files."""
         for file, used in self._used.items():
             try:
                 size = self._files.size(file)
             except FileNotFoundError:
-                # The leaves whose data is missing will say so.
+                # A read of one of these values will raise the error.
                 continue
             except OSError as error:
                 raise DamagedError(f"{self._files.path(file)}: {error.strerror}") from error
@@ -202,5 +221,5 @@ class Index:
                 raise DamagedError(f"two values share bytes of {file}")
             end = max(end, offset + length)
         if size is None and end:
-            # In a bucket: what has its last byte is as large as it claims to be.
+            # In a bucket, a read of the last byte shows that the object is as large as the values claim.
             self._files.read_range(file, end - 1, 1)

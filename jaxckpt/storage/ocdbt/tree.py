@@ -6,9 +6,9 @@ from jaxckpt._lib.groups import groups
 from jaxckpt.storage.ocdbt import encode
 from jaxckpt.storage.ocdbt.model import Entry, Node, Place, Root
 
-# Of a node, well below the limit that the manifest declares.
+# Size of a node, well below the limit in the manifest.
 NODE_BYTES = 4 << 20
-# What an item of a node takes besides its key and its value.
+# An item of a node takes about this many bytes besides its key and its value.
 _ITEM_BYTES = 40
 
 
@@ -16,8 +16,8 @@ def write(entries: Sequence[Entry], append: Callable[[bytes], Place]) -> Root:
     """Writes the tree of a database.
 
     Args:
-      entries: everything in the database, in the order of the keys.
-      append: writes the bytes of a node to a data file, and returns where they are.
+      entries: all entries of the database, in the order of their keys.
+      append: writes the bytes of a node to a data file, and returns their place.
 
     Returns:
       The root, for the manifest.
@@ -27,7 +27,7 @@ def write(entries: Sequence[Entry], append: Callable[[bytes], Place]) -> Root:
     leaves = list(groups(entries, _entry_bytes, NODE_BYTES))
     nodes = []
     for leaf in leaves:
-        # The root has no parent that could add a prefix.
+        # A leaf that is the root leaves out no prefix: it has no parent that could name it.
         common = 0 if len(leaves) == 1 else encode.common_prefix(leaf[0].key, leaf[-1].key)
         place = append(encode.encode_leaf(leaf, common))
         outside = sum(entry.value.length for entry in leaf if isinstance(entry.value, Place))

@@ -1,4 +1,4 @@
-"""Decompresses zstd, which the oldest Python that is supported cannot do: TensorStore does it, for an array in memory."""
+"""Decompresses zstd through TensorStore, as an array in memory, because the oldest supported Python has no zstd."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from jaxckpt._lib.documents import DamagedError
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK = 128 << 10
-# How TensorStore says that fewer bytes came out than the array has.
+# TensorStore's error if the decompressed content is shorter than the array.
 _MISSING = re.compile(r"Not enough data: expected at least (\d+) or (\d+) more")
 
 
@@ -20,16 +20,18 @@ def decompress(frame: bytes, limit: int) -> bytes:
     """Returns the content of a single frame.
 
     Args:
-      frame: compressed.
-      limit: the largest content. It is compared with what the frame may hold at most, which is up to 128 KiB more than it does.
+      frame: the compressed frame.
+      limit: the largest size of the content in bytes. It is compared with `largest_content`, which may be up to 128 KiB too large.
 
     Raises:
-      DamagedError: this is not a frame, or its content may be larger than `limit`.
+      DamagedError: this is not a zstd frame, it is damaged, or its content may be larger than `limit`.
       UnknownSizeError: TensorStore does not say how large the content is.
     """
     size = largest_content(frame)
     if size > limit:
-        raise DamagedError(f"its {len(frame)} compressed bytes stand for up to {size}")
+        raise DamagedError(
+            f"its {len(frame)} compressed bytes decompress to up to {size}, more than the limit of {limit}"
+        )
     if size == 0:
         return b""
     try:
@@ -50,7 +52,7 @@ def decompress(frame: bytes, limit: int) -> bytes:
 
 
 def largest_content(frame: bytes) -> int:
-    """Returns how many bytes a frame may hold at most, as its blocks say. Raises DamagedError if it is not a frame."""
+    """Returns an upper bound for the size of a frame's content in bytes, from its headers. Raises DamagedError if it is not a frame."""
     if frame[:4] != _MAGIC or len(frame) < 6:
         raise DamagedError("its compressed content is not that of zstd")
     flags = frame[4]
@@ -64,7 +66,7 @@ def largest_content(frame: bytes) -> int:
     while at + 3 <= len(frame) - 4 * has_checksum:
         header = int.from_bytes(frame[at : at + 3], "little")
         kind, length = header >> 1 & 3, header >> 3
-        # Raw, repeated, compressed.
+        # Kinds 0, 1 and 2 are raw, repeated and compressed blocks; kind 3 is reserved.
         if kind == 3:
             break
         total += _BLOCK if kind == 2 else length

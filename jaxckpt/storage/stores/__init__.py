@@ -1,6 +1,7 @@
-"""The few file operations that checkpoints need, for directories of the system and for buckets (``gs://``).
+"""The few file operations that checkpoints need, for local directories and for buckets (``gs://``).
 
-`store_of` is the only place where a path decides who serves it. The functions below ask the store of their path; `Store` describes them.
+`store_of` is the only place that chooses a store by the path. Each function below calls the method of the same name on the store of its
+path; `Store` documents the methods.
 """
 
 import os
@@ -18,10 +19,10 @@ _BUCKETS = (BucketStore("gs://", "gcs"),)
 
 
 def store_of(path: str) -> Store:
-    """Returns the store that serves a path.
+    """Returns the store that keeps the files at a path.
 
     Args:
-      path: address of an object or directory in a bucket, or a path of the operating system.
+      path: address of an object or directory in a bucket, or a local path.
     """
     for store in _BUCKETS:
         if path.startswith(store.scheme):
@@ -30,7 +31,7 @@ def store_of(path: str) -> Store:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is one of the operating system; see `Store.is_local`."""
+    """Whether a path is a local one, not an address in a bucket; see `Store.is_local`."""
     return store_of(path).is_local
 
 
@@ -50,12 +51,17 @@ def identity(path: str) -> str:
 
 
 def relative(path: str, directory: str) -> str:
-    """See `Store.relative`. `directory` decides which store."""
+    """See `Store.relative`. The store is the one of `directory`."""
     return store_of(directory).relative(path, directory)
 
 
 def join(directory: str, name: str) -> str:
-    """Returns `name` in `directory`; `name` itself if it is absolute."""
+    """Returns the path of `name` in `directory`.
+
+    Args:
+      directory: local directory, or address of one in a bucket.
+      name: relative to `directory`. An absolute one is returned as it is.
+    """
     return os.path.join(directory, name) if is_local(name) else name
 
 

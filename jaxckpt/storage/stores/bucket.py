@@ -1,6 +1,6 @@
-"""The client of a storage server: requests through TensorStore, which brings credentials, retries and checksums of what is sent.
+"""The client of a storage server. TensorStore makes the requests: it handles credentials, retries, and checksums of transferred data.
 
-A wait is bounded by the deadline of the operation (`store.within`), and by `_WAIT_SECS`.
+The deadline of the operation (`store.within`) bounds every wait; without a deadline, `_WAIT_SECS` does.
 """
 
 import errno
@@ -13,13 +13,13 @@ from jaxckpt.storage import faults
 from jaxckpt.storage.stores.store import current_deadline
 
 _WAIT_SECS = 120.0
-# Half a minute of retries. TensorStore's own default is a quarter of an hour.
+# This allows half a minute of retries. TensorStore's own default is a quarter of an hour.
 RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "8s"}
-# What a TensorStore context needs for stores that are reached by requests.
+# The settings that a TensorStore context needs to reach buckets.
 CONTEXT = {"gcs_request_retries": RETRIES}
-# How TensorStore says that a range reaches beyond the end; the second is what it makes of an empty object.
+# TensorStore's errors for a range beyond the end of an object. It reports the second one for an empty object.
 _BEYOND = re.compile("OUT_OF_RANGE|Unexpected Content-Range")
-# Objects of a directory of checkpoints (the state file), and of a checkpoint (the marker, the note of who is at work).
+# Objects that a directory of checkpoints has (the state file) or that a checkpoint has (the marker, the note that names its owner).
 _TELLTALES = ("checkpoint", "commit_success.txt", "_JAXCKPT_OWNER")
 _MOST_KEY_BYTES = 1024
 
@@ -35,12 +35,12 @@ def open_store(spec: dict[str, Any], key: str, path: str) -> Any:
     """Returns TensorStore's key-value store of a whole bucket.
 
     Args:
-      spec: of the store.
-      key: that will be asked for.
-      path: of the object, for errors.
+      spec: TensorStore spec of the bucket.
+      key: the key that the caller will read or write.
+      path: address of that object, for errors.
 
     Raises:
-      OSError: with errno; ENAMETOOLONG if no object can be called so.
+      OSError: with errno; ENAMETOOLONG if the key is too long for an object.
     """
     import tensorstore as ts
 
@@ -53,11 +53,12 @@ def wait(future: Any, path: str) -> Any:
     """Returns the result of a request.
 
     Args:
-      future: TensorStore's.
-      path: of the object, for errors.
+      future: TensorStore's future of the request.
+      path: address of the object, for errors.
 
     Raises:
-      OSError: with errno; TimeoutError after the deadline.
+      TimeoutError: after the deadline.
+      OSError: with errno; the request failed.
     """
     deadline = current_deadline()
     try:
@@ -74,18 +75,18 @@ def listed(store: Any, key: str, path: str) -> list[str]:
 
     Args:
       store: the bucket.
-      key: of the directory; empty for the whole bucket.
-      path: of the directory, for errors.
+      key: key of the directory; empty for the whole bucket.
+      path: address of the directory, for errors.
 
     Raises:
-      OSError: with errno, also where listing is refused.
+      OSError: with errno; EACCES if the account has no permission to list.
     """
     start = key + "/" if key else ""
     found = _list(store, start, path)
-    # TensorStore takes a refused listing for an empty one. An account that may not list is refused also when it asks for what
-    # is not there; or, where the store answers that with "not found", what can be read gives the lie to the empty listing.
+    # If the server refuses to list, TensorStore returns an empty list. So an empty list is checked: without the permission to list,
+    # reading an absent object fails as refused; and if it does not, an object that can be read proves that the list is wrong.
     if not found and (seen := _readable(store, start, path)) is not None:
-        # It may have been written in between.
+        # Another process may have written the object after the first listing.
         found = _list(store, start, path)
         if not found:
             raise OSError(
@@ -106,35 +107,37 @@ def _list(store: Any, start: str, path: str) -> list[bytes]:
 
 
 def _readable(store: Any, start: str, path: str) -> str | None:
-    """Returns the name of an object that can be read, of those that directories of checkpoints and checkpoints have."""
+    """Returns the name of a readable object among `_TELLTALES`; None if there is none. Raises OSError if reading is refused."""
     pending = [(name, store.read(start + name, byte_range=slice(0, 0))) for name in ("_no_such_object", *_TELLTALES)]
     found = [name for name, future in pending if wait(future, path).state == "value"]
     return found[0] if found else None
 
 
 def begin_part(store: Any, key: str, start: int, length: int) -> tuple[slice, Any]:
-    """Asks for a part of an object.
+    """Starts to read a part of an object.
 
     Args:
       store: the bucket.
-      key: of the object.
-      start: first byte; a negative one counts from the end, and the part then reaches to the end.
-      length: in bytes.
+      key: key of the object.
+      start: offset of the first byte. A negative one counts from the end, and the part then reaches to the end.
+      length: length of the part in bytes.
 
     Returns:
-      What `end_part` takes.
+      The arguments `part` and `future` of `end_part`.
     """
     part = slice(start, start + length if start >= 0 else None)
     return part, store.read(key, byte_range=part)
 
 
 def end_part(store: Any, key: str, part: slice, future: Any, path: str) -> bytes:
-    """Returns a part of an object, without what is beyond its end.
+    """Waits for a part of an object and returns it. The part is shorter if the object ends before it.
 
     Args:
-      store, key: as of `begin_part`.
-      part, future: what `begin_part` returned.
-      path: of the object, for errors.
+      store: the bucket.
+      key: key of the object.
+      part: first value that `begin_part` returned.
+      future: second value that `begin_part` returned.
+      path: address of the object, for errors.
 
     Raises:
       OSError: with errno.
@@ -144,7 +147,7 @@ def end_part(store: Any, key: str, part: slice, future: Any, path: str) -> bytes
     except OSError as error:
         if _BEYOND.search(str(error.__cause__)) is None:
             raise
-        # The object ends before the part does, so that what there is of it is small.
+        # The object ends before the part does. So the rest of the object is smaller than the part and can be read whole.
         if part.stop is None and (part.start is None or part.start >= 0):
             return b""
         wider = slice(part.start, None) if part.stop is not None else slice(None)

@@ -1,4 +1,4 @@
-"""The store of buckets: objects as the files of directories that exist by being part of names."""
+"""The store of buckets. An object is a file; a directory exists while its name begins the name of an object."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from jaxckpt._lib.arguments import refusal
 from jaxckpt.storage.stores import bucket
 from jaxckpt.storage.stores.store import ABSENT, ChangedError
 
-# How many objects are held in memory while they are copied.
+# A copy holds this many objects in memory at a time.
 _WINDOW = 4
 
 
@@ -20,10 +20,10 @@ class BucketStore:
     is_local = False
 
     def __init__(self, scheme: str, driver: str) -> None:
-        """Reaches for nothing yet.
+        """Does not contact the server yet.
 
         Args:
-          scheme: how addresses begin, such as ``gs://``.
+          scheme: beginning of the addresses, such as ``gs://``.
           driver: TensorStore's name for the kind of server.
         """
         self.scheme = scheme
@@ -34,23 +34,23 @@ class BucketStore:
         name, _, key = path[len(self.scheme) :].partition("/")
         if not name:
             raise ValueError(
-                f"{argument}={path!r} names no bucket; an address is '{self.scheme}bucket/directory/name'."
+                f"{argument}={path!r} does not name a bucket; an address is '{self.scheme}bucket/directory/name'."
             )
         if argument == "file_prefix" and not key.strip("/"):
             raise ValueError(
-                f"{argument}={path!r} names a bucket only; give a name in it, such as '{self.scheme}{name}/ckpt'."
+                f"{argument}={path!r} names only a bucket; add a name in it, such as '{self.scheme}{name}/ckpt'."
             )
         if not {".", ".."}.isdisjoint(key.split("/")):
-            raise refusal(ValueError, f"{argument}={path!r}", "an address of a bucket has no '.' and '..'")
+            raise refusal(ValueError, f"{argument}={path!r}", "an address in a bucket cannot contain '.' or '..'")
         if re.search(r"[\n\r]", path):
-            raise refusal(ValueError, f"{argument}={path!r}", "names of objects hold no line breaks")
+            raise refusal(ValueError, f"{argument}={path!r}", "names of objects cannot contain line breaks")
         try:
             path.encode()
         except UnicodeEncodeError:
-            raise refusal(ValueError, f"{argument}={path!a}", "names of objects are UTF-8 text") from None
+            raise refusal(ValueError, f"{argument}={path!a}", "names of objects must be UTF-8 text") from None
 
     def absolute(self, path: str) -> str:
-        """See `Store`: the path without repeated slashes and without one at its end."""
+        """See `Store`. Removes repeated slashes, and slashes at the end."""
         return self.scheme + "/".join(part for part in path[len(self.scheme) :].split("/") if part)
 
     def spelled(self, path: str) -> str:
@@ -73,7 +73,7 @@ class BucketStore:
         return path if found.split("/")[0] == os.pardir else found
 
     def split(self, path: str) -> tuple[str, str]:
-        """Returns the bucket, and the name of the object in it."""
+        """Returns the name of the bucket, and the key of the object in it."""
         name, _, key = self.absolute(path)[len(self.scheme) :].partition("/")
         return name, key
 
@@ -88,7 +88,7 @@ class BucketStore:
         return bucket.open_store({"driver": self._driver, "bucket": name}, key, path), key
 
     def _keys(self, directory: str) -> list[str]:
-        """Returns the names of all objects below a directory, relative to it; placeholders of folders included."""
+        """Returns the names of all objects below a directory, relative to it, including placeholders of folders."""
         store, key = self._open(directory)
         return bucket.listed(store, key, directory)
 
@@ -140,13 +140,13 @@ class BucketStore:
         return bytes(result.value), bytes(result.stamp.generation)
 
     def ranges(self, path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
-        """See `Store`. All parts are asked for at once."""
+        """See `Store`. The parts are read concurrently."""
         store, key = self._open(path)
         asked = [bucket.begin_part(store, key, start, length) for start, length in parts]
         return [bucket.end_part(store, key, part, future, path) for part, future in asked]
 
     def write(self, path: str, content: bytes) -> None:
-        """See `Store`. An object is written whole or not at all."""
+        """See `Store`. The server writes an object whole or not at all."""
         store, key = self._open(path)
         bucket.wait(store.write(key, content), path)
 
@@ -155,7 +155,7 @@ class BucketStore:
         store, key = self._open(path)
         stamp = bucket.wait(store.write(key, content, if_equal=expected), path)
         if not stamp.generation:
-            raise ChangedError(errno.EAGAIN, "Somebody else has changed it at the same time", path)
+            raise ChangedError(errno.EAGAIN, "Another writer changed it at the same time", path)
         return bytes(stamp.generation)
 
     def remove(self, path: str) -> None:
@@ -163,7 +163,7 @@ class BucketStore:
         self._remove_all([path])
 
     def remove_tree(self, directory: str, leaving: Collection[str] = ()) -> None:
-        """See `Store`. All objects are removed at once."""
+        """See `Store`. The objects are removed concurrently."""
         root = self.absolute(directory)
         self._remove_all(f"{root}/{key}" for key in self._keys(directory) if key not in leaving)
 
@@ -192,7 +192,7 @@ class BucketStore:
                 bucket.wait(future, f"{target}/{name}")
 
     def _read_all(self, paths: Iterable[str]) -> list[bytes | None]:
-        """Returns the contents of objects, all asked for at once; None for those that do not exist."""
+        """Returns the contents of objects, read concurrently; None for each object that does not exist."""
         pending = []
         for path in paths:
             store, key = self._open(path)

@@ -1,7 +1,7 @@
-"""Writing a local file only if it is still the one that was read, as storage servers do.
+"""Conditional writes of local files, as storage servers have them: a file is replaced only if its version is the expected one.
 
-The new content is written beside the file, in a temporary directory, and renamed over it while a lock on the old file keeps other writers
-out. Where the file system has no locks, two writers at the same moment are not told apart.
+The new content is first written beside the file, in a temporary directory. Then it is renamed over the file, while a lock on the old file
+keeps other writers out. On a file system without locks, one of two simultaneous writers may overwrite the other's content.
 """
 
 import contextlib
@@ -20,15 +20,23 @@ from jaxckpt.storage.stores.store import ABSENT, ChangedError
 if sys.platform != "win32":
     import fcntl
 
-# A holder of the lock needs milliseconds; one that needs longer was stopped, or hangs on a dead disk.
+# A writer holds the lock for milliseconds. One that holds it for longer was stopped, or hangs on a dead disk.
 _WAIT_SECS = 30.0
 _POLL_SECS = 0.01
-# A sweep of leftovers knows this name; see `commit.temporary`.
+# A sweep recognizes a leftover by this name; see `commit.temporary`.
 _CONTENT = "checkpoint"
 
 
 def read(path: str, limit: int | None = None) -> tuple[bytes | None, bytes]:
-    """Returns the content of a file and its version; None and `ABSENT` if there is none. Arguments and errors as for `local.read`."""
+    """Returns the content of a file and its version; None and `ABSENT` if the file does not exist.
+
+    Args:
+      path: path of the file.
+      limit: the largest size in bytes that is read; None for any size.
+
+    Raises:
+      OSError: the file cannot be read; EINVAL if it is not a regular file, EFBIG if it is larger than `limit`.
+    """
     try:
         descriptor = local.open_regular(path)
     except FileNotFoundError:
@@ -39,7 +47,7 @@ def read(path: str, limit: int | None = None) -> tuple[bytes | None, bytes]:
 
 
 def _version(content: bytes, status: os.stat_result) -> bytes:
-    """Returns what tells a file from an earlier one at its path, also if both say the same."""
+    """Returns the version of a file. It differs from the version of every earlier file at the path, even one with the same content."""
     place = f"{status.st_dev} {status.st_ino} {status.st_mtime_ns} ".encode()
     return hashlib.blake2b(place + content, digest_size=16).digest()
 
@@ -48,21 +56,21 @@ def write(path: str, content: bytes, expected: bytes) -> bytes:
     """Writes a file, whole or not at all, and syncs it and its directory.
 
     Args:
-      path: of the file.
-      content: of the file.
-      expected: the version that it must have; `ABSENT` if there must be none.
+      path: path of the file.
+      content: new content.
+      expected: the version that the file must have now; `ABSENT` if it must not exist.
 
     Returns:
       The new version.
 
     Raises:
-      ChangedError: it has another version.
-      OSError: with errno; nothing has changed, unless it was the sync of the directory that failed.
+      ChangedError: the file has another version.
+      OSError: with errno. The file is unchanged, unless only the sync of its directory failed.
     """
     work = Owner.new(token_bytes=4)
     scratch = owner.temporary_path(path, work)
     new = os.path.join(scratch, _CONTENT)
-    # What an interrupt drops is a leftover, so the work lasts no longer than this object.
+    # An interrupt may drop this write. The work then ends with this object, and the temporary directory counts as a leftover.
     token = _Work()
     work.begin(token)
     os.mkdir(scratch)
@@ -85,7 +93,7 @@ def write(path: str, content: bytes, expected: bytes) -> bytes:
         error.filename = path if error.filename in (None, new) else error.filename
         raise
     finally:
-        # What cannot be removed is a leftover in the directory of the file.
+        # If the temporary directory cannot be removed, it stays as a leftover, and a sweep removes it.
         with contextlib.suppress(OSError):
             local.remove(new)
             os.rmdir(scratch)
@@ -95,15 +103,15 @@ def write(path: str, content: bytes, expected: bytes) -> bytes:
 
 
 class _Work:
-    """Stands for a write that goes on."""
+    """Represents one running write."""
 
 
 def _changed(path: str) -> ChangedError:
-    return ChangedError(errno.EAGAIN, "Somebody else has changed it at the same time", path)
+    return ChangedError(errno.EAGAIN, "Another writer changed it at the same time", path)
 
 
 def _create(new: str, path: str) -> None:
-    """Gives a finished file its name, if nothing has that name."""
+    """Renames a finished file to `path`. Raises ChangedError if `path` exists."""
     try:
         if not renames.rename_new(new, path):
             os.link(new, path)
@@ -116,15 +124,15 @@ def _locked(path: str) -> Iterator[None]:
     """Keeps other conditional writers of a file out.
 
     Raises:
-      ChangedError: the file was replaced while this waited for its turn.
-      FileNotFoundError: there is no such file.
-      TimeoutError: another writer has held the lock for too long.
+      ChangedError: another writer replaced the file while this one waited for the lock.
+      FileNotFoundError: the file does not exist.
+      TimeoutError: another writer has held the lock for `_WAIT_SECS`.
     """
     if sys.platform == "win32":
         yield
         return
     try:
-        # Network file systems lock only what is open for writing.
+        # Network file systems lock only files that are open for writing.
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -134,7 +142,7 @@ def _locked(path: str) -> Iterator[None]:
             raise _changed(path)
         yield
     finally:
-        # Closing would do, but for a child process that was forked meanwhile and holds a copy of the descriptor.
+        # A child process that was forked meanwhile holds a copy of the descriptor, so closing alone might not unlock the file.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Doing without many file descriptors: some that are put aside, and waiting for one."""
+"""Clean-up when the process has run out of file descriptors: reserve some in advance, and wait for one."""
 
 import errno
 import os
@@ -7,25 +7,25 @@ from collections.abc import Callable
 from typing import TypeVar
 
 _T = TypeVar("_T")
-# Where descriptors have run out, other threads of a failed save give some back a moment later.
+# When descriptors have run out, other threads of the failed save close some a moment later.
 _PATIENCE_SECS = 2.0
 _PAUSE_SECS = 0.02
 
 
 class SpareDescriptors:
-    """Descriptors that are put aside before a save makes any file, so that its clean-up has some whatever the save used up.
+    """Descriptors that a save reserves before it makes any file, so that its clean-up has some even if the save uses up all others.
 
-    Close it right before `remove_tree`.
+    Call `close` right before `remove_tree`.
     """
 
     def __init__(self, count: int = 2) -> None:
-        """Opens them.
+        """Opens the descriptors.
 
         Args:
-          count: how many; `remove_tree` needs two.
+          count: number of descriptors; `remove_tree` needs two.
 
         Raises:
-          OSError: EMFILE or ENFILE; there are not that many left.
+          OSError: EMFILE or ENFILE; fewer than `count` descriptors are left.
         """
         self._descriptors: list[int] = []
         try:
@@ -36,19 +36,22 @@ class SpareDescriptors:
             raise
 
     def close(self) -> None:
-        """Gives them back. Idempotent."""
+        """Closes the descriptors. Idempotent."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 
 
 def patiently(work: Callable[[], _T]) -> _T:
-    """Does what needs a descriptor; where there is none, tries again for a while.
+    """Calls a function that needs a descriptor, and calls it again for `_PATIENCE_SECS` while there is none.
 
     Args:
-      work: raises OSError, EMFILE or ENFILE where there is none.
+      work: the function. It raises OSError with EMFILE or ENFILE if the process or the system has no descriptor left.
 
     Returns:
-      What `work` returns.
+      The value that `work` returns.
+
+    Raises:
+      OSError: the last error of `work`.
     """
     end = time.monotonic() + _PATIENCE_SECS
     while True:

@@ -1,7 +1,8 @@
-"""The files of one checkpoint, which is whatever a stranger made of it: regular files inside of its directory, and nothing else.
+"""Opens the files of one checkpoint, and nothing else: only regular files inside of its directory.
 
-The checkpoint itself may be reached by a link. A link inside of it must stay inside, with one exception: the cache of the Hugging Face
-Hub, where every file of ``models--<name>/snapshots/<revision>/`` is a link into ``models--<name>/blobs/``.
+The checkpoint may come from a stranger, so its names and links are not trusted. The path of the checkpoint itself may be a link. A link
+inside of the checkpoint must not lead out of it, with one exception: in the cache of the Hugging Face Hub, every file of
+``models--<name>/snapshots/<revision>/`` is a link into ``models--<name>/blobs/``.
 """
 
 import errno
@@ -19,12 +20,12 @@ _HUB = re.compile(r"(.*/(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+(?:/.*
 
 
 class Stored(NamedTuple):
-    """What lies below a directory.
+    """Number and sizes of the files below a directory.
 
     Attributes:
-      files: how many files.
-      bytes: of all of them.
-      largest: bytes of the largest one.
+      files: number of files.
+      bytes: size of all files together.
+      largest: size of the largest file in bytes.
     """
 
     files: int
@@ -33,19 +34,19 @@ class Stored(NamedTuple):
 
 
 class Inside:
-    """Opens the files of a checkpoint. May be used by several threads.
+    """Opens the files of a checkpoint. Several threads may use it.
 
     Attributes:
-      directory: that names are relative to.
-      is_local: it is a directory of the operating system, whose sizes are known.
+      directory: the directory that names are relative to.
+      is_local: whether the checkpoint is in a local directory, where sizes of files are known.
     """
 
     def __init__(self, directory: str, top: str | None = None) -> None:
-        """Looks at nothing yet.
+        """Does not touch the files yet.
 
         Args:
-          directory: of the tree.
-          top: of the checkpoint, where that is above.
+          directory: directory that holds the tree of the checkpoint.
+          top: directory of the whole checkpoint; None if that is `directory`.
         """
         self.directory = directory
         self.is_local = stores.is_local(directory)
@@ -54,15 +55,18 @@ class Inside:
         self._folders: set[str] = set()
 
     def path(self, name: str) -> str:
-        """Returns the path of a file. Raises DamagedError: see `checked_name`."""
+        """Returns the path of a file. Raises DamagedError if its name leads out of the directory; see `checked_name`."""
         return os.path.join(self.directory, checked_name(name))
 
     def open(self, name: str) -> int:
         """Opens a file of a local checkpoint, and returns its descriptor.
 
+        Args:
+          name: path of the file, relative to the directory.
+
         Raises:
-          DamagedError: its name, or a link, leads out of the checkpoint.
-          OSError: it cannot be opened; EINVAL if it is not a regular file.
+          DamagedError: the name, or a link, leads out of the checkpoint.
+          OSError: the file cannot be opened; EINVAL if it is not a regular file.
         """
         path = self.path(name)
         self._check_folder(os.path.dirname(path))
@@ -74,18 +78,32 @@ class Inside:
         return local.open_regular(self._inside(path), os.O_NOFOLLOW)
 
     def read(self, name: str, limit: int) -> bytes:
-        """Returns the content of a file that has at most `limit` bytes.
+        """Returns the content of a file.
+
+        Args:
+          name: path of the file, relative to the directory.
+          limit: the largest size in bytes that is read. In a bucket it is not checked.
 
         Raises:
-          DamagedError: its name, or a link, leads out of the checkpoint.
-          OSError: it cannot be read; EINVAL if it is not a regular file, EFBIG if it is larger.
+          DamagedError: the name, or a link, leads out of the checkpoint.
+          OSError: the file cannot be read; EINVAL if it is not a regular file, EFBIG if it is larger than `limit`.
         """
         if not self.is_local:
             return stores.read(self.path(name), limit)
         return local.read_descriptor(self.open(name), self.path(name), limit)
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Returns bytes of a file. Raises DamagedError if it is too short, or its name leads out of the checkpoint; OSError."""
+        """Returns a range of the bytes of a file.
+
+        Args:
+          name: path of the file, relative to the directory.
+          offset: first byte.
+          length: number of bytes.
+
+        Raises:
+          DamagedError: the file ends before the range does, or the name, or a link, leads out of the checkpoint.
+          OSError: the file cannot be read.
+        """
         path = self.path(name)
         if not self.is_local:
             (content,) = stores.ranges(path, [(offset, length)])
@@ -105,7 +123,15 @@ class Inside:
         return content
 
     def size(self, name: str) -> int | None:
-        """Returns the size of a regular file of a local checkpoint; None in a bucket. Raises as `open`."""
+        """Returns the size in bytes of a regular file; None in a bucket.
+
+        Args:
+          name: path of the file, relative to the directory.
+
+        Raises:
+          DamagedError: the name, or a link, leads out of the checkpoint.
+          OSError: the file cannot be looked at; EINVAL if it is not a regular file.
+        """
         path = self.path(name)
         if not self.is_local:
             return None
@@ -113,11 +139,16 @@ class Inside:
         return self._checked(path).st_size
 
     def stored(self, folder: str) -> Stored:
-        """Returns what lies below a directory of a local checkpoint, whoever will open it: every file is a regular one.
+        """Returns number and sizes of the files below a folder of a local checkpoint, and makes sure that all are regular files.
+
+        After this check, TensorStore may open the files itself.
+
+        Args:
+          folder: path of the folder, relative to the directory.
 
         Raises:
           DamagedError: a link leads out of the checkpoint.
-          OSError: EINVAL if something is neither a regular file nor a directory.
+          OSError: EINVAL if an entry is neither a regular file nor a directory.
         """
         number = nbytes = largest = 0
         waiting = [self.path(folder.rstrip("/"))]
@@ -144,13 +175,13 @@ class Inside:
         return found
 
     def _check_folder(self, folder: str) -> None:
-        """Makes sure that a directory is inside of the checkpoint; looked at once."""
+        """Makes sure that a directory is inside of the checkpoint. Each directory is checked once."""
         if folder in self._folders:
             return
         parent = os.path.dirname(folder)
         if len(parent) >= len(self.directory):
             self._check_folder(parent)
-            # What is not a link is where its parent is.
+            # A directory that is not a link is in its parent, which has been checked.
             if stat.S_ISLNK(os.lstat(folder).st_mode):
                 self._inside(folder)
         else:
@@ -158,7 +189,7 @@ class Inside:
         self._folders.add(folder)
 
     def _inside(self, path: str) -> str:
-        """Returns where a path leads. Raises DamagedError if that is outside."""
+        """Returns the path that a link leads to. Raises DamagedError if it leads out of the checkpoint."""
         if self._tops is None:
             top = os.path.realpath(self._top)
             hub = _HUB.fullmatch(top)

@@ -1,4 +1,4 @@
-"""Files of the operating system."""
+"""Operations on local files."""
 
 import contextlib
 import errno
@@ -7,9 +7,9 @@ import os
 import stat
 from collections.abc import Sequence
 
-# Without waiting for the other end of a pipe, and without becoming the terminal's session.
+# O_NONBLOCK: opening a pipe does not wait for its other end. O_NOCTTY: opening a terminal does not attach the process to it.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-# How TensorStore's file driver calls a lock, which it removes itself.
+# End of the name of a lock file of TensorStore's file driver, which removes it itself.
 _LOCK = ".__lock"
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -21,7 +21,12 @@ _KINDS = {
 
 
 def irregular(mode: int, path: str) -> OSError:
-    """Returns the error for what is not a regular file."""
+    """Returns the error for something that is not a regular file.
+
+    Args:
+      mode: its `st_mode`.
+      path: its path, for the error.
+    """
     if stat.S_ISDIR(mode):
         return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
@@ -29,19 +34,19 @@ def irregular(mode: int, path: str) -> OSError:
 
 
 def open_regular(path: str, flags: int = 0) -> int:
-    """Opens a regular file for reading, and returns its descriptor. Never waits: a pipe or a device is refused.
+    """Opens a regular file for reading, and returns its descriptor. Never waits: it refuses a pipe or a device.
 
     Args:
-      path: of the file.
-      flags: besides those for reading.
+      path: path of the file.
+      flags: more flags of `os.open`, added to those for reading.
 
     Raises:
-      OSError: it cannot be opened; EINVAL if it is not a regular file.
+      OSError: the file cannot be opened; EINVAL if it is not a regular file.
     """
     try:
         descriptor = os.open(path, _OPEN | flags)
     except OSError as error:
-        # A socket cannot be opened at all.
+        # Opening a socket fails with ENXIO.
         if error.errno == errno.ENXIO:
             raise irregular(os.stat(path).st_mode, path) from error
         raise
@@ -59,10 +64,10 @@ def open_regular(path: str, flags: int = 0) -> int:
 def absolute(path: str) -> str:
     """Returns the absolute path that the operating system would reach, without ``.`` and ``..``.
 
-    ``link/..`` is the parent of what the link points to. A ``name/..`` whose `name` does not exist stands for nothing.
-    Links after the last ``..`` keep their names.
+    ``link/..`` is the parent of the link's target. A ``name/..`` whose `name` does not exist is left out.
+    Links after the last ``..`` are not resolved.
     """
-    # os.path.abspath would take "link/.." for the directory that holds the link.
+    # os.path.abspath would replace "link/.." by the directory that holds the link.
     parts = os.path.join(os.getcwd(), path).split(os.sep)
     after = len(parts) - parts[::-1].index(os.pardir) if os.pardir in parts else 0
     if after:
@@ -71,7 +76,7 @@ def absolute(path: str) -> str:
 
 
 def spelled(path: str) -> str:
-    """Returns a path that the operating system takes to `absolute(path)`: `path` itself, if that does."""
+    """Returns a path that leads the operating system to `absolute(path)`: `path` itself, if it does so."""
     parts = path.split(os.sep)
     if os.pardir not in parts:
         return path
@@ -89,12 +94,12 @@ def spelled(path: str) -> str:
     if not left_out:
         return path
     candidate, place = os.sep.join(kept) or os.curdir, absolute(path)
-    # They differ where a link leads nowhere.
+    # The two differ if a link is broken.
     return candidate if absolute(candidate) == place else place
 
 
 def identity(path: str) -> str:
-    """Returns one spelling for all paths of the same entry of a directory: every link on the way to it is followed."""
+    """Returns one spelling for all paths of the same directory entry. Resolves links in the directory, but not the entry itself."""
     directory, name = os.path.split(absolute(path))
     return os.path.join(os.path.realpath(directory), name)
 
@@ -109,17 +114,34 @@ def tree(directory: str) -> list[str]:
 
 
 def read(path: str, limit: int | None = None) -> bytes:
-    """Returns the content of a regular file. Raises OSError; EFBIG if it is larger than `limit`."""
+    """Returns the content of a regular file.
+
+    Args:
+      path: path of the file.
+      limit: the largest size in bytes that is read; None for any size.
+
+    Raises:
+      OSError: the file cannot be read; EINVAL if it is not a regular file, EFBIG if it is larger than `limit`.
+    """
     return read_descriptor(open_regular(path), path, limit)
 
 
 def read_descriptor(descriptor: int, path: str, limit: int | None = None) -> bytes:
-    """Returns the content of an open file and closes it. As `read`."""
+    """Returns the content of an open file and closes it.
+
+    Args:
+      descriptor: of the open file.
+      path: path of the file, for errors.
+      limit: the largest size in bytes that is read; None for any size.
+
+    Raises:
+      OSError: the file cannot be read; EFBIG if it is larger than `limit`.
+    """
     with open(descriptor, "rb", buffering=0) as file:
         size = os.fstat(descriptor).st_size
         if limit is not None and size > limit:
             raise OSError(errno.EFBIG, f"This file has {size} bytes, more than such a file may have ({limit})", path)
-        # Not to its end, which a file that grows does not have.
+        # Read `size` bytes, not up to the end: a file that keeps growing would be read forever.
         content = file.read(size)
         while len(content) < size and (more := file.read(size - len(content))):
             content += more
@@ -127,13 +149,13 @@ def read_descriptor(descriptor: int, path: str, limit: int | None = None) -> byt
 
 
 def write(path: str, content: bytes) -> None:
-    """Writes a file."""
+    """Writes a file in place, without a sync."""
     with open(path, "wb") as file:
         file.write(content)
 
 
 def ranges(path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Returns parts of a file."""
+    """Returns parts of a file. See `Store.ranges`."""
     descriptor = open_regular(path)
     try:
         size = os.fstat(descriptor).st_size
@@ -143,19 +165,19 @@ def ranges(path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def remove(path: str) -> None:
-    """Removes a file; one that does not exist is no error."""
+    """Removes a file. A file that does not exist is not an error."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def sync_tree(directory: str) -> None:
-    """Syncs every file and directory below `directory`, and itself."""
+    """Syncs `directory`, and every file and directory below it."""
     for folder, _, names in os.walk(directory, topdown=False):
         for name in names:
             try:
                 _sync(os.path.join(folder, name), os.O_RDONLY)
             except FileNotFoundError:
-                # TensorStore of another process, which writes into the same directory, has given up its lock meanwhile.
+                # Another process writes into the same directory, and its TensorStore has removed a lock file meanwhile.
                 if not name.endswith(_LOCK):
                     raise
         sync_directory(folder)

@@ -1,4 +1,4 @@
-"""The store of the directories of the operating system."""
+"""The store of local directories."""
 
 import errno
 import os
@@ -12,12 +12,12 @@ from jaxckpt.storage.stores import conditional, local, removal
 
 
 class LocalStore:
-    """Files of the operating system. See `Store` for the methods."""
+    """Local files. See `Store` for the methods."""
 
     is_local = True
 
     def check_address(self, path: str, argument: str) -> None:
-        """See `Store`. Other schemes than those that have a store of their own come here."""
+        """See `Store`. Refuses addresses with a scheme that has no store, such as ``ftp://``."""
         if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path):
             raise refusal(
                 ValueError,
@@ -27,11 +27,11 @@ class LocalStore:
             )
         if re.match(r"(gs|s3):/", path):
             raise ValueError(
-                f"{argument}={path!r} has one slash after the colon, which pathlib makes of two; give a str (or an etils.epath.Path)."
+                f"{argument}={path!r} has one slash after the colon: pathlib removes the other one; give a str (or an etils.epath.Path)."
             )
 
     def absolute(self, path: str) -> str:
-        """See `Store`. ``..`` is resolved as the operating system does it; see `local.absolute`."""
+        """See `Store`. Resolves ``..`` as the operating system does; see `local.absolute`."""
         return local.absolute(path)
 
     def spelled(self, path: str) -> str:
@@ -39,7 +39,7 @@ class LocalStore:
         return local.spelled(path)
 
     def identity(self, path: str) -> str:
-        """See `Store`. Every link on the way to the entry is followed."""
+        """See `Store`. Resolves links in the directory, but not the entry itself."""
         return local.identity(path)
 
     def relative(self, path: str, directory: str) -> str:
@@ -109,7 +109,7 @@ class LocalStore:
         local.remove(path)
 
     def remove_tree(self, directory: str, leaving: Collection[str] = ()) -> None:
-        """See `Store`. What is removed is reached through open handles; see `removal`."""
+        """See `Store`. Works through open handles, so that it cannot be led elsewhere; see `removal`."""
         if not leaving:
             removal.remove_tree(*os.path.split(directory))
             return
@@ -135,7 +135,7 @@ class LocalStore:
                 raise
 
     def copy(self, source: str, target: str, leaving: Collection[str] = ()) -> None:
-        """See `Store`. The copies are synced."""
+        """See `Store`. Syncs the copies."""
         os.makedirs(target, exist_ok=True)
         for name in local.tree(source):
             if name in leaving:

@@ -1,14 +1,18 @@
-"""Directories that must stay, whatever a caller names."""
+"""The directories that are never removed or replaced, whatever a caller asks for."""
 
 import contextlib
 import os
 
 
 def directories() -> dict[tuple[int, int], str]:
-    """Returns ``(st_dev, st_ino)`` of the working directory, the home directory and all directories above them, and each in words."""
+    """Returns the working directory, the home directory and all directories above them.
+
+    Returns:
+      A description in words for each directory, by its ``(st_dev, st_ino)``.
+    """
     found: dict[tuple[int, int], str] = {}
     for what, start in (("the working directory", os.curdir), ("the home directory", os.path.expanduser("~"))):
-        # A working directory may have been removed.
+        # Another process may have removed the working directory.
         with contextlib.suppress(OSError):
             folder, words = os.path.realpath(start), what
             while True:

@@ -1,8 +1,8 @@
-"""Removing a directory and everything in it through an open handle, so that nothing else can be reached by it.
+"""Removes a directory and everything in it through an open handle, so that it cannot be led to remove anything else.
 
-`shutil.rmtree` holds one descriptor open for each level, and leaves a tree behind when the process has none to spare. This walk
-holds two at most: it goes down by opening a directory inside the present one, and up through ``..``, where it makes sure that it
-has come back to where it was. Links are unlinked, never followed; FIFOs and devices are never opened.
+`shutil.rmtree` holds one descriptor open for each level, and leaves a tree behind when the process runs out of them. This walk holds two
+at most. It goes down by opening a directory inside of the current one. It goes up through ``..``, and checks that this is the directory
+it came from. It unlinks links and never follows them; it never opens FIFOs and devices.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from jaxckpt.storage.stores import protected
 from jaxckpt.storage.stores.descriptors import patiently
 
-# Files may appear in a directory while it is emptied.
+# Files may appear in a directory while it is emptied, so it is emptied up to this many times.
 _ROUNDS = 3
 _NOT_EMPTY = (errno.ENOTEMPTY, errno.EEXIST)
 _Identity = tuple[int, int]
@@ -27,13 +27,13 @@ if sys.platform != "win32":
 
 @dataclass
 class _Level:
-    """A directory that the walk is in, or above.
+    """The current directory of the walk, or one above it.
 
     Attributes:
-      name: in the directory above.
+      name: name in the directory above.
       identity: device and inode number.
-      directories: names of those in it that are still to be removed.
-      rounds: how often each of them has been emptied, for those that were not empty afterwards.
+      directories: names of the directories in it that are still to be removed.
+      rounds: how often the walk has emptied each of them, for those that were not empty afterwards.
     """
 
     name: str
@@ -45,20 +45,21 @@ class _Level:
 def remove_tree(
     parent: int | str, name: str, *, unlink_link: bool = False, identity: tuple[int, int] | None = None
 ) -> None:
-    """Removes the directory `name` and everything in it. What is gone already is no error.
+    """Removes the directory `name` and everything in it. Entries that do not exist any more are not errors.
 
-    Everything that can be removed is, before the first error is raised. Directories of this user without permission are given it.
+    After an error it goes on, removes all that it can, and then raises the first error. If this user owns a directory without having
+    permission to change it, the permission is added.
 
     Args:
       parent: the directory that `name` is in: an open descriptor, or an absolute path.
-      name: of one entry of `parent`.
-      unlink_link: if `name` is a symbolic link, remove the link; otherwise that is an error. It is never followed.
-      identity: ``(st_dev, st_ino)`` that the directory has to have; None for any.
+      name: name of one entry of `parent`.
+      unlink_link: if `name` is a symbolic link, remove the link; otherwise a link is an error. It is never followed.
+      identity: ``(st_dev, st_ino)`` that the directory must have; None for any.
 
     Raises:
       ValueError: `name` is not the name of an entry, or `parent` is not absolute.
-      OSError: with errno. The directory is a link or not a directory, is another one than `identity` says, is or contains the working
-        directory or the home directory, another file system is mounted in it, it moved meanwhile, or something in it cannot be removed.
+      OSError: with errno. The directory is a link or not a directory, does not have the `identity`, is or contains the working
+        directory or the home directory, was moved meanwhile, contains a mounted file system, or something in it cannot be removed.
     """
     if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
         raise ValueError(f"{name!r} is not the name of an entry of a directory.")
@@ -73,7 +74,7 @@ def remove_tree(
     except FileNotFoundError:
         return
     _require(found, identity, path)
-    # An empty one needs no descriptor.
+    # Removing an empty directory takes no descriptor.
     if _rmdir(path, at):
         return
     if sys.platform == "win32":
@@ -84,14 +85,14 @@ def remove_tree(
 
 def _require(found: os.stat_result, identity: _Identity | None, path: str) -> None:
     if stat.S_ISLNK(found.st_mode):
-        raise OSError(errno.ELOOP, "A symbolic link is in the place of a directory, and was not removed", path)
+        raise OSError(errno.ELOOP, "This is a symbolic link, not a directory, so it was not removed", path)
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     present = (found.st_dev, found.st_ino)
     if identity is not None and present != identity:
-        raise OSError(errno.ESTALE, "Another directory is in the place of the one to remove, and was not removed", path)
+        raise OSError(errno.ESTALE, "Another directory has taken its place, so it was not removed", path)
     if (what := protected.directories().get(present)) is not None:
-        raise OSError(errno.EBUSY, f"This is {what}, which is not removed", path)
+        raise OSError(errno.EBUSY, f"This is {what}, so it was not removed", path)
 
 
 class _Walk:
@@ -102,11 +103,11 @@ class _Walk:
         self._at = at
         self._identity = identity
         self._error: OSError | None = None
-        # The one open directory between two steps; -1 for none.
+        # Descriptor of the current directory, the only one that is open between two steps; -1 for none.
         self._here = -1
 
     def run(self) -> None:
-        """Removes it. Raises the first error that there was."""
+        """Removes the directory. Raises the first error."""
         for turn in range(_ROUNDS):
             try:
                 self._empty()
@@ -120,7 +121,7 @@ class _Walk:
             except FileNotFoundError:
                 return
             if turn == _ROUNDS - 1:
-                raise OSError(errno.ENOTEMPTY, "Files appear in it while it is removed", self._path)
+                raise OSError(errno.ENOTEMPTY, "New files appear in this directory while it is removed", self._path)
 
     def _empty(self) -> None:
         try:
@@ -128,7 +129,7 @@ class _Walk:
         except FileNotFoundError:
             return
         if _identity_of(self._here) != self._identity:
-            raise OSError(errno.ESTALE, "Another directory was put in its place while it was removed", self._path)
+            raise OSError(errno.ESTALE, "Another directory took its place while it was removed", self._path)
         above: list[_Level] = []
         level = _Level("", self._identity, self._unlink_files())
         while True:
@@ -145,7 +146,7 @@ class _Walk:
                 return
 
     def _enter(self, name: str) -> _Level | None:
-        """Goes into a directory and unlinks the files in it; None if it is gone, or cannot be entered."""
+        """Enters a directory and unlinks the files in it. Returns None if the directory is gone, or cannot be entered."""
         try:
             if _rmdir(name, self._here):
                 return None
@@ -153,7 +154,7 @@ class _Walk:
         except FileNotFoundError:
             return None
         except OSError as error:
-            # What was a directory when it was listed may be a link now.
+            # A directory may have been replaced by a link after it was listed.
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 self._unlink(name)
             else:
@@ -162,16 +163,18 @@ class _Walk:
         identity = _identity_of(below)
         if identity[0] != self._identity[0]:
             os.close(below)
-            self._note(OSError(errno.EXDEV, "Another file system is mounted in it, and was not touched", name))
+            self._note(OSError(errno.EXDEV, "Another file system is mounted here, so it was not touched", name))
             return None
         self._move(below)
         return _Level(name, identity, self._unlink_files())
 
     def _leave(self, emptied: _Level, level: _Level) -> None:
-        """Goes back to the directory above, and removes the one that was emptied."""
+        """Returns to the directory above, and removes the emptied one."""
         self._move(patiently(lambda: os.open(os.pardir, _DIRECTORY, dir_fd=self._here)))
         if _identity_of(self._here) != level.identity:
-            raise OSError(errno.ESTALE, f"{emptied.name!r} in it was moved while it was removed", self._path)
+            raise OSError(
+                errno.ESTALE, f"{emptied.name!r} in this directory was moved while it was removed", self._path
+            )
         try:
             if _rmdir(emptied.name, self._here) or self._error is not None:
                 return
@@ -181,12 +184,14 @@ class _Walk:
             return self._note(error)
         rounds = level.rounds[emptied.name] = level.rounds.get(emptied.name, 1) + 1
         if rounds > _ROUNDS:
-            return self._note(OSError(errno.ENOTEMPTY, "Files appear in it while it is removed", emptied.name))
+            return self._note(
+                OSError(errno.ENOTEMPTY, "New files appear in this directory while it is removed", emptied.name)
+            )
         level.directories.append(emptied.name)
         return None
 
     def _unlink_files(self) -> list[str]:
-        """Unlinks what is not a directory in the present one, and returns the names of the directories."""
+        """Unlinks all entries of the current directory that are not directories, and returns the names of those that are."""
         try:
             with patiently(lambda: os.scandir(self._here)) as entries:
                 listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -214,7 +219,7 @@ class _Walk:
     def _note(self, error: OSError) -> None:
         if self._error is None:
             name = error.filename if isinstance(error.filename, str) else ""
-            self._error = OSError(error.errno, f"{error.strerror} ({name!r} in it)", self._path)
+            self._error = OSError(error.errno, f"{error.strerror} ({name!r} in this directory)", self._path)
             self._error.__cause__ = error
 
 
@@ -230,7 +235,7 @@ def _rmdir(name: str, at: int | None) -> bool:
 
 
 def _open_directory(name: str, at: int | None) -> int:
-    """Opens a directory, not a link to one, to list and change it."""
+    """Opens a directory to list and change it. Does not follow a link to a directory."""
     try:
         descriptor = patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
     except PermissionError:
@@ -238,21 +243,21 @@ def _open_directory(name: str, at: int | None) -> int:
         descriptor = patiently(lambda: os.open(name, _DIRECTORY, dir_fd=at))
     mode = os.fstat(descriptor).st_mode
     if mode & stat.S_IRWXU != stat.S_IRWXU:
-        # Of another user's nothing can be changed; unlinking then says so.
+        # This fails for another user's directory. Unlinking then raises the error.
         with contextlib.suppress(PermissionError):
             os.fchmod(descriptor, stat.S_IRWXU)
     return descriptor
 
 
 def _permit(name: str, at: int | None) -> None:
-    """Gives this user permission for a directory that cannot be opened, not following a link."""
+    """Gives this user permission for a directory that cannot be opened. Does not follow a link."""
     if os.chmod in os.supports_follow_symlinks:
         return os.chmod(name, stat.S_IRWXU, dir_fd=at, follow_symlinks=False)
     if sys.platform != "linux":
         return None
     descriptor = patiently(lambda: os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at))
     try:
-        # Not os.fchmod: a descriptor of this kind, the only one that can be had, does not allow it.
+        # Without permission, only an O_PATH descriptor can be opened, and os.fchmod does not accept that kind.
         os.chmod(f"/proc/self/fd/{descriptor}", stat.S_IRWXU)
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Renames with a condition, which not every system and file system has."""
+"""Conditional and exchanging renames, which some systems and file systems lack."""
 
 import ctypes
 import errno
@@ -12,29 +12,31 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 def rename_new(old: str, new: str) -> bool:
-    """Renames `old` to `new`, where nothing may be.
+    """Renames `old` to `new`, unless `new` exists.
 
     Args:
-      old, new: paths.
+      old: path of the file or directory.
+      new: path that must not exist.
 
     Returns:
-      False where the system or the file system cannot do that; nothing has happened then.
+      True; or False if the system or the file system cannot do this. Nothing has changed then.
 
     Raises:
-      FileExistsError: something is at `new`.
+      FileExistsError: `new` exists.
       OSError: with errno.
     """
     return _renameat2(old, new, _NOREPLACE)
 
 
 def exchange(one: str, other: str) -> bool:
-    """Lets two files or directories change places, at once.
+    """Exchanges two files or directories in one atomic step.
 
     Args:
-      one, other: paths; something is at both.
+      one: path of the first, which exists.
+      other: path of the second, which exists.
 
     Returns:
-      False where the system or the file system cannot do that; nothing has happened then.
+      True; or False if the system or the file system cannot do this. Nothing has changed then.
 
     Raises:
       OSError: with errno.

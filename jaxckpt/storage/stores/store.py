@@ -1,7 +1,7 @@
-"""The interface of a store: the few file operations that checkpoints need, whatever keeps the files.
+"""The interface of a store: the few file operations that checkpoints need, for files on a disk or in a bucket.
 
-A store is chosen by a path (`stores.store_of`) and has no state: every method takes whole paths. To add a store, write a class with these
-methods, let `store_of` return it for its paths, and add it to ``tests/storage/rooms.py``, whose conformance suite it has to pass.
+`stores.store_of` chooses the store of a path. A store has no state: every method takes whole paths. To add a store, write a class with
+these methods, let `store_of` return it for its paths, and add it to ``tests/storage/rooms.py``, whose conformance suite it must pass.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ class ChangedError(OSError):
 
 @contextlib.contextmanager
 def within(deadline: Deadline) -> Iterator[None]:
-    """Bounds every wait of a remote store in the block.
+    """Bounds every wait for a storage server in the block.
 
     Args:
-      deadline: that no wait may pass.
+      deadline: when every wait ends.
     """
     token = _deadline.set(deadline)
     try:
@@ -35,54 +35,54 @@ def within(deadline: Deadline) -> Iterator[None]:
 
 
 def current_deadline() -> Deadline | None:
-    """Returns the deadline of the innermost `within`; None outside of any."""
+    """Returns the deadline of the innermost `within`; None outside of all."""
     return _deadline.get()
 
 
 class Store(Protocol):
-    """What keeps files: directories of the operating system, or a bucket.
+    """A place where files are: the local directories, or the buckets of one kind of storage server.
 
-    All methods raise OSError with errno. A directory of a bucket exists by being part of the names of objects.
+    All methods raise OSError with errno. In a bucket, a directory exists while its name begins the name of an object.
     """
 
     @property
     def is_local(self) -> bool:
-        """Whether files have descriptors, sizes, times and inodes, and a look at them is cheap. Otherwise each look is a request."""
+        """Whether files have descriptors, sizes, times and inodes that are cheap to read. In another store, each look is a request."""
         ...
 
     def check_address(self, path: str, argument: str) -> None:
-        """Refuses a path that a caller gave and that can name nothing in this store.
+        """Refuses a path that cannot name anything in this store.
 
         Args:
-          path: as given.
+          path: the path, as the caller gave it.
           argument: name of the caller's argument, for the message.
 
         Raises:
-          ValueError: saying what to give instead.
+          ValueError: the path cannot be used; says what to give instead.
         """
         ...
 
     def absolute(self, path: str) -> str:
-        """Returns the path that stands for `path` whatever the working directory is."""
+        """Returns the absolute path of `path`, which stays right when the working directory changes."""
         ...
 
     def spelled(self, path: str) -> str:
-        """Returns `path` as it is spelled, but without a ``name/..`` that could not be followed, as there is no `name`."""
+        """Returns `path` as it is spelled, but without each ``name/..`` whose `name` does not exist, so that it can be followed."""
         ...
 
     def identity(self, path: str) -> str:
-        """Returns one spelling for all paths of the same entry of a directory, to compare them."""
+        """Returns one spelling for all paths of the same directory entry, so that paths can be compared."""
         ...
 
     def relative(self, path: str, directory: str) -> str:
-        """Returns how a file in `directory` names `path`, so that the name stays right when the directory moves.
+        """Returns `path` relative to `directory`. A file in the directory names it so; the name stays right when the directory moves.
 
         Args:
-          path: relative to `directory`, or absolute.
-          directory: absolute path.
+          path: the path, relative to `directory` or absolute.
+          directory: absolute path of the directory.
 
         Returns:
-          One spelling, relative to `directory`; `path` as it is if it leads elsewhere.
+          One spelling for all paths of the same entry; `path` as it is if it is not in `directory`.
         """
         ...
 
@@ -91,11 +91,11 @@ class Store(Protocol):
         ...
 
     def exists(self, path: str) -> bool:
-        """Whether anything is at `path`, a broken link included."""
+        """Whether anything is at `path`. A broken link counts."""
         ...
 
     def is_file(self, path: str) -> bool:
-        """Whether a file can be found at `path` (or, in a local store, a directory)."""
+        """Whether a file (in the local store: a file or a directory) is at `path`. A broken link does not count."""
         ...
 
     def is_directory(self, path: str) -> bool:
@@ -103,106 +103,118 @@ class Store(Protocol):
         ...
 
     def names(self, directory: str) -> list[str]:
-        """Returns the names in a directory, in no order.
+        """Returns the names of the entries of a directory, in any order.
 
         Raises:
-          FileNotFoundError: there is no such directory (an empty one does not exist in a bucket).
+          FileNotFoundError: the directory does not exist. (In a bucket, an empty directory does not exist.)
         """
         ...
 
     def tree(self, directory: str) -> list[str]:
-        """Returns the paths of all files below `directory`, relative to it, sorted; none if it does not exist."""
+        """Returns the paths of all files below `directory`, relative to it, sorted. The list is empty if `directory` does not exist."""
         ...
 
     def size(self, path: str) -> int | None:
-        """Returns the size of a file in bytes; None where it is not known without reading the file."""
+        """Returns the size of a file in bytes; None if the store would have to read the file for it."""
         ...
 
     def modified(self, path: str) -> float | None:
-        """Returns when a file or directory was last changed, in seconds since the epoch; None where that is not known."""
+        """Returns when a file or directory was last changed, in seconds since the epoch; None if the store does not know."""
         ...
 
     def read(self, path: str, limit: int | None = None) -> bytes:
         """Returns the content of a file.
 
         Args:
-          path: of the file.
-          limit: how many bytes it may have; not looked at where the size is not known before it is read.
+          path: path of the file.
+          limit: the largest size in bytes that is read; None for any size. Not checked in a bucket.
 
         Raises:
-          OSError: it cannot be read. In a local store: EINVAL if it is not a regular file, EFBIG if it is larger than `limit`.
+          OSError: the file cannot be read. In the local store: EINVAL if it is not a regular file, EFBIG if it is larger than `limit`.
         """
         ...
 
     def read_versioned(self, path: str, limit: int | None = None) -> tuple[bytes | None, bytes]:
-        """Returns the content of a file and its version; None and `ABSENT` if there is none. Arguments and errors as for `read`."""
+        """Returns the content of a file and its version; None and `ABSENT` if the file does not exist.
+
+        Args:
+          path: path of the file.
+          limit: the largest size in bytes that is read; None for any size. Not checked in a bucket.
+
+        Raises:
+          OSError: the file cannot be read. In the local store: EINVAL if it is not a regular file, EFBIG if it is larger than `limit`.
+        """
         ...
 
     def ranges(self, path: str, parts: Sequence[tuple[int, int]]) -> list[bytes]:
         """Returns parts of a file.
 
         Args:
-          path: of the file.
-          parts: first byte and length of each; a negative first byte counts from the end, and such a part reaches to the end at
-            most. Bytes beyond the end are left out.
+          path: path of the file.
+          parts: first byte and length in bytes of each part. A negative first byte counts from the end of the file. A part is shorter
+            than its length if the file ends before it does.
         """
         ...
 
     def write(self, path: str, content: bytes) -> None:
-        """Writes a file, whatever is there. In a local store in place, and without a sync.
+        """Writes a file; replaces the old content, if there is any. The local store writes in place, and does not sync.
 
         Args:
-          path: of the file. Its directory must exist where the store has directories.
-          content: of the file.
+          path: path of the file. In the local store, its directory must exist.
+          content: new content.
         """
         ...
 
     def write_if(self, path: str, content: bytes, expected: bytes) -> bytes:
-        """Writes a file if nobody else has changed it. Readers see the old content or the new one, which is on stable storage then.
+        """Writes a file if its version is the expected one. Readers see the old content or the new content, nothing between.
+
+        After the return, the new content is on stable storage.
 
         Args:
-          path, content: as for `write`.
-          expected: the version that the file must have now; `ABSENT` if there must be none.
+          path: path of the file. In the local store, its directory must exist.
+          content: new content.
+          expected: the version that the file must have now; `ABSENT` if it must not exist.
 
         Returns:
           The new version.
 
         Raises:
-          ChangedError: the file has another version. Also where the answer to a write got lost that was then tried again.
+          ChangedError: the file has another version. In a bucket this may be this write's own: the server wrote the file, its answer got
+            lost, and the retry found the file changed.
         """
         ...
 
     def remove(self, path: str) -> None:
-        """Removes a file; one that does not exist is no error."""
+        """Removes a file. A file that does not exist is not an error."""
         ...
 
     def remove_tree(self, directory: str, leaving: Collection[str] = ()) -> None:
-        """Removes everything in a directory, and the directory itself if nothing is to stay. Links are not followed.
+        """Removes everything in a directory, and the directory itself if `leaving` is empty. Does not follow links.
 
         Args:
-          directory: absolute path; one that does not exist is no error.
-          leaving: names of files directly in it that stay.
+          directory: absolute path of the directory. If it does not exist, nothing happens.
+          leaving: names of files directly in the directory that stay.
         """
         ...
 
     def prune(self, directory: str) -> None:
-        """Removes a directory if it is empty; a bucket has no empty ones. That it is not, or is gone, is no error."""
+        """Removes a directory if it exists and is empty; otherwise nothing happens. A bucket has no empty directories."""
         ...
 
     def copy(self, source: str, target: str, leaving: Collection[str] = ()) -> None:
-        """Copies the files below one directory to another; few are in memory at a time.
+        """Copies all files below one directory into another. Holds only a few files in memory at a time.
 
         Args:
-          source: absolute path of a directory.
-          target: absolute path of a directory, which is made.
+          source: absolute path of the directory to copy.
+          target: absolute path of the new directory, which is made.
           leaving: paths, relative to `source`, of files that are not copied.
         """
         ...
 
     def make_directory(self, path: str) -> None:
-        """Makes a directory, with its parents; one that is there is no error. A bucket needs none."""
+        """Makes a directory and its parents, unless they exist. Does nothing in a bucket."""
         ...
 
     def sync_tree(self, directory: str) -> None:
-        """Brings every file and directory below `directory`, and itself, to stable storage. A bucket does so when it is written."""
+        """Brings `directory` and all that is below it to stable storage. Does nothing in a bucket, where every write does so."""
         ...

@@ -26,10 +26,10 @@ def test_what_is_explained_is_what_happens(jobs, io: int | None) -> None:
     for index, (text, refused) in enumerate(job.run(beside_orbax.translation, jobs.directory(job), io)):
         assert f"MultiprocessingOptions(primary_host={process}, active_processes={{{process}}})" in text
         assert f"  -> ocp.AsyncCheckpointer on process {process}\n" in text
-        assert "A bucket is written without it." in text
+        assert "A save to a bucket does not use it." in text
         kinds, said = refused
         assert "ValueError" in kinds
-        assert ("other processes have parts of this array" if index == process else "subset of processes") in said
+        assert ("parts of this array are on other processes" if index == process else "subset of processes") in said
 
 
 # A peer is not interrupted where it writes: its main thread is.
