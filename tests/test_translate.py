@@ -42,7 +42,11 @@ def test_every_setting_is_carried_over():
         target_data_file_size=1 << 22,
         memory_limit_bytes=1 << 23,
     )
+    # A new field needs a value here, so that one that is accepted and ignored fails.
+    assert all(getattr(orbax, field.name) != field.default for field in dataclasses.fields(OrbaxSettings))
     translation = to_orbax(CheckpointOptions(0, enable_async=True, orbax=orbax))
+    reached = {**dataclasses.asdict(translation.array_settings), "exit_timeout_secs": translation.exit_timeout_secs}
+    assert {field.name: reached[field.name] for field in dataclasses.fields(OrbaxSettings)} == dataclasses.asdict(orbax)
     assert translation.asynchronous is True
     assert translation.exit_timeout_secs == 7
     assert translation.async_options.timeout_secs == 30

@@ -172,7 +172,7 @@ def test_a_save_that_was_not_finished(tmp_path: Path) -> None:
     for name in ("ckpt-2.orbax-checkpoint-tmp-17", "ckpt-2.jaxckpt-tmp-0123abcd-17-18-0123abcd"):
         shutil.copytree(path, tmp_path / name)
         for call in (jaxckpt.Checkpoint(x=1).restore, jaxckpt.load_checkpoint):
-            with pytest.raises(ValueError, match=r"not finished\. .*to restore, take a committed checkpoint"):
+            with pytest.raises(ValueError, match=r"unfinished saves\. .*to restore, take a committed checkpoint"):
                 call(tmp_path / name)
         for call in (jaxckpt.verify, jaxckpt.Reader):
             with pytest.raises(jaxckpt.CheckpointError, match="temporary directory of a save that was not finished"):

@@ -462,10 +462,10 @@ class TestArraysBesideVariables:
         rebuild.start(["old 0", "old 1"], ["new 0", builders.KEPT])
         assert [first.build(rebuild), second.build(rebuild)] == ["new 0", "old 1"]
         rebuild.start(["old 0", "old 1"], ["new 0", "new 1"])
-        with pytest.raises(RuntimeError, match="leaf 1, but leaf 0 is next"):
+        with pytest.raises(RuntimeError, match="expects leaf 1 next, but leaf 0 is next"):
             second.build(rebuild)
         rebuild.start(["old 0", "old 1"], ["new 0", "new 1"])
-        with pytest.raises(RuntimeError, match="leaf 2, but leaf 1 is next"):
+        with pytest.raises(RuntimeError, match="expects leaf 2 next, but leaf 1 is next"):
             builders.RangeBuilder(builders.LEAF_BUILDER, 0, 2).build(rebuild)
 
 
