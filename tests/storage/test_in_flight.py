@@ -1,6 +1,7 @@
 """A checkpoint whose save is running: a reader is told so, and by which process."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,5 +84,8 @@ def test_a_deletion_is_no_save(tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(value=np.zeros(4)).save(tmp_path / "ckpt")
     folder = temporary.TemporaryDirectory(CheckpointPath.of(path))
     os.rename(path, folder.deleted)
+    assert "is saving" not in message(lambda: jaxckpt.load_checkpoint(path))
+    # Right before its directory is removed, and right after it was made, a deletion has nothing in it.
+    shutil.rmtree(folder.deleted)
     assert "is saving" not in message(lambda: jaxckpt.load_checkpoint(path))
     folder.remove()

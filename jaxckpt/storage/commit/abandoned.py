@@ -118,6 +118,6 @@ def saving(path: str) -> str | None:
     """Returns, in words, the running process that is saving a checkpoint to `path` now; None if there is none."""
     directory, name = os.path.split(stores.absolute(path))
     for leftover in leftovers(directory, name):
-        if leftover.live and os.path.basename(leftover.final) == name and not temporary.is_deletion(leftover.path):
+        if leftover.live and os.path.basename(leftover.final) == name and temporary.is_save(leftover.path):
             return leftover.owner
     return None

@@ -109,6 +109,15 @@ def previous_in(path: str) -> str:
     return os.path.join(path, _PREVIOUS)
 
 
-def is_deletion(path: str) -> bool:
-    """Whether a temporary directory is that of a deletion, not of a save."""
-    return os.path.lexists(os.path.join(path, _DELETED))
+def is_save(path: str) -> bool:
+    """Whether a temporary directory holds a checkpoint that is being written.
+
+    It does not while it is empty: at the beginning of a save or a deletion, and at their end.
+
+    Args:
+      path: path of the temporary directory.
+    """
+    try:
+        return any(entry.startswith(_NEW) for entry in os.listdir(path))
+    except FileNotFoundError:
+        return False
