@@ -1,5 +1,5 @@
 # make demo         train the example, with checkpoints        ARGS="--steps 300 --dir /tmp/run"
-# make test-fast    run the quick tests, which need neither jobs nor a bucket, in less than 90 seconds      ARGS="-k verify"   JOBS=2
+# make test-fast    run the quick tests, which need neither jobs nor a bucket      ARGS="-k verify"   JOBS=2
 # make test         run all tests                              ARGS="tests/cli -m 'not slow'"               JOBS=2
 # make test-oldest  run the tests of storage with the oldest supported versions of Orbax, JAX and others (by hand; in .venv-oldest)
 # make lint         check formatting, lint rules, types, spelling, and which part imports which
