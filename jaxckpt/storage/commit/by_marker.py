@@ -101,6 +101,7 @@ class MarkerCommitter:
 
     def replace_file(self, path: CheckpointPath, content: bytes, expected: bytes) -> None:
         """See `Committer`."""
+        claims.require_conditions(str(path))
         stores.write_if(str(path), content, expected)
 
     def leftovers(self, directory: str, name: str | None = None) -> list[Leftover]:

@@ -16,6 +16,7 @@ from jaxckpt.directory import paths
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import claims
 from jaxckpt.storage.stores import bucket as client
+from jaxckpt.storage.stores import servers
 
 
 def checkpoint() -> jaxckpt.Checkpoint:
@@ -26,10 +27,10 @@ def checkpoint() -> jaxckpt.Checkpoint:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few retries."""
     for name, value in {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"}.items():
-        monkeypatch.setitem(client.RETRIES, name, value)
-    client._context.cache_clear()
+        monkeypatch.setitem(servers.RETRIES, name, value)
+    client._opened.cache_clear()
     yield
-    client._context.cache_clear()
+    client._opened.cache_clear()
 
 
 class TestMissingBucket:
