@@ -9,6 +9,7 @@ import http.client
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -46,7 +47,10 @@ class S3Server:
       rules: bucket → what happens to its requests.
       requests: bucket → what was asked for, in order.
       conditions: "kept"; "ignored" (the proxy drops the condition of each write, as a server does that does not know it); or "raced"
-        (the proxy lets writes of one object through at the same time).
+        (the proxy looks at the object first, and writes it without a condition a little later, as a server does that is not atomic).
+      ignored_header: name of the one condition that the proxy drops, in small letters; None for none.
+      anonymous: whether the proxy passes on requests without credentials. (moto lets some of them write, but not remove.)
+      key_ids: the access keys of all requests so far.
     """
 
     scheme = "s3://"
@@ -72,6 +76,9 @@ class S3Server:
         self.rules: dict[str, Rule] = {}
         self.requests: dict[str, list[Request]] = {}
         self.conditions = "kept"
+        self.ignored_header: str | None = None
+        self.anonymous = True
+        self.key_ids: set[str] = set()
         self.one_at_a_time = threading.Lock() if kind == "moto" else contextlib.nullcontext()
         self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, port))
         self._proxy.daemon_threads = True
@@ -183,22 +190,31 @@ def _handler(server: S3Server, port: int) -> type[http.server.BaseHTTPRequestHan
             url = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             bucket, _, name = unquote(url.path).removeprefix("/").partition("/")
-            action = {"GET": "read", "HEAD": "look", "PUT": "write", "DELETE": "delete"}[self.command]
+            action = {"GET": "read", "HEAD": "read", "PUT": "write", "DELETE": "delete"}[self.command]
             if action == "read" and not name:
                 action, name = "list", query.get("prefix", "")
             request = Request(action, name)
             server.requests.setdefault(bucket, []).append(request)
-            verdict = server.rules.get(bucket, lambda _: None)(request)
+            signed = re.search("Credential=([^/]+)", self.headers.get("authorization", ""))
+            server.key_ids.update([signed[1]] if signed else [])
+            verdict: int | str | None = None if signed or server.anonymous else 403
+            verdict = verdict or server.rules.get(bucket, lambda _: None)(request)
             if verdict == "drop":
                 self.close_connection = True
                 self.connection.close()
             elif isinstance(verdict, int):
                 code = {403: "AccessDenied", 404: "NoSuchKey"}.get(verdict, "AsTheTestWantsIt")
-                self.answer(verdict, f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode(), {})
+                self.answer(
+                    verdict, f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode(), {}
+                )
             else:
-                alone = action == "write" and server.conditions != "raced"
-                with server.one_at_a_time if alone else contextlib.nullcontext():
-                    found = self.forward(body)
+                with server.one_at_a_time if action == "write" else contextlib.nullcontext():
+                    there = server.conditions == "raced" and self.forward(b"", "HEAD")[0] == 200
+                if server.conditions == "raced" and action == "write":
+                    time.sleep(0.3)
+                with server.one_at_a_time if action == "write" else contextlib.nullcontext():
+                    refused = there and self.headers.get("if-none-match") == "*"
+                    found = (412, b"", {}) if refused else self.forward(body)
                 if verdict == "lose":
                     self.close_connection = True
                     self.connection.close()
@@ -207,14 +223,15 @@ def _handler(server: S3Server, port: int) -> type[http.server.BaseHTTPRequestHan
 
         do_GET = do_HEAD = do_PUT = do_DELETE = handle_any  # noqa: N815 - what http.server calls
 
-        def forward(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        def forward(self, body: bytes, method: str | None = None) -> tuple[int, bytes, dict[str, str]]:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             try:
                 # With the host that the client has signed.
                 headers = dict(self.headers.items())
-                if server.conditions == "ignored" and self.command == "PUT":
-                    headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
-                connection.request(self.command, self.path, body, headers)
+                ignored = ("if-match", "if-none-match") if server.conditions != "kept" else (server.ignored_header,)
+                if self.command == "PUT":
+                    headers = {name: value for name, value in headers.items() if name.lower() not in ignored}
+                connection.request(method or self.command, self.path, body, headers)
                 response = connection.getresponse()
                 dropped = ("transfer-encoding", "connection", "date", "server")
                 if self.command != "HEAD":

@@ -62,7 +62,7 @@ def _bucket_error(text: str, path: str | None) -> OSError | None:
         }.get(code[1], (errno.EIO, f"The storage server failed with code {code[1]}"))
         if is_s3:
             what += _said(text)
-            if code[1] in ("301", "307", "400") and "egion" in text + what:
+            if code[1] in ("301", "307", "400") and ("egion" in what or code[1] != "400"):
                 what += "; set AWS_REGION to the region of the bucket"
         return OSError(number, what, path)
     if curl := _CURL.search(text):

@@ -11,7 +11,7 @@ from typing import Any
 import bucket_programs
 import numpy as np
 import pytest
-from storage_server import Bucket, Request, StorageServer
+from storage_server import Bucket, Request, Server
 
 from jaxckpt import storage, testing
 from jaxckpt.storage import joint, stores
@@ -23,20 +23,24 @@ pytestmark = [pytest.mark.job, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
-def job(storage_server: StorageServer) -> Iterator[testing.Job]:
-    with testing.Job(processes=2, devices=2, timeout=90, env=storage_server.environment()) as job:
+def job(gs_server: Server, s3_server: Server) -> Iterator[testing.Job]:
+    environment = {**gs_server.environment(), **s3_server.environment()}
+    with testing.Job(processes=2, devices=2, timeout=90, env=environment) as job:
         job.run(bucket_programs.impatient, {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"})
         yield job
 
 
 @pytest.mark.parametrize(
-    ("io", "asynchronous", "orbax"),
+    ("bucket", "io", "asynchronous", "orbax"),
     [
-        (0, False, {}),
-        (1, True, {}),
-        (None, False, {"chunk_byte_size": 4096}),
-        (None, True, {"compression": "zstd"}),
+        ("gs", 0, False, {}),
+        ("gs", 1, True, {}),
+        ("gs", None, False, {"chunk_byte_size": 4096}),
+        ("gs", None, True, {"compression": "zstd"}),
+        ("s3", 1, True, {}),
+        ("s3", None, False, {}),
     ],
+    indirect=["bucket"],
 )
 def test_saves_and_restores(
     job: testing.Job, bucket: Bucket, io: int | None, asynchronous: bool, orbax: dict[str, Any]
@@ -53,9 +57,9 @@ def test_saves_and_restores(
     assert not any(key.endswith((claims.FILE, "/mark")) for key in bucket.keys)
 
 
-def test_plain_orbax_reads_what_several_processes_wrote(job: testing.Job, bucket: Bucket, tmp_path: Path) -> None:
+def test_plain_orbax_reads_what_several_processes_wrote(job: testing.Job, gs_bucket: Bucket, tmp_path: Path) -> None:
     pytest.importorskip("gcsfs", reason="plain Orbax reaches buckets only with gcsfs")
-    path, _ = job.run(bucket_programs.saved, str(bucket), None)
+    path, _ = job.run(bucket_programs.saved, str(gs_bucket), None)
     program = """
         import sys
         import numpy as np

@@ -92,7 +92,9 @@ def listed(store: Any, key: str, path: str) -> list[str]:
         # Another process may have written the object after the first listing.
         found = _list(store, start, path)
         if not found:
-            permission = "s3:ListBucket" if path.startswith("s3://") else "storage.objects.list (role Storage Object User)"
+            permission = (
+                "s3:ListBucket" if path.startswith("s3://") else "storage.objects.list (role Storage Object User)"
+            )
             raise OSError(
                 errno.EACCES,
                 f"The storage server refuses to list this directory, although {seen} in it can be read; the account needs "

@@ -29,37 +29,40 @@ def require(store: Any, key: str, path: str, contents: Sequence[bytes]) -> None:
       OSError: with errno; ENOTSUP if the server ignores conditions, otherwise the error of a request.
     """
     try:
-        # At the same time, because a server may look at the object and write it in two steps.
-        pending = [store.write(key, content, if_equal=ABSENT) for content in contents]
-        results = [_outcome(future, path) for future in pending]
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        winners = [bytes(result) for result in results if result]
-        if len(winners) > 1:
-            raise _refusal(path, f"{len(winners)} of {len(contents)} creations of one object at the same time succeeded")
-        version = winners[0] if winners else _version(store, key, path, contents)
-        if _write(store, key, contents[0], ABSENT, path):
-            raise _refusal(path, "an object that exists was created again (If-None-Match was ignored)")
-        other = next(content for content in contents[1:] if content != bytes(bucket.wait(store.read(key), path).value))
-        if not _write(store, key, other, version, path):
-            raise _refusal(path, "an object could not be overwritten although it had the expected ETag (If-Match)")
-        if _write(store, key, contents[0], version, path):
-            raise _refusal(path, "an object was overwritten although it no longer had the expected ETag (If-Match was ignored)")
-    finally:
+        _try(store, key, path, contents)
+    except BaseException:
         with within(Deadline(_CLEAN_SECS, f"Removing {path}")):
             try:
                 bucket.wait(store.write(key, None), path)
             except OSError as error:
-                _log.debug("Could not remove %s: %s", path, error)
+                # The error of the trial says more. A sweep removes the object later.
+                _log.warning("Could not remove %s: %s", path, error)
+        raise
+    bucket.wait(store.write(key, None), path)
 
 
-def _outcome(future: Any, path: str) -> bytes | OSError:
-    """Returns the new version of an object, which is empty if the condition was not met; or the error of the request."""
-    try:
-        return bytes(bucket.wait(future, path).generation)
-    except OSError as error:
-        return error
+def _try(store: Any, key: str, path: str, contents: Sequence[bytes]) -> None:
+    # At the same time, because a server may look at the object and write it in two steps.
+    pending = [store.write(key, content, if_equal=ABSENT) for content in contents]
+    versions, errors = [], []
+    for future in pending:
+        try:
+            versions.append(bytes(bucket.wait(future, path).generation))
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    winners = [version for version in versions if version]
+    if len(winners) > 1:
+        raise _refusal(path, f"{len(winners)} of {len(contents)} creations of one object at the same time succeeded")
+    version = winners[0] if winners else _version(store, key, path, contents)
+    if _write(store, key, contents[0], ABSENT, path):
+        raise _refusal(path, "an object that exists was created again (If-None-Match was ignored)")
+    there = bytes(bucket.wait(store.read(key), path).value)
+    if not _write(store, key, next(content for content in contents if content != there), version, path):
+        raise _refusal(path, "an object could not be overwritten although it had the expected ETag (If-Match)")
+    if _write(store, key, contents[0], version, path):
+        raise _refusal(path, "an object without the expected ETag was overwritten (If-Match was ignored)")
 
 
 def _write(store: Any, key: str, content: bytes, expected: bytes, path: str) -> bool:

@@ -1,6 +1,6 @@
-"""How TensorStore reaches the buckets of each kind of storage server. The environment says where a server is.
+"""How TensorStore reaches the buckets of each kind of storage server. The environment says where a server is, and who asks.
 
-Credentials are TensorStore's business: it takes them from the environment, from files, and from the machine that it runs on.
+TensorStore itself takes the credentials from the environment, from files, and from the machine that it runs on.
 """
 
 import os
@@ -38,7 +38,9 @@ def s3(bucket: str) -> dict[str, Any]:
     """Returns the TensorStore spec of a bucket of S3, or of a server with S3's interface.
 
     The environment names another server than Amazon's (``AWS_ENDPOINT_URL_S3``, or ``AWS_ENDPOINT_URL`` for all services), and the
-    region (``AWS_REGION`` or ``AWS_DEFAULT_REGION``). Without a region, TensorStore asks the server for that of the bucket.
+    region (``AWS_REGION`` or ``AWS_DEFAULT_REGION``). Without a region, TensorStore asks the server for that of the bucket. Credentials
+    come from ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``; otherwise from the profile ``AWS_PROFILE``, a web identity, or the
+    machine. Without any, requests are anonymous.
 
     Args:
       bucket: name of the bucket.
@@ -49,4 +51,10 @@ def s3(bucket: str) -> dict[str, Any]:
         spec["endpoint"] = endpoint.rstrip("/")
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         spec["aws_region"] = region
+    if os.environ.get("AWS_ACCESS_KEY_ID"):
+        # The chain of all sources, which begins with this one, prints an error for each file that does not exist.
+        spec["aws_credentials"] = {"type": "environment"}
+    else:
+        # Without a name, TensorStore 0.1.86 looks for a profile with an empty one.
+        spec["aws_credentials"] = {"type": "default", "profile": os.environ.get("AWS_PROFILE") or "default"}
     return spec
