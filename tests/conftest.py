@@ -117,6 +117,17 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from _running(S3Server, tmp_path_factory.mktemp("s3-server"))
 
 
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Another server with the interface of S3: one that keeps data. Its buckets are found only in tests that ask for one."""
+    try:
+        server = S3Server(tmp_path_factory.mktemp("seaweedfs"), "seaweedfs")
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    yield server
+    server.close()
+
+
 def _new_bucket(server: Server) -> Iterator[Bucket]:
     made = Bucket(f"test-{uuid.uuid4().hex[:12]}", server)
     server.make_bucket(made.name)
@@ -134,6 +145,14 @@ def gs_bucket(gs_server: Server) -> Iterator[Bucket]:
 def s3_bucket(s3_server: Server) -> Iterator[Bucket]:
     """A new bucket of S3."""
     yield from _new_bucket(s3_server)
+
+
+@pytest.fixture
+def seaweedfs_bucket(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket of SeaweedFS."""
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    yield from _new_bucket(seaweedfs)
 
 
 @pytest.fixture(params=["gs", "s3"])

@@ -50,6 +50,7 @@ class S3Server:
         (the proxy looks at the object first, and writes it without a condition a little later, as a server does that is not atomic).
       ignored_header: name of the one condition that the proxy drops, in small letters; None for none.
       anonymous: whether the proxy passes on requests without credentials. (moto lets some of them write, but not remove.)
+      largest_body: size of the largest request so far, in bytes.
       key_ids: the access keys of all requests so far.
     """
 
@@ -78,6 +79,7 @@ class S3Server:
         self.conditions = "kept"
         self.ignored_header: str | None = None
         self.anonymous = True
+        self.largest_body = 0
         self.key_ids: set[str] = set()
         self.one_at_a_time = threading.Lock() if kind == "moto" else contextlib.nullcontext()
         self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, port))
@@ -187,6 +189,7 @@ def _handler(server: S3Server, port: int) -> type[http.server.BaseHTTPRequestHan
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            server.largest_body = max(server.largest_body, len(body))
             url = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             bucket, _, name = unquote(url.path).removeprefix("/").partition("/")
@@ -231,6 +234,10 @@ def _handler(server: S3Server, port: int) -> type[http.server.BaseHTTPRequestHan
                 ignored = ("if-match", "if-none-match") if server.conditions != "kept" else (server.ignored_header,)
                 if self.command == "PUT":
                     headers = {name: value for name, value in headers.items() if name.lower() not in ignored}
+                if method == "HEAD":
+                    headers = {
+                        name: value for name, value in headers.items() if not name.lower().startswith("content-")
+                    }
                 connection.request(method or self.command, self.path, body, headers)
                 response = connection.getresponse()
                 dropped = ("transfer-encoding", "connection", "date", "server")

@@ -238,6 +238,19 @@ class TestFindingTheServer:
             checkpoint().save(s3_bucket.path("run/ckpt"))
 
 
+@pytest.mark.slow
+def test_no_object_is_larger_than_the_server_takes(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 64 << 20
+    monkeypatch.setattr(stores.store_of("s3://"), "largest_file", largest)
+    settings = jaxckpt.OrbaxSettings(chunk_byte_size=1 << 30, target_data_file_size=1 << 30, memory_limit_bytes=1 << 30)
+    # A prime extent: with equal parts alone, its chunks would be larger.
+    value = np.random.default_rng(0).integers(0, 256, (101, 1_000_003), np.uint8)
+    server_of(s3_bucket).largest_body = 0
+    path = jaxckpt.Checkpoint(value=value).save(s3_bucket.path("ckpt"), jaxckpt.CheckpointOptions(orbax=settings))
+    assert 1 << 20 < server_of(s3_bucket).largest_body <= largest
+    np.testing.assert_array_equal(jaxckpt.load_checkpoint(path).get_tensor("value"), value)
+
+
 class TestVersions:
     def test_markers_of_two_checkpoints_differ(self, s3_bucket: Bucket) -> None:
         """The version of an object is made of its content."""
