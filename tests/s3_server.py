@@ -160,6 +160,8 @@ def _seaweedfs(directory: Path) -> tuple[Sequence[str], int]:
     }
     (directory / "identities.json").write_text(json.dumps({"identities": [identity]}))
     (directory / "data").mkdir()
+    # Each bucket has volumes of its own: one instead of seven.
+    (directory / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     parts = ("master", "volume", "filer", "s3")
     ports = dict(zip([*parts, *(f"{part}.grpc" for part in parts)], _free_ports(8), strict=True))
     options = {
@@ -172,7 +174,7 @@ def _seaweedfs(directory: Path) -> tuple[Sequence[str], int]:
         "s3.autoCreateBucket": "false",
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
-        "volume.max": "100",
+        "volume.max": "1000",
         "master.volumeSizeLimitMB": "64",
         **{f"{part}.port": str(ports[part]) for part in parts},
         **{f"{part}.port.grpc": str(ports[f"{part}.grpc"]) for part in parts},
