@@ -63,6 +63,9 @@ class MarkerCommitter:
         """See `Committer`. A checkpoint that is being replaced counts as committed."""
         entries = [key.split("/") for key in stores.tree(directory)]
         named = [(entry[0], entry[1:]) for entry in entries if wanted(entry[0])]
+        if stores.is_local(directory):
+            # Plain Orbax may have written some of them, without a marker.
+            return [name for name in {name for name, _ in named} if self.is_committed(os.path.join(directory, name))]
         has_marker = {name for name, rest in named if rest == [MARKER]}
         has_note = {name for name, rest in named if rest == [claims.FILE]} - has_marker
         return [*has_marker, *(name for name in has_note if marked.home(os.path.join(directory, name)) is not None)]

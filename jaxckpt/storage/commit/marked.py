@@ -13,7 +13,7 @@ and no marker, readers read the staged checkpoint. If the process dies meanwhile
 import logging
 
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import claims
+from jaxckpt.storage.commit import claims, marks
 from jaxckpt.storage.commit.claims import Claim
 from jaxckpt.storage.item import description
 from jaxckpt.storage.item.description import MARKER
@@ -35,6 +35,9 @@ def home(path: str) -> str | None:
     if is_marked(path):
         return path
     note = claims.read(path)
+    if note is None and stores.is_local(path) and marks.has_any(path) and not marks.is_temporary(path):
+        # A program that can rename here, such as plain Orbax, has written it elsewhere and given it its name when it was whole.
+        return path if claims.read(path) is None else None
     if note is None or note.action != "replace" or note.staged is None:
         return None
     if is_marked(note.staged):
