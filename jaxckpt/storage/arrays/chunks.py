@@ -11,7 +11,7 @@ from jaxckpt._lib import checksum
 from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt._lib.boxes import Slices, part_of, spans_of
 from jaxckpt._lib.documents import DamagedError
-from jaxckpt.storage.arrays import claimed
+from jaxckpt.storage.arrays import plausible
 from jaxckpt.storage.arrays.places import Places
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import layout
@@ -86,7 +86,7 @@ def plan(
     if target is None and info.nbytes > _ASK_BYTES:
         if info.nbytes > (stored := places.most(path).bytes):
             raise DamagedError(f"it claims {info.nbytes} bytes, but the checkpoint holds {stored}")
-        claimed.check_memory(math.prod(shape) * info.dtype.itemsize)
+        plausible.check_memory(math.prod(shape) * info.dtype.itemsize)
     array = aligned_empty(shape, info.dtype) if target is None else target
     if isinstance(found, Place) and array.size:
         reads.append(Read(name, found, chunk, tuple([slice(*span) for span in spans]), array))
