@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 
 import jaxckpt
 from jaxckpt._lib import bounds, documents, inner_path
-from jaxckpt.storage.arrays import claimed, zarr_metadata
-from jaxckpt.storage.commit import claims
+from jaxckpt.storage.arrays import plausible, zarr_metadata
+from jaxckpt.storage.commit import leases
 from jaxckpt.storage.ocdbt import decode, zstd
 from jaxckpt.storage.owner import Owner
 
@@ -713,17 +713,17 @@ NOTE = {
     ids=str,
 )
 def test_notes_in_a_bucket(fields: dict[str, Any]) -> None:
-    """What a note calls staged is copied to the checkpoint, and removed: it must have been made for that."""
+    """What a lease calls staged is copied to the checkpoint, and removed: it must have been made for that."""
     directory = "gs://bucket/run/ckpt-1"
-    assert claims._parsed(json.dumps(NOTE).encode(), directory) == claims.Note(
+    assert leases._parsed(json.dumps(NOTE).encode(), directory) == leases.StoredLease(
         NOTE["action"],
         NOTE["staged"],
         Owner(NOTE["host"], NOTE["pid"], NOTE["start"], NOTE["token"]),
         NOTE["time"],  # type: ignore[arg-type]
     )
-    assert claims._parsed(json.dumps({**NOTE, **fields}).encode(), directory) is None
+    assert leases._parsed(json.dumps({**NOTE, **fields}).encode(), directory) is None
     for content in (b"", b"[]", b"null", b"[" * 100_000, b'{"time": 1e400}', b"\xff"):
-        assert claims._parsed(content, directory) is None
+        assert leases._parsed(content, directory) is None
 
 
 def test_names_of_files() -> None:
@@ -789,15 +789,15 @@ def test_zstd_that_is_skipped() -> None:
 def test_claims() -> None:
     """What a checkpoint holds justifies an array; a little more only where chunks may be absent or compressed."""
     info = zarr_metadata.ArrayInfo((1000, 1000), np.dtype(np.float32), None, (100, 1000))
-    stored = claimed.Stored(11, 4_000_500, 400_000)
-    claimed.check(info, None, stored, claimed.Absent(), is_complete=True)
+    stored = plausible.Stored(11, 4_000_500, 400_000)
+    plausible.check(info, None, stored, plausible.Absent(), is_complete=True)
     with pytest.raises(documents.DamagedError, match="chunks"):
-        claimed.check(info, None, claimed.Stored(5, 4_000_500, 400_000), None, is_complete=True)
+        plausible.check(info, None, plausible.Stored(5, 4_000_500, 400_000), None, is_complete=True)
     with pytest.raises(documents.DamagedError, match="claims 4000000 bytes"):
-        claimed.check(info, None, claimed.Stored(11, 500_000, 400_000), None, is_complete=True)
-    claimed.check(info, None, claimed.Stored(1, 500, 500), claimed.Absent(), is_complete=False)
+        plausible.check(info, None, plausible.Stored(11, 500_000, 400_000), None, is_complete=True)
+    plausible.check(info, None, plausible.Stored(1, 500, 500), plausible.Absent(), is_complete=False)
     with pytest.raises(documents.DamagedError, match="is 9999999 bytes long"):
-        claimed.check(info, None, claimed.Stored(11, 10**8, 9_999_999), None, is_complete=True)
+        plausible.check(info, None, plausible.Stored(11, 10**8, 9_999_999), None, is_complete=True)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

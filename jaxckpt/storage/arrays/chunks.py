@@ -11,7 +11,7 @@ from jaxckpt._lib import bounds, checksum
 from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt._lib.boxes import Slices, part_of, spans_of
 from jaxckpt._lib.documents import DamagedError
-from jaxckpt.storage.arrays import claimed
+from jaxckpt.storage.arrays import plausible
 from jaxckpt.storage.arrays.places import Places
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import layout
@@ -144,7 +144,7 @@ def plan(
         stored = places.stored(path).bytes if info.is_compressed else places.most(path).bytes
         if info.nbytes > _most(stored, info.is_compressed):
             raise DamagedError(f"it claims {info.nbytes} bytes, but the checkpoint holds {stored}")
-        claimed.check_memory(math.prod(shape) * info.dtype.itemsize)
+        plausible.check_memory(math.prod(shape) * info.dtype.itemsize)
     array = aligned_empty(shape, info.dtype) if target is None else target
     if isinstance(found, Place) and array.size:
         reads.add(name, found, info, Part(tuple([slice(*span) for span in spans]), array))
@@ -170,7 +170,7 @@ def _chunk(places: Places, key: str, nbytes: int, is_compressed: bool) -> bytes 
                 raise DamagedError(f"its chunk {key} has {found.length} bytes, but its elements only {nbytes}")
             if nbytes > _most(length, is_compressed):
                 raise DamagedError(f"its chunk {key} has {found.length} bytes, too few for elements of {nbytes} bytes")
-            claimed.check_memory(nbytes)
+            plausible.check_memory(nbytes)
         elif length != nbytes:
             raise DamagedError(f"its chunk {key} has {found.length} bytes")
     return found

@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 class TensorStoreReader:
-    """Reads the arrays of one checkpoint. TensorStore does not check the sizes that it reads, so the caller first calls `claimed.check`."""
+    """Reads the arrays of one checkpoint. TensorStore does not check sizes, so the caller first calls `plausible.check`."""
 
     def __init__(
         self, directory: str, tree: StoredTree, fault: Callable[[BaseException, str | None], Exception]
