@@ -40,7 +40,8 @@ test: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/installed-test
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not job and not bucket' $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not job and not bucket' \
+	  --hypothesis-profile=quick $(ARGS)
 
 # The part that depends on what the libraries do. Deprecation warnings are no errors here: nobody repairs old versions.
 test-oldest: $(OLDEST)/installed

@@ -23,6 +23,7 @@ import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -1518,6 +1519,6 @@ class ManagerMachine(RuleBasedStateMachine):
 
 
 ManagerMachine.TestCase.settings = hypothesis.settings(
-    max_examples=25, stateful_step_count=15, suppress_health_check=list(hypothesis.HealthCheck)
+    max_examples=examples(25), stateful_step_count=15, suppress_health_check=list(hypothesis.HealthCheck)
 )
 TestManagerMachine = ManagerMachine.TestCase

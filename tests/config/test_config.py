@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from examples import examples
 from hypothesis import strategies as st
 
 import jaxckpt
@@ -33,7 +34,9 @@ from jaxckpt.config.schema import known_keys, sections
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 MINIMAL = {"directory": "ckpts", "max_to_keep": 3}
-EXAMPLES = hypothesis.settings(max_examples=200, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+EXAMPLES = hypothesis.settings(
+    max_examples=examples(200), suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
 
 
 def upload(path: str) -> None:
