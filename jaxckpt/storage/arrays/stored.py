@@ -165,7 +165,7 @@ class StoredArrays:
         self._begin()
         info = self._infos[name]
         places = self._open()
-        if places is None or 0 in info.shape or not self._is_direct(info):
+        if places is None or 0 in info.shape or info.is_compressed or not self._is_direct(info):
             return None
         reads: list[Read] = []
         try:

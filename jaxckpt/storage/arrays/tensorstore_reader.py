@@ -108,7 +108,8 @@ class TensorStoreReader:
         try:
             if result.state != "value":
                 raise DamagedError("its data is missing")
-            return chunks.decode(result.value, request.info.dtype, request.info.shape)
+            info = request.info
+            return chunks.decode(result.value, info.dtype, info.shape, info.is_compressed)
         except DamagedError as error:
             raise self._fault(error, request.name) from error
 
