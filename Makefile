@@ -17,6 +17,9 @@ PYTHON ?=
 JOBS ?= 2
 ARGS ?=
 
+# The tests start many processes. Where Python may not keep what it compiled, each of them compiles all of jaxckpt again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # How far an installation into .venv got: each extra of pyproject.toml contains the one before. Where the mark `installing` is found,
 # an installation was interrupted, nothing in .venv can be trusted, and all of it is made again.
 INCLUDED_demo := demo
