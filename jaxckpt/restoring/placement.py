@@ -2,19 +2,21 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxckpt._lib.boxes import Slices, overlapping, spans_of
+from jaxckpt._lib.documents import damage
 from jaxckpt._lib.groups import groups
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
@@ -88,12 +90,38 @@ def load_group(
             at += len(places)
         else:
             given = arrays[first : first + len(boxes)]
-        try:
-            values[target.name] = build(given)
-        except Exception as error:
-            found = leaf_errors.named(error, target.name)
-            raise found from (None if found is error else error)
+        values[target.name] = _built(target, build, given)
     return values
+
+
+def load_text(target: Leaf, leaf: StoredLeaf, text: str) -> Any:
+    """Makes the value of a target whose leaf is stored as a str.
+
+    Args:
+      target: the target.
+      leaf: its stored leaf.
+      text: the stored text.
+    """
+    return _built(target, kind_of(target.value).place(target, leaf, None).build, [text])
+
+
+def _built(target: Leaf, build: Callable[[Sequence[Any]], Any], given: Sequence[Any]) -> Any:
+    """Makes the value of a target. Every error names the leaf.
+
+    Args:
+      target: the target.
+      build: the function of the target's `Delivery`.
+      given: what was read for it.
+
+    Raises:
+      CorruptCheckpointError: the kind of a value in host memory cannot make one of what is stored.
+      Exception: JAX's error about a value on devices.
+    """
+    with leaf_errors.naming(target.name):
+        if isinstance(target.value, (jax.Array, jax.ShapeDtypeStruct)):
+            return build(given)
+        with damage(target.name, "its stored value"):
+            return build(given)
 
 
 def _steps(
@@ -134,10 +162,7 @@ def _put(arrays: Sequence[np.ndarray], places: Sequence[Any], owners: Sequence[L
         placed: list[jax.Array] = jax.device_put(list(arrays), list(places)) if arrays else []
     except Exception:
         for owner, array, place in zip(owners, arrays, places, strict=True):
-            try:
+            with leaf_errors.naming(owner.name):
                 jax.device_put(array, place)
-            except Exception as error:
-                found = leaf_errors.named(error, owner.name)
-                raise found from (None if found is error else error)
         raise
     return placed

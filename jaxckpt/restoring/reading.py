@@ -14,9 +14,7 @@ from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
 from jaxckpt.restoring import placement
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
-from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
-from jaxckpt.tree.flatten import Leaf
 
 # By default, arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
 GROUP_BYTES = 256 << 20
@@ -68,7 +66,9 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False, memory: i
             raise
         if conversion is not None:
             conversions[leaf.param_name] = conversion
-    values = {target.name: _from_text(target, leaf, stored) for target, leaf in pairs if leaf.is_string}
+    values = {
+        target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in pairs if leaf.is_string
+    }
     # There is always a first group, even an empty one: the data files are checked with it.
     for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), memory)) or [[]]:
         values.update(placement.load_group(group, infos, stored, conversions, memory))
@@ -86,7 +86,3 @@ def _other_kind(pair: Pair, info: ArrayInfo | None, path: str) -> ValueError:
         f"{target.name}: the target is {described}, but {path} holds {stored_kind(leaf).describe_stored(leaf, info)}. "
         "Use a target of the kind that was saved."
     )
-
-
-def _from_text(target: Leaf, leaf: StoredLeaf, stored: Source) -> Any:
-    return kind_of(target.value).place(target, leaf, None).build([stored.string(leaf)])
