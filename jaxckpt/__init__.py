@@ -30,6 +30,8 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.options import ShardByTaskPolicy as ShardByTaskPolicy
     from jaxckpt.options.sharding import ShardableTensor as ShardableTensor
     from jaxckpt.options.sharding import ShardingCallback as ShardingCallback
+    from jaxckpt.preemption import PreemptionCheckpointHandler as PreemptionCheckpointHandler
+    from jaxckpt.preemption import TerminationConfig as TerminationConfig
     from jaxckpt.reader import LeafMetadata as LeafMetadata
     from jaxckpt.reader import Reader as Reader
     from jaxckpt.reader import list_variables as list_variables
@@ -58,6 +60,7 @@ _HOME_OF = {
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "options.sharding": ("ShardableTensor", "ShardingCallback"),
+        "preemption": ("PreemptionCheckpointHandler", "TerminationConfig"),
         "reader": ("LeafMetadata", "Reader", "list_variables", "load_checkpoint", "load_variable"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("Problem", "VerifyReport", "verify"),

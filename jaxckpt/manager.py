@@ -1,6 +1,5 @@
 """`CheckpointManager`: numbers, intervals and retention (TensorFlow: `tf.train.CheckpointManager`)."""
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from jaxckpt._lib.arguments import StrPath, index, positive_int, positive_number
 from jaxckpt.checkpoint import Checkpoint, saver_of
 from jaxckpt.directory import paths
 from jaxckpt.directory.answers import ManagerAnswers
-from jaxckpt.directory.ask import does_file_access, file_process
+from jaxckpt.directory.ask import FileAccess, does_file_access, file_process
 from jaxckpt.directory.hooks import ManagerHooks
 from jaxckpt.directory.listing import Listing
 from jaxckpt.directory.metrics import checked_metrics
@@ -95,8 +94,7 @@ class CheckpointManager:
         if init_fn is not None and not callable(init_fn):
             raise TypeError(f"init_fn must be callable, got {type(init_fn).__name__}.")
         self._init_fn = init_fn
-        self._options = options
-        self._last_device: Any = None
+        self._access = FileAccess(options)
         self._warned = False
         self._series = CheckpointSeries(
             self._name,
@@ -109,7 +107,7 @@ class CheckpointManager:
         self._start()
 
     def _start(self) -> None:
-        if does_file_access(self._options):
+        if does_file_access(self._access.options):
             behind, foreign = self._listing.start()
             self._warned = foreign is not None
             for warning in filter(None, (behind, foreign)):
@@ -142,16 +140,7 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        return self._listing.checkpoints(self._options_for_reading())
-
-    def _options_for_reading(self) -> CheckpointOptions | None:
-        """Returns the manager's options. If they do not name an IO process, the one of the last save is added."""
-        device = None if self._options is None else self._options.experimental_io_device
-        if device is not None or self._last_device is None:
-            return self._options
-        options = CheckpointOptions() if self._options is None else copy.copy(self._options)
-        options.experimental_io_device = self._last_device
-        return options
+        return self._listing.checkpoints(self._access.options)
 
     @property
     def latest_checkpoint(self) -> str | None:
@@ -162,7 +151,7 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        return self._listing.latest(self._options_for_reading())
+        return self._listing.latest(self._access.options)
 
     def best_checkpoint(self, metric: str, mode: Literal["min", "max"] = "min") -> str | None:
         """Returns the path of the committed checkpoint with the best value of a metric (see `save`).
@@ -181,7 +170,7 @@ class CheckpointManager:
           ValueError: `mode` is neither "min" nor "max".
           OSError: the directory cannot be read.
         """
-        return self._listing.best(self._options_for_reading(), metric, mode)
+        return self._listing.best(self._access.options, metric, mode)
 
     def save(
         self,
@@ -215,12 +204,11 @@ class CheckpointManager:
         """
         # First of all: a call that is traced must be refused also when no checkpoint is due.
         self._saver.refuse_tracing("save")
-        options = self._options if options is None else options
+        options = self._access.given if options is None else options
         file_process(options)
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
         if number is not None and number < 0:
             raise ValueError(f"checkpoint_number must not be negative, got {number}.")
-        device = None if options is None else options.experimental_io_device
         values = checked_metrics(metrics)
         answers = ManagerAnswers(self._listing, self._directory, options, lambda: self._saver.is_saving)
         due = self._schedule.begin(values, answers, check=check_interval, numbered=number is not None)
@@ -238,9 +226,9 @@ class CheckpointManager:
         except BaseException:
             self._schedule.fail(due)
             if hooks.is_saved:
-                self._last_device = device
+                self._access.used(options)
             raise
-        self._last_device = device
+        self._access.used(options)
         return path
 
     def restore_or_initialize(
@@ -269,7 +257,7 @@ class CheckpointManager:
           BaseException: as `Checkpoint.restore`, and the error of a save in flight.
         """
         self._saver.refuse_tracing("restore_or_initialize")
-        options = self._options_for_reading() if options is None else options
+        options = self._access.options if options is None else options
         file_process(options)
         # The lock keeps other threads from saving now: their saves could delete the checkpoint that is about to be restored.
         with self._saver.lock:
@@ -298,3 +286,13 @@ class CheckpointManager:
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, as `Checkpoint.sync` does."""
         self._checkpoint.sync()
+
+
+def schedule_of(manager: CheckpointManager) -> SaveSchedule:
+    """Returns what decides when a manager saves. `PreemptionCheckpointHandler` uses it."""
+    return manager._schedule
+
+
+def options_of(manager: CheckpointManager) -> CheckpointOptions | None:
+    """Returns the options of a manager's calls that pass none, with the device of its last save."""
+    return manager._access.options

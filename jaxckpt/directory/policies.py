@@ -127,6 +127,23 @@ def _has_nan(metrics: Mapping[str, Any] | None) -> bool:
     return any(isinstance(value, float) and math.isnan(value) for value in (metrics or {}).values())
 
 
+def best(checkpoints: Mapping[str, CheckpointInfo], metric: str, sign: int) -> str | None:
+    """Returns the name of the checkpoint with the best value of a metric; None if none has it. NaN never wins.
+
+    Args:
+      checkpoints: the checkpoints by name. Of several best ones, the first is returned.
+      metric: name of the metric.
+      sign: 1 if the largest value is the best, -1 if the smallest is.
+    """
+    values = {name: (info.metrics or {}).get(metric) for name, info in checkpoints.items()}
+    numbers = {
+        name: sign * value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not (isinstance(value, float) and math.isnan(value))
+    }
+    return max(numbers, key=numbers.__getitem__, default=None)
+
+
 def wants_save(
     policy: SaveDecisionPolicy, now: CheckpointInfo, previous: Sequence[CheckpointInfo], context: Any
 ) -> bool:

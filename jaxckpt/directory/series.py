@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from jaxckpt import storage
 from jaxckpt._lib import numbering
-from jaxckpt.directory import foreign_runs, on_disk, retention, state_file
+from jaxckpt.directory import foreign_runs, on_disk, policies, retention, state_file
 from jaxckpt.directory.keeping import Keeping, View
 from jaxckpt.directory.lock import update
 from jaxckpt.directory.policies import CheckpointInfo, PreservationPolicy
@@ -187,12 +187,7 @@ class CheckpointSeries:
         records = self._load(root).records
         names = self._own(self._newest_first(root, records))
         infos = self._infos.of(root, {name: records.entries.get(name, 0.0) for name in names})
-        values = {name: (info.metrics or {}).get(metric) for name, info in infos.items()}
-        numbers = {
-            name: sign * value for name, value in values.items() if isinstance(value, (int, float)) and value == value
-        }
-        # `max` returns the first one of equal values.
-        return max(numbers, key=numbers.__getitem__, default=None)
+        return policies.best(infos, metric, sign)
 
     def _load(self, root: str, new: str | None = None) -> View:
         """Reads the state file, and corrects its records by the checkpoints on disk.

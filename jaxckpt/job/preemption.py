@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from types import FrameType
+from typing import Any
 
 from jax.experimental import multihost_utils
 
@@ -28,7 +29,8 @@ class PreemptionNotice:
         self.at: float | None = None
         self._calls = 0
         self._signalled = False
-        self._earlier: object = None
+        self._listens = False
+        self._earlier: Any = signal.SIG_DFL
 
     def listen(self) -> None:
         """Begins to wait for SIGTERM. Idempotent.
@@ -39,13 +41,27 @@ class PreemptionNotice:
         if compat.coordination() is not None:
             self._check_service()
             return
-        if signal.getsignal(signal.SIGTERM) == self._take:
+        if self._listens:
             return
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
                 "A PreemptionCheckpointHandler must be made on the main thread, which alone may handle signals."
             )
-        self._earlier = signal.signal(signal.SIGTERM, self._take)
+        self.at, self._signalled, self._listens = None, False, True
+        # None: a handler that was not set from Python. It cannot be called or set again.
+        self._earlier = signal.signal(signal.SIGTERM, self._take) or signal.SIG_DFL
+
+    def stop(self) -> None:
+        """Gives SIGTERM back to its earlier handler. If that is the default, a signal that `poll` has not returned ends the process now.
+
+        In a job, JAX's preemption service keeps the signal. On another thread than the main one, nothing changes.
+        """
+        if not self._listens or threading.current_thread() is not threading.main_thread():
+            return
+        self._listens = False
+        signal.signal(signal.SIGTERM, self._earlier)
+        if self._signalled and self.at is None and self._earlier == signal.SIG_DFL:
+            signal.raise_signal(signal.SIGTERM)
 
     def _check_service(self) -> None:
         try:
