@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxckpt._lib.arguments import type_name
+from jaxckpt._lib.arguments import refusal, type_name
 from jaxckpt.storage import policies
 
 _SHOWN = 200
@@ -78,11 +78,12 @@ def _check(argument: str, policy: object, protocol: type, method: str, example: 
     if policy is None:
         return
     if isinstance(policy, type):
-        raise TypeError(f"{argument} is the class {policy.__qualname__}; give an object of it, such as {example}.")
-    if not isinstance(policy, protocol) or not callable(getattr(policy, method)):
-        raise TypeError(
-            f"{argument} must have Orbax's method {method}, such as {example}; got {type_name(policy)}, which has not."
+        raise refusal(
+            TypeError, argument, f"this is the class {policy.__qualname__}; give an object of it, such as {example}"
         )
+    if not isinstance(policy, protocol) or not callable(getattr(policy, method)):
+        what = f"{type_name(policy)} lacks Orbax's method {method}, which {example} has"
+        raise refusal(TypeError, argument, what)
 
 
 def described(policy: object) -> str:
