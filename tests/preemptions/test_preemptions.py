@@ -78,7 +78,7 @@ def test_a_config_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_short_run() -> None:
-    assert runner.run(processes=1, tries=12, seed=os.getpid(), secs=60) == 0
+    assert runner.run(processes=1, tries=6, seed=os.getpid(), secs=30) == 0
 
 
 @pytest.mark.job
