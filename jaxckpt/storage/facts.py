@@ -9,7 +9,7 @@ from jaxckpt._lib import bounds
 from jaxckpt._lib.documents import as_int, damage
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import faults, stores
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.item import description, digests, metrics
 from jaxckpt.storage.stores.inside import Inside
 
