@@ -70,6 +70,8 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", checked_path(self.directory, "directory"))
+        check_preservation_policy(self.preservation_policy)
+        check_save_decision_policy(self.save_decision_policy)
         for name, annotation in annotations().items():
             value = getattr(self, name)
             if not fits(annotation, value):
@@ -77,8 +79,6 @@ class CheckpointConfig:
                 kind = ValueError if fits(annotation, value, narrow=False) else TypeError
                 raise kind(f"{name}: expected {allowed}, got {value!r}")
         step_reader(self.step_counter)
-        check_preservation_policy(self.preservation_policy)
-        check_save_decision_policy(self.save_decision_policy)
         object.__setattr__(self, "options", copy.copy(self.options))
 
     def manager(self, checkpoint: Checkpoint, **changes: Any) -> CheckpointManager:

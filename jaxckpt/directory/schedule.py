@@ -201,7 +201,7 @@ class SaveSchedule:
             return
         self._steps.fail(due.saved)
         with self._lock:
-            if not due.saved.committed and self._history is not None:
+            if not due.saved.is_saved and self._history is not None:
                 self._history = [info for info in self._history if info is not due.info]
 
     def restored(self) -> None:
