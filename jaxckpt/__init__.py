@@ -19,6 +19,8 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.directory.latest import CheckpointState as CheckpointState
     from jaxckpt.directory.latest import get_checkpoint_state as get_checkpoint_state
     from jaxckpt.directory.latest import latest_checkpoint as latest_checkpoint
+    from jaxckpt.directory.policies import PreservationPolicy as PreservationPolicy
+    from jaxckpt.directory.policies import SaveDecisionPolicy as SaveDecisionPolicy
     from jaxckpt.errors import CheckpointError as CheckpointError
     from jaxckpt.errors import ConfigError as ConfigError
     from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
@@ -56,6 +58,7 @@ _HOME_OF = {
         "config": ("CheckpointConfig", "load_config"),
         "directory.following": ("checkpoints_iterator",),
         "directory.latest": ("CheckpointState", "get_checkpoint_state", "latest_checkpoint"),
+        "directory.policies": ("PreservationPolicy", "SaveDecisionPolicy"),
         "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),

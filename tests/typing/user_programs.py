@@ -12,7 +12,7 @@ from typing import Any, assert_type
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+import orbax.checkpoint as ocp  # pyright: ignore[reportMissingTypeStubs]
 
 import jaxckpt
 
