@@ -1,22 +1,24 @@
 """Hooks around a save: they register the checkpoint in its directory, and delete old checkpoints."""
 
+import time
+
 from jaxckpt.directory import registration, state_file
+from jaxckpt.directory.schedule import Due, SaveSchedule
 from jaxckpt.directory.series import CheckpointSeries
-from jaxckpt.directory.steps import SavedStep, SavedSteps
 from jaxckpt.storage import CheckpointPath
 
 
 class SaveHooks:
     """Hooks that are called around a save, on the thread that writes (for an asynchronous save, a background thread).
 
-    `check`, `committed` and `finished` are called only on the process that does the file access.
+    `check`, `register` and `finished` are called only on the process that does the file access.
     """
 
     def check(self, path: CheckpointPath) -> None:
         """Called before anything is written. Refuses a checkpoint that could not be registered afterwards."""
         state_file.check(path.directory)
 
-    def committed(self, path: CheckpointPath) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Called when the checkpoint is committed. Makes it the latest. If this raises, the commit is undone."""
         registration.register(path)
 
@@ -36,7 +38,7 @@ class Unregistered(SaveHooks):
     def check(self, path: CheckpointPath) -> None:
         """Does nothing."""
 
-    def committed(self, path: CheckpointPath) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Does nothing."""
 
 
@@ -49,34 +51,33 @@ class ManagerHooks(SaveHooks):
       is_saved: whether the checkpoint is committed and registered.
     """
 
-    def __init__(self, series: CheckpointSeries, steps: SavedSteps, step: SavedStep | None) -> None:
-        """Makes the hooks of one save.
+    def __init__(self, series: CheckpointSeries, schedule: SaveSchedule, due: Due) -> None:
+        """Makes the hooks of one save, which begins now.
 
         Args:
           series: the manager's checkpoints.
-          steps: the manager's saved steps.
-          step: the step of this save; None if the manager has no step counter.
+          schedule: decides when the manager saves.
+          due: what it has decided.
         """
         self.is_saved = False
         self._series = series
-        self._steps = steps
-        self._step = step
+        self._schedule = schedule
+        self._due = due
+        self._began = time.monotonic()
 
-    def committed(self, path: CheckpointPath) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Registers the checkpoint."""
         self._series.register(path)
 
     def saved(self) -> None:
         """Counts the step as saved."""
         self.is_saved = True
-        if self._step is not None:
-            self._steps.commit(self._step)
+        self._schedule.commit(self._due, time.monotonic() - self._began)
 
     def finished(self, path: CheckpointPath) -> None:
         """Deletes old checkpoints."""
-        self._series.retain(path.directory)
+        self._series.retain(path.directory, path.name)
 
     def failed(self, error: BaseException) -> None:
         """No longer counts the step as saved."""
-        if self._step is not None:
-            self._steps.fail(self._step)
+        self._schedule.fail(self._due)

@@ -19,7 +19,7 @@ from test_bucket_errors import impatient  # noqa: F401 - a fixture
 import jaxckpt
 from jaxckpt import storage
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import claims
+from jaxckpt.storage.commit import leases
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,7 +112,7 @@ class TestConditions:
         program = """
             import os, sys
             from jaxckpt.storage.stores import bucket
-            from jaxckpt.storage.commit import claims
+            from jaxckpt.storage.commit import leases
 
             real = bucket.wait
             def wait(future, path):
@@ -120,13 +120,13 @@ class TestConditions:
                 os._exit(9) if getattr(found, "generation", b"") else None
                 return found
             bucket.wait = wait
-            claims.require_conditions(sys.argv[1])
+            leases.require_conditions(sys.argv[1])
         """
         assert run(program, s3_bucket.path("run/ckpt-1"), returncode=9).returncode == 9
         s3_bucket.rule(None)
         (key,) = s3_bucket.keys
         assert key.startswith("run/ckpt-1.jaxckpt-tmp-")
-        assert key.endswith(f"/{claims.FILE}")
+        assert key.endswith(f"/{leases.FILE}")
         assert checkpoint().save(s3_bucket.path("run/ckpt")) == s3_bucket.path("run/ckpt-1")
         assert {name.split("/")[1] for name in s3_bucket.keys} == {"checkpoint", "ckpt-1"}
 

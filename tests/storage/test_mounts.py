@@ -24,7 +24,7 @@ from jaxckpt import storage
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit.by_marker import MarkerCommitter
 from jaxckpt.storage.commit.by_rename import RenameCommitter
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.stores import mounts
 
 pytestmark = pytest.mark.slow
@@ -131,11 +131,11 @@ class TestRealMount:
             import os, signal, sys
             import numpy as np
             import jaxckpt
-            from jaxckpt.storage.commit import marked
+            from jaxckpt.storage.commit import marker_directory
 
             saved = jaxckpt.Checkpoint(value=np.arange(1000.0))
             saved.save(sys.argv[1])
-            marked.mark = lambda directory: os.kill(os.getpid(), signal.SIGKILL)
+            marker_directory.mark = lambda directory: os.kill(os.getpid(), signal.SIGKILL)
             saved.save(sys.argv[1])
         """
         run(program, mount / "run" / "ckpt", returncode=-signal.SIGKILL)

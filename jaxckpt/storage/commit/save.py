@@ -12,9 +12,9 @@ from jaxckpt.storage import faults, orbax, stores
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Pending
-from jaxckpt.storage.commit.committers import committer_of
-from jaxckpt.storage.item import digests, layout
+from jaxckpt.storage.item import digests, layout, metrics
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -83,6 +83,8 @@ def _fill(
     try:
         pending.prepare(snapshot.nbytes if settings.compression is None else None)
         write_item(pending.new, snapshot, settings, fill)
+        if snapshot.metrics is not None:
+            metrics.write(pending.new, snapshot.metrics)
         digests.write(pending.new, late=True, ignored=pending.own_files)
         pending.seal()
         ready()

@@ -18,6 +18,8 @@ from jaxckpt.storage import stores
 FILE = "_CHECKPOINT_METADATA"
 # Key in a record: the value of Checkpoint.save_counter.
 COUNTER = "save_counter"
+# Key in a record: the training step, if the save knew it.
+STEP = "step"
 MARKER = "commit_success.txt"
 # Orbax writes this handler name for a PyTree. It reads the name, but does not need it.
 _OWN = "jaxckpt"

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxckpt._lib import checksum
 from jaxckpt.storage.item.content import ArrayContent
+from jaxckpt.storage.item.tiles import tile
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Path, leaf_name
 
@@ -180,11 +181,14 @@ def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]
     limit = largest_chunk(settings)
     if content.nbytes <= min(SMALL_BYTES, limit):
         return content.write_shape
-    shape = chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit, is_strict=False)
+    itemsize = content.dtype.itemsize
+    # Where each chunk is a file of its own, more chunks would cost more.
+    pieces = tile(content.shape, content.write_shape, itemsize) if uses_ocdbt(settings) else content.write_shape
+    shape = chunk_shape(content.shape, pieces, itemsize, limit, is_strict=False)
     if settings.max_file_size is not None:
         most = settings.max_file_size // 4 if uses_ocdbt(settings) else limit
-        if math.prod(shape) * content.dtype.itemsize > most:
-            return chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit)
+        if math.prod(shape) * itemsize > most:
+            return chunk_shape(content.shape, pieces, itemsize, limit)
     return shape
 
 

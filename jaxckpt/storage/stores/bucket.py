@@ -17,7 +17,7 @@ from jaxckpt.storage.stores.store import current_deadline
 _WAIT_SECS = 120.0
 # TensorStore's errors for a range beyond the end of an object. It reports the second one for an empty object.
 _BEYOND = re.compile("OUT_OF_RANGE|Unexpected Content-Range")
-# Objects that a directory of checkpoints has (the state file) or that a checkpoint has (the marker, the note that names its owner).
+# Objects that a directory of checkpoints has (the state file) or that a checkpoint has (the marker, the lease that names its owner).
 _TELLTALES = ("checkpoint", "commit_success.txt", "_JAXCKPT_OWNER")
 _MOST_KEY_BYTES = 1024
 

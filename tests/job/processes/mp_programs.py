@@ -285,6 +285,31 @@ def restore_layouts(
     return list(checkpoint.tree)
 
 
+def reshard_large(directory: str, io: int | None, saved: str, restored: str) -> tuple[int, int, int]:
+    """Restores 64 MiB into another layout. Returns the bytes that this process read from files, the bytes of its part, and its chunks."""
+    from jaxckpt.storage.arrays import counts
+
+    array = np.arange(4096 * 4096, dtype=np.int32).reshape(4096, 4096)
+    path = jaxckpt.Checkpoint(v=mp_values.spread(array, saved)).save(directory + "/ckpt", options(io))
+    where = mp_values.sharding(restored)
+    found = (0, 0, 0)
+    # The first restore of a process reads modules of Python.
+    for _ in range(2):
+        target = jaxckpt.Checkpoint(v=jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where))
+        chunks, before = counts.so_far().chunks, _bytes_read()
+        target.restore(path, options(io)).assert_consumed()
+        part = sum(shard.data.nbytes for shard in target.v.addressable_shards)
+        found = (_bytes_read() - before, part, counts.so_far().chunks - chunks)
+    for shard in target.v.addressable_shards:
+        np.testing.assert_array_equal(shard.data, array[shard.index])
+    return found
+
+
+def _bytes_read() -> int:
+    with open("/proc/self/io") as file:
+        return int(file.readline().removeprefix("rchar: "))
+
+
 # -- what goes wrong, and where it is told --------------------------------------------------------------------------------------------
 
 
@@ -652,7 +677,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.job.modes import local_memory, peer_memory, remote, supplier
+    from jaxckpt.job.modes import local_memory, peer_answers, peer_memory, remote
 
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     by_rows, by_columns, replicated = (
@@ -681,12 +706,12 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
         return mock.patch.object(owner, name, call)
 
-    opened, offer = local_memory.open_offered, supplier.Supplier._offer
+    opened, offer = local_memory.open_offered, peer_answers.PeerAnswers._offer
     if jax.process_index() in without_memory:
         opened, offer = lambda offer: None, _offer_of_somebody_else
     with (
         mock.patch.object(remote, "open_offered", opened),
-        mock.patch.object(supplier.Supplier, "_offer", offer),
+        mock.patch.object(peer_answers.PeerAnswers, "_offer", offer),
         counted(peer_memory.Loans, "lend"),
         counted(local_memory.OpenedMemory, "read"),
     ):
