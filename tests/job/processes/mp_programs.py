@@ -918,3 +918,37 @@ def nnx_values(directory: str, io: int | None) -> list[str]:
             outcomes.append("")
             assert local(module) == [1]
     return outcomes
+
+
+# -- bytes moved --------------------------------------------------------------------------------------------------------------------
+
+
+def save_replicas(directory: str, io: int | None, layout: str, **more: Any) -> str:
+    """Saves three arrays of which every process has a replica, or every second process the same half."""
+    tree = {
+        name: mp_values.spread(mp_values.full((512, 512), seed=seed), layout)
+        for seed, name in enumerate(("a", "b", "c"))
+    }
+    tree["keys"] = mp_values.keys(mp_values.sharding(layout), 7)
+    path = jaxckpt.Checkpoint(tree=tree).save(directory + "/ckpt", options(io, **more))
+    target = jaxckpt.Checkpoint(**mp_values.blank({"tree": tree}, abstract=False))
+    target.restore(path, options(io)).assert_consumed()
+    mp_values.assert_same({"tree": target.tree}, {"tree": tree})
+    return path
+
+
+def save_replicas_of_accelerators(directory: str, layout: str) -> str:
+    """Takes the path of accelerators, which cuts on the device what has to travel to the host. There is no accelerator to test with."""
+    from unittest import mock
+
+    slices = []
+    cut = jax.lax.slice
+
+    def counted(*arguments: Any) -> Any:
+        slices.append(arguments[0].shape)
+        return cut(*arguments)
+
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"), mock.patch.object(jax.lax, "slice", counted):
+        path = save_replicas(directory, None, layout)
+    assert (512, 512) in slices
+    return path
