@@ -948,7 +948,7 @@ def save_replicas_of_accelerators(directory: str, layout: str) -> str:
         slices.append(arguments[0].shape)
         return cut(*arguments)
 
-    with mock.patch.object(jax, "default_backend", lambda: "gpu"), mock.patch.object(jax.lax, "slice", counted):
+    with mock.patch.object(jax, "default_backend", return_value="gpu"), mock.patch.object(jax.lax, "slice", counted):
         path = save_replicas(directory, None, layout)
     assert (512, 512) in slices
     return path
