@@ -118,7 +118,7 @@ def _chunk(places: Places, key: str, nbytes: int, is_compressed: bool) -> bytes 
                 raise DamagedError(f"its chunk {key} has {found.length} bytes, but its elements only {nbytes}")
             if nbytes > _most(length, is_compressed):
                 raise DamagedError(f"its chunk {key} has {found.length} bytes, too few for elements of {nbytes} bytes")
-            claimed.check_memory(nbytes)
+            plausible.check_memory(nbytes)
         elif length != nbytes:
             raise DamagedError(f"its chunk {key} has {found.length} bytes")
     return found
