@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 
 # A tile consists of whole chunks. Small chunks are put together until a tile has so many bytes.
-_TILE_BYTES = 4 << 20
+_TILE_BYTES = 256 << 10
 # Most bytes of a part that a process asks for at once.
 PART_BYTES = 16 << 20
 

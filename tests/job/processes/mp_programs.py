@@ -17,7 +17,9 @@ def index() -> int:
 
 def options(io: Any = None, *, asynchronous: bool = False, **more: Any) -> jaxckpt.CheckpointOptions:
     knobs = {
-        name: more.pop(name) for name in ("compression", "chunk_byte_size", "target_data_file_size") if name in more
+        name: more.pop(name)
+        for name in ("compression", "chunk_byte_size", "target_data_file_size", "read_once_per_job")
+        if name in more
     }
     orbax = jaxckpt.OrbaxSettings(timeout_secs=more.pop("timeout_secs", 30), **knobs)
     return jaxckpt.CheckpointOptions(io, enable_async=asynchronous, orbax=orbax, **more)
@@ -952,3 +954,43 @@ def save_replicas_of_accelerators(directory: str, layout: str) -> str:
         path = save_replicas(directory, None, layout)
     assert (512, 512) in slices
     return path
+
+
+def save_rows(directory: str, io: int | None, layout: str, **more: Any) -> str:
+    tree = {"a": mp_values.spread(mp_values.full((2048, 1024), seed=1), layout), "small": np.arange(1000.0)}
+    tree["b"] = mp_values.spread(mp_values.full((1024, 1024), seed=2), layout)
+    return jaxckpt.Checkpoint(tree=tree).save(directory + "/ckpt", options(io, **more))
+
+
+def bytes_read_by_restore(path: str, io: int | None, layout: str, **more: Any) -> int:
+    """Returns how many bytes of files this process reads in a restore, by what the kernel counts. Messages do not count."""
+
+    def restore() -> int:
+        target = jaxckpt.Checkpoint(
+            tree={
+                "a": jax.ShapeDtypeStruct((2048, 1024), np.float32, sharding=mp_values.sharding(layout)),
+                "small": np.zeros(1000),
+                "b": jax.ShapeDtypeStruct((1024, 1024), np.float32, sharding=mp_values.sharding(layout)),
+            }
+        )
+        before = read_bytes()
+        target.restore(path, options(io, **more)).assert_consumed()
+        after = read_bytes()
+        mp_values.assert_same(
+            {"a": target.tree["a"], "b": target.tree["b"]},
+            {
+                "a": mp_values.spread(mp_values.full((2048, 1024), seed=1), layout),
+                "b": mp_values.spread(mp_values.full((1024, 1024), seed=2), layout),
+            },
+        )
+        assert (target.tree["small"] == np.arange(1000.0)).all()
+        return after - before
+
+    # Modules are read in the first one.
+    restore()
+    return restore()
+
+
+def read_bytes() -> int:
+    with open("/proc/self/io", encoding="ascii") as file:
+        return int(file.read().split("rchar:")[1].split()[0])
