@@ -20,6 +20,7 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes import tiles
 from jaxckpt.job.modes.tiles import Indices
 from jaxckpt.job.modes.wanted import BoxKey, Part, parts_of
+from jaxckpt.job.session.session import patience
 from jaxckpt.storage.opened import StoredCheckpoint
 
 # Most bytes of tiles that are kept because a process has not taken its parts yet.
@@ -276,4 +277,5 @@ class SharedReads:
             self._changed.wait(min(deadline.left(), SLICE_SECS))
 
     def _deadline(self, what: str) -> Deadline:
-        return Deadline(self._seconds, what)
+        # Longer than the session waits for a process, so that its error, which names the process, comes first.
+        return Deadline(self._seconds + patience(self._seconds), what)
