@@ -136,8 +136,8 @@ def _directory(path: str) -> str | None:
         return found
     if description.FILE in present:
         return None
-    if checkpoints := [each for each in names if checkpoints.is_checkpoint(os.path.join(path, each))]:
-        return _of_checkpoints(path, checkpoints)
+    if found_here := [each for each in names if checkpoints.is_checkpoint(os.path.join(path, each))]:
+        return _of_checkpoints(path, found_here)
     if not present.isdisjoint({"saved_model.pb", "saved_model.pbtxt"}):
         return f"it is a SavedModel of TensorFlow. Read it with tf.saved_model.load({path!r})."
     if prefixes := [each.removesuffix(".index") for each in names if each.endswith(".index")]:
