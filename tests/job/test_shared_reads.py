@@ -81,12 +81,12 @@ class Counting(StoredCheckpoint):
         return arrays
 
 
-STATE = {"a": np.arange(64 * 48, dtype=np.float32).reshape(64, 48), "b": np.arange(300.0), "c": np.array(7)}
+STATE = {"a": np.arange(256 * 48, dtype=np.float32).reshape(256, 48), "b": np.arange(300.0), "c": np.array(7)}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    options = jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(chunk_byte_size=1024))
+    options = jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(chunk_byte_size=4096))
     return jaxckpt.Checkpoint(**STATE).write(tmp_path_factory.mktemp("shared") / "c", options)
 
 
@@ -141,13 +141,13 @@ class Job:
 def columns(process: int, processes: int) -> Requests:
     width = 48 // processes
     return [
-        ("a", (slice(0, 64), slice(process * width, (process + 1) * width))),
+        ("a", (slice(0, 256), slice(process * width, (process + 1) * width))),
         ("b", None),
         ("c", None),
     ]
 
 
-@pytest.mark.parametrize("window", [1, 2048, 1 << 20])
+@pytest.mark.parametrize("window", [1, 10_000, 1 << 20])
 @pytest.mark.parametrize("seed", range(5))
 def test_each_byte_is_read_once(path: str, window: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(path, 4, window, monkeypatch)
