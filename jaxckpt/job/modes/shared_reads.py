@@ -26,7 +26,7 @@ from jaxckpt.storage.opened import StoredCheckpoint
 # Most bytes of tiles that are kept because a process has not taken its parts yet.
 _WINDOW_BYTES = 128 << 20
 # Most bytes that are read at once, before a process asks for them.
-_AHEAD_BYTES = 32 << 20
+_AHEAD_BYTES = 64 << 20
 
 
 @dataclass(slots=True, eq=False)
