@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,7 +82,7 @@ def ratio(loads: Counter[int], processes: int) -> float:
     return max(loads.values()) * processes / sum(loads.values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(job=jobs(), data=st.data())
 def test_every_element_has_one_owner_that_holds_it_and_all_processes_agree(
     job: tuple[int, list[tuple[Sharding, tuple[int, ...]]]], data: st.DataObject
@@ -128,7 +129,7 @@ def replicated(draw: st.DrawFn) -> tuple[int, list[tuple[Sharding, tuple[int, ..
     return rows * copies, [(sharding, shape) for shape in arrays]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(job=replicated())
 def test_holders_get_the_same_number_of_bytes(job: tuple[int, list[tuple[Sharding, tuple[int, ...]]]]) -> None:
     processes, arrays = job

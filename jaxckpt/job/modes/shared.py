@@ -10,8 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -22,9 +21,9 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
 from jaxckpt.job.modes import center_reading
-from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
 from jaxckpt.job.modes.remote import RemoteCheckpoint
-from jaxckpt.job.plan import Plan
+from jaxckpt.job.modes.several import Several
 from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
@@ -49,7 +48,7 @@ _ADVICE = (
 )
 
 
-class SharedDirectory:
+class SharedDirectory(Several):
     """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
 
     def __init__(self, reads_once: Callable[[], bool]) -> None:
@@ -60,21 +59,10 @@ class SharedDirectory:
         """
         self._reads_once = reads_once
 
-    def plan(self) -> Plan:
-        """Returns a plan in which every process owns its share; see `Mode`."""
-        return Plan(jax.process_index(), None)
-
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
         """Arranges the arrays that this process writes; see `Mode`."""
         storage.check_part(path, settings)
         return arrange(taken)
-
-    def agree_to_save(
-        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
-    ) -> Contribution:
-        """Describes the values; see `Mode`."""
-        assert plan is not None
-        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
 
     def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
         """Describes the targets; see `Mode`."""
