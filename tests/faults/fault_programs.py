@@ -37,7 +37,7 @@ class Outcome(dict[str, Any]):
 # -- faults -----------------------------------------------------------------------------------------------------------------------
 
 _PLACES = {
-    "piece": (supplier.Supplier, ("_get", "_lend")),
+    "piece": (supplier.Supplier, ("_get", "_fill")),
     "vote": (peer.Peer, "_answer"),
     "fetch": (fetcher.Fetcher, ("_ask", "stream")),
     "commit": (moves, "publish"),

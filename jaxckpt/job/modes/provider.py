@@ -14,7 +14,7 @@ from jaxckpt.job.modes.remote import PAGE, ReadKey
 from jaxckpt.job.protocol.messages import (
     AskBoxes,
     AskInfos,
-    AskSlots,
+    AskMemory,
     AskStored,
     AskTexts,
     Infos,
@@ -61,7 +61,7 @@ class Provider:
             AskInfos: self._infos,
             AskTexts: self._texts,
             AskBoxes: self._read,
-            AskSlots: self._local.share,
+            AskMemory: self._local.share,
             Put: lambda process, request: self._local.put(process, request, self._array_infos, self._arrays),
             Stream: lambda process, request: self._local.stream(process, request, self._array_infos, self._arrays),
         }

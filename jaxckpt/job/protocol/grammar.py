@@ -52,7 +52,7 @@ SAYS: _Table = {
     Phase.WORK: {
         Side.HUB: (
             *(say.Confirm, say.Decided, say.Failed),
-            *(say.AskMemory, say.AskConsent, say.Borrow, say.AskLent, say.AskPieces, say.AskHostValues),
+            *(say.AskMemory, say.Fill, say.AskPieces, say.AskHostValues),
             *(say.Look, say.WritePart),
         ),
         Side.SPOKE: (),
@@ -62,7 +62,7 @@ SAYS: _Table = {
         Side.SPOKE: (
             say.Vote,
             *(say.AskStored, say.AskInfos, say.AskTexts, say.AskBoxes),
-            *(say.AskSlots, say.Put, say.Stream),
+            *(say.AskMemory, say.Put, say.Stream),
         ),
     },
 }
@@ -70,10 +70,8 @@ SAYS: _Table = {
 ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskLines: say.Lines,
     say.Confirm: say.Done,
-    say.AskMemory: say.MemoryOffer,
-    say.AskConsent: say.Done,
-    say.Borrow: say.Lent,
-    say.AskLent: say.Pieces,
+    say.AskMemory: say.Memory,
+    say.Fill: say.Filled,
     say.AskPieces: say.Pieces,
     say.AskHostValues: say.Hosts,
     say.Look: say.Seen,
@@ -82,7 +80,6 @@ ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskInfos: say.Infos,
     say.AskTexts: say.Texts,
     say.AskBoxes: say.Pieces,
-    say.AskSlots: say.Slots,
     say.Put: say.Filled,
     say.Stream: say.Filled,
 }
