@@ -1,9 +1,10 @@
 """The interface `Mode`: which process takes which values, which process accesses files, and what the processes must agree about."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
 from jaxckpt.job.plan import Plan
 from jaxckpt.job.session.session import Session, patience
@@ -119,6 +120,27 @@ class Mode(Protocol):
         """
 
 
+class OfSeveral:
+    """What the modes of a job of several processes have in common: the processes must have the same leaves, with the same shardings."""
+
+    def plan(self) -> Plan:
+        """Returns a new plan; see `Mode`."""
+        raise NotImplementedError
+
+    def agree_to_save(
+        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
+    ) -> Contribution:
+        """Describes the values; see `Mode`."""
+        assert plan is not None
+        # The empty nodes, such as an empty list, come after the leaves.
+        empty = ((entry.name, "empty") for entry in taken.entries[len(leaves) :])
+        return agreed.stored_values(leaves, plan, empty, facts)
+
+    def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
+        """Describes the targets; see `Mode`."""
+        return agreed.targets(targets, self.plan())
+
+
 def patient(settings: WriteSettings) -> WriteSettings:
     """Returns settings with a longer timeout, for the process that waits for others.
 
@@ -133,13 +155,3 @@ def patient(settings: WriteSettings) -> WriteSettings:
 
 def no_file_access() -> None:
     """Does nothing: the work of a process that leaves the files to another one."""
-
-
-def empty_nodes(leaves: Sequence[Leaf], taken: Snapshot) -> Iterable[tuple[str, str]]:
-    """Yields name and description of each empty node of a snapshot, such as an empty list.
-
-    Args:
-      leaves: the leaves of the values.
-      taken: the snapshot, whose empty nodes come after the leaves.
-    """
-    return ((entry.name, "empty") for entry in taken.entries[len(leaves) :])

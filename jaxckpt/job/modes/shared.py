@@ -10,18 +10,16 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 
 from jaxckpt import storage
+from jaxckpt._lib import durable
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.agree import leaves as agreed
-from jaxckpt.job.agree.call import Contribution
-from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
+from jaxckpt.job.modes.mode import Arrange, Commit, OfSeveral, Reading, no_file_access, patient
 from jaxckpt.job.plan import Plan
 from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
 from jaxckpt.job.session.center import Center
@@ -32,7 +30,6 @@ from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.commit.presence import DeletedError
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.tree.flatten import Leaf
 
 # Network file systems may show a new file a little later: look for it for so long.
 _LOOK_SECS = 5.0
@@ -43,7 +40,7 @@ _ADVICE = (
 )
 
 
-class SharedDirectory:
+class SharedDirectory(OfSeveral):
     """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
 
     def plan(self) -> Plan:
@@ -54,17 +51,6 @@ class SharedDirectory:
         """Arranges the arrays that this process writes; see `Mode`."""
         storage.check_part(path, settings)
         return arrange(taken)
-
-    def agree_to_save(
-        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
-    ) -> Contribution:
-        """Describes the values; see `Mode`."""
-        assert plan is not None
-        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
-
-    def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
-        """Describes the targets; see `Mode`."""
-        return agreed.targets(targets, self.plan())
 
     def write(
         self,
@@ -224,7 +210,7 @@ def _require_shared(folder: str, session: Center) -> None:
     path = os.path.join(folder, temporary.MARK)
     stores.write(path, token.encode())
     if stores.is_local(path):
-        _sync(path)
+        durable.sync_and_close(os.open(path, os.O_RDONLY), path)
     secs = min(_LOOK_SECS, session.timeout / 4)
     answers = session.ask_all(Look(path, token, secs), "looking for the directory")
     stores.remove(path)
@@ -236,11 +222,3 @@ def _require_shared(folder: str, session: Center) -> None:
             f"checkpoint, {folder}. {_ADVICE}",
             blind,
         )
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
