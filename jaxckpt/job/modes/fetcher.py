@@ -1,12 +1,11 @@
 """Saving with an IO process: it fetches the pieces of its peers.
 
 A peer sends a piece only when the IO process asks for it, and then frees it. So pieces do not pile up in memory. Small pieces travel in
-batches. Large pieces of a peer on the same host travel through memory that the peer shares.
+batches (see `small`). Large pieces of a peer on the same host travel through memory that the peer shares.
 """
 
 import math
-import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,21 +14,21 @@ from jaxckpt._lib.boxes import Box
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.local_memory import OpenedSlots, open_slots
+from jaxckpt.job.modes.small import SMALL_BYTES, SmallPieces
 from jaxckpt.job.protocol.messages import AskMemory, AskPieces, Fill
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry
 
-# Pieces of at most so many bytes travel in batches.
-SMALL_BYTES = 64 << 10
-# Most bytes, and most pieces, of a batch.
-_BATCH_BYTES = 1 << 20
-_LOOK_AHEAD = 2048
 # Most bytes of unused buffers that are kept for the next pieces.
 _KEEP_BYTES = 64 << 20
 
 
 class Fetcher:
-    """Fetches boxes from their owners."""
+    """Fetches boxes from their owners.
+
+    Attributes:
+      small: fetches the small pieces.
+    """
 
     def __init__(self, entries: Sequence[Entry], session: Center) -> None:
         """Creates the fetcher, and asks peers on this host to share memory.
@@ -39,18 +38,11 @@ class Fetcher:
           session: the session with the peers.
         """
         # A copy: the caller's list is going to refer to this object, and a reference cycle would keep the buffers alive until the garbage
-        # collector runs. For the same reason `_upcoming` must not refer to this object.
+        # collector runs.
         self._entries = tuple(entries)
         self._session = session
-        self._scanning = threading.Lock()
-        # Small pieces that have not been looked at yet.
-        self._upcoming = _small_pieces(self._entries, session.process)
-        # Small pieces that have been looked at and not been asked for yet, by owner.
-        self._waiting: dict[int, dict[tuple[int, Box], None]] = defaultdict(dict)
-        # Small pieces that have been fetched and not been used yet.
-        self._ready: dict[tuple[int, Box], np.ndarray] = {}
-        self._batching: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._buffers = Pool(_KEEP_BYTES)
+        self.small = SmallPieces(self._entries, session, self._buffers)
         self._memories = self._open_memories() if self._has_large_pieces() else {}
         # The slots that no box is using, by owner.
         self._free = {owner: deque(range(memory.offer.count)) for owner, memory in self._memories.items()}
@@ -114,62 +106,6 @@ class Fetcher:
             # Only now, when nobody reads the last bytes any more, another box may use it.
             free.append(slot)
 
-    def fetch(self, owner: int, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        """Returns a piece of a leaf. Several threads may call this.
-
-        Args:
-          owner: index of the process that owns the piece.
-          position: position of the leaf.
-          start: first index of the piece.
-          shape: extents of the piece.
-        """
-        content = self._entries[position].content
-        assert isinstance(content, ArrayContent)
-        nbytes = math.prod(shape) * content.dtype.itemsize
-        if nbytes > SMALL_BYTES:
-            return self._ask(owner, [(position, Box(start, shape))])[0]
-        key = (position, Box(start, shape))
-        if (found := self._ready.pop(key, None)) is not None:
-            return found
-        with self._scanning:
-            lock = self._batching[owner]
-        with lock:
-            # Another thread may have fetched it in its batch meanwhile.
-            if (found := self._ready.pop(key, None)) is not None:
-                return found
-            batch = self._batch(owner, key)
-            for other, array in zip(batch, self._ask(owner, batch), strict=True):
-                self._ready[other] = array
-        return self._ready.pop(key)
-
-    def _batch(self, owner: int, key: tuple[int, Box]) -> list[tuple[int, Box]]:
-        """Returns a piece, and the next pieces of the same owner that the writer is going to ask for.
-
-        Args:
-          owner: index of the process that owns the piece.
-          key: the piece.
-        """
-        with self._scanning:
-            seen_at = None
-            for step, (position, box, other) in enumerate(self._upcoming):
-                self._waiting[other][position, box] = None
-                if (position, box) == key:
-                    seen_at = step
-                if position > key[0] and (seen_at is None or step - seen_at > _LOOK_AHEAD):
-                    break
-            waiting = self._waiting[owner]
-            waiting.pop(key, None)
-            batch, held = [key], 0
-            for position, box in list(waiting)[:_LOOK_AHEAD]:
-                content = self._entries[position].content
-                assert isinstance(content, ArrayContent)
-                held += math.prod(box.shape) * content.dtype.itemsize
-                if held > _BATCH_BYTES:
-                    break
-                batch.append((position, box))
-                del waiting[position, box]
-            return batch
-
     def _ask(self, owner: int, boxes: Sequence[tuple[int, Box]]) -> list[np.ndarray]:
         contents: list[ArrayContent] = [self._entries[position].content for position, _ in boxes]  # type: ignore[misc]
         sizes = [
@@ -183,19 +119,3 @@ class Fetcher:
             arrays.append(whole[at : at + size].view(content.dtype).reshape(box.shape))
             at += size
         return arrays
-
-
-def _small_pieces(entries: Sequence[Entry], process: int) -> Iterator[tuple[int, Box, int]]:
-    """Yields the small pieces of other processes: position of the leaf, box, and owner.
-
-    Args:
-      entries: the entries of the snapshot.
-      process: index of this process.
-    """
-    for position, entry in enumerate(entries):
-        content = entry.content
-        if not isinstance(content, ArrayContent) or content.share is None:
-            continue
-        for box, owner in content.share.all():
-            if owner != process and math.prod(box.shape) * content.dtype.itemsize <= SMALL_BYTES:
-                yield position, box, owner

@@ -1,12 +1,24 @@
 """Saving with an IO process, the side of its peers: they answer its requests for pieces, and free the pieces that have been sent."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots, share_slots
-from jaxckpt.job.protocol.messages import AskHostValues, AskMemory, AskPieces, Fill, Filled, Hosts, Memory, Pieces
+from jaxckpt.job.modes.small import SMALL_BYTES, OwnSmallPieces
+from jaxckpt.job.protocol.messages import (
+    AskHostValues,
+    AskMemory,
+    AskPieces,
+    AskSmall,
+    Fill,
+    Filled,
+    Hosts,
+    Memory,
+    Pieces,
+)
 from jaxckpt.job.session.session import Answer, Handlers
 from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot, StringContent
@@ -26,10 +38,11 @@ class Supplier:
           snapshot: this process's part of the snapshot. Pass the only reference to it, so that pieces are freed once they are sent.
         """
         self._entries = snapshot.entries
+        self._small = OwnSmallPieces(snapshot.entries)
         self._left = {
-            position: content.share_bytes
+            position: large
             for position, entry in enumerate(snapshot.entries)
-            if isinstance(content := entry.content, ArrayContent) and content.pieces
+            if isinstance(content := entry.content, ArrayContent) and (large := _large_bytes(content))
         }
         self._pieces = {position: tuple(snapshot.entries[position].content.pieces) for position in self._left}  # type: ignore[union-attr]
         self._entries = tuple(_without_data(entry) for entry in snapshot.entries)
@@ -49,6 +62,7 @@ class Supplier:
             AskMemory: self._share,
             Fill: self._fill,
             AskPieces: self._get,
+            AskSmall: self._get_small,
             AskHostValues: self._hosts,
         }
 
@@ -75,6 +89,9 @@ class Supplier:
         for position, start, shape in request.boxes:
             parts.append(self._cut(position, start, shape))
         return Pieces(), parts
+
+    def _get_small(self, request: AskSmall) -> Answer:
+        return Pieces(), self._small.take(request)
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):
@@ -109,6 +126,12 @@ class Supplier:
             position += 1
         following = position if position < len(self._entries) else None
         return Hosts(tuple(texts), tuple(forms), following), None
+
+
+def _large_bytes(content: ArrayContent) -> int:
+    """Returns the bytes of those pieces of an array that are not sent in batches."""
+    sizes = (math.prod(piece.shape) * content.dtype.itemsize for piece in content.pieces)
+    return sum(size for size in sizes if size > SMALL_BYTES)
 
 
 def _without_data(entry: Entry) -> Entry:

@@ -52,7 +52,7 @@ SAYS: _Table = {
     Phase.WORK: {
         Side.HUB: (
             *(say.Confirm, say.Decided, say.Failed),
-            *(say.AskMemory, say.Fill, say.AskPieces, say.AskHostValues),
+            *(say.AskMemory, say.Fill, say.AskPieces, say.AskSmall, say.AskHostValues),
             *(say.Look, say.WritePart),
         ),
         Side.SPOKE: (),
@@ -73,6 +73,7 @@ ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskMemory: say.Memory,
     say.Fill: say.Filled,
     say.AskPieces: say.Pieces,
+    say.AskSmall: say.Pieces,
     say.AskHostValues: say.Hosts,
     say.Look: say.Seen,
     say.WritePart: say.Done,

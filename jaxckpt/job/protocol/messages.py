@@ -126,6 +126,19 @@ class AskPieces(Request[Pieces]):
 
 
 @dataclass(frozen=True)
+class AskSmall(Request[Pieces]):
+    """The center asks a peer for its small pieces from the number `first` on: `count` of them, in the order of the leaves.
+
+    `first_box` and `last_box` are the first and the last of them, by which the peer sees that both sides mean the same pieces.
+    """
+
+    first: int
+    count: int
+    first_box: BoxAt
+    last_box: BoxAt
+
+
+@dataclass(frozen=True)
 class Hosts(Message):
     """A page of host leaves: texts, by position; shape and dtype of leaves whose form depends on the value; the next page's position."""
 
