@@ -1,47 +1,116 @@
 """This process's part of arrays that lie on the devices of several processes."""
 
 import functools
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxckpt._lib.boxes import Box
-from jaxckpt.job.plan import HOST_OWNER, Plan
+from jaxckpt.job.plan import HOST_OWNER, Layout, Plan, Share
 from jaxckpt.leaf_kinds.dtypes import is_key_dtype
 from jaxckpt.storage.item.content import ArrayContent, Piece
 
 
-class GlobalArray:
-    """The shards of one array that this process owns. Creating it starts their transfer to host memory."""
+class GlobalArrays:
+    """Makes the `GlobalArray`s of one snapshot. What depends on sharding, shape and dtype alone is worked out once for all arrays."""
 
-    def __init__(self, value: jax.Array, plan: Plan) -> None:
-        """Starts the transfer of this process's shards.
+    def __init__(self, plan: Plan) -> None:
+        """Creates the object.
+
+        Args:
+          plan: tells which process owns which shard.
+        """
+        self._plan = plan
+        self._forms: dict[tuple[int, tuple[int, ...], Any], _Form] = {}
+
+    def start(self, value: jax.Array) -> "GlobalArray":
+        """Starts the transfer of this process's shards of an array.
 
         Args:
           value: an array that has shards on other processes.
-          plan: tells which process owns which shard.
         """
-        self._sharding = value.sharding
-        self._key_impl: str | None = None
-        trailing: tuple[int, ...] = ()
-        self.dtype = value.dtype
-        if is_key_dtype(value.dtype):
-            self._key_impl = str(jax.random.key_impl(value))
-            trailing, self.dtype = _key_data(value.dtype)
-        self._shape = (*value.shape, *trailing)
-        self._share = plan.assign(plan.layout(value.sharding, value.shape, trailing))
-        wanted = set(self._share.mine())
-        self._shards: dict[Box, Any] = {}
-        for position, box in (
-            enumerate(plan.places(self._share.layout, lambda: _places(value, trailing))) if wanted else ()
-        ):
-            if box in wanted:
-                wanted.discard(box)
-                data = value.addressable_data(position)
-                self._shards[box] = data = data if self._key_impl is None else jax.random.key_data(data)
-                if jax.default_backend() != "cpu":
-                    data.copy_to_host_async()
+        sharding = value.sharding
+        # Shardings are slow to hash. Each form keeps its sharding alive, so that another one cannot get its id.
+        key = id(sharding), value.shape, value.dtype
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = _form(value, sharding, self._plan)
+        share = self._plan.assign(form.layout)
+        shards: dict[Box, Any] = {}
+        for position, box in form.owned if form.owned is not None else _owned(form.places, share.mine()):
+            data = value.addressable_data(position)
+            shards[box] = data = data if form.key_impl is None else jax.random.key_data(data)
+            if jax.default_backend() != "cpu":
+                data.copy_to_host_async()
+        return GlobalArray(form, share, shards)
+
+
+class _Form(NamedTuple):
+    """What arrays of the same sharding, shape and dtype have in common.
+
+    Attributes:
+      sharding: their sharding.
+      key_impl: PRNG implementation, if they are arrays of PRNG keys; otherwise None.
+      shape: shape of what is stored: of PRNG keys, the key data.
+      dtype: dtype of what is stored.
+      layout: their layout.
+      places: the boxes of this process's shards, in the order of the shards.
+      owned: positions and boxes of the shards that this process owns; None if that differs from array to array.
+    """
+
+    sharding: Any
+    key_impl: str | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    layout: Layout
+    places: Sequence[Box]
+    owned: tuple[tuple[int, Box], ...] | None
+
+
+def _form(value: jax.Array, sharding: Any, plan: Plan) -> _Form:
+    key_impl: str | None = None
+    trailing: tuple[int, ...] = ()
+    dtype = value.dtype
+    if is_key_dtype(value.dtype):
+        key_impl = str(jax.random.key_impl(value))
+        trailing, dtype = _key_data(value.dtype)
+    layout = plan.layout(sharding, value.shape, trailing)
+    places = plan.places(layout, lambda: _places(value, trailing))
+    owned = None
+    if all(len(layout.holders[position]) == 1 for position in plan.held(layout)):
+        # Without replicas on other processes, this process owns what it holds.
+        owned = tuple(_owned(places, [layout.boxes[position] for position in plan.held(layout)]))
+    return _Form(sharding, key_impl, (*value.shape, *trailing), np.dtype(dtype), layout, places, owned)
+
+
+def _owned(places: Sequence[Box], boxes: Iterable[Box]) -> Iterator[tuple[int, Box]]:
+    """Yields the position of a shard for each of the boxes, and the box.
+
+    Args:
+      places: the boxes of this process's shards. Some shards may have the same box.
+      boxes: the boxes that are wanted.
+    """
+    wanted = set(boxes)
+    for position, box in enumerate(places) if wanted else ():
+        if box in wanted:
+            wanted.discard(box)
+            yield position, box
+
+
+class GlobalArray:
+    """The shards of one array that this process owns. Their transfer to host memory has been started."""
+
+    __slots__ = ("_form", "_shards", "_share")
+
+    def __init__(self, form: _Form, share: Share, shards: dict[Box, Any]) -> None:
+        self._form, self._share, self._shards = form, share, shards
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of what is stored."""
+        return self._form.dtype
 
     def content(self) -> ArrayContent:
         """Returns the description of the array, with the pieces that this process owns. Waits for their transfer.
@@ -49,17 +118,18 @@ class GlobalArray:
         The description calls the array a numpy array: without a target, Orbax restores a jax.Array only on the very devices that saved
         it. For PRNG keys Orbax only has the type jax.Array, so their description names a device that every job has.
         """
-        pieces = tuple(Piece(box.start, box.shape, np.asarray(data)) for box, data in self._shards.items())
-        is_key = self._key_impl is not None
+        form = self._form
+        pieces = tuple([Piece(box.start, box.shape, np.asarray(data)) for box, data in self._shards.items()])
+        is_key = form.key_impl is not None
         return ArrayContent(
             "jax.Array" if is_key else "np.ndarray",
-            self._shape,
-            np.dtype(self.dtype),
-            self._share.layout.grid,
+            form.shape,
+            form.dtype,
+            form.layout.grid,
             pieces,
             None if is_key else "jax",
-            self._key_impl,
-            _first_device() if is_key else self._sharding,
+            form.key_impl,
+            _first_device() if is_key else form.sharding,
             self._share,
         )
 

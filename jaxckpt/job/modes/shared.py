@@ -1,5 +1,7 @@
 """The mode of a shared directory: each process writes its own shards into a directory that all of them see, and reads from there.
 
+Very small arrays are an exception: process 0 writes them (see `together`).
+
 Process 0 creates the directory and commits. Before the processes write, they make sure that all of them see the same directory: process 0
 writes a *mark* (a file with random content) into it, and the others look for the mark.
 """
@@ -19,9 +21,10 @@ from jaxckpt._lib import durable
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
+from jaxckpt.job.modes import together
 from jaxckpt.job.modes.mode import Arrange, Commit, OfSeveral, Reading, no_file_access, patient
 from jaxckpt.job.plan import Plan
-from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
+from jaxckpt.job.protocol.messages import AskSmall, Done, Look, Pieces, Seen, WritePart
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handlers, Session
 from jaxckpt.storage import owner, stores
@@ -93,13 +96,14 @@ class Writer:
           settings: how to write it.
           process: index of this process.
         """
-        self._snapshot = snapshot
+        self._small = together.own_small_pieces(snapshot)
+        self._snapshot = together.rest(snapshot)
         self._settings = settings
         self._process = process
 
     def handlers(self) -> Handlers:
         """Returns the functions that answer the requests of process 0."""
-        return {Look: self._look, WritePart: self._write}
+        return {Look: self._look, AskSmall: self._send, WritePart: self._write}
 
     def _look(self, request: Look) -> Answer:
         """Answers whether this process sees the mark of process 0."""
@@ -115,6 +119,9 @@ class Writer:
             if time.monotonic() > end:
                 return Seen(False), None
             time.sleep(_POLL_SECS)
+
+    def _send(self, request: AskSmall) -> Answer:
+        return Pieces(), self._small.take(request)
 
     def _write(self, request: WritePart) -> Answer:
         new = request.path
@@ -167,6 +174,8 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
     """
     # The mark goes into the temporary directory. Where a checkpoint is written in place, this save has claimed the directory itself.
     _require_shared(new if committer_of(new).in_place else os.path.dirname(new), session)
+    # Now, because a peer that writes its part does not answer.
+    snapshot = together.gathered(snapshot, session)
     errors: list[BaseException] = []
     given_up = threading.Event()
     under_way = threading.Lock()

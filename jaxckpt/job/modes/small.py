@@ -95,6 +95,9 @@ class SmallPieces:
 
     def _taken(self, position: int, box: Box, nbytes: int) -> np.ndarray:
         """Returns the bytes of a piece, and forgets it."""
+        if not nbytes:
+            # Nobody sends it.
+            return np.empty(0, np.uint8)
         while position >= self._next:
             self._number_next()
         places = self._places[position]
@@ -220,8 +223,8 @@ class OwnSmallPieces:
         ends = [(position, piece.start, piece.shape) for position, piece in (*pieces[:1], *pieces[-1:])]
         if len(pieces) != request.count or ends != [request.first_box, request.last_box]:
             raise ProcessError(
-                f"The IO process asked for the small pieces {first} to {last}, from {request.first_box} to {request.last_box}. This process "
-                "does not have them, or has sent them already."
+                f"The IO process asked for the small pieces {first} to {last}, from {request.first_box} to {request.last_box}. "
+                "This process does not have them, or has sent them already."
             )
         self._pieces[first:last] = [None] * request.count
         return [np.ascontiguousarray(piece.fetch(piece.start, piece.shape)) for _, piece in pieces]
