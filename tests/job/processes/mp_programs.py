@@ -751,6 +751,58 @@ def example_of_the_documentation(directory: str) -> list[tuple[int, float]]:
     return found
 
 
+# -- many small arrays -------------------------------------------------------------------------------------------------------------
+
+
+def many_small(directory: str, io: int | None, count: int) -> tuple[int, set[bool]]:
+    """Saves and restores many small arrays that are divided over all processes.
+
+    Returns:
+      How many messages this process sent in the save, and whether arrays are one chunk each in the checkpoint, as its writer sees it.
+    """
+    from unittest import mock
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxckpt.job.protocol.link import Link
+    from jaxckpt.storage.opened import StoredCheckpoint
+
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x",), (None, "x")))
+    state = {}
+    for number in range(count):
+        data = np.full((jax.device_count(), jax.device_count() * 2), number, np.float32) + np.arange(
+            2 * jax.device_count()
+        )
+        sharding = columns if number % 3 == 0 else rows
+        state[f"leaf{number:04d}"] = jax.make_array_from_callback(
+            data.shape, sharding, lambda index, data=data: np.array(data[index], order="C")
+        )
+    sent = 0
+    send = Link.send
+
+    def counted(link: Link, *arguments: Any, **more: Any) -> None:
+        nonlocal sent
+        sent += 1
+        send(link, *arguments, **more)
+
+    checkpoint = jaxckpt.Checkpoint(model=state)
+    with mock.patch.object(Link, "send", counted):
+        path = checkpoint.write(directory + f"/small{io}", options(io))
+    messages = sent
+    blank = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in state.items()}
+    target = jaxckpt.Checkpoint(model=blank)
+    target.restore(path, options(io)).assert_consumed()
+    mp_values.assert_same(target.model, state)
+    whole = set()
+    if jax.process_index() == (io or 0):
+        stored = StoredCheckpoint(path, 30)
+        infos = stored.infos([leaf for leaf in stored.tree.leaves if leaf.param_name.startswith("model.")])
+        assert len(infos) == count
+        whole = {info.chunk_shape == info.shape for info in infos.values()}
+    return messages, whole
+
+
 # -- what calls leave behind --------------------------------------------------------------------------------------------------------
 
 

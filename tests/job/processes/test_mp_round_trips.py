@@ -55,6 +55,17 @@ def test_many_chunks_of_others_at_once_some_of_which_find_no_slot(jobs) -> None:
     assert others == [(0, 0)] * 2
 
 
+@pytest.mark.parametrize("io", [None, 0, 2])
+def test_small_arrays_travel_in_batches_and_are_one_chunk_each(jobs, io: int | None) -> None:
+    """The number of messages does not depend on the number of leaves."""
+    job = jobs.job(3, private=False)
+    directory = jobs.directory(job)
+    few = job.run(mp_programs.many_small, directory + "/few", io, 20)
+    many = job.run(mp_programs.many_small, directory + "/many", io, 400)
+    assert [messages for messages, _ in many] == [messages for messages, _ in few]
+    assert [whole for _, whole in many] == [{True} if process == (io or 0) else set() for process in range(3)]
+
+
 @testing.requires_private_disks
 def test_shared_memory_goes_without_garbage_collection(jobs) -> None:
     job = jobs.job(3)
