@@ -653,7 +653,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.job.modes import local_memory, remote, supplier
+    from jaxckpt.job.modes import local_memory, peer_answers, remote
 
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     by_rows, by_columns, replicated = (
@@ -682,7 +682,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
         return mock.patch.object(owner, name, call)
 
-    offers, opens = supplier.Supplier._share, local_memory.open_slots
+    offers, opens = peer_answers.PeerAnswers._share, local_memory.open_slots
     if jax.process_index() in without_memory:
         # As in a container of its own, where ids of processes mean others.
         offers, opens = (
@@ -691,8 +691,8 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
         )
     with (
         mock.patch.object(remote, "open_slots", opens),
-        mock.patch.object(supplier.Supplier, "_share", offers),
-        counted(supplier.Supplier, "_fill"),
+        mock.patch.object(peer_answers.PeerAnswers, "_share", offers),
+        counted(peer_answers.PeerAnswers, "_fill"),
         counted(local_memory.OpenedSlots, "read"),
     ):
         saved = state(by_rows, by_columns, replicated)
@@ -850,7 +850,7 @@ def many_chunks_at_once(directory: str, io: int) -> tuple[int, int]:
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.job.modes import fetcher, supplier
+    from jaxckpt.job.modes import fetcher, peer_answers
     from jaxckpt.job.protocol import messages
 
     sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec("x"))
@@ -870,8 +870,8 @@ def many_chunks_at_once(directory: str, io: int) -> tuple[int, int]:
     try:
         with (
             mock.patch.object(fetcher.Center, "ask", counted),
-            mock.patch.object(supplier, "_SLOTS", 1),
-            mock.patch.object(supplier, "SLOT_BYTES", 32 << 10),
+            mock.patch.object(peer_answers, "_SLOTS", 1),
+            mock.patch.object(peer_answers, "SLOT_BYTES", 32 << 10),
         ):
             for number in range(6):
                 path = jaxckpt.Checkpoint(w=array).write(f"{directory}/many{number}", settings)
