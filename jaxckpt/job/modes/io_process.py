@@ -4,15 +4,13 @@ import contextlib
 import functools
 from collections.abc import Callable
 
-import jax
-
 from jaxckpt import storage
 from jaxckpt.job.modes import gather
 from jaxckpt.job.modes.center_answers import CenterAnswers
-from jaxckpt.job.modes.mode import Arrange, Commit, OfSeveral, Reading, no_file_access, patient
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
 from jaxckpt.job.modes.peer_answers import PeerAnswers
 from jaxckpt.job.modes.remote import RemoteCheckpoint
-from jaxckpt.job.plan import Plan
+from jaxckpt.job.modes.several import Several
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.job.session.serving import Finish
@@ -22,7 +20,7 @@ from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
 
-class IoProcess(OfSeveral):
+class IoProcess(Several):
     """The mode of a job with ``experimental_io_device``. The IO process is the center of every session."""
 
     def __init__(self, center: int) -> None:
@@ -31,11 +29,7 @@ class IoProcess(OfSeveral):
         Args:
           center: index of the process that does the file access.
         """
-        self._center = center
-
-    def plan(self) -> Plan:
-        """Returns a plan in which the center owns every piece that it has; see `Mode`."""
-        return Plan(jax.process_index(), self._center)
+        self._io_process = center
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
         """Returns the snapshot unchanged: the center arranges all arrays when it writes them; see `Mode`."""

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
 from jaxckpt.job.plan import Plan
 from jaxckpt.job.session.session import Session, patience
@@ -118,27 +117,6 @@ class Mode(Protocol):
           error: the error of this process.
           process: index of this process.
         """
-
-
-class OfSeveral:
-    """What the modes of a job of several processes have in common: the processes must have the same leaves, with the same shardings."""
-
-    def plan(self) -> Plan:
-        """Returns a new plan; see `Mode`."""
-        raise NotImplementedError
-
-    def agree_to_save(
-        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
-    ) -> Contribution:
-        """Describes the values; see `Mode`."""
-        assert plan is not None
-        # The empty nodes, such as an empty list, come after the leaves.
-        empty = ((entry.name, "empty") for entry in taken.entries[len(leaves) :])
-        return agreed.stored_values(leaves, plan, empty, facts)
-
-    def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
-        """Describes the targets; see `Mode`."""
-        return agreed.targets(targets, self.plan())
 
 
 def patient(settings: WriteSettings) -> WriteSettings:

@@ -14,16 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import jax
-
 from jaxckpt import storage
 from jaxckpt._lib import durable
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes import together
-from jaxckpt.job.modes.mode import Arrange, Commit, OfSeveral, Reading, no_file_access, patient
-from jaxckpt.job.plan import Plan
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
+from jaxckpt.job.modes.several import Several
 from jaxckpt.job.protocol.messages import AskSmall, Done, Look, Pieces, Seen, WritePart
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handlers, Session
@@ -43,12 +41,8 @@ _ADVICE = (
 )
 
 
-class SharedDirectory(OfSeveral):
+class SharedDirectory(Several):
     """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
-
-    def plan(self) -> Plan:
-        """Returns a plan in which every process owns its share; see `Mode`."""
-        return Plan(jax.process_index(), None)
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
         """Arranges the arrays that this process writes; see `Mode`."""
