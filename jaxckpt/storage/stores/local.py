@@ -201,5 +201,5 @@ def _sync(path: str, flags: int) -> None:
         durable.sync_and_close(descriptor, path)
     except OSError as error:
         # Some network file systems cannot sync a directory.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
