@@ -56,6 +56,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="1,2",
         help="sizes of the states for memory, comma separated; 0 for none (default: 1,2)",
     )
+    parser.add_argument(
+        "--states", default="large,leaves", help="large, leaves (many small ones), or both (default: large,leaves)"
+    )
     parser.add_argument("--processes", type=int, default=4, help="processes of the job (default: 4)")
     parser.add_argument("--leaves", type=int, default=5000, help="leaves of the state of small leaves (default: 5000)")
     parser.add_argument(
@@ -70,6 +73,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contenders", help="comma separated; default: engine, io-0, io-K, shared, gather, orbax")
     parser.add_argument("--results", default=str(Path(__file__).parent), help="directory for RESULTS_MULTIHOST.md")
     chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.states.split(",")) - {"large", "leaves"}:
+        parser.error(f"--states: there is no state {min(unknown)!r}; there are large, leaves")
     if chosen.processes < 2:
         parser.error("--processes: a job of several processes has two at least")
     known = [ENGINE, *(f"io-{process}" for process in range(chosen.processes)), "shared", "gather", "orbax"]
@@ -99,6 +104,8 @@ def _compare(
         for name, job in jobs.items():
             _try(results, name, lambda name=name, job=job: _warm(job, name, directory))  # type: ignore[misc]
         for fill, size, kind in (("fill", chosen.gigabytes * 1e9, "large"), ("fill_leaves", chosen.leaves, "leaves")):
+            if kind not in chosen.states.split(","):
+                continue
             for job in (alone, several):
                 job.run(f"{_WORKER}:{fill}", size, chosen.processes)
             for number in range(chosen.rounds):
@@ -164,9 +171,10 @@ def _try(results: multihost_report.Results, name: str, work: Callable[[], object
 
 
 def _slowest(found: Sequence[dict[str, float] | None]) -> dict[str, float]:
-    """Returns the largest values of all processes; processor times are added up."""
+    """Returns the largest values of all processes; processor times and numbers of messages are added up."""
     measured = [values for values in found if values is not None]
-    return {key: (sum if key.endswith("cpu_secs") else max)(values[key] for values in measured) for key in measured[0]}
+    summed = ("_cpu_secs", "_messages")
+    return {key: (sum if key.endswith(summed) else max)(values[key] for values in measured) for key in measured[0]}
 
 
 def _clear(directory: str) -> None:

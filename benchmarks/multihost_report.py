@@ -15,6 +15,8 @@ _TIMES = (
 )
 _MEMORY = (("save", "save_peak_mb"), ("async", "async_peak_mb"), ("restore", "restore_peak_mb"))
 _MAX_RATIO = 1.3
+# Of thousands of small leaves, which cost every process time for each leaf.
+_MAX_RATIOS_OF_LEAVES = (("save", "save_secs", 1.5), ("restore", "restore_secs", 2.0), ("blocked", "blocked_secs", 2.0))
 _IO_MB = 128.0
 _PEER_MB = 64.0
 _BLOCKED_SLACK_SECS = 0.1  # For meeting the other processes.
@@ -72,8 +74,9 @@ class Results:
         return "\n".join([*lines, ""])
 
     def _tables(self) -> Iterator[tuple[str, list[list[str]]]]:
-        yield f"A state of {self._gigabytes:g} GB", self._times("large")
-        yield "A state of small leaves", self._times("leaves")
+        for kind, title in (("large", f"A state of {self._gigabytes:g} GB"), ("leaves", "A state of small leaves")):
+            if any(measured == kind for measured, _, _ in self._values):
+                yield title, self._times(kind)
         for gigabytes in dict.fromkeys(size for _, size, _ in self._memory):
             yield f"Memory that a state of {gigabytes:g} GB took besides itself, MB", self._memory_table(gigabytes)
         yield "Goals", self._goals()
@@ -84,26 +87,34 @@ class Results:
                 "",
                 *(cell for heading, *_ in _TIMES for cell in (heading, "× engine")),
                 "blocked ms",
-                "save CPU s",
-                "restore CPU s",
+                "× engine",
+                *(cell for what in ("save", "restore") for cell in (f"{what} CPU s", "× engine", f"{what} messages")),
             ]
         ]
         for name in self._names:
             row = [name]
             for _, key, scale, digits in _TIMES:
-                value, engine = self._value(kind, name, key), self._value(kind, "engine", key)
+                value = self._value(kind, name, key)
                 row.append(_EMPTY if value is None else f"{value * scale:,.{digits}f}")
-                row.append(_EMPTY if value is None or not engine else f"{value / engine:.2f}")
+                row.append(self._ratio(kind, name, key))
             blocked = self._value(kind, name, "blocked_secs")
             row.append(_EMPTY if blocked is None else f"{blocked * 1e3:,.1f}")
+            row.append(self._ratio(kind, name, "blocked_secs"))
             for what in ("save", "restore"):
                 used = self._value(kind, name, f"{what}_cpu_secs")
                 row.append(_EMPTY if used is None else f"{used:,.2f}")
+                row.append(self._ratio(kind, name, f"{what}_cpu_secs"))
+                messages = self._value(kind, name, f"{what}_messages")
+                row.append(_EMPTY if messages is None else f"{messages:,.0f}")
             rows.append(row)
         snapshot = self._value(kind, "snapshot", "snapshot_secs")
         if snapshot is not None:
-            rows.append(["copy of a part in memory", *[_EMPTY] * 6, f"{snapshot * 1e3:,.1f}", _EMPTY, _EMPTY])
+            rows.append(["copy of a part in memory", *[_EMPTY] * 6, f"{snapshot * 1e3:,.1f}", *[_EMPTY] * 7])
         return rows
+
+    def _ratio(self, kind: str, name: str, key: str) -> str:
+        value, engine = self._value(kind, name, key), self._value(kind, "engine", key)
+        return _EMPTY if value is None or not engine else f"{value / engine:.2f}"
 
     def _memory_table(self, gigabytes: float) -> list[list[str]]:
         rows = [["", "process", "its part", *(heading for heading, _ in _MEMORY)]]
@@ -136,6 +147,10 @@ class Results:
             )
             if blocked and copy:
                 rows.append(_goal(f"{name}: blocked, ms", blocked * 1e3, (copy + _BLOCKED_SLACK_SECS) * 1e3, 0))
+            for what, key, limit in _MAX_RATIOS_OF_LEAVES:
+                value, engine = self._value("leaves", name, key), self._value("leaves", "engine", key)
+                if value and engine:
+                    rows.append(_goal(f"{name}: {what} of small leaves, × engine", value / engine, limit, 2))
             rows += self._memory_goals(name)
         return rows
 

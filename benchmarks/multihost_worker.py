@@ -24,6 +24,8 @@ _LAYERS = 24
 _COLUMNS = 1024
 _state: states.State = {}
 _made: dict[str, Contender] = {}
+# The number of messages that this process has sent.
+_sent = [0]
 
 
 class _Io(Jaxckpt):
@@ -259,6 +261,22 @@ def _measured(what: str, work: Callable[[], object]) -> dict[str, float]:
         os.sync()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"begin {what}")
-    used = time.process_time()
+    used, sent = time.process_time(), _sent[0]
     result = worker.measured(what, work)
-    return {**result, f"{what}_cpu_secs": time.process_time() - used}
+    return {**result, f"{what}_cpu_secs": time.process_time() - used, f"{what}_messages": _sent[0] - sent}
+
+
+def _counting_messages() -> None:
+    """Counts the messages that jaxckpt sends from this process, apart from heartbeats."""
+    from jaxckpt.job.protocol.link import Link
+
+    send = Link.send
+
+    def counted(link: Link, *arguments: Any, **more: Any) -> None:
+        _sent[0] += 1
+        send(link, *arguments, **more)
+
+    Link.send = counted  # type: ignore[method-assign]
+
+
+_counting_messages()

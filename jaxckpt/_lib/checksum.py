@@ -14,16 +14,18 @@ def crc32c(content: bytes) -> int:
     return checksum
 
 
-def extended(checksum: int, block: np.ndarray) -> int:
+def extended(checksum: int, block: np.ndarray | bytes) -> int:
     """Returns the crc32c of the bytes so far and of the bytes that follow them.
 
     Args:
       checksum: crc32c of the bytes so far; 0 if there are none yet.
-      block: the bytes that follow, as a contiguous array of uint8. They are not copied.
+      block: the bytes that follow; an array must be contiguous and of uint8. They are not copied.
     """
-    # google_crc32c accepts read-only memory only.
-    frozen: Any = block.view()
-    frozen.flags.writeable = False
+    frozen: Any = block
+    if isinstance(block, np.ndarray):
+        # google_crc32c accepts read-only memory only.
+        frozen = block.view()
+        frozen.flags.writeable = False
     result: int = google_crc32c.extend(checksum, frozen)
     return result
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import random
-import sys
 import threading
 import time
 import weakref
@@ -13,13 +12,10 @@ from typing import TypeVar
 
 from jaxckpt._lib.uninterrupted import uninterrupted
 from jaxckpt.storage import stores
-
-if sys.platform != "win32":
-    import fcntl
+from jaxckpt.storage.stores import flock
 
 _T = TypeVar("_T")
-# A holder needs the lock for milliseconds. One that holds it longer was stopped, or hangs on a dead disk.
-_WAIT_SECS = 30.0
+_WAIT_SECS = flock.WAIT_SECS
 _logger = logging.getLogger("jaxckpt")
 _locks: "weakref.WeakValueDictionary[str, threading.Lock]" = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
@@ -72,35 +68,11 @@ def locked(directory: str) -> Iterator[None]:
             os.path.realpath(directory) if is_local else stores.absolute(directory), threading.Lock()
         )
     with lock:
-        if not is_local or sys.platform == "win32":
+        if not is_local:
             yield
             return
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _flock(descriptor, directory)
+        with flock.locked(os.open(directory, os.O_RDONLY | os.O_DIRECTORY), _WAIT_SECS) as is_locked:
+            if not is_locked:
+                text = "Another process has held the lock of %s for %g s; going on without the lock."
+                _logger.warning(text, directory, _WAIT_SECS)
             yield
-        finally:
-            with contextlib.suppress(OSError):
-                # Closing alone is not enough: a child process that was forked meanwhile holds a copy of the descriptor, and
-                # with it the lock.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-
-def _flock(descriptor: int, directory: str) -> None:
-    end = time.monotonic() + _WAIT_SECS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                _logger.warning(
-                    "Another process has held the lock of %s for %g s; going on without the lock.",
-                    directory,
-                    _WAIT_SECS,
-                )
-                return None
-            time.sleep(0.01)
-        except OSError:
-            # This file system does not have such locks.
-            return None

@@ -149,6 +149,14 @@ class Division:
             self._places[number].append((line, index))
         return line
 
+    def layout(self, number: int) -> Layout:
+        """Returns the layout of an array.
+
+        Args:
+          number: position of the array.
+        """
+        return self._arrays[number].layout
+
     def grid(self, number: int) -> tuple[int, ...]:
         """Returns the extents of one cell of the regular grid that the boxes of an array follow.
 

@@ -63,6 +63,11 @@ class Layout:
     divisible: int
     _parts: dict[int | None, Parts] = field(default_factory=dict, repr=False)
 
+    @functools.cached_property
+    def has_no_replicas(self) -> bool:
+        """Whether each box is on one process only, which then owns it."""
+        return all(len(holders) == 1 for holders in self.holders)
+
 
 @functools.lru_cache(maxsize=128)
 def layout_of(sharding: Any, shape: tuple[int, ...], trailing: tuple[int, ...] = ()) -> Layout:

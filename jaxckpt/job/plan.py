@@ -104,6 +104,10 @@ class Share(Protocol):
     def grid(self) -> tuple[int, ...]:
         """The extents of one cell of the regular grid that the boxes follow. Each box consists of whole cells."""
 
+    @property
+    def layout(self) -> Layout | None:
+        """The layout, if owners follow from it alone, so that they are the same for every array of the layout."""
+
     def mine(self) -> list[Box]:
         """Returns the boxes that this process owns."""
 
@@ -129,6 +133,12 @@ class Divided(NamedTuple):
         """See `Share`."""
         return self.division.grid(self.number)
 
+    @property
+    def layout(self) -> Layout | None:
+        """See `Share`."""
+        layout = self.division.layout(self.number)
+        return layout if layout.has_no_replicas else None
+
     def mine(self) -> list[Box]:
         """Returns the boxes that this process owns; see `Share`."""
         return self.division.mine(self.number, self.plan.process)
@@ -153,6 +163,11 @@ class Host(NamedTuple):
     def grid(self) -> tuple[int, ...]:
         """See `Share`."""
         return self.shape
+
+    @property
+    def layout(self) -> Layout | None:
+        """See `Share`."""
+        return None
 
     def mine(self) -> list[Box]:
         """Returns the boxes that this process owns; see `Share`."""

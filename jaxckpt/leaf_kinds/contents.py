@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxckpt._lib.checksum import extended
 from jaxckpt.leaf_kinds import dtypes
 from jaxckpt.storage.item.content import ArrayContent, Piece, ValueType
 from jaxckpt.tree.flatten import Leaf
@@ -45,10 +46,8 @@ def too_many_axes(leaf: Leaf) -> ValueError:
 
 def checksum(array: np.ndarray) -> str:
     """Returns the digest of an array: its shape, and the checksum of its bytes in C order."""
-    import google_crc32c
-
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if math.prod(array.shape) else b""
-    return f"{array.shape} {google_crc32c.value(bytes(flat) if array.nbytes < _COPY_BYTES else flat):08x}"
+    return f"{array.shape} {extended(0, bytes(flat) if array.nbytes < _COPY_BYTES else flat):08x}"
 
 
 def text_digest(value: Any) -> str:

@@ -1,45 +1,77 @@
 """This process's part of arrays that lie on the devices of several processes."""
 
 import functools
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxckpt._lib.boxes import Box, Slices, part_of, slices_of
+from jaxckpt.job.layouts import Layout
 from jaxckpt.job.plan import HOST_OWNER, Plan, Share
 from jaxckpt.leaf_kinds.dtypes import is_key_dtype
 from jaxckpt.storage.item.content import ArrayContent, Piece
 
 
-class GlobalArray:
-    """One array that has shards on several processes.
+class _Part(NamedTuple):
+    """A box that this process owns.
 
     Attributes:
-      dtype: dtype of its elements; of PRNG keys, dtype of their data.
-      layout: how it lies on the devices.
+      box: the box.
+      position: position of a shard of this process that contains it.
+      inside: the place of the box in the shard; None if it is the whole shard.
     """
 
-    def __init__(self, value: jax.Array, plan: Plan) -> None:
-        """Looks at the array, and copies nothing yet.
+    box: Box
+    position: int
+    inside: Slices | None
+
+
+class _Form(NamedTuple):
+    """What arrays of the same sharding, shape and dtype have in common.
+
+    Attributes:
+      sharding: their sharding.
+      key_impl: PRNG implementation, if they are arrays of PRNG keys; otherwise None.
+      shape: shape of what is stored: of PRNG keys, the key data.
+      dtype: dtype of what is stored.
+      layout: their layout.
+      places: the boxes of this process's shards, in the order of the shards.
+      owned: what this process owns; None if that differs from array to array.
+    """
+
+    sharding: Any
+    key_impl: str | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    layout: Layout
+    places: Sequence[Box]
+    owned: Sequence[_Part] | None
+
+
+class GlobalArray:
+    """One array that has shards on several processes."""
+
+    __slots__ = ("_parts", "_share", "_value", "form")
+
+    def __init__(self, value: jax.Array, form: _Form) -> None:
+        """Creates the object, and copies nothing yet.
 
         Args:
-          value: an array that has shards on other processes.
-          plan: the plan of the save.
+          value: the array.
+          form: what it has in common with others.
         """
+        self.form = form
         self._value: jax.Array | None = value
-        self._sharding = value.sharding
-        self._key_impl: str | None = None
-        trailing: tuple[int, ...] = ()
-        self.dtype = value.dtype
-        if is_key_dtype(value.dtype):
-            self._key_impl = str(jax.random.key_impl(value))
-            trailing, self.dtype = _key_data(value.dtype)
-        self._trailing = trailing
-        self.layout = plan.layout(value.sharding, value.shape, trailing)
         self._share: Share | None = None
-        # For each box that this process owns: a shard, and the place of the box in it; None if the box is the whole shard.
-        self._shards: list[tuple[Box, Any, Slices | None]] = []
+        # Each box that this process owns, with its shard and its place there.
+        self._parts: list[tuple[Box, Any, Slices | None]] = []
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of what is stored."""
+        return self.form.dtype
 
     def start(self, share: Share) -> None:
         """Starts the transfer of the parts that this process owns to host memory.
@@ -49,32 +81,21 @@ class GlobalArray:
         """
         value, self._value, self._share = self._value, None, share
         assert value is not None
-        wanted = share.mine()
-        if not wanted:
-            return
+        form = self.form
         on_cpu = jax.default_backend() == "cpu"
-        shards: dict[Box, tuple[int, Any]] = {}
-        for position, place in enumerate(share.plan.places(self.layout, lambda: _places(value, self._trailing))):
-            shards.setdefault(place, (position, None))
-        for box in wanted:
-            place = box if box in shards else next(place for place in shards if _contains(place, box))
-            position, data = shards[place]
+        shards: dict[int, Any] = {}
+        for box, position, inside in form.owned if form.owned is not None else _owned(form.places, share.mine()):
+            data = shards.get(position)
             if data is None:
                 data = value.addressable_data(position)
-                data = data if self._key_impl is None else jax.random.key_data(data)
-                shards[place] = position, data
-            part = None
-            if box != place:
-                part = slices_of(
-                    [first - start for first, start in zip(box.start, place.start, strict=True)], box.shape
-                )
-                if not on_cpu and data.sharding.memory_kind in (None, "device"):
-                    # Only this part travels to the host.
-                    data = jax.lax.slice(data, [each.start for each in part], [each.stop for each in part])
-                    part = None
+                data = shards[position] = data if form.key_impl is None else jax.random.key_data(data)
             if not on_cpu:
+                if inside is not None and data.sharding.memory_kind in (None, "device"):
+                    # Only this part travels to the host.
+                    data = jax.lax.slice(data, [each.start for each in inside], [each.stop for each in inside])
+                    inside = None
                 data.copy_to_host_async()
-            self._shards.append((box, data, part))
+            self._parts.append((box, data, inside))
 
     def content(self) -> ArrayContent:
         """Returns the description of the array, with the pieces that this process owns. Waits for their transfer.
@@ -83,19 +104,98 @@ class GlobalArray:
         it. For PRNG keys Orbax only has the type jax.Array, so their description names a device that every job has.
         """
         assert self._share is not None
-        pieces = tuple(Piece(box.start, box.shape, part_of(np.asarray(data), part)) for box, data, part in self._shards)
-        is_key = self._key_impl is not None
+        form = self.form
+        pieces = tuple(
+            [Piece(box.start, box.shape, part_of(np.asarray(data), inside)) for box, data, inside in self._parts]
+        )
+        is_key = form.key_impl is not None
         return ArrayContent(
             "jax.Array" if is_key else "np.ndarray",
-            self.layout.shape,
-            np.dtype(self.dtype),
+            form.shape,
+            form.dtype,
             self._share.grid,
             pieces,
             None if is_key else "jax",
-            self._key_impl,
-            _first_device() if is_key else self._sharding,
+            form.key_impl,
+            _first_device() if is_key else form.sharding,
             self._share,
         )
+
+
+class GlobalArrays:
+    """The arrays of one snapshot that have shards on several processes.
+
+    What depends on sharding, shape and dtype alone is worked out once for all arrays.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Creates the object.
+
+        Args:
+          plan: the plan of the save.
+        """
+        self._plan = plan
+        self._arrays: list[GlobalArray] = []
+        self._forms: dict[tuple[int, tuple[int, ...], Any], _Form] = {}
+
+    def add(self, value: jax.Array) -> GlobalArray:
+        """Adds an array. Every process adds the same ones, in the same order.
+
+        Args:
+          value: an array that has shards on other processes.
+        """
+        sharding = value.sharding
+        # Shardings are slow to hash. Each form keeps its sharding alive, so that another one cannot get its id.
+        key = id(sharding), value.shape, value.dtype
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = _form(value, sharding, self._plan)
+        array = GlobalArray(value, form)
+        self._arrays.append(array)
+        return array
+
+    def start(self) -> None:
+        """Divides all arrays among the processes, and starts the transfer of what this process owns."""
+        shares = self._plan.divide([(array.form.layout, array.form.dtype.itemsize) for array in self._arrays])
+        for array, share in zip(self._arrays, shares, strict=True):
+            array.start(share)
+
+
+def _form(value: jax.Array, sharding: Any, plan: Plan) -> _Form:
+    key_impl: str | None = None
+    trailing: tuple[int, ...] = ()
+    dtype = value.dtype
+    if is_key_dtype(value.dtype):
+        key_impl = str(jax.random.key_impl(value))
+        trailing, dtype = _key_data(value.dtype)
+    layout = plan.layout(sharding, value.shape, trailing)
+    places = plan.places(layout, lambda: _places(value, trailing))
+    owned = None
+    if layout.has_no_replicas:
+        # This process owns what it holds.
+        held = [box for box, (holder,) in zip(layout.boxes, layout.holders, strict=True) if holder == plan.process]
+        owned = tuple(_owned(places, held))
+    return _Form(sharding, key_impl, (*value.shape, *trailing), np.dtype(dtype), layout, places, owned)
+
+
+def _owned(places: Sequence[Box], boxes: Sequence[Box]) -> Iterator[_Part]:
+    """Yields where the boxes that this process owns are.
+
+    Args:
+      places: the boxes of this process's shards. Several shards may have the same box.
+      boxes: the boxes that it owns; each is a shard, or a part of one.
+    """
+    positions: dict[Box, int] = {}
+    for position, place in enumerate(places) if boxes else ():
+        positions.setdefault(place, position)
+    for box in boxes:
+        found = positions.get(box)
+        if found is not None:
+            yield _Part(box, found, None)
+            continue
+        place = next(place for place in positions if _contains(place, box))
+        start = [first - begin for first, begin in zip(box.start, place.start, strict=True)]
+        yield _Part(box, positions[place], slices_of(start, box.shape))
 
 
 def _places(value: jax.Array, trailing: tuple[int, ...]) -> list[Box]:

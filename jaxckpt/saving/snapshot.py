@@ -14,7 +14,7 @@ from jaxckpt.job.plan import HOST_OWNER, Plan
 from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.kind import Content
 from jaxckpt.leaf_kinds.registry import kind_of
-from jaxckpt.saving.shards import GlobalArray, host_content
+from jaxckpt.saving.shards import GlobalArray, GlobalArrays, host_content
 from jaxckpt.storage.item import layout, strings
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
@@ -46,12 +46,10 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             _start_transfers(leaves)
             entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
         else:
-            shared = {id(leaf): GlobalArray(leaf.value, plan) for leaf in walk if kind_of(leaf.value).is_global(leaf)}
-            shares = iter(plan.divide([(array.layout, array.dtype.itemsize) for array in shared.values()]))
+            arrays = GlobalArrays(plan)
+            shared = {id(leaf): arrays.add(leaf.value) for leaf in walk if kind_of(leaf.value).is_global(leaf)}
             # Start all transfers before waiting for the first.
-            for leaf in walk:
-                if id(leaf) in shared:
-                    shared[id(leaf)].start(next(shares))
+            arrays.start()
             _start_transfers([leaf for leaf in leaves if id(leaf) not in shared])
             entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from config_helpers import CONFIGS, HERE, MINIMAL, ROOT, options_of, step, written
+from config_helpers import CONFIGS, MINIMAL, ROOT, options_of, step, written
 
 import jaxckpt
 from jaxckpt import CheckpointManager, CheckpointOptions, ConfigError, OrbaxSettings, load_config

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import random
@@ -407,7 +408,7 @@ class TestRegister:
         def flock(descriptor: int, operation: int) -> None:
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         path = make_checkpoint(tmp_path / "ckpt-1")
         register(path)
         assert jaxckpt.latest_checkpoint(tmp_path) == path

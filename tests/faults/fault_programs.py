@@ -24,6 +24,7 @@ from jaxckpt.job.protocol import link, messages
 from jaxckpt.job.session import center, peer
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.commit import moves
+from jaxckpt.storage.ocdbt import data_file
 from jaxckpt.storage.stores import local
 
 NAMES = ("a", "b", "c")
@@ -37,12 +38,16 @@ class Outcome(dict[str, Any]):
 # -- faults -----------------------------------------------------------------------------------------------------------------------
 
 _PLACES = {
-    "piece": (peer_answers.PeerAnswers, ("_get", "_lend")),
+    "piece": (peer_answers.PeerAnswers, ("_get", "_fill")),
     "vote": (peer.Peer, "_answer"),
     "fetch": (fetcher.Fetcher, ("_ask", "stream")),
     "commit": (moves, "publish"),
     "sync": (local, "sync_tree"),
+    "look": (shared.Writer, "_look"),
     "part": (shared.Writer, "_write"),
+    "mark": (shared, "_require_shared"),
+    "data": (data_file.DataFile, "append"),
+    "merge": (writer, "merge"),
     "arrays": (writer, "write_arrays"),
     "outcome": (center.Center, "tell"),
     "request": (peer.Peer, "_next_answer"),

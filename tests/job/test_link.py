@@ -13,7 +13,7 @@ import pytest
 
 from jaxckpt.job.protocol.frames import ProtocolError, WireError
 from jaxckpt.job.protocol.link import Link
-from jaxckpt.job.protocol.messages import AskTexts, Decided, Done, Failed, Lent, Pieces, Vote
+from jaxckpt.job.protocol.messages import AskTexts, Decided, Done, Failed, Filled, Pieces, Vote
 
 
 @contextlib.contextmanager
@@ -74,8 +74,8 @@ def test_payloads_larger_than_the_buffers_of_the_socket() -> None:
 def test_what_is_no_message_names_who_sent_it(process: int, who: str) -> None:
     for content, what in (
         (b"nonsense", "bytes that are not a message"),
-        (b'{"t":"Lent","at":null,"nbytes":1}', "an ill-formed Lent: its 'at'"),
-        (b'{"t":"Lent","at":1,"nbytes":1}', "Lent instead of Done or Failed"),
+        (b'{"t":"Filled","nbytes":null}', "an ill-formed Filled: its 'nbytes'"),
+        (b'{"t":"Filled","nbytes":1}', "Filled instead of Done or Failed"),
     ):
         with raw() as (sender, link):
             link.process = process
@@ -193,14 +193,14 @@ def test_an_end_bounds_a_side_that_trickles() -> None:
 def test_the_times_of_two_threads_are_their_own() -> None:
     with pair() as (one, two):
         found: list[object] = []
-        thread = threading.Thread(target=lambda: found.append(two.receive(Lent, timeout=20)))
+        thread = threading.Thread(target=lambda: found.append(two.receive(Filled, timeout=20)))
         thread.start()
         for _ in range(50):
             two.send(Done(), timeout=0.001)
         time.sleep(0.1)
-        one.send(Lent(1, 2), timeout=20)
+        one.send(Filled(1), timeout=20)
         thread.join(20)
-        assert found == [Lent(1, 2)]
+        assert found == [Filled(1)]
 
 
 def test_closing_wakes_who_waits_and_frees_the_descriptor_afterwards() -> None:

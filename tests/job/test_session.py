@@ -26,7 +26,7 @@ from jaxckpt.job.protocol.messages import (
     Done,
     Leaves,
     Look,
-    MemoryOffer,
+    Memory,
     Pieces,
     Seen,
     Texts,
@@ -84,7 +84,7 @@ class Thread(threading.Thread):
         return self._error
 
 
-OFFER = MemoryOffer(1, 2, "")
+OFFER = Memory(None)
 
 
 def offer(request: Any) -> Any:

@@ -16,7 +16,7 @@ from jaxckpt.job.protocol.messages import (
     Announce,
     AskBoxes,
     AskInfos,
-    AskSlots,
+    AskMemory,
     AskStored,
     AskTexts,
     Infos,
@@ -62,7 +62,7 @@ class CenterAnswers:
             AskTexts: self._texts,
             Announce: self._announce,
             AskBoxes: self._read,
-            AskSlots: self._local.share,
+            AskMemory: self._local.share,
             Put: lambda process, request: self._local.put(process, request, self._array_infos, self._fill),
             Stream: lambda process, request: self._local.stream(process, request, self._array_infos, self._hold),
         }

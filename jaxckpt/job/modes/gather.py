@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxckpt._lib.boxes import Box
-from jaxckpt.job.modes.fetcher import SMALL_BYTES, Fetcher
+from jaxckpt.job.modes.fetcher import Fetcher
+from jaxckpt.job.modes.small import SMALL_BYTES, SmallPieces
 from jaxckpt.job.plan import HOST_OWNER, Share
 from jaxckpt.job.protocol.messages import AskHostValues
 from jaxckpt.job.session.center import Center
@@ -31,7 +32,13 @@ def complete(snapshot: Snapshot, session: Center) -> Snapshot:
     fetcher = Fetcher(entries, session)
     for position, entry in enumerate(entries):
         content = entry.content
-        if isinstance(content, ArrayContent) and content.share is not None:
+        if not isinstance(content, ArrayContent) or content.share is None:
+            continue
+        if 0 < content.nbytes <= SMALL_BYTES:
+            # One chunk, however many processes have parts of it. What counts for small arrays is the number of chunks.
+            one = _OnePiece(position, content.shape, fetcher.small)
+            entries[position] = entry._replace(content=content._replace(write_shape=content.shape, pieces=one))
+        else:
             entries[position] = entry._replace(content=content._replace(pieces=_AllPieces(position, content, fetcher)))
     return dataclasses.replace(snapshot, entries=tuple(entries))
 
@@ -54,6 +61,24 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
                 content=content._replace(shape=shape, dtype=dtype, write_shape=shape, share=share)
             )
         position = hosts.next
+
+
+class _OnePiece(Sequence[Piece]):
+    """A small array as one piece, which is fetched when it is looked at."""
+
+    def __init__(self, position: int, shape: tuple[int, ...], small: SmallPieces) -> None:
+        self._position = position
+        self._shape = shape
+        self._small = small
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return (*self,)[index]
+
+    def __iter__(self) -> Iterator[Piece]:
+        yield Piece((0,) * len(self._shape), self._shape, self._small.array(self._position))
 
 
 class _AllPieces(Sequence[Piece]):
@@ -83,7 +108,7 @@ class _AllPieces(Sequence[Piece]):
             return own
         if math.prod(box.shape) * self._itemsize <= SMALL_BYTES:
             # Small pieces are fetched now: thousands of them come in one batch, and data that is there already is written faster.
-            return Piece(box.start, box.shape, self._fetcher.fetch(owner, self._position, box.start, box.shape))
+            return Piece(box.start, box.shape, self._fetcher.small.piece(self._position, box))
 
         def fetch(start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | Blocks:
             return self._fetcher.stream(owner, self._position, start, shape)

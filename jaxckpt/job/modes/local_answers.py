@@ -1,7 +1,7 @@
 """Restoring with an IO process, for its peers on the same host: the IO process puts answers into memory that both share.
 
-Each such peer has two slots in the memory: the IO process reads into one while the peer takes the bytes of the other. A box that is larger
-than a slot comes block by block, and its checksum is verified with the last block. The peer must not use any of it before.
+Each such peer has memory of its own with two slots: the IO process reads into one while the peer takes the bytes of the other. A box that
+is larger than a slot comes block by block, and its checksum is verified with the last block. The peer must not use any of it before.
 """
 
 import contextlib
@@ -13,11 +13,10 @@ import numpy as np
 
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes.local_memory import SharedMemory
+from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots, share_slots
 from jaxckpt.job.modes.remote import UNDER_WAY
 from jaxckpt.job.modes.wanted import BoxKey
-from jaxckpt.job.protocol.messages import AskSlots, Filled, Put, Slots, Stream
-from jaxckpt.job.protocol.parts import SlotOffer
+from jaxckpt.job.protocol.messages import AskMemory, Filled, Memory, Put, Stream
 from jaxckpt.job.session.session import Answer
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint, WatchedStream
@@ -25,8 +24,7 @@ from jaxckpt.storage.opened import StoredCheckpoint, WatchedStream
 Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
 Fill = Callable[[Sequence[BoxKey], Sequence[np.ndarray]], None]
 Hold = Callable[[BoxKey], contextlib.AbstractContextManager[np.ndarray] | None]
-# Bytes in a larger slot would leave the processor's cache before the peer takes them.
-_SLOT_BYTES = 2 << 20
+# Most bytes of the slots of all peers.
 _MEMORY_BYTES = 96 << 20
 
 
@@ -41,47 +39,43 @@ class LocalAnswers:
           peers: indices of the peers that are on this host.
         """
         self._stored = stored
-        self._peers = list(peers)
+        # Smaller, if there are very many peers.
+        self._slot_bytes = min(SLOT_BYTES, _MEMORY_BYTES // (UNDER_WAY * max(1, len(peers))))
+        self._peers = frozenset(peers)
         self._lock = threading.Lock()
-        self._memory: SharedMemory | None = None
-        self._slot_bytes = 0
+        self._memories: dict[int, SharedSlots] = {}
         # The large box that a peer is taking, by peer.
         self._streams: dict[int, _Stream] = {}
 
     def close(self) -> None:
         """Frees the memory. Idempotent."""
         with self._lock:
-            memory, self._memory = self._memory, None
-            self._peers = []
+            memories, self._memories = self._memories, {}
+            self._peers = frozenset()
             self._streams.clear()
-        if memory is not None:
+        for memory in memories.values():
             memory.withdraw()
 
-    def share(self, process: int, request: AskSlots) -> Answer:
-        """Answers with the slots of a peer.
+    def share(self, process: int, request: AskMemory) -> Answer:
+        """Answers with the memory for a peer.
 
         Args:
           process: index of the peer.
           request: its request.
         """
         with self._lock:
-            if self._memory is None and self._peers:
-                count = UNDER_WAY * len(self._peers)
-                self._slot_bytes = min(_SLOT_BYTES, _MEMORY_BYTES // count)
-                # If the system does not have such memory, the bytes go through the connections.
-                with contextlib.suppress(OSError):
-                    self._memory = SharedMemory(count * self._slot_bytes)
-        if self._memory is None or process not in self._peers:
-            return Slots(None), None
-        return Slots(SlotOffer(**self._memory.offer, at=self._at(process, 0), slot_bytes=self._slot_bytes)), None
-
-    def _at(self, process: int, slot: int) -> int:
-        return (UNDER_WAY * self._peers.index(process) + slot) * self._slot_bytes
+            if process in self._peers and process not in self._memories:
+                memory = share_slots(UNDER_WAY, self._slot_bytes)
+                if memory is not None:
+                    self._memories[process] = memory
+            found = self._memories.get(process)
+        return Memory(None if found is None else found.offer), None
 
     def _slot(self, process: int, slot: int, nbytes: int) -> np.ndarray:
-        if self._memory is None or not 0 <= slot < UNDER_WAY or not 0 <= nbytes <= self._slot_bytes:
-            raise ProcessError(f"process {process} asked for {nbytes} bytes in slot {slot}, which it does not have")
-        return self._memory.array(self._at(process, slot), nbytes)
+        memory = self._memories.get(process)
+        if memory is None:
+            raise ProcessError(f"process {process} asked for bytes in slot {slot}, which it does not have", (process,))
+        return memory.slot(slot, nbytes)
 
     def put(self, process: int, request: Put, infos_of: Infos, fill: Fill) -> Answer:
         """Reads small boxes into a slot, one after the other.

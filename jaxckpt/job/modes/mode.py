@@ -1,7 +1,7 @@
 """The interface `Mode`: which process takes which values, which process accesses files, and what the processes must agree about."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from jaxckpt.job.agree.call import Contribution
@@ -133,13 +133,3 @@ def patient(settings: WriteSettings) -> WriteSettings:
 
 def no_file_access() -> None:
     """Does nothing: the work of a process that leaves the files to another one."""
-
-
-def empty_nodes(leaves: Sequence[Leaf], taken: Snapshot) -> Iterable[tuple[str, str]]:
-    """Yields name and description of each empty node of a snapshot, such as an empty list.
-
-    Args:
-      leaves: the leaves of the values.
-      taken: the snapshot, whose empty nodes come after the leaves.
-    """
-    return ((entry.name, "empty") for entry in taken.entries[len(leaves) :])

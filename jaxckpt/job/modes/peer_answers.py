@@ -1,22 +1,22 @@
 """Saving with an IO process, the side of its peers: they answer its requests for pieces, and free the pieces that have been sent."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes.peer_memory import Loans
+from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots, share_slots
+from jaxckpt.job.modes.small import SMALL_BYTES, OwnSmallPieces
 from jaxckpt.job.protocol.messages import (
-    AskConsent,
     AskHostValues,
-    AskLent,
     AskMemory,
     AskPieces,
-    Borrow,
-    Done,
+    AskSmall,
+    Fill,
+    Filled,
     Hosts,
-    Lent,
-    MemoryOffer,
+    Memory,
     Pieces,
 )
 from jaxckpt.job.session.session import Answer, Handlers
@@ -24,6 +24,8 @@ from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot, StringContent
 
 _PAGE_CHARS = 8 << 20
+# As many as the boxes of other processes that the IO process writes at a time.
+_SLOTS = 4
 
 
 class PeerAnswers:
@@ -36,52 +38,60 @@ class PeerAnswers:
           snapshot: this process's part of the snapshot. Pass the only reference to it, so that pieces are freed once they are sent.
         """
         self._entries = snapshot.entries
+        self._small = OwnSmallPieces(snapshot.entries)
         self._left = {
-            position: content.share_bytes
+            position: large
             for position, entry in enumerate(snapshot.entries)
-            if isinstance(content := entry.content, ArrayContent) and content.pieces
+            if isinstance(content := entry.content, ArrayContent) and (large := _large_bytes(content))
         }
         self._pieces = {position: tuple(snapshot.entries[position].content.pieces) for position in self._left}  # type: ignore[union-attr]
         self._entries = tuple(_without_data(entry) for entry in snapshot.entries)
-        self._loans = Loans()
+        self._memory: SharedSlots | None = None
+        # The bytes of the box that is being sent through a slot, by slot.
+        self._sending: dict[int, np.ndarray] = {}
 
     def close(self) -> None:
-        """Frees the arrays that are lent. Idempotent."""
-        self._loans.close()
+        """Frees the shared memory. Idempotent."""
+        self._sending.clear()
+        if self._memory is not None:
+            self._memory.withdraw()
 
     def handlers(self) -> Handlers:
         """Returns the functions that answer the requests of the IO process."""
         return {
-            AskMemory: self._offer,
-            AskConsent: self._consent,
-            Borrow: self._lend,
-            AskLent: self._lent,
+            AskMemory: self._share,
+            Fill: self._fill,
             AskPieces: self._get,
+            AskSmall: self._get_small,
             AskHostValues: self._hosts,
         }
 
-    def _offer(self, request: AskMemory) -> Answer:
-        return MemoryOffer(**self._loans.offer), None
+    def _share(self, request: AskMemory) -> Answer:
+        self._memory = self._memory or share_slots(_SLOTS, SLOT_BYTES)
+        return Memory(None if self._memory is None else self._memory.offer), None
 
-    def _consent(self, request: AskConsent) -> Answer:
-        self._loans.consent(request.pid)
-        return Done(), None
-
-    def _lend(self, request: Borrow) -> Answer:
-        """Answers with the address of the bytes of a box. Keeps them there until the IO process says that it has read them."""
-        self._loans.take_back(request.back)
-        part = self._cut(*request.box)
-        return Lent(self._loans.lend(request.number, part), part.nbytes), None
-
-    def _lent(self, request: AskLent) -> Answer:
-        """Sends a range of the bytes of a lent array, because the IO process cannot read them any more."""
-        return Pieces(), [self._loans.lent(request.number)[request.first : request.last]]
+    def _fill(self, request: Fill) -> Answer:
+        """Puts the next bytes of a box into a slot."""
+        if self._memory is None:
+            raise ProcessError("The IO process asked for bytes in a slot, and this process shares no memory.")
+        slot, first, last = request.slot, request.first, request.last
+        target = self._memory.slot(slot, last - first)
+        if first == 0:
+            self._sending[slot] = self._cut(*request.box).reshape(-1).view(np.uint8)
+        content = self._sending[slot]
+        target[...] = content[first:last]
+        if last == content.size:
+            del self._sending[slot]
+        return Filled(target.size), None
 
     def _get(self, request: AskPieces) -> Answer:
         parts = []
         for position, start, shape in request.boxes:
             parts.append(self._cut(position, start, shape))
         return Pieces(), parts
+
+    def _get_small(self, request: AskSmall) -> Answer:
+        return Pieces(), self._small.take(request)
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):
@@ -116,6 +126,12 @@ class PeerAnswers:
             position += 1
         following = position if position < len(self._entries) else None
         return Hosts(tuple(texts), tuple(forms), following), None
+
+
+def _large_bytes(content: ArrayContent) -> int:
+    """Returns the bytes of those pieces of an array that are not sent in batches."""
+    sizes = (math.prod(piece.shape) * content.dtype.itemsize for piece in content.pieces)
+    return sum(size for size in sizes if size > SMALL_BYTES)
 
 
 def _without_data(entry: Entry) -> Entry:

@@ -1,6 +1,5 @@
 """Restoring with an IO process, the side of its peers: they ask it for the boxes that their devices need, and for nothing more."""
 
-import dataclasses
 import functools
 import itertools
 from collections import deque
@@ -13,10 +12,10 @@ import numpy as np
 from jaxckpt._lib.boxes import Slices, slices_of
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes.local_memory import OpenedMemory, open_offered
+from jaxckpt.job.modes.local_memory import OpenedSlots, open_slots
 from jaxckpt.job.modes.tiles import PART_BYTES
 from jaxckpt.job.modes.wanted import BoxKey, Wanted
-from jaxckpt.job.protocol.messages import Announce, AskBoxes, AskInfos, AskSlots, AskStored, AskTexts, Put, Stream
+from jaxckpt.job.protocol.messages import Announce, AskBoxes, AskInfos, AskMemory, AskStored, AskTexts, Put, Stream
 from jaxckpt.job.protocol.parts import Request
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
@@ -56,9 +55,8 @@ class RemoteCheckpoint:
         self._own = own
         self.path = path
         self._session = session
-        self._memory: OpenedMemory | None = None
+        self._memory: OpenedSlots | None = None
         self._memory_asked = False
-        self._slot_at = self._slot_bytes = 0
         self._infos: dict[str, ArrayInfo] = {}
         self._texts: dict[str, str] = {}
         self.record: dict[str, Any] = {}
@@ -133,10 +131,7 @@ class RemoteCheckpoint:
         if self._memory_asked or not self._session.center_is_local:
             return
         self._memory_asked = True
-        offer = self._session.request(AskSlots(), f"reading {self.path}").offer
-        if offer is not None:
-            self._memory = open_offered(dataclasses.asdict(offer))
-            self._slot_at, self._slot_bytes = offer.at, offer.slot_bytes
+        self._memory = open_slots(self._session.request(AskMemory(), f"reading {self.path}").offer)
 
     def _fetch(self, parts: Sequence[_Part]) -> None:
         """Asks for boxes, and puts them into their arrays."""
@@ -162,12 +157,12 @@ class RemoteCheckpoint:
             into = [target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target in targets]
             yield AskBoxes(tuple(key for _, key in batch)), into, functools.partial(_copy, into, targets)
 
-    def _through_memory(self, parts: Sequence[_Part], memory: OpenedMemory) -> Iterator[_Asked]:
+    def _through_memory(self, parts: Sequence[_Part], memory: OpenedSlots) -> Iterator[_Asked]:
         """Yields requests whose answers come through the slots in turn. Before a slot is used again, its bytes have been taken."""
-        slots = itertools.cycle(range(UNDER_WAY))
-        for batch in _batches(parts, self._slot_bytes):
+        slots, slot_bytes = itertools.cycle(range(memory.offer.count)), memory.offer.slot_bytes
+        for batch in _batches(parts, slot_bytes):
             targets = [target for target, _ in batch]
-            if _nbytes(targets) <= self._slot_bytes:
+            if _nbytes(targets) <= slot_bytes:
                 slot = next(slots)
                 request = Put(slot, tuple(key for _, key in batch))
                 yield request, None, functools.partial(self._take, memory, slot, targets)
@@ -175,8 +170,8 @@ class RemoteCheckpoint:
             ((target, key),) = batch
             whole = target if target.flags.c_contiguous else np.empty(target.shape, target.dtype)
             flat = whole.reshape(-1).view(np.uint8)
-            for first in range(0, flat.size, self._slot_bytes):
-                slot, block = next(slots), flat[first : first + self._slot_bytes]
+            for first in range(0, flat.size, slot_bytes):
+                slot, block = next(slots), flat[first : first + slot_bytes]
                 taken = functools.partial(self._take, memory, slot, [block])
                 if first + block.size == flat.size and whole is not target:
                     taken = functools.partial(self._take, memory, slot, [block], whole, target)
@@ -184,7 +179,7 @@ class RemoteCheckpoint:
 
     def _take(
         self,
-        memory: OpenedMemory,
+        memory: OpenedSlots,
         slot: int,
         targets: Sequence[np.ndarray],
         whole: np.ndarray | None = None,
@@ -199,7 +194,7 @@ class RemoteCheckpoint:
           whole: array that is complete now, if it has to be copied to its place; otherwise None.
           place: the place of `whole`.
         """
-        memory.read(self._slot_at + slot * self._slot_bytes, targets)
+        memory.read(slot, targets)
         if whole is not None and place is not None:
             place[...] = whole
 

@@ -7,7 +7,6 @@ import jax
 
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
-from jaxckpt.job.modes.mode import empty_nodes
 from jaxckpt.job.plan import Plan
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.tree.flatten import Leaf
@@ -28,7 +27,9 @@ class Several:
     ) -> Contribution:
         """Describes the values; see `Mode`."""
         assert plan is not None
-        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
+        # The empty nodes of a snapshot, such as an empty list, come after the leaves.
+        empty = ((entry.name, "empty") for entry in taken.entries[len(leaves) :])
+        return agreed.stored_values(leaves, plan, empty, facts)
 
     def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
         """Describes the targets; see `Mode`."""

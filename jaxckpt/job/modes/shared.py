@@ -1,5 +1,7 @@
 """The mode of a shared directory: each process writes its own shards into a directory that all of them see, and reads from there.
 
+Very small arrays are an exception: process 0 writes them (see `together`).
+
 Process 0 creates the directory and commits. Before the processes write, they make sure that all of them see the same directory: process 0
 writes a *mark* (a file with random content) into it, and the others look for the mark.
 """
@@ -15,16 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from jaxckpt import storage
+from jaxckpt._lib import durable
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
-from jaxckpt.job.modes import center_reading
+from jaxckpt.job.modes import center_reading, together
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
 from jaxckpt.job.modes.remote import RemoteCheckpoint
 from jaxckpt.job.modes.several import Several
-from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
+from jaxckpt.job.protocol.messages import AskSmall, Done, Look, Pieces, Seen, WritePart
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.job.session.session import Answer, Handlers, Session
@@ -117,13 +120,14 @@ class Writer:
           settings: how to write it.
           process: index of this process.
         """
-        self._snapshot = snapshot
+        self._small = together.own_small_pieces(snapshot)
+        self._snapshot = together.rest(snapshot)
         self._settings = settings
         self._process = process
 
     def handlers(self) -> Handlers:
         """Returns the functions that answer the requests of process 0."""
-        return {Look: self._look, WritePart: self._write}
+        return {Look: self._look, AskSmall: self._send, WritePart: self._write}
 
     def _look(self, request: Look) -> Answer:
         """Answers whether this process sees the mark of process 0."""
@@ -139,6 +143,9 @@ class Writer:
             if time.monotonic() > end:
                 return Seen(False), None
             time.sleep(_POLL_SECS)
+
+    def _send(self, request: AskSmall) -> Answer:
+        return Pieces(), self._small.take(request)
 
     def _write(self, request: WritePart) -> Answer:
         new = request.path
@@ -191,6 +198,8 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
     """
     # The mark goes into the temporary directory. Where a checkpoint is written in place, this save has claimed the directory itself.
     _require_shared(new if committer_of(new).in_place else os.path.dirname(new), session)
+    # Now, because a peer that writes its part does not answer.
+    snapshot = together.gathered(snapshot, session)
     errors: list[BaseException] = []
     given_up = threading.Event()
     under_way = threading.Lock()
@@ -234,7 +243,7 @@ def _require_shared(folder: str, session: Center) -> None:
     path = os.path.join(folder, temporary.MARK)
     stores.write(path, token.encode())
     if stores.is_local(path):
-        _sync(path)
+        durable.sync_and_close(os.open(path, os.O_RDONLY), path)
     secs = min(_LOOK_SECS, session.timeout / 4)
     answers = session.ask_all(Look(path, token, secs), "looking for the directory")
     stores.remove(path)
@@ -246,11 +255,3 @@ def _require_shared(folder: str, session: Center) -> None:
             f"checkpoint, {folder}. {_ADVICE}",
             blind,
         )
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

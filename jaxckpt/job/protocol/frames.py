@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib.checksum import extended
 from jaxckpt.job.protocol import fields
 from jaxckpt.job.protocol.grammar import MESSAGES
 from jaxckpt.job.protocol.parts import Message
@@ -74,7 +75,7 @@ def blocks(arrays: Sequence[np.ndarray], *, checked: bool) -> Iterator[memoryvie
     for run in _runs(arrays):
         for block in _blocks_of(run):
             if checked:
-                checksum = _extended(checksum, block)
+                checksum = extended(checksum, block)
             yield memoryview(block)
     if checked:
         yield memoryview(_CHECKSUM.pack(checksum))
@@ -180,7 +181,7 @@ def _frame(into: Sequence[np.ndarray] | None, max_head: int) -> Generator[memory
             part = flat[start : start + _BLOCK]
             yield part.data
             if checked is True:
-                checksum = _extended(checksum, part)
+                checksum = extended(checksum, part)
         if len(run) > 1:
             _distribute(flat, run)
     if checked is True:
@@ -237,16 +238,6 @@ def _distribute(flat: np.ndarray, targets: Sequence[np.ndarray]) -> None:
     for target in targets:
         target.reshape(-1).view(np.uint8)[:] = flat[at : at + target.nbytes]
         at += target.nbytes
-
-
-def _extended(checksum: int, block: Any) -> int:
-    import google_crc32c
-
-    if isinstance(block, np.ndarray):
-        # google_crc32c only takes read-only buffers.
-        block.flags.writeable = False
-    extended: int = google_crc32c.extend(checksum, block)
-    return extended
 
 
 def _blocks_of(run: Sequence[np.ndarray]) -> Iterator[Any]:

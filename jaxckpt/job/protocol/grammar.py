@@ -52,7 +52,7 @@ SAYS: _Table = {
     Phase.WORK: {
         Side.LISTENER: (
             *(say.Confirm, say.Decided, say.Failed),
-            *(say.AskMemory, say.AskConsent, say.Borrow, say.AskLent, say.AskPieces, say.AskHostValues),
+            *(say.AskMemory, say.Fill, say.AskPieces, say.AskSmall, say.AskHostValues),
             *(say.Look, say.WritePart),
         ),
         Side.DIALER: (),
@@ -62,7 +62,7 @@ SAYS: _Table = {
         Side.DIALER: (
             say.Vote,
             *(say.AskStored, say.AskInfos, say.AskTexts, say.Announce, say.AskBoxes),
-            *(say.AskSlots, say.Put, say.Stream),
+            *(say.AskMemory, say.Put, say.Stream),
         ),
     },
 }
@@ -70,11 +70,10 @@ SAYS: _Table = {
 ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskLines: say.Lines,
     say.Confirm: say.Done,
-    say.AskMemory: say.MemoryOffer,
-    say.AskConsent: say.Done,
-    say.Borrow: say.Lent,
-    say.AskLent: say.Pieces,
+    say.AskMemory: say.Memory,
+    say.Fill: say.Filled,
     say.AskPieces: say.Pieces,
+    say.AskSmall: say.Pieces,
     say.AskHostValues: say.Hosts,
     say.Look: say.Seen,
     say.WritePart: say.Done,
@@ -83,7 +82,6 @@ ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskTexts: say.Texts,
     say.Announce: say.Shared,
     say.AskBoxes: say.Pieces,
-    say.AskSlots: say.Slots,
     say.Put: say.Filled,
     say.Stream: say.Filled,
 }

@@ -126,6 +126,19 @@ class AskPieces(Request[Pieces]):
 
 
 @dataclass(frozen=True)
+class AskSmall(Request[Pieces]):
+    """The center asks a peer for its small pieces from the number `first` on: `count` of them, in the order of the leaves.
+
+    `first_box` and `last_box` are the first and the last of them, by which the peer sees that both sides mean the same pieces.
+    """
+
+    first: int
+    count: int
+    first_box: BoxAt
+    last_box: BoxAt
+
+
+@dataclass(frozen=True)
 class Hosts(Message):
     """A page of host leaves: texts, by position; shape and dtype of leaves whose form depends on the value; the next page's position."""
 
@@ -142,48 +155,33 @@ class AskHostValues(Request[Hosts]):
 
 
 @dataclass(frozen=True)
-class MemoryOffer(Message):
-    """The peer's process id, and the address in its memory of random bytes (`proof`) that identify the process."""
+class Memory(Message):
+    """The memory that a process shares with the one that asked, for the bytes that it has; None if it has no such memory."""
 
-    pid: int
-    at: int
-    proof: str
+    offer: SlotOffer | None
 
 
 @dataclass(frozen=True)
-class AskMemory(Request[MemoryOffer]):
-    """The center asks a peer on the same host how to read its memory."""
+class AskMemory(Request[Memory]):
+    """A process asks the one that has the bytes (in a save a peer, in a restore the center) for memory that both can use."""
 
 
 @dataclass(frozen=True)
-class AskConsent(Request[Done]):
-    """The center asks a peer to allow the process with this id to read its memory."""
+class Filled(Message):
+    """So many bytes have been put into the slot."""
 
-    pid: int
-
-
-@dataclass(frozen=True)
-class Lent(Message):
-    """The address of the bytes in the peer's memory, and their number."""
-
-    at: int
     nbytes: int
 
 
 @dataclass(frozen=True)
-class Borrow(Request[Lent]):
-    """The center asks a peer to keep a box in its memory, under a new number, and to free the boxes with the numbers `back`."""
+class Fill(Request[Filled]):
+    """The center asks a peer to put bytes of a box of its snapshot into a slot: those from `first` up to, but without, `last`.
 
-    number: int
+    The bytes of a box are asked for one after the other, in one slot.
+    """
+
+    slot: int
     box: BoxAt
-    back: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class AskLent(Request[Pieces]):
-    """The center asks for a range of the bytes of a box that the peer keeps, because it cannot read the memory any more."""
-
-    number: int
     first: int
     last: int
 
@@ -274,25 +272,6 @@ class AskBoxes(Request[Pieces]):
     """A peer asks for boxes of stored arrays."""
 
     boxes: tuple[BoxOf, ...]
-
-
-@dataclass(frozen=True)
-class Slots(Message):
-    """The peer's slots in the center's shared memory; None if the center has no such memory."""
-
-    offer: SlotOffer | None
-
-
-@dataclass(frozen=True)
-class AskSlots(Request[Slots]):
-    """A peer on the center's host asks for slots in memory that both can use."""
-
-
-@dataclass(frozen=True)
-class Filled(Message):
-    """The center has put this number of bytes into the slot."""
-
-    nbytes: int
 
 
 @dataclass(frozen=True)

@@ -76,20 +76,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class SlotOffer:
-    """The center's shared memory, and the slots in it that belong to one peer.
+    """Memory that a process shares with another one of its host. It consists of slots, one after the other.
 
     Attributes:
-      pid: id of the center's process.
-      fd: the center's file descriptor of the memory.
-      size: bytes of the memory.
-      proof: the bytes that follow the memory, in hexadecimal digits. The peer checks them, to be sure that it has opened the right file.
-      at: position of the peer's first slot in the memory. Its other slots follow.
+      pid: id of the process that shares it.
+      fd: that process's file descriptor of the memory.
+      proof: the bytes that follow the slots, in hexadecimal digits. The other process checks them, to be sure that it has opened the
+        right file.
+      count: number of slots.
       slot_bytes: bytes of each slot.
     """
 
     pid: int
     fd: int
-    size: int
     proof: str
-    at: int
+    count: int
     slot_bytes: int

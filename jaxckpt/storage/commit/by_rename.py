@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from jaxckpt._lib import numbering
+from jaxckpt._lib import durable, numbering
 from jaxckpt.storage.commit import moves, recognition, rename_leftovers
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.committer import Leftover
@@ -93,7 +93,7 @@ class RenameCommitter:
                 with open(folder.new, "xb") as file:
                     file.write(content)
                     file.flush()
-                    os.fsync(file.fileno())
+                    durable.sync(file.fileno(), str(path))
             except OSError as error:
                 error.filename = error.filename or str(path)
                 raise

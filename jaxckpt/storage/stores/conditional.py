@@ -9,21 +9,14 @@ import contextlib
 import errno
 import hashlib
 import os
-import sys
-import time
 from collections.abc import Iterator
 
+from jaxckpt._lib import durable
 from jaxckpt.storage import owner
 from jaxckpt.storage.owner import Owner
-from jaxckpt.storage.stores import local, renames
+from jaxckpt.storage.stores import flock, local, renames
 from jaxckpt.storage.stores.store import ABSENT, ChangedError
 
-if sys.platform != "win32":
-    import fcntl
-
-# A writer holds the lock for milliseconds. One that holds it for longer was stopped, or hangs on a dead disk.
-_WAIT_SECS = 30.0
-_POLL_SECS = 0.01
 # What a file system says that has no rename, or no links.
 _NO_RENAME = (errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EMLINK, errno.EIO)
 # A sweep recognizes a leftover by this name; see `commit.temporary`.
@@ -81,7 +74,7 @@ def write(path: str, content: bytes, expected: bytes) -> bytes:
         with open(new, "xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            durable.sync(file.fileno(), path)
             version = _version(content, os.fstat(file.fileno()))
         if expected == ABSENT:
             version = _create(new, path, content, version)
@@ -157,39 +150,17 @@ def _locked(path: str) -> Iterator[None]:
     Raises:
       ChangedError: another writer replaced the file while this one waited for the lock.
       FileNotFoundError: the file does not exist.
-      TimeoutError: another writer has held the lock for `_WAIT_SECS`.
+      TimeoutError: another writer has held the lock for `flock.WAIT_SECS`.
     """
-    if sys.platform == "win32":
-        yield
-        return
     try:
         # Network file systems lock only files that are open for writing.
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _flock(descriptor, path)
+    with flock.locked(descriptor) as is_locked:
+        if not is_locked:
+            text = f"Another process has kept this file locked for {flock.WAIT_SECS:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, text, path)
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             raise _changed(path)
         yield
-    finally:
-        # A child process that was forked meanwhile holds a copy of the descriptor, so closing alone might not unlock the file.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
-def _flock(descriptor: int, path: str) -> None:
-    end = time.monotonic() + _WAIT_SECS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise TimeoutError(
-                    errno.ETIMEDOUT, f"Another process has kept this file locked for {_WAIT_SECS:g} s", path
-                ) from None
-            time.sleep(_POLL_SECS)
-        except OSError:
-            # This file system has no such locks.
-            return None

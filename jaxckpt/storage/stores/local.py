@@ -7,6 +7,8 @@ import os
 import stat
 from collections.abc import Sequence
 
+from jaxckpt._lib import durable
+
 # O_NONBLOCK: opening a pipe does not wait for its other end. O_NOCTTY: opening a terminal does not attach the process to it.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 # End of the name of a lock file of TensorStore's file driver, which removes it itself.
@@ -196,11 +198,8 @@ def sync_directory(directory: str) -> None:
 def _sync(path: str, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        durable.sync_and_close(descriptor, path)
     except OSError as error:
         # Some network file systems cannot sync a directory.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            error.filename = path
             raise
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,6 @@
 """What runs in the processes of the jobs. Nothing here imports pytest: it would be slow, in every process."""
 
+import dataclasses
 import os
 import warnings
 from typing import Any
@@ -673,13 +674,13 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
       rows: a multiple of which the arrays have.
 
     Returns:
-      How many pieces of this process were read where they are, and how many answers it took from shared memory.
+      How many boxes this process put into memory that it shares, at least in part, and how many answers it took from such memory.
     """
     from unittest import mock
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.job.modes import local_memory, peer_answers, peer_memory, remote
+    from jaxckpt.job.modes import local_memory, peer_answers, remote
 
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     by_rows, by_columns, replicated = (
@@ -697,7 +698,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
             for name, data in (("bytes", whole), ("halves", whole.view(np.float16)), ("tail", whole[:, : side // 2]))
         }
 
-    counts = {"lend": 0, "read": 0}
+    counts = {"_fill": 0, "read": 0}
 
     def counted(owner: Any, name: str) -> Any:
         method = getattr(owner, name)
@@ -708,14 +709,18 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
         return mock.patch.object(owner, name, call)
 
-    opened, offer = local_memory.open_offered, peer_answers.PeerAnswers._offer
+    offers, opens = peer_answers.PeerAnswers._share, local_memory.open_slots
     if jax.process_index() in without_memory:
-        opened, offer = lambda offer: None, _offer_of_somebody_else
+        # As in a container of its own, where ids of processes mean others.
+        offers, opens = (
+            _offer_of_somebody_else,
+            lambda offer: local_memory.open_slots(dataclasses.replace(offer, pid=1)),
+        )
     with (
-        mock.patch.object(remote, "open_offered", opened),
-        mock.patch.object(peer_answers.PeerAnswers, "_offer", offer),
-        counted(peer_memory.Loans, "lend"),
-        counted(local_memory.OpenedMemory, "read"),
+        mock.patch.object(remote, "open_slots", opens),
+        mock.patch.object(peer_answers.PeerAnswers, "_share", offers),
+        counted(peer_answers.PeerAnswers, "_fill"),
+        counted(local_memory.OpenedSlots, "read"),
     ):
         saved = state(by_rows, by_columns, replicated)
         with jaxckpt.Checkpoint(model=saved) as checkpoint:
@@ -728,14 +733,14 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
             target = jaxckpt.Checkpoint(model=blank)
             target.restore(path, options(io)).assert_consumed()
             mp_values.assert_same(target.model, targets)
-    return counts["lend"], counts["read"]
+    return counts["_fill"], counts["read"]
 
 
 def _offer_of_somebody_else(self: Any, request: Any) -> Any:
     """What a process says that has the same number as another one, because it lives in a container of its own."""
-    from jaxckpt.job.protocol import messages
+    from jaxckpt.job.protocol import messages, parts
 
-    return messages.MemoryOffer(1, 8, "00" * 32), None
+    return messages.Memory(parts.SlotOffer(1, 8, "00" * 32, 4, 1 << 20)), None
 
 
 # -- the documentation --------------------------------------------------------------------------------------------------------------
@@ -773,6 +778,58 @@ def example_of_the_documentation(directory: str) -> list[tuple[int, float]]:
     return found
 
 
+# -- many small arrays -------------------------------------------------------------------------------------------------------------
+
+
+def many_small(directory: str, io: int | None, count: int) -> tuple[int, set[bool]]:
+    """Saves and restores many small arrays that are divided over all processes.
+
+    Returns:
+      How many messages this process sent in the save, and whether arrays are one chunk each in the checkpoint, as its writer sees it.
+    """
+    from unittest import mock
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxckpt.job.protocol.link import Link
+    from jaxckpt.storage.opened import StoredCheckpoint
+
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x",), (None, "x")))
+    state = {}
+    for number in range(count):
+        data = np.full((jax.device_count(), jax.device_count() * 2), number, np.float32) + np.arange(
+            2 * jax.device_count()
+        )
+        sharding = columns if number % 3 == 0 else rows
+        state[f"leaf{number:04d}"] = jax.make_array_from_callback(
+            data.shape, sharding, lambda index, data=data: np.array(data[index], order="C")
+        )
+    sent = 0
+    send = Link.send
+
+    def counted(link: Link, *arguments: Any, **more: Any) -> None:
+        nonlocal sent
+        sent += 1
+        send(link, *arguments, **more)
+
+    checkpoint = jaxckpt.Checkpoint(model=state)
+    with mock.patch.object(Link, "send", counted):
+        path = checkpoint.write(directory + f"/small{io}", options(io))
+    messages = sent
+    blank = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in state.items()}
+    target = jaxckpt.Checkpoint(model=blank)
+    target.restore(path, options(io)).assert_consumed()
+    mp_values.assert_same(target.model, state)
+    whole = set()
+    if jax.process_index() == (io or 0):
+        stored = StoredCheckpoint(path, 30)
+        infos = stored.infos([leaf for leaf in stored.tree.leaves if leaf.param_name.startswith("model.")])
+        assert len(infos) == count
+        whole = {info.chunk_shape == info.shape for info in infos.values()}
+    return messages, whole
+
+
 # -- what calls leave behind --------------------------------------------------------------------------------------------------------
 
 
@@ -807,42 +864,42 @@ def left_behind(directory: str, io: int) -> tuple[tuple[int, int], tuple[int, in
         gc.enable()
 
 
-def many_chunks_at_once(directory: str, io: int) -> int:
+def many_chunks_at_once(directory: str, io: int) -> tuple[int, int]:
     """Saves arrays of hundreds of chunks that lie on other processes, the threads that write them interrupting each other all the time.
 
-    Every third read of another process's memory is refused on the way, as after a consent that has gone to somebody else.
+    The peers share fewer slots than there are threads, and a chunk takes several of them. At times a chunk finds no slot.
 
     Returns:
-      How many reads were refused to this process.
+      How many chunks this process asked for in slots, and how many it had to ask for through the connection.
     """
     import sys
     from unittest import mock
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.job.modes import peer_memory
+    from jaxckpt.job.modes import fetcher, peer_answers
+    from jaxckpt.job.protocol import messages
 
     sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec("x"))
     data = np.random.default_rng(0).random((jax.device_count() * 30, 70_000), np.float32)
     array = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
-    reads = refused = 0
-    read = peer_memory.Reader.read
+    asked = {messages.Fill: 0, messages.AskPieces: 0}
+    ask = fetcher.Center.ask
 
-    def sometimes(reader: Any, address: int, target: np.ndarray) -> bool:
-        nonlocal reads, refused
-        if target.nbytes > 1000:
-            reads += 1
-            if reads % 3 == 0:
-                refused += 1
-                target[:] = 255
-                return False
-        return read(reader, address, target)
+    def counted(center: Any, process: int, request: Any, *rest: Any, **more: Any) -> Any:
+        if type(request) in asked:
+            asked[type(request)] += 1
+        return ask(center, process, request, *rest, **more)
 
     settings = options(io, chunk_byte_size=70_000)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with mock.patch.object(peer_memory.Reader, "read", sometimes):
+        with (
+            mock.patch.object(fetcher.Center, "ask", counted),
+            mock.patch.object(peer_answers, "_SLOTS", 1),
+            mock.patch.object(peer_answers, "SLOT_BYTES", 32 << 10),
+        ):
             for number in range(6):
                 path = jaxckpt.Checkpoint(w=array).write(f"{directory}/many{number}", settings)
     finally:
@@ -850,7 +907,7 @@ def many_chunks_at_once(directory: str, io: int) -> int:
     target = jaxckpt.Checkpoint(w=jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding))
     target.restore(path, settings).assert_consumed()
     mp_values.assert_same({"w": target.w}, {"w": array})
-    return refused
+    return asked[messages.Fill], asked[messages.AskPieces]
 
 
 # -- damage -------------------------------------------------------------------------------------------------------------------------

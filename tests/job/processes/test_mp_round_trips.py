@@ -41,17 +41,29 @@ def test_an_io_process_may_be_chosen_for_a_shared_directory(jobs) -> None:
 def test_large_pieces_do_not_go_through_the_connections_of_a_host(jobs, io: int, without_memory: list[int]) -> None:
     job = jobs.job(3)
     found = job.run(mp_programs.large_round_trip, jobs.directory(job), io, without_memory)
-    for process, (lent, taken) in enumerate(found):
+    for process, (filled, taken) in enumerate(found):
         sharing = process != io and process not in without_memory
-        assert (lent > 0, taken > 0) == (sharing, sharing), found
+        assert (filled > 0, taken > 0) == (sharing, sharing), found
 
 
 @testing.requires_private_disks
-def test_many_chunks_of_others_at_once_some_of_which_cannot_be_read(jobs) -> None:
+def test_many_chunks_of_others_at_once_some_of_which_find_no_slot(jobs) -> None:
     job = jobs.job(3)
-    refused = job.run(mp_programs.many_chunks_at_once, jobs.directory(job), 0)
-    assert refused[0] > 100
-    assert refused[1:] == [0, 0]
+    (by_slot, by_connection), *others = job.run(mp_programs.many_chunks_at_once, jobs.directory(job), 0)
+    assert by_slot > 100
+    assert by_connection > 10
+    assert others == [(0, 0)] * 2
+
+
+@pytest.mark.parametrize("io", [None, 0, 2])
+def test_small_arrays_travel_in_batches_and_are_one_chunk_each(jobs, io: int | None) -> None:
+    """The number of messages does not depend on the number of leaves."""
+    job = jobs.job(3, private=False)
+    directory = jobs.directory(job)
+    few = job.run(mp_programs.many_small, directory + "/few", io, 20)
+    many = job.run(mp_programs.many_small, directory + "/many", io, 400)
+    assert [messages for messages, _ in many] == [messages for messages, _ in few]
+    assert [whole for _, whole in many] == [{True} if process == (io or 0) else set() for process in range(3)]
 
 
 @testing.requires_private_disks

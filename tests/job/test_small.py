@@ -1,0 +1,177 @@
+"""Small pieces in batches: whatever the plan and the order, the IO process puts together what the peers have."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxckpt.errors import ProcessError
+from jaxckpt.job.modes import small
+from jaxckpt.job.modes.buffers import Pool
+from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
+from jaxckpt.job.plan import Plan, Share
+from jaxckpt.job.protocol.messages import AskSmall
+from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Piece
+
+PROCESSES, CENTER = 3, 1
+
+
+class Device(NamedTuple):
+    process_index: int
+
+
+class Divided(NamedTuple):
+    """A sharding: the devices, in rows and columns, divide the first two axes, or have replicas."""
+
+    devices: tuple[Device, ...]
+    rows: int
+    columns: int
+
+    def devices_indices_map(self, shape: tuple[int, ...]) -> dict[Any, tuple[slice, ...]]:
+        found = {}
+        for number, device in enumerate(self.devices):
+            row, column = divmod(number % (self.rows * self.columns), self.columns)
+            height, width = shape[0] // self.rows, shape[1] // self.columns
+            found[number, device] = (
+                slice(row * height, (row + 1) * height),
+                slice(column * width, (column + 1) * width),
+                *(slice(None) for _ in shape[2:]),
+            )
+        return _Map(found)
+
+
+class _Map(dict[Any, Any]):
+    def items(self) -> Any:
+        return [(device, index) for (_, device), index in super().items()]
+
+
+class Jobs:
+    """The entries of every process, and a session that asks the peers directly."""
+
+    def __init__(self, kinds: Sequence[int], dtype: Any) -> None:
+        devices = tuple(Device(number % PROCESSES) for number in range(6))
+        random = np.random.default_rng(len(kinds))
+        self.wholes: list[np.ndarray | None] = []
+        self.entries: list[list[Entry]] = [[] for _ in range(PROCESSES)]
+        plans = [Plan(process, CENTER) for process in range(PROCESSES)]
+        forms = [self._form(kind) for kind in kinds]
+        itemsize = np.dtype(dtype).itemsize
+        all_shares = [
+            iter(
+                plan.divide(
+                    [(plan.layout(Divided(devices, *cuts), shape), itemsize) for cuts, shape in filter(None, forms)]
+                )
+            )
+            for plan in plans
+        ]
+        for number, form in enumerate(forms):
+            path = ((f"leaf{number}", False),)
+            if form is None:
+                self.wholes.append(None)
+                for entries in self.entries:
+                    entries.append(Entry(path, EmptyContent("List")))
+                continue
+            _, shape = form
+            whole = random.integers(0, 100, shape).astype(dtype)
+            self.wholes.append(whole)
+            for entries, shares in zip(self.entries, all_shares, strict=True):
+                share = next(shares)
+                pieces = [Piece(*box, whole[slices(box)]) for box in share.mine()]
+                # A process knows its pieces in the order of its devices.
+                pieces.reverse()
+                content = ArrayContent("np.ndarray", shape, whole.dtype, share.grid, tuple(pieces), share=share)
+                entries.append(Entry(path, content))
+        self.peers = {
+            process: OwnSmallPieces(self.entries[process]) for process in range(PROCESSES) if process != CENTER
+        }
+        self.process = CENTER
+        self.asked: list[tuple[int, AskSmall]] = []
+
+    @staticmethod
+    def _form(kind: int) -> tuple[tuple[int, int], tuple[int, int, int]] | None:
+        if kind == 0:
+            return None
+        cuts = [(6, 1), (1, 6), (2, 3), (3, 1), (1, 1), (6, 1)][kind - 1]
+        return cuts, (6, 6, 0) if kind == 6 else (6, 12, 2)
+
+    def ask(self, process: int, request: AskSmall, doing: str, *, into: Sequence[np.ndarray]) -> None:
+        self.asked.append((process, request))
+        found = b"".join(array.tobytes() for array in self.peers[process].take(request))
+        (target,) = into
+        target[:] = np.frombuffer(found, np.uint8)
+
+
+def slices(box: Any) -> tuple[slice, ...]:
+    return tuple(slice(first, first + extent) for first, extent in zip(box.start, box.shape, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.integers(0, 6), min_size=1, max_size=12),
+    dtype=st.sampled_from([np.uint8, np.float32, np.complex128]),
+    pieces=st.sampled_from([1, 2, 7, 8192]),
+    nbytes=st.sampled_from([1, 500, 1 << 20]),
+    ahead=st.sampled_from([1, 10, 1000]),
+    order=st.randoms(use_true_random=False),
+    in_order=st.booleans(),
+    singly=st.booleans(),
+)
+def test_what_is_put_together_is_what_the_processes_have(
+    kinds: list[int], dtype: Any, pieces: int, nbytes: int, ahead: int, order: Any, in_order: bool, singly: bool
+) -> None:
+    job = Jobs(kinds, dtype)
+    numbers = [number for number, whole in enumerate(job.wholes) if whole is not None]
+    if not in_order:
+        order.shuffle(numbers)
+    with (
+        mock.patch.object(small, "_BATCH_PIECES", pieces),
+        mock.patch.object(small, "_BATCH_BYTES", nbytes),
+        mock.patch.object(small, "_LOOK_AHEAD", ahead),
+    ):
+        center = SmallPieces(job.entries[CENTER], job, Pool(0))  # type: ignore[arg-type]
+        for number in numbers:
+            whole = job.wholes[number]
+            assert whole is not None
+            content: Any = job.entries[CENTER][number].content
+            if not singly and whole.size:
+                np.testing.assert_array_equal(center.array(number), whole)
+                continue
+            share: Share = content.share
+            for box, owner in share.all():
+                if owner != CENTER:
+                    np.testing.assert_array_equal(center.piece(number, box), whole[slices(box)])
+    # Each piece has been asked for once, and nothing is kept.
+    for process, peer in job.peers.items():
+        assert sum(request.count for owner, request in job.asked if owner == process) == len(peer._pieces)
+        assert not any(peer._pieces)
+    assert center._places == {}
+
+
+def test_a_message_names_many_pieces() -> None:
+    job = Jobs([1] * 500, np.float32)
+    center = SmallPieces(job.entries[CENTER], job, Pool(0))  # type: ignore[arg-type]
+    for number in range(500):
+        center.array(number)
+    assert len(job.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "changed", [{"first": 1}, {"count": 3}, {"first": -1}, {"count": 0}, {"first": 100}, {"last_box": (0, (0,), (1,))}]
+)
+def test_pieces_that_are_not_the_ones_that_were_meant(changed: dict[str, Any]) -> None:
+    """Otherwise one array would silently get the values of another."""
+    job = Jobs([1, 1, 1], np.float32)
+    peer = job.peers[0]
+    ends = [(number, (row, 0, 0), (1, 12, 2)) for number in range(3) for row in (0, 3)]
+    good = {"first": 0, "count": 4, "first_box": ends[0], "last_box": ends[3]}
+    with pytest.raises(ProcessError, match="does not have them, or has sent them already"):
+        peer.take(AskSmall(**{**good, **changed}))
+    assert len(peer.take(AskSmall(**good))) == 4
+    with pytest.raises(ProcessError, match="has sent them already"):
+        peer.take(AskSmall(**good))
+    assert math.prod(ends[0][2]) == 24
