@@ -250,7 +250,7 @@ class CheckpointManager:
           the directory are not restored; a warning says how to continue from them.
 
         Raises:
-          CheckpointError: the directory holds TensorFlow's checkpoints, and none of this manager.
+          CheckpointError: the directory holds TensorFlow's checkpoints, and not one of this manager.
           FileNotFoundError: all checkpoints were deleted while they were looked up or read.
           CorruptCheckpointError: the latest checkpoint is damaged (with `skip_corrupt`: all are damaged).
           OSError: the directory cannot be read.

@@ -243,7 +243,8 @@ def _text_array(text: str) -> np.ndarray:
 
 
 def _value(leaf: StoredLeaf, array: np.ndarray) -> Any:
-    return stored_kind(leaf).read(array)
+    with damage(leaf.name, "its stored value"):
+        return stored_kind(leaf).read(array)
 
 
 @overload

@@ -229,7 +229,8 @@ class Saver:
                 skip = (
                     optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
                 )
-                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast)
+                memory = translation.array_settings.memory_limit_bytes
+                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast, memory=memory)
                 carry_out(self.values.changes(values, flats, loaded.new, is_same), restore.agree)
             self._saves.restored()
             if loaded.counter is not None:

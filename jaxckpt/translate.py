@@ -246,6 +246,9 @@ def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
             f"A chunk is written, checksummed and read as a unit, several in parallel.{smaller}",
         ),
         "target_data_file_size": (data_files, about_data_files),
-        "memory_limit_bytes": (_NOTHING, "Limits the memory that a save in the background uses, besides its snapshot."),
+        "memory_limit_bytes": (
+            _NOTHING,
+            "Limits the memory of a save in the background, besides its snapshot, and of arrays on their way to devices in a restore.",
+        ),
     }
     return {f"orbax.{name}": (repr(getattr(orbax, name)), *row) for name, row in rows.items()}

@@ -1,6 +1,8 @@
-"""What every test relies on: JAX on the CPU, and no time limits for examples of Hypothesis (machines may be busy)."""
+"""The settings of all tests: JAX on the CPU, and examples of Hypothesis without time limits (machines may be busy)."""
 
+import gc
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -16,9 +18,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 hypothesis.settings.register_profile("jaxckpt", deadline=None, print_blob=True)
+# Of `make test-fast`.
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("jaxckpt"), max_examples=20)
 hypothesis.settings.load_profile("jaxckpt")
 
-import plain_orbax  # noqa: E402  With JAX, whose environment is set now.
+# These import JAX, whose environment is set now.
+import jax  # noqa: E402
+import plain_orbax  # noqa: E402
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -32,6 +38,25 @@ MARKERS = {
     "job/processes": "job",
     "testing": "job",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets interrupts reach the tests, and keeps what XLA compiles for the next run."""
+    # A shell without job control starts its background processes with SIGINT ignored.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
+        # Two processes must not write the same file, so each worker has a directory of its own.
+        compiled = config.cache.mkdir(f"xla-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_finish() -> None:
+    """Excludes all that exists before the first test from garbage collection, which tests ask for many times."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -141,7 +141,7 @@ class Listing:
         return self._paths(self._series.newest_first(self.root()))
 
     def require_nothing_else(self, options: CheckpointOptions | None) -> str | None:
-        """Looks for another program's checkpoints if the directory has none of this manager.
+        """Looks for another program's checkpoints if the directory does not have one of this manager.
 
         Args:
           options: options whose `experimental_io_device` tells which process looks.

@@ -57,7 +57,7 @@ class CheckpointSeries:
 
         Returns:
           How many seconds, at least, the clock is behind the times in the state file (if it is not 0.0, checkpoints were not
-          registered); and the checkpoints of another program, if there are none of this manager.
+          registered); and the checkpoints of another program, if there is not one of this manager.
 
         Raises:
           OSError: the directory cannot be read or changed; has errno.
@@ -81,7 +81,7 @@ class CheckpointSeries:
         return update(root, adopt)
 
     def foreign(self, root: str) -> foreign_runs.ForeignRun | None:
-        """Returns the checkpoints of another program if there are none of this manager. Raises OSError if `root` cannot be read."""
+        """Returns the checkpoints of another program if there is not one of this manager. Raises OSError if `root` cannot be read."""
         return self._foreign(root, self._load(root))
 
     def _foreign(self, root: str, view: View) -> foreign_runs.ForeignRun | None:
@@ -99,7 +99,7 @@ class CheckpointSeries:
     def newest_first(self, root: str) -> Iterator[str]:
         """Yields the names of the candidates for a restore, best first. They may be damaged.
 
-        The listed checkpoints come first, then the preserved ones. If there are none of this series, the one that the state
+        The listed checkpoints come first, then the preserved ones. If there is not one of this series, the one that the state
         file calls the latest is yielded.
 
         Args:

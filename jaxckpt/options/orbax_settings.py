@@ -24,7 +24,8 @@ class OrbaxSettings:
         divided array have extents, such as prime numbers, that would lead to many tiny chunks. A chunk is written, checksummed and
         read as a unit, several chunks in parallel.
       target_data_file_size: a data file is closed once it holds this many bytes. A larger chunk gets its own file.
-      memory_limit_bytes: the largest number of bytes that a save holds in the background beyond the snapshot; at least 16.
+      memory_limit_bytes: the largest number of bytes that a save holds in the background beyond the snapshot; at least 16. A restore reads
+        arrays in steps of so many bytes, and hands them over to the devices; it never divides the part of one device.
 
     Raises:
       TypeError: a field has the wrong type (a bool is not a number).

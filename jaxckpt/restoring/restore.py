@@ -75,7 +75,13 @@ class Restore:
         return self._mode.agree_to_restore(targets)
 
     def load(
-        self, targets: Iterable[flatten.Leaf], skip: set[str], *, with_counter: bool, cast: bool = False
+        self,
+        targets: Iterable[flatten.Leaf],
+        skip: set[str],
+        *,
+        with_counter: bool,
+        cast: bool = False,
+        memory: int = restoring.GROUP_BYTES,
     ) -> Loaded:
         """Matches, validates and reads. Does not change a value; succeeds on every process or on none.
 
@@ -84,6 +90,7 @@ class Restore:
           skip: names of targets that keep their values.
           with_counter: whether to read the save counter too.
           cast: whether to convert arrays of another dtype of the same kind.
+          memory: at most so many bytes of arrays are in memory on their way to devices; see `restoring.load`.
 
         Raises:
           BaseException: as `Checkpoint.restore`.
@@ -95,7 +102,7 @@ class Restore:
         try:
             reading = self._mode.open(session, self._path, self._call.timeout)
             finish = reading.finish
-            loaded = _read(reading.source, list(targets), skip, with_counter, cast)
+            loaded = _read(reading.source, list(targets), skip, with_counter, cast, memory)
         except BaseException as raised:
             error = self._mode.explained(raised, session.process)
         try:
@@ -121,7 +128,7 @@ class Restore:
 
 
 def _read(
-    stored: restoring.Source, targets: list[flatten.Leaf], skip: set[str], with_counter: bool, cast: bool
+    stored: restoring.Source, targets: list[flatten.Leaf], skip: set[str], with_counter: bool, cast: bool, memory: int
 ) -> Loaded:
     found = restoring.match(targets, stored, skip, COUNTER)
     pairs = found.pairs
@@ -129,7 +136,7 @@ def _read(
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
         pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
-    new = restoring.load(pairs, stored, cast=cast)
+    new = restoring.load(pairs, stored, cast=cast, memory=memory)
     counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(

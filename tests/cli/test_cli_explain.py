@@ -27,8 +27,8 @@ def config(tmp_path):
     return path
 
 
-def test_text(cli, config):
-    done = cli("explain", config)
+def test_text(call, config):
+    done = call("explain", config)
     assert (done.returncode, done.stderr) == (0, "")
     manager, orbax = done.stdout.split("\n\n")
     assert manager.splitlines() == [

@@ -93,8 +93,8 @@ def names(directory):
     return sorted(os.listdir(directory))
 
 
-def test_list_text(cli, directory):
-    done = cli("list", directory)
+def test_list_text(call, directory):
+    done = call("list", directory)
     assert (done.returncode, done.stderr) == (0, "")
     heading, *rows = done.stdout.splitlines()
     assert heading.startswith(f"{directory}: 3 checkpoints, ")
@@ -165,13 +165,13 @@ def test_a_save_that_runs_is_left_alone(directory, saving, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_save_is_cleaned(cli, directory, saving, capsys):
+def test_a_killed_save_is_cleaned(call, directory, saving, capsys):
     saving.send_signal(signal.SIGKILL)
     saving.wait()
     before = names(directory)
     (leftover,) = (name for name in before if ".jaxckpt-tmp-" in name)
 
-    done = cli("list", directory)
+    done = call("list", directory)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"left by process {saving.pid}" in done.stdout
     assert f"jaxckpt clean {directory}" in done.stdout
@@ -183,7 +183,7 @@ def test_a_killed_save_is_cleaned(cli, directory, saving, capsys):
     assert planned["bytes"] > 4000
     assert names(directory) == before
 
-    done = cli("clean", directory)
+    done = call("clean", directory)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith(f"removed {directory / leftover} (")
     assert names(directory) == [name for name in before if name != leftover]

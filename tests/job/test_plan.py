@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +77,7 @@ def share(plan: Plan, array: tuple[Sharding, tuple[int, ...]]) -> Share:
     return plan.assign(plan.layout(*array))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(job=jobs(), data=st.data())
 def test_every_element_has_one_owner_that_holds_it_and_all_processes_agree(
     job: tuple[int, list[tuple[Sharding, tuple[int, ...]]]], data: st.DataObject
@@ -102,7 +103,7 @@ def test_every_element_has_one_owner_that_holds_it_and_all_processes_agree(
             assert own.mine() == [box for box, owner in owners if owner == plan.process]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(processes=st.integers(2, 8), rows=st.integers(1, 4), leaves=st.integers(1, 64))
 def test_replicas_take_turns(processes: int, rows: int, leaves: int) -> None:
     devices = [Device(process) for process in range(processes) for _ in range(rows)]

@@ -2,20 +2,15 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import jax
+from collections.abc import Callable
 
 from jaxckpt import storage
-from jaxckpt.job.agree import leaves as agreed
-from jaxckpt.job.agree.call import Contribution
 from jaxckpt.job.modes import gather
 from jaxckpt.job.modes.center_answers import CenterAnswers
-from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
 from jaxckpt.job.modes.peer_answers import PeerAnswers
 from jaxckpt.job.modes.remote import RemoteCheckpoint
-from jaxckpt.job.plan import Plan
+from jaxckpt.job.modes.several import Several
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.job.session.serving import Finish
@@ -23,10 +18,9 @@ from jaxckpt.job.session.session import Session
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.tree.flatten import Leaf
 
 
-class IoProcess:
+class IoProcess(Several):
     """The mode of a job with ``experimental_io_device``. The IO process is the center of every session."""
 
     def __init__(self, center: int) -> None:
@@ -35,26 +29,11 @@ class IoProcess:
         Args:
           center: index of the process that does the file access.
         """
-        self._center = center
-
-    def plan(self) -> Plan:
-        """Returns a plan in which the center owns every piece that it has; see `Mode`."""
-        return Plan(jax.process_index(), self._center)
+        self._io_process = center
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
         """Returns the snapshot unchanged: the center arranges all arrays when it writes them; see `Mode`."""
         return taken
-
-    def agree_to_save(
-        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
-    ) -> Contribution:
-        """Describes the values; see `Mode`."""
-        assert plan is not None
-        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
-
-    def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
-        """Describes the targets; see `Mode`."""
-        return agreed.targets(targets, self.plan())
 
     def write(
         self,

@@ -232,7 +232,7 @@ def _batches(parts: Sequence[_Part], limit: int) -> Iterator[list[_Part]]:
 def _parts(
     start: tuple[int, ...], shape: tuple[int, ...], info: ArrayInfo
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Divides a box into parts of at most `_REQUEST_BYTES`. They follow the chunks, so that few chunks have to be read twice.
+    """Divides a box into parts of at most `_REQUEST_BYTES`. They consist of whole chunks if one is not larger than that.
 
     Args:
       start: first index of the box.
@@ -244,11 +244,18 @@ def _parts(
         return
     steps = list(shape)
     grid = info.chunk_shape or (1,) * len(shape)
+    whole_chunks = math.prod(map(min, grid, shape)) * info.dtype.itemsize <= _REQUEST_BYTES
     for axis in range(len(shape)):
-        rest = math.prod(steps[axis + 1 :]) * info.dtype.itemsize
+        rest = math.prod(steps[:axis]) * math.prod(steps[axis + 1 :]) * info.dtype.itemsize
         fits = max(1, _REQUEST_BYTES // rest)
-        steps[axis] = min(shape[axis], max(1, fits // grid[axis]) * grid[axis] if fits >= grid[axis] else fits)
-        if steps[axis] * rest <= _REQUEST_BYTES and steps[axis] > 1:
+        if fits >= grid[axis]:
+            fits = fits // grid[axis] * grid[axis]
+        elif whole_chunks:
+            # The axes after this one are divided instead.
+            steps[axis] = min(shape[axis], grid[axis])
+            continue
+        steps[axis] = min(shape[axis], fits)
+        if steps[axis] * rest <= _REQUEST_BYTES:
             break
     ranges = [
         # The first part ends at the end of a chunk, so that all others begin at one.

@@ -10,19 +10,14 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-import jax
+from collections.abc import Callable, Iterator
 
 from jaxckpt import storage
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.agree import leaves as agreed
-from jaxckpt.job.agree.call import Contribution
-from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
-from jaxckpt.job.plan import Plan
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
+from jaxckpt.job.modes.several import Several
 from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handlers, Session
@@ -32,7 +27,6 @@ from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.presence import DeletedError
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.tree.flatten import Leaf
 
 # Network file systems may show a new file a little later: look for it for so long.
 _LOOK_SECS = 5.0
@@ -43,28 +37,13 @@ _ADVICE = (
 )
 
 
-class SharedDirectory:
+class SharedDirectory(Several):
     """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
-
-    def plan(self) -> Plan:
-        """Returns a plan in which every process owns its share; see `Mode`."""
-        return Plan(jax.process_index(), None)
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
         """Arranges the arrays that this process writes; see `Mode`."""
         storage.check_part(path, settings)
         return arrange(taken)
-
-    def agree_to_save(
-        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
-    ) -> Contribution:
-        """Describes the values; see `Mode`."""
-        assert plan is not None
-        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
-
-    def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
-        """Describes the targets; see `Mode`."""
-        return agreed.targets(targets, self.plan())
 
     def write(
         self,

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxckpt._lib import checksum
 from jaxckpt.storage.item.content import ArrayContent
+from jaxckpt.storage.item.tiles import tile
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Path, leaf_name
 
@@ -168,7 +169,10 @@ def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]
     if content.nbytes <= min(SMALL_BYTES, limit):
         return content.write_shape
     is_strict = settings.max_file_size is not None
-    return chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit, is_strict=is_strict)
+    itemsize = content.dtype.itemsize
+    # Where each chunk is a file of its own, more chunks would cost more.
+    pieces = tile(content.shape, content.write_shape, itemsize) if uses_ocdbt(settings) else content.write_shape
+    return chunk_shape(content.shape, pieces, itemsize, limit, is_strict=is_strict)
 
 
 def chunks_in(

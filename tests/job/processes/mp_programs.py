@@ -285,6 +285,31 @@ def restore_layouts(
     return list(checkpoint.tree)
 
 
+def reshard_large(directory: str, io: int | None, saved: str, restored: str) -> tuple[int, int, int]:
+    """Restores 64 MiB into another layout. Returns the bytes that this process read from files, the bytes of its part, and its chunks."""
+    from jaxckpt.storage.arrays import counts
+
+    array = np.arange(4096 * 4096, dtype=np.int32).reshape(4096, 4096)
+    path = jaxckpt.Checkpoint(v=mp_values.spread(array, saved)).save(directory + "/ckpt", options(io))
+    where = mp_values.sharding(restored)
+    found = (0, 0, 0)
+    # The first restore of a process reads modules of Python.
+    for _ in range(2):
+        target = jaxckpt.Checkpoint(v=jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where))
+        chunks, before = counts.so_far().chunks, _bytes_read()
+        target.restore(path, options(io)).assert_consumed()
+        part = sum(shard.data.nbytes for shard in target.v.addressable_shards)
+        found = (_bytes_read() - before, part, counts.so_far().chunks - chunks)
+    for shard in target.v.addressable_shards:
+        np.testing.assert_array_equal(shard.data, array[shard.index])
+    return found
+
+
+def _bytes_read() -> int:
+    with open("/proc/self/io") as file:
+        return int(file.readline().removeprefix("rchar: "))
+
+
 # -- what goes wrong, and where it is told --------------------------------------------------------------------------------------------
 
 
