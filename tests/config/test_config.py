@@ -18,6 +18,7 @@ import yaml
 from config_helpers import (
     COUNT,
     HERE,
+    KEEPS_ALL,
     MINIMAL,
     config_of,
     no_argument,
@@ -96,22 +97,14 @@ def test_all_keys() -> None:
     )
 
 
-MODULE = __name__
-
-
-def best() -> object:
-    return checkpoint_managers.BestN(n=2, get_metric_fn=lambda metrics: metrics["loss"])
-
-
-KEEPS_ALL = checkpoint_managers.LatestN()
 _ORBAX = "orbax.checkpoint.checkpoint_managers"
 
 
 def test_policies_of_a_manager() -> None:
     """An object by its import path, a class of Orbax or a function by a call, or the object itself."""
-    assert config_of(preservation_policy=f"{MODULE}:KEEPS_ALL").preservation_policy is KEEPS_ALL
+    assert config_of(preservation_policy=f"{HERE}:KEEPS_ALL").preservation_policy is KEEPS_ALL
     config = config_of(
-        preservation_policy={"call": f"{MODULE}:best"},
+        preservation_policy={"call": f"{HERE}:best"},
         save_decision_policy={"call": f"{_ORBAX}:SpecificStepsPolicy", "with": {"steps": [1, 5]}},
         numbers="step",
     )
