@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from jaxckpt._lib.output import Progress, count, human_millis, print_json, print_line
@@ -79,8 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dir",
         metavar="DIR",
-        help="directory for checkpoints, losses.csv and steps.png (default: the directory in the config, jaxckpt-demo)",
+        help="directory for checkpoints, losses.csv and steps.png (default: the directory in the config, jaxckpt-demo); if it is in a "
+        "bucket, losses.csv and steps.png go into a directory below jaxckpt-demo",
     )
+
+
+def _local_directory(address: str) -> str:
+    """Returns the local directory for the log and the picture of a run whose checkpoints are in a bucket. Makes it."""
+    directory = os.path.join("jaxckpt-demo", re.sub(r"\W+", "-", address))
+    os.makedirs(directory, exist_ok=True)
+    return directory
 
 
 def _positive(text: str) -> int:
@@ -113,14 +122,12 @@ def run(arguments: argparse.Namespace) -> int:
     training, saving = settings.load(
         arguments.config, steps=arguments.steps, directory=arguments.dir, io_device=arguments.io_device
     )
-    if not stores.is_local(saving.directory):
-        raise ValueError(
-            f"{saving.directory}: the demo writes its losses and its picture there too; choose a local directory."
-        )
     training = settings.divisible(training, arguments.processes)
     where = processes.place(saving, arguments.processes)
-    losses_path = os.path.join(saving.directory, "losses.csv")
-    plot_path = os.path.join(saving.directory, "steps.png")
+    # A log that grows line by line cannot lie in a bucket.
+    beside = saving.directory if stores.is_local(saving.directory) else _local_directory(saving.directory)
+    losses_path = os.path.join(beside, "losses.csv")
+    plot_path = os.path.join(beside, "steps.png")
 
     with Progress("starting") as progress:
 

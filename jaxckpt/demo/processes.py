@@ -16,6 +16,7 @@ from jaxckpt.demo import remote
 from jaxckpt.demo.loop import Run
 from jaxckpt.demo.saves import SaveLog
 from jaxckpt.job.devices import parse_device, parse_spec, process_of
+from jaxckpt.storage import stores
 
 _START_SECS = 120.0
 # The training may take long. JAX ends the job if a process is gone, and Ctrl-C ends it too.
@@ -77,6 +78,9 @@ def place(saving: CheckpointConfig, processes: int) -> Place:
       ValueError: the process does not exist, or an earlier run left checkpoints at another place below the directory.
     """
     index = io_process(saving, processes)
+    if not stores.is_local(saving.directory):
+        who = "all processes reach this bucket" if index is None else f"only process {index} reaches for this bucket"
+        return Place(saving.directory, None, saving.directory, who)
     disks = [os.path.join(saving.directory, "disks", f"process-{one}") for one in range(processes)]
     chosen = Place(saving.directory, None, saving.directory, "all processes see this directory")
     if processes > 1 and index is not None:
