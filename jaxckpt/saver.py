@@ -224,7 +224,7 @@ class Saver:
                 return [leaf for flat in flats.values() for leaf in flat.leaves]
 
             call = call_of(action, path, options, translation.array_settings, {"cast": cast})
-            with Restore(call, path, translation.io_process) as restore:
+            with Restore(call, path, translation.io_process, translation.read_once_per_job) as restore:
                 leaves = restore.meet(targets)
                 skip = (
                     optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "async_options": _plain(translation.async_options),
                     "multiprocessing_options": _plain(translation.multiprocessing_options),
                     "exit_timeout_secs": translation.exit_timeout_secs,
+                    "read_once_per_job": translation.read_once_per_job,
                 },
                 "explanation": str(translation).splitlines(),
             }

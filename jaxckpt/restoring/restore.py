@@ -10,6 +10,7 @@ from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
 from jaxckpt.job.modes import mode_of
 from jaxckpt.job.session.session import Session
+from jaxckpt.storage import stores
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.tree import flatten
 from jaxckpt.tree.builders import Undo
@@ -39,17 +40,18 @@ class Loaded:
 class Restore:
     """One restore. A context manager: the processes of the job stay connected until it is over."""
 
-    def __init__(self, call: Call, path: str, io_process: int | None) -> None:
+    def __init__(self, call: Call, path: str, io_process: int | None, read_once: bool | None = None) -> None:
         """Creates a restore. `meet` comes next.
 
         Args:
           call: the description of the call, which must be the same on every process.
           path: path of the checkpoint.
           io_process: index of the process that does all file access; None if each process sees the files.
+          read_once: whether one process reads what several want; None if the path decides.
         """
         self._call = call
         self._path = path
-        self._mode = mode_of(io_process)
+        self._mode = mode_of(io_process, functools.partial(_reads_once, path, read_once))
         self._session = Session()
 
     def meet(self, prepare: Callable[[], Iterable[flatten.Leaf]]) -> list[flatten.Leaf]:
@@ -125,6 +127,10 @@ class Restore:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._session.close()
+
+
+def _reads_once(path: str, given: bool | None) -> bool:
+    return stores.is_networked(path) if given is None else given
 
 
 def _read(

@@ -7,7 +7,7 @@ path; `Store` documents the methods.
 import os
 from collections.abc import Collection, Sequence
 
-from jaxckpt.storage.stores import servers
+from jaxckpt.storage.stores import networked, servers
 from jaxckpt.storage.stores.bucket_store import BucketStore
 from jaxckpt.storage.stores.local_store import LocalStore
 from jaxckpt.storage.stores.store import ABSENT as ABSENT
@@ -37,6 +37,11 @@ def store_of(path: str) -> Store:
 def is_local(path: str) -> bool:
     """Whether a path is a local one, not an address in a bucket; see `Store.is_local`."""
     return store_of(path).is_local
+
+
+def is_networked(path: str) -> bool:
+    """Whether files at a path are reached over a network: those in a bucket, and on a disk of another machine."""
+    return not is_local(path) or networked.is_networked(path)
 
 
 def absolute(path: str) -> str:
