@@ -11,6 +11,7 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     # Type checkers cannot read `_HOME_OF`. A test compares the two.
+    from jaxckpt import orbax as orbax
     from jaxckpt import testing as testing
     from jaxckpt.checkpoint import Checkpoint as Checkpoint
     from jaxckpt.config import CheckpointConfig as CheckpointConfig
@@ -58,6 +59,7 @@ _HOME_OF = {
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "options.sharding": ("ShardableTensor", "ShardingCallback"),
+        "orbax": ("orbax",),
         "reader": ("LeafMetadata", "Reader", "list_variables", "load_checkpoint", "load_variable"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("Problem", "VerifyReport", "verify"),

@@ -10,6 +10,7 @@ import jax
 from jaxckpt.job import devices
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.modes.mode import patient
+from jaxckpt.job.plan import Plan
 from jaxckpt.options import (
     CheckpointOptions,
     MaxShardSizePolicy,
@@ -20,12 +21,15 @@ from jaxckpt.options import (
     sharding,
     sharding_callback_of,
 )
-from jaxckpt.saving import snapshot
+from jaxckpt.saving import items, orbax_saves
 from jaxckpt.storage import orbax as orbax_api
+from jaxckpt.storage.handlers import v0 as handlers
+from jaxckpt.storage.handlers.arguments import SaveArguments
+from jaxckpt.storage.handlers.engine import Engine
+from jaxckpt.storage.handlers.v0 import Write
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.tree import flatten
 
 _NOTHING = "no setting of Orbax"
 
@@ -77,29 +81,60 @@ class OrbaxTranslation:
     def checkpointer(self) -> Any:
         """Builds an Orbax checkpointer with these settings, for code that calls Orbax itself.
 
-        It saves and restores pytrees: ``checkpointer.save(path, args=ocp.args.PyTreeSave(tree))``. It does not run
-        write callbacks. In a job of several processes it works only on the process that commits (the IO process, or process 0), and
-        saves only arrays that lie completely on this process. `jaxckpt.Checkpoint` saves arrays that several processes share.
+        It saves and restores pytrees, with the handler that `handler` returns: ``checkpointer.save(path, args=ocp.args.PyTreeSave(tree))``.
+        In a job of several processes all of them call it, as Orbax wants. With ``experimental_io_device`` it works only on the IO
+        process, and saves only arrays that lie completely there; `jaxckpt.Checkpoint` saves arrays of the whole job from one process.
 
         Returns:
           An ocp.AsyncCheckpointer if `asynchronous`, otherwise an ocp.Checkpointer. The caller closes it.
 
         Raises:
-          ValueError: this is not the process that commits. (A synchronous checkpointer raises it when it saves.)
+          ValueError: an option is not possible here, see `handler`; or this is not the IO process. (A synchronous checkpointer raises
+            the latter when it saves.)
         """
+        is_shared = jax.process_count() > 1 and self.io_process is None
+        return orbax_api.checkpointer(self.array_settings, self.handler(), is_shared=is_shared)
 
-        def snapshot_of(item: Any) -> Snapshot:
-            flat = flatten.flatten_item(item)
-            for leaf in flat.leaves:
-                if isinstance(leaf.value, jax.Array) and not leaf.value.is_fully_addressable:
-                    raise ValueError(
-                        f"{leaf.name}: parts of this array are on other processes, and this checkpointer would not save them. Save the "
-                        "array with jaxckpt.Checkpoint."
-                    )
-            taken = snapshot.take([flat], copy=self.asynchronous)
-            return sharding.arranged(taken, self.sharding_callback, jax.process_index(), jax.process_count() > 1)
+    def handler(self) -> Any:
+        """Builds a handler that writes with jaxckpt's engine, for the checkpointers and checkpoint managers of Orbax.
 
-        return orbax_api.checkpointer(self.array_settings, snapshot_of)
+        Names and types on disk are Orbax's for the same tree, and plain Orbax restores it. See `jaxckpt.orbax.PyTreeHandler`.
+
+        Returns:
+          An ocp.PyTreeCheckpointHandler. It takes ocp.args.PyTreeSave and PyTreeRestore, StandardSave and StandardRestore.
+
+        Raises:
+          ValueError: an option is not possible with a handler: write callbacks, `experimental_skip_slot_variables`. The message names it.
+        """
+        return handlers.pytree_handler(self._engine(), self._watch)
+
+    def standard_handler(self) -> Any:
+        """Builds the same handler as `handler`, but for ``item_handlers=`` and ocp.args.StandardSave and StandardRestore.
+
+        Returns:
+          An ocp.StandardCheckpointHandler.
+
+        Raises:
+          ValueError: an option is not possible with a handler; see `handler`.
+        """
+        return handlers.standard_handler(self._engine(), self._watch)
+
+    def _engine(self) -> Engine:
+        _refuse_for_handler(self.options)
+        is_alone = jax.process_count() == 1 or self.io_process is not None
+        process = jax.process_index()
+
+        def take(arguments: SaveArguments, *, copy: bool) -> Snapshot:
+            plan = None if is_alone else Plan(process, None)
+            if plan is None and jax.process_count() > 1:
+                _refuse_divided(arguments.item)
+            taken = items.take(arguments.item, arguments.save_args, plan, copy=copy)
+            return sharding.arranged(taken, self.sharding_callback, process, jax.process_count() > 1)
+
+        return Engine(self.array_settings, take, process, 1 if is_alone else jax.process_count())
+
+    def _watch(self, write: Write, directory: str) -> None:
+        orbax_saves.watch(write, directory, self.exit_timeout_secs)
 
     def __str__(self) -> str:
         rows = {**_tensorflow_rows(self), **_orbax_rows(self)}
@@ -137,6 +172,30 @@ def to_orbax(options: CheckpointOptions) -> OrbaxTranslation:
         timeout_secs=orbax.timeout_secs,
     )
     return OrbaxTranslation(copy.copy(options), settings, orbax.exit_timeout_secs)
+
+
+def _refuse_for_handler(options: CheckpointOptions) -> None:
+    """Refuses the options of which a handler of Orbax cannot do what they say."""
+    if options.experimental_write_callbacks:
+        raise ValueError(
+            "experimental_write_callbacks: Orbax calls a handler before the commit, so a handler cannot run what must come after it. Use "
+            "jaxckpt.Checkpoint, or call them after wait_until_finished()."
+        )
+    if options.experimental_skip_slot_variables:
+        raise ValueError(
+            "experimental_skip_slot_variables: Orbax restores what the program asks for, so a handler cannot leave slot variables as they "
+            "are. Use jaxckpt.Checkpoint, or ocp.args.PyTreeRestore(..., partial_restore=True)."
+        )
+
+
+def _refuse_divided(item: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(item):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"{name}: experimental_io_device: parts of this array are on other processes, and this checkpointer would not save them. "
+                "Save the array with jaxckpt.Checkpoint, or leave experimental_io_device out."
+            )
 
 
 def _smallest(*sizes: int | None) -> int:

@@ -5,7 +5,7 @@ view exists. On other backends it is a copy in host memory. Mutable host memory 
 """
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,7 +88,10 @@ def _empty_type(node: EmptyNode) -> EmptyType:
         return "None"
     if isinstance(value, list):
         return "List"
-    return "Tuple" if isinstance(value, tuple) else "Dict"
+    if isinstance(value, tuple):
+        return "Tuple"
+    # Orbax stores a custom node without children as "None", too.
+    return "Dict" if isinstance(value, Mapping) else "None"
 
 
 def _is_text(name: str) -> bool:

@@ -85,8 +85,11 @@ def metadata(
 
 
 def array_path(param_name: str) -> str:
-    """Returns the prefix of an array's keys in the store: Orbax's name of the leaf, with one ``/`` at its end, as Orbax writes it."""
-    return param_name if param_name.endswith("/") else param_name + "/"
+    """Returns the prefix of an array's keys in the store: Orbax's name of the leaf, with one ``/`` at its end, as Orbax writes it.
+
+    The name of an array that is the whole tree is empty. Its keys have no prefix.
+    """
+    return param_name if not param_name or param_name.endswith("/") else param_name + "/"
 
 
 def refuse_collisions(paths: Sequence[Path]) -> None:
@@ -165,9 +168,11 @@ def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]
       ValueError: one element is larger than the settings allow.
     """
     limit = largest_chunk(settings)
+    if content.chunk_byte_size is not None:
+        limit = min(limit, content.chunk_byte_size)
     if content.nbytes <= min(SMALL_BYTES, limit):
         return content.write_shape
-    is_strict = settings.max_file_size is not None
+    is_strict = settings.max_file_size is not None or content.chunk_byte_size is not None
     return chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit, is_strict=is_strict)
 
 

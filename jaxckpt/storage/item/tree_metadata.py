@@ -33,6 +33,8 @@ KEY = b'"tree_metadata"'
 SHARDINGS = "_sharding"
 ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
+# Our key in `custom_metadata`.
+OWN = "jaxckpt"
 
 
 def read_shardings(content: bytes, where: str) -> dict[str, str]:
@@ -166,7 +168,7 @@ def _custom(document: dict[str, Any]) -> tuple[int | None, dict[str, str], froze
       Number of the format (None if plain Orbax wrote the file), words of the notes by Orbax's name of the leaf, and
       `StoredTree.sequences`.
     """
-    custom = as_dict(document.get("custom_metadata") or {}, "custom_metadata").get("jaxckpt")
+    custom = as_dict(document.get("custom_metadata") or {}, "custom_metadata").get(OWN)
     if custom is None:
         return None, {}, frozenset()
     number = as_int(as_dict(custom, "custom_metadata.jaxckpt").get("format"), "format")

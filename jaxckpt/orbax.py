@@ -1,0 +1,53 @@
+"""jaxckpt's engine for programs that keep their Orbax code: checksums, durability and speed by one line.
+
+>>> manager = ocp.CheckpointManager(path, item_names=("state",), item_handlers={"state": jaxckpt.orbax.PyTreeHandler()})
+"""
+
+from typing import Any
+
+from jaxckpt.options import CheckpointOptions
+from jaxckpt.translate import to_orbax
+
+
+class PyTreeHandler:
+    """A handler for ``ocp.CheckpointManager``, ``ocp.Checkpointer`` and ``ocp.AsyncCheckpointer`` that writes with jaxckpt's engine.
+
+    It behaves as ``ocp.PyTreeCheckpointHandler``, and is an instance of it, because Orbax finds a handler's arguments by its exact class:
+
+    * It takes ``ocp.args.PyTreeSave`` and ``PyTreeRestore``; where Orbax lets a handler choose (a checkpointer, a handler registry), also
+      ``StandardSave`` and ``StandardRestore``. For ``item_handlers=`` and these, use `StandardHandler`.
+    * Names and types on disk are Orbax's for the same tree, so plain Orbax restores it with the same target, and this handler restores
+      what plain Orbax wrote.
+    * Every chunk has a checksum, the metadata have digests (``_JAXCKPT``), and everything is synced before Orbax commits. A restore
+      checks both, and raises an error for what it finds damaged.
+    * An asynchronous save copies host memory (numpy) before ``save`` returns, whatever the options say. The end of the program waits
+      for it.
+    * In a job of several processes all of them call, as Orbax wants, on a directory that all of them see.
+
+    Args:
+      options: the options. `enable_async` has no effect here: the checkpointer decides. None for the defaults.
+
+    Raises:
+      TypeError: `options` is not a CheckpointOptions.
+      ValueError: an option is not possible with a handler: write callbacks, `experimental_skip_slot_variables`. The message names it.
+    """
+
+    def __new__(cls, options: CheckpointOptions | None = None) -> Any:
+        return to_orbax(CheckpointOptions() if options is None else options).handler()
+
+
+class StandardHandler:
+    """`PyTreeHandler` for ``ocp.args.StandardSave`` and ``StandardRestore`` where Orbax knows one pair per handler: ``item_handlers=``.
+
+    It is an instance of ``ocp.StandardCheckpointHandler``.
+
+    Args:
+      options: see `PyTreeHandler`.
+
+    Raises:
+      TypeError: `options` is not a CheckpointOptions.
+      ValueError: an option is not possible with a handler; see `PyTreeHandler`.
+    """
+
+    def __new__(cls, options: CheckpointOptions | None = None) -> Any:
+        return to_orbax(CheckpointOptions() if options is None else options).standard_handler()
