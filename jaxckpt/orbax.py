@@ -6,6 +6,7 @@
 from typing import Any
 
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.storage.handlers import v1
 from jaxckpt.translate import to_orbax
 
 
@@ -51,3 +52,41 @@ class StandardHandler:
 
     def __new__(cls, options: CheckpointOptions | None = None) -> Any:
         return to_orbax(CheckpointOptions() if options is None else options).standard_handler()
+
+
+def v1_handler(options: CheckpointOptions | None = None) -> type[Any]:
+    """Returns a class of handlers for Orbax's new interface (``from orbax.checkpoint import v1``), to be registered there.
+
+    What is said of `PyTreeHandler` holds for it, too. The settings for saving arrays and trees in a ``v1.Context`` are honoured, or refused
+    with their names.
+
+    Orbax looks up trees by name first. ``v1.handlers.register_handler(v1_handler())`` is asked for every tree that
+    ``save_checkpointables`` saves under a name without a handler of its own. ``v1.save``, ``save_async`` and ``training.Checkpointer`` save
+    under the name ``state``, for which Orbax has registered its own handler: for these, use `v1_registry`.
+
+    Args:
+      options: see `PyTreeHandler`.
+
+    Raises:
+      TypeError: `options` is not a CheckpointOptions.
+      ValueError: an option is not possible with a handler; see `PyTreeHandler`.
+    """
+    return to_orbax(CheckpointOptions() if options is None else options).handler_class()
+
+
+def v1_registry(options: CheckpointOptions | None = None) -> Any:
+    """Returns Orbax's registry of v1 handlers, with jaxckpt's handler in the place of Orbax's handler for trees.
+
+    >>> context = v1.Context()
+    >>> context.checkpointables.registry = jaxckpt.orbax.v1_registry()
+    >>> with context:
+    ...     v1.save(path, state)
+
+    Args:
+      options: see `PyTreeHandler`.
+
+    Raises:
+      TypeError: `options` is not a CheckpointOptions.
+      ValueError: an option is not possible with a handler; see `PyTreeHandler`.
+    """
+    return v1.registry(v1_handler(options))

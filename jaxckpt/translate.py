@@ -24,6 +24,7 @@ from jaxckpt.options import (
 from jaxckpt.saving import items, orbax_saves
 from jaxckpt.storage import orbax as orbax_api
 from jaxckpt.storage.handlers import v0 as handlers
+from jaxckpt.storage.handlers import v1 as handlers_v1
 from jaxckpt.storage.handlers.arguments import SaveArguments
 from jaxckpt.storage.handlers.engine import Engine
 from jaxckpt.storage.handlers.v0 import Write
@@ -118,6 +119,18 @@ class OrbaxTranslation:
           ValueError: an option is not possible with a handler; see `handler`.
         """
         return handlers.standard_handler(self._engine(), self._watch)
+
+    def handler_class(self) -> type[Any]:
+        """Builds the class of the same handler for Orbax's new interface (``orbax.checkpoint.v1``), which takes classes.
+
+        Returns:
+          A subclass of ``v1.handlers.CheckpointableHandler``. See `jaxckpt.orbax.v1_handler`.
+
+        Raises:
+          ValueError: an option is not possible with a handler; see `handler`.
+        """
+        _refuse_for_handler(self.options)
+        return handlers_v1.handler_class(self._engine)
 
     def _engine(self) -> Engine:
         _refuse_for_handler(self.options)

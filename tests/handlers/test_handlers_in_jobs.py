@@ -35,3 +35,7 @@ def test_nothing_is_committed_without_a_part(tmp_path: Path) -> None:
         said = job.run(handler_programs.part_is_missing, str(tmp_path))
     assert "the part of process 1 is not here, so the checkpoint is not committed" in said[0][0]
     assert said[1]
+
+
+def test_new_interface(job: testing.Job, tmp_path: Path) -> None:
+    job.run(handler_programs.v1_saves, str(tmp_path))

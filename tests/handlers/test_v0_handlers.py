@@ -148,6 +148,9 @@ def test_names_types_and_metadata_are_those_of_orbax(tmp_path: Path, tree: Calla
 def test_both_interfaces_of_orbax_restore_into_the_same_target(tmp_path: Path, tree: Callable[[], Any]) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     target = tree()
+    if isinstance(target, dict):
+        # Orbax does not make arguments for it.
+        target.pop("numpy", None)
     for path, handler in ((ours, PyTreeHandler()), (theirs, ocp.PyTreeCheckpointHandler())):
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(target))
@@ -158,8 +161,7 @@ def test_both_interfaces_of_orbax_restore_into_the_same_target(tmp_path: Path, t
     with ocp.Checkpointer(PyTreeHandler()) as checkpointer:
         assert_same(checkpointer.restore(theirs, args=given), expected)
         assert_same(checkpointer.restore(ours, args=given), expected)
-    if not any(isinstance(leaf, np.generic) for leaf in jax.tree.leaves(target)):
-        assert_same(v1.load(ours, target), v1.load(theirs, target))
+    assert_same(v1.load(ours, target), v1.load(theirs, target))
 
 
 def test_metadata_without_any_of_the_program(tmp_path: Path) -> None:

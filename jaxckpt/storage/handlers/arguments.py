@@ -1,5 +1,6 @@
 """The arguments of a save, from Orbax's argument classes. What the handlers cannot do is refused, with the argument's name."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ class LeafArguments(NamedTuple):
             raise ValueError(f"save_args: expected an ocp.SaveArgs or None for {name or 'the item'}, got {given!r}.")
         if given.aggregate:
             raise ValueError(f"SaveArgs.aggregate: {name}: no longer possible, also in Orbax. Leave it out.")
+        _refuse_others(given, {"aggregate", "shard_axes", *cls._fields})
         if given.shard_axes:
             raise ValueError(
                 f"SaveArgs.shard_axes: {name}: jaxckpt chooses itself along which axes it divides chunks. Leave it out."
@@ -75,12 +77,21 @@ def of_pytree_save(given: Any) -> SaveArguments:
       ValueError: an argument asks for something that is not possible.
       TypeError: `custom_metadata` is not JSON.
     """
-    if getattr(given, "partial_save_mode", False):
-        raise ValueError("partial_save_mode: jaxckpt writes a tree as a whole. Leave it out.")
-    size = given.ocdbt_target_data_file_size
-    # In Orbax, 0 stands for no limit.
-    size = (1 << 62) if size == 0 else _positive("ocdbt_target_data_file_size", size)
+    _refuse_others(given, {*SaveArguments._fields, "ocdbt_target_data_file_size"})
+    size = target_size(given.ocdbt_target_data_file_size)
     return SaveArguments(given.item, given.save_args, _metadata(given.custom_metadata), size)
+
+
+def target_size(given: Any) -> int | None:
+    """Returns the size of a data file in bytes; None if it is not given.
+
+    Args:
+      given: Orbax's ``ocdbt_target_data_file_size``, where 0 stands for no limit.
+
+    Raises:
+      ValueError: it is not a number of bytes.
+    """
+    return (1 << 62) if given == 0 else _positive("ocdbt_target_data_file_size", given)
 
 
 def of_standard_save(given: Any) -> SaveArguments:
@@ -90,6 +101,7 @@ def of_standard_save(given: Any) -> SaveArguments:
       ValueError: an argument asks for something that is not possible, or the item is not a standard tree.
       TypeError: `custom_metadata` is not JSON.
     """
+    _refuse_others(given, set(SaveArguments._fields))
     return SaveArguments(_standard(given.item), given.save_args, _metadata(given.custom_metadata), None)
 
 
@@ -131,6 +143,13 @@ def _metadata(given: Any) -> Mapping[str, Any] | None:
     except (TypeError, ValueError) as error:
         raise TypeError(f"custom_metadata: it is not JSON: {error}") from error
     return found
+
+
+def _refuse_others(given: Any, known: set[str]) -> None:
+    """Refuses arguments that this module does not know, such as those of a later Orbax, unless they have their defaults."""
+    for field in dataclasses.fields(given):
+        if field.name not in known and getattr(given, field.name) != field.default:
+            raise ValueError(f"{field.name}: jaxckpt's handler does not know this argument. Leave it out.")
 
 
 def _positive(name: str, number: Any) -> int | None:
