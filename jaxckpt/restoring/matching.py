@@ -9,6 +9,7 @@ from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
+from jaxckpt.tree.names import VALUE, leaf_name
 
 Pair = tuple[Leaf, StoredLeaf]
 
@@ -57,7 +58,7 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
             found.pairs.append((target, by_name[name]))
         elif (reason := refusal(target.value, "restore")) is not None:
             raise TypeError(f"{name}: {reason}")
-        elif (other := target.name_in_state) in by_name and other not in names:
+        elif (other := _other_name(target)) in by_name and other not in names:
             found.pairs.append((target, by_name[other]))
             names.add(other)
         else:
@@ -67,3 +68,14 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
             raise CheckpointError(f"{leaf.foreign(stored.path)} Leave it out of the Checkpoint to restore the others.")
     found.unexpected = [name for name in by_name if name not in names and name != ignore]
     return found
+
+
+def _other_name(target: Leaf) -> str:
+    """Returns the name that a target's leaf has if it was saved in the other of two ways; empty if there is only one.
+
+    Plain Orbax saves an `nnx.State`, in which the array of a Variable lies one level deeper, below `VALUE`; a Checkpoint leaves that out.
+    """
+    path = target.path
+    if len(path) > 1 and path[-1].text == VALUE:
+        return leaf_name(path[:-1])
+    return target.name_in_state or ""

@@ -93,7 +93,8 @@ class Restore:
         error: BaseException | None = None
         finish: Callable[[BaseException | None], None] = session.vote
         try:
-            reading = self._mode.open(session, self._path, self._call.timeout)
+            names = {target.name for target in targets}
+            reading = self._mode.open(session, self._path, self._call.timeout, names)
             finish = reading.finish
             loaded = _read(reading.source, list(targets), skip, with_counter, cast)
         except BaseException as raised:

@@ -7,6 +7,7 @@ from jaxckpt.storage.commit.limits import check
 from jaxckpt.storage.commit.save import save
 from jaxckpt.storage.joint import check_part, write_jointly, write_part
 from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.orbax_runs import latest_step
 from jaxckpt.storage.verify import Problem, VerifyReport, verify
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "delete",
     "identity",
     "is_checkpoint",
+    "latest_step",
     "leftovers",
     "list_numbered",
     "save",

@@ -9,7 +9,7 @@ import jax
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.tree import objects
 from jaxckpt.tree.builders import LEAF_BUILDER, Builder, Constant, Owned, RangeBuilder, Rebuild
-from jaxckpt.tree.names import Key, KnownPath, Path, as_key, known_paths, leaf_name
+from jaxckpt.tree.names import VALUE, Key, KnownPath, Path, as_key, known_paths, leaf_name
 from jaxckpt.tree.roles import DICT, LEAF, OTHER, REFERENCE, ROLES, SEQUENCE, role_of, stops
 
 
@@ -35,7 +35,7 @@ class Leaf(NamedTuple):
     def name_in_state(self) -> str | None:
         """The name that plain Orbax gives this leaf when it saves the `nnx.State`; None if the leaf is not in an NNX Variable."""
         depth = self.variable_depth
-        return leaf_name((*self.path[:depth], Key("value"), *self.path[depth:])) if depth else None
+        return leaf_name((*self.path[:depth], Key(VALUE), *self.path[depth:])) if depth else None
 
 
 class EmptyNode(NamedTuple):

@@ -14,6 +14,10 @@ import jax
 OBJECT_INDEX = 2
 
 
+VALUE = "value"
+"""The key that an `nnx.State` puts between a Variable and its array. Orbax stores it; a Checkpoint does not."""
+
+
 class Key(NamedTuple):
     """One step of a path.
 

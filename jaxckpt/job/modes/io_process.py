@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,7 +72,7 @@ class IoProcess:
         with contextlib.closing(Supplier(taken())) as supplier:
             session.decide(no_file_access, supplier.handlers())
 
-    def open(self, session: Session, path: str, seconds: float) -> Reading:
+    def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files on the center, for all processes; see `Mode`."""
         if isinstance(session, Peer):
             # If the center cannot open the checkpoint, this raises its error here too.
@@ -81,7 +81,9 @@ class IoProcess:
         assert isinstance(session, Center)
         opened: list[storage.StoredCheckpoint] = []
         session.decide(
-            lambda: opened.append(storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True))
+            lambda: opened.append(
+                storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True, names=names)
+            )
         )
         provider = Provider(opened[0], session.local_peers)
         collected = session.collect(provider.handlers(), provider.sent)

@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,9 +81,9 @@ class SharedDirectory:
             return
         session.decide(no_file_access, Writer(taken(), settings, session.process).handlers())
 
-    def open(self, session: Session, path: str, seconds: float) -> Reading:
+    def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files that this process sees; see `Mode`."""
-        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
+        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True, names=names), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Adds advice to a FileNotFoundError: perhaps this process does not see the directory; see `Mode`."""

@@ -6,7 +6,7 @@ Facts for which Orbax has no field are stored in ``custom_metadata.jaxckpt``, wh
 import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jaxckpt._lib import bounds
@@ -127,6 +127,15 @@ class StoredTree:
     complete_chunks: bool
     by_jaxckpt: int | None
     sequences: frozenset[tuple[str, ...]] = frozenset()
+
+    def below(self, name: str) -> "StoredTree":
+        """Returns the tree as the value called `name` in a dict.
+
+        Args:
+          name: the key. The names by which arrays are found stay as they are.
+        """
+        leaves = tuple(leaf._replace(path=((name, False), *leaf.path)) for leaf in self.leaves)
+        return replace(self, leaves=leaves, sequences=frozenset((name, *path) for path in self.sequences))
 
 
 @quiet_gc()
