@@ -16,10 +16,12 @@ from jaxckpt.directory import latest, paths
 from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.registry import stored_kind
 from jaxckpt.storage.arrays.stored import ArrayInfo
-from jaxckpt.storage.item import tree_metadata
+from jaxckpt.storage.item import notes, tree_metadata
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree import state_objects
 from jaxckpt.tree.containers import Container
+from jaxckpt.tree.names import PROCESS
 
 # TensorFlow appends this to the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -145,6 +147,31 @@ class Reader:
             name, _kind(leaf), info.shape, info.dtype, nbytes, self._shardings.get(leaf.param_name), leaf.key_impl
         )
 
+    def restore_state(self, name: str, target: Any, *, process: int = 0) -> None:
+        """Gives an object, such as a data iterator, the state that it had on one of the processes of the job that saved it.
+
+        A `Checkpoint` restores the states of all processes of such a job by itself, as long as there are as many processes as then.
+
+        Args:
+          name: name of the object's leaf.
+          target: the object. It has ``set_state(state)`` or ``deserialize(value)``.
+          process: index of the process whose state is wanted. It does not matter if all had the same state.
+
+        Raises:
+          KeyError: the checkpoint does not have that state.
+          TypeError: `target` cannot be given a state, or the leaf is not a state.
+          ValueError: the stored state is not one of such an object.
+          BaseException: as `get_tensor`, and the error of the object.
+        """
+        others = [each for each in self._leaves if each.startswith(PROCESS) and each.partition("/")[2] == name]
+        leaf = self._readable(f"{PROCESS}{process}/{name}" if others and process else name)
+        if leaf.is_string:
+            state_objects.restore(target, self._stored.string(leaf), leaf.name)
+            return
+        if leaf.kind != notes.BYTES.word:
+            raise TypeError(f"{leaf.name} is not the state of an object.")
+        state_objects.restore(target, self.get_tensor(leaf.name).tobytes(), leaf.name)
+
     def tree(self) -> Any:
         """Returns the whole tree: nested dicts and lists of numpy arrays, Python and numpy scalars, str and bytes.
 
@@ -174,6 +201,9 @@ class Reader:
                 strict=True,
             )
         )
+        if len(arrays) == 1 and not arrays[0].path:
+            # One array is the whole tree.
+            return _value(arrays[0], values[arrays[0].param_name])
         root = Container(self._stored.tree.sequences)
         with damage(os.path.join(self._stored.directory, tree_metadata.FILE)):
             for leaf in stored:

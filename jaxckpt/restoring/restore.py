@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from jaxckpt import restoring
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
@@ -124,7 +126,7 @@ class Restore:
 def _read(
     stored: restoring.Source, targets: list[flatten.Leaf], skip: set[str], with_counter: bool, cast: bool
 ) -> Loaded:
-    found = restoring.match(targets, stored, skip, COUNTER)
+    found = restoring.match(targets, stored, skip, COUNTER, (jax.process_index(), jax.process_count()))
     pairs = found.pairs
     counter = stored.record.get(COUNTER)
     # jaxckpt 0.1 stored the counter as a leaf.

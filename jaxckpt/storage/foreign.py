@@ -103,7 +103,9 @@ def _format(name: str, start: bytes) -> str | None:
     if _is_msgpack_mapping(start):
         if _FLAX_NAME.fullmatch(name):
             return f"it is a checkpoint of flax.training.checkpoints (msgpack). {_convert_flax('its path')}"
-        return f"it is a msgpack file, such as Flax writes. Read it with flax.serialization.msgpack_restore. {_SAVE_AGAIN}"
+        return (
+            f"it is a msgpack file, such as Flax writes. Read it with flax.serialization.msgpack_restore. {_SAVE_AGAIN}"
+        )
     if re.match(rb"\s*(#[^\n]*\n\s*)*model_checkpoint_path\s*:", start):
         return "it is a state file, which names the checkpoints of its directory. Give the directory, or one of them."
     return "it is an empty file." if not start else "it is a file; a checkpoint is a directory."

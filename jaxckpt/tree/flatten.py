@@ -20,11 +20,13 @@ class Leaf(NamedTuple):
       path: where the leaf lies.
       value: its value.
       variable_depth: the length of the Variable's path if the leaf lies in an NNX Variable; else 0.
+      is_state: whether it is the state of an object such as a data iterator, which belongs to its process.
     """
 
     path: Path
     value: Any
     variable_depth: int = 0
+    is_state: bool = False
 
     @property
     def name(self) -> str:
@@ -128,8 +130,8 @@ class _Walk:
         self._walk(value, path, references)
         return _PytreeBuilder(value, references)
 
-    def leaf(self, value: Any, path: KnownPath) -> Builder:
-        self.flat.leaves.append(_leaf(Leaf, (path.path, value, self.variable_depth)))
+    def leaf(self, value: Any, path: KnownPath, *, is_state: bool = False) -> Builder:
+        self.flat.leaves.append(_leaf(Leaf, (path.path, value, self.variable_depth, is_state)))
         return LEAF_BUILDER
 
     def empty(self, value: Any, path: KnownPath) -> Builder:
@@ -165,7 +167,7 @@ class _Walk:
             for key, below in path.items(node):
                 child = node[key]
                 if ROLES.get(type(child)) is LEAF:
-                    leaves.append(_leaf(Leaf, (below.path, child, depth)))
+                    leaves.append(_leaf(Leaf, (below.path, child, depth, False)))
                 else:
                     self._walk(child, below, references)
         elif role is SEQUENCE:

@@ -140,6 +140,8 @@ def test_names_types_and_metadata_are_those_of_orbax(tmp_path: Path, tree: Calla
         assert_same(checkpointer.restore(ours), expected)
         assert_same(checkpointer.restore(theirs), expected)
     assert described(ours) == described(theirs)
+    if isinstance(expected, (np.ndarray, jax.Array, int)):
+        np.testing.assert_array_equal(jaxckpt.load_checkpoint(ours).tree(), expected)
     assert jaxckpt.verify(ours).ok
     assert jaxckpt.verify(ours).checksummed
 

@@ -213,7 +213,8 @@ def test_flax_and_old_orbax_are_recognised(tmp_path: Path, cli: Callable[..., Co
         tmp_path
         / "flax"
         / "checkpoint_3": "a checkpoint of flax.training.checkpoints (msgpack). To convert it, load it with",
-        old: f"of Orbax before 0.5 (one msgpack file called checkpoint). To convert it, load it with orbax.checkpoint.PyTreeCheckpointer().restore('{old}')",
+        old: f"of Orbax before 0.5 (one msgpack file called checkpoint). To convert it, load it with "
+        f"orbax.checkpoint.PyTreeCheckpointer().restore({str(old)!r})",
         tmp_path / "old": "of Orbax before 0.5 (one msgpack file called checkpoint). To convert it, load it",
     }
     for path, said in found.items():

@@ -10,7 +10,7 @@ import jax
 from jaxckpt import storage
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
-from jaxckpt.job.modes import gather
+from jaxckpt.job.modes import gather, states
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
 from jaxckpt.job.modes.provider import Provider
 from jaxckpt.job.modes.remote import RemoteCheckpoint
@@ -96,7 +96,7 @@ class IoProcess:
 
 def _fill(session: Center, arrange: Arrange, new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     """Writes the center's part of a snapshot, and the parts of the others, which are fetched while they are written."""
-    writer.write(new, arrange(gather.complete(snapshot, session)), settings)
+    writer.write(new, arrange(states.complete(gather.complete(snapshot, session), session)), settings)
 
 
 def _finish(

@@ -21,9 +21,10 @@ from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
+from jaxckpt.job.modes import states
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
 from jaxckpt.job.plan import Plan
-from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
+from jaxckpt.job.protocol.messages import AskState, Done, Look, Seen, WritePart
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handlers, Session
 from jaxckpt.storage import owner, stores
@@ -113,7 +114,7 @@ class Writer:
 
     def handlers(self) -> Handlers:
         """Returns the functions that answer the requests of process 0."""
-        return {Look: self._look, WritePart: self._write}
+        return {Look: self._look, WritePart: self._write, AskState: states.States(self._snapshot).answer}
 
     def _look(self, request: Look) -> Answer:
         """Answers whether this process sees the mark of process 0."""
@@ -207,7 +208,8 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
             raise errors[0]
 
     try:
-        storage.write_jointly(new, snapshot, settings, session.process, others, finish)
+        whole = states.complete(snapshot, session)
+        storage.write_jointly(new, whole, settings, session.process, others, finish)
     except BaseException as error:
         # The caller removes the directory now. First wait until no peer writes there any more. (Not with join(): an interrupt may have
         # come while the thread was being started.)

@@ -6,12 +6,14 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.peer_memory import Loans
+from jaxckpt.job.modes.states import States
 from jaxckpt.job.protocol.messages import (
     AskConsent,
     AskHostValues,
     AskLent,
     AskMemory,
     AskPieces,
+    AskState,
     Borrow,
     Done,
     Hosts,
@@ -44,6 +46,7 @@ class Supplier:
         self._pieces = {position: tuple(snapshot.entries[position].content.pieces) for position in self._left}  # type: ignore[union-attr]
         self._entries = tuple(_without_data(entry) for entry in snapshot.entries)
         self._loans = Loans()
+        self._states = States(snapshot)
 
     def close(self) -> None:
         """Frees the arrays that are lent. Idempotent."""
@@ -58,6 +61,7 @@ class Supplier:
             AskLent: self._lent,
             AskPieces: self._get,
             AskHostValues: self._hosts,
+            AskState: self._states.answer,
         }
 
     def _offer(self, request: AskMemory) -> Answer:

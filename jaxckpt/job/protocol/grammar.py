@@ -53,7 +53,7 @@ SAYS: _Table = {
         Side.HUB: (
             *(say.Confirm, say.Decided, say.Failed),
             *(say.AskMemory, say.AskConsent, say.Borrow, say.AskLent, say.AskPieces, say.AskHostValues),
-            *(say.Look, say.WritePart),
+            *(say.AskState, say.Look, say.WritePart),
         ),
         Side.SPOKE: (),
     },
@@ -76,6 +76,7 @@ ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskLent: say.Pieces,
     say.AskPieces: say.Pieces,
     say.AskHostValues: say.Hosts,
+    say.AskState: say.State,
     say.Look: say.Seen,
     say.WritePart: say.Done,
     say.AskStored: say.Leaves,

@@ -169,6 +169,7 @@ class Snapshot:
         of the checkpoint (see `jaxckpt.storage.item.description`), so the program's targets need not have them.
       groups: the array entries again, in groups with the pieces that belong to them. No two groups share a data file. None if the
         engine may share files as it likes.
+      states: in a job of several processes, the states of this process's objects, such as data iterators, each with its path.
       custom_metadata: what the program stores beside the tree, as JSON values; None for nothing.
     """
 
@@ -176,6 +177,7 @@ class Snapshot:
     record: Mapping[str, Any] = field(default_factory=dict)
     groups: tuple[tuple[Entry, ...], ...] | None = None
     custom_metadata: Mapping[str, Any] | None = None
+    states: tuple[tuple[Path, str | bytes], ...] = ()
 
     @property
     def nbytes(self) -> int:
