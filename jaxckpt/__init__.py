@@ -24,6 +24,7 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.errors import ConfigError as ConfigError
     from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
     from jaxckpt.errors import ProcessError as ProcessError
+    from jaxckpt.leaf_kinds.described import LeafMetadata as LeafMetadata
     from jaxckpt.manager import CheckpointManager as CheckpointManager
     from jaxckpt.options import CheckpointOptions as CheckpointOptions
     from jaxckpt.options import MaxShardSizePolicy as MaxShardSizePolicy
@@ -31,7 +32,6 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.options import ShardByTaskPolicy as ShardByTaskPolicy
     from jaxckpt.options.sharding import ShardableTensor as ShardableTensor
     from jaxckpt.options.sharding import ShardingCallback as ShardingCallback
-    from jaxckpt.reader import LeafMetadata as LeafMetadata
     from jaxckpt.reader import Reader as Reader
     from jaxckpt.reader import list_variables as list_variables
     from jaxckpt.reader import load_checkpoint as load_checkpoint
@@ -56,11 +56,12 @@ _HOME_OF = {
         "directory.following": ("checkpoints_iterator",),
         "directory.latest": ("CheckpointState", "get_checkpoint_state", "latest_checkpoint"),
         "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
+        "leaf_kinds.described": ("LeafMetadata",),
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "options.sharding": ("ShardableTensor", "ShardingCallback"),
         "orbax": ("orbax",),
-        "reader": ("LeafMetadata", "Reader", "list_variables", "load_checkpoint", "load_variable"),
+        "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("Problem", "VerifyReport", "verify"),
         "storage.settings": ("WriteSettings",),

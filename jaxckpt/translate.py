@@ -10,7 +10,6 @@ import jax
 from jaxckpt.job import devices
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.modes.mode import patient
-from jaxckpt.job.plan import Plan
 from jaxckpt.options import (
     CheckpointOptions,
     MaxShardSizePolicy,
@@ -21,15 +20,13 @@ from jaxckpt.options import (
     sharding,
     sharding_callback_of,
 )
-from jaxckpt.saving import items, orbax_saves
+from jaxckpt.saving import orbax_saves
 from jaxckpt.storage import orbax as orbax_api
 from jaxckpt.storage.handlers import v0 as handlers
 from jaxckpt.storage.handlers import v1 as handlers_v1
-from jaxckpt.storage.handlers.arguments import SaveArguments
 from jaxckpt.storage.handlers.engine import Engine
 from jaxckpt.storage.handlers.v0 import Write
 from jaxckpt.storage.item import layout
-from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
 _NOTHING = "no setting of Orbax"
@@ -129,22 +126,11 @@ class OrbaxTranslation:
         Raises:
           ValueError: an option is not possible with a handler; see `handler`.
         """
-        _refuse_for_handler(self.options)
+        orbax_saves.refuse(self.options)
         return handlers_v1.handler_class(self._engine)
 
     def _engine(self) -> Engine:
-        _refuse_for_handler(self.options)
-        is_alone = jax.process_count() == 1 or self.io_process is not None
-        process = jax.process_index()
-
-        def take(arguments: SaveArguments, *, copy: bool) -> Snapshot:
-            plan = None if is_alone else Plan(process, None)
-            if plan is None and jax.process_count() > 1:
-                _refuse_divided(arguments.item)
-            taken = items.take(arguments.item, arguments.save_args, plan, copy=copy)
-            return sharding.arranged(taken, self.sharding_callback, process, jax.process_count() > 1)
-
-        return Engine(self.array_settings, take, process, 1 if is_alone else jax.process_count())
+        return orbax_saves.engine_for(self.options, self.array_settings)
 
     def _watch(self, write: Write, directory: str) -> None:
         orbax_saves.watch(write, directory, self.exit_timeout_secs)
@@ -185,30 +171,6 @@ def to_orbax(options: CheckpointOptions) -> OrbaxTranslation:
         timeout_secs=orbax.timeout_secs,
     )
     return OrbaxTranslation(copy.copy(options), settings, orbax.exit_timeout_secs)
-
-
-def _refuse_for_handler(options: CheckpointOptions) -> None:
-    """Refuses the options of which a handler of Orbax cannot do what they say."""
-    if options.experimental_write_callbacks:
-        raise ValueError(
-            "experimental_write_callbacks: Orbax calls a handler before the commit, so a handler cannot run what must come after it. Use "
-            "jaxckpt.Checkpoint, or call them after wait_until_finished()."
-        )
-    if options.experimental_skip_slot_variables:
-        raise ValueError(
-            "experimental_skip_slot_variables: Orbax restores what the program asks for, so a handler cannot leave slot variables as they "
-            "are. Use jaxckpt.Checkpoint, or ocp.args.PyTreeRestore(..., partial_restore=True)."
-        )
-
-
-def _refuse_divided(item: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(item):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
-                f"{name}: experimental_io_device: parts of this array are on other processes, and this checkpointer would not save them. "
-                "Save the array with jaxckpt.Checkpoint, or leave experimental_io_device out."
-            )
 
 
 def _smallest(*sizes: int | None) -> int:

@@ -1,14 +1,73 @@
-"""Lets the end of the program wait for asynchronous saves that Orbax drives with our handlers. Orbax itself loses them there."""
+"""Saves that Orbax drives with our handlers: what they need from the rooms above storage, and the end of the program waits for them."""
 
 import threading
 import time
+from typing import Any
 
+import jax
+
+from jaxckpt.job.plan import Plan
+from jaxckpt.options import CheckpointOptions, sharding, sharding_callback_of
+from jaxckpt.saving import items
 from jaxckpt.saving.program_end import PROGRAM_END, say
+from jaxckpt.storage.handlers.arguments import SaveArguments
+from jaxckpt.storage.handlers.engine import Engine
 from jaxckpt.storage.handlers.v0 import Write
+from jaxckpt.storage.item.content import Snapshot
+from jaxckpt.storage.settings import WriteSettings
 
 # Orbax starts its thread right after the handler has returned, unless the save has failed elsewhere.
 _START_SECS = 2.0
 _POLL_SECS = 0.01
+
+
+def engine_for(options: CheckpointOptions, settings: WriteSettings) -> Engine:
+    """Returns the engine of a handler.
+
+    Args:
+      options: the options of the handler.
+      settings: the settings that they were translated into.
+
+    Raises:
+      ValueError: an option is not possible with a handler; see `refuse`.
+    """
+    refuse(options)
+    processes = jax.process_count()
+    process = jax.process_index()
+    is_alone = processes == 1 or settings.io_process is not None
+
+    def take(arguments: SaveArguments, *, copy: bool) -> Snapshot:
+        plan = None if is_alone else Plan(process, None)
+        if plan is None and processes > 1:
+            _refuse_divided(arguments.item)
+        taken = items.take(arguments.item, arguments.save_args, plan, copy=copy)
+        return sharding.arranged(taken, sharding_callback_of(options), process, processes > 1)
+
+    return Engine(settings, take, process, 1 if is_alone else processes)
+
+
+def refuse(options: CheckpointOptions) -> None:
+    """Raises ValueError for an option of which a handler of Orbax cannot do what it says; the message names the option."""
+    if options.experimental_write_callbacks:
+        raise ValueError(
+            "experimental_write_callbacks: Orbax calls a handler before the commit, so a handler cannot run what must come after it. Use "
+            "jaxckpt.Checkpoint, or call them after wait_until_finished()."
+        )
+    if options.experimental_skip_slot_variables:
+        raise ValueError(
+            "experimental_skip_slot_variables: Orbax restores what the program asks for, so a handler cannot leave slot variables as they "
+            "are. Use jaxckpt.Checkpoint, or ocp.args.PyTreeRestore(..., partial_restore=True)."
+        )
+
+
+def _refuse_divided(item: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(item):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"{name}: experimental_io_device: parts of this array are on other processes, and this checkpointer would not save them. "
+                "Save the array with jaxckpt.Checkpoint, or leave experimental_io_device out."
+            )
 
 
 class _OrbaxSave:

@@ -54,6 +54,21 @@ def broken_link(path: str) -> str | None:
     return os.readlink(path)
 
 
+def nothing_at(path: str) -> str:
+    """Returns the error message for a path at which there is nothing. It suggests the path that the caller may have meant."""
+    directory, name = os.path.split(path)
+    if not stores.is_directory(directory):
+        return "No checkpoint at this path: its directory does not exist"
+    prefix = numbering.prefix_of(name)
+    numbers = committed.list_numbered(os.path.join(directory, prefix or name))
+    shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
+    held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
+    if prefix is not None and numbers:
+        return f"No checkpoint at this path. {held}"
+    advice = "save() appends a number ('ckpt-1') and returns the full path; pass that one"
+    return f"No checkpoint at this path. {advice}{f'. {held}' if numbers else ''}"
+
+
 def is_tensorflow_prefix(path: str) -> bool:
     """Whether `path` is that of a TensorFlow checkpoint, such as ``ckpt-3``: then there is a file ``ckpt-3.index``."""
     return stores.is_local(path) and os.path.isfile(f"{path}.index")

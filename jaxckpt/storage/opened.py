@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxckpt._lib import bounds, numbering
+from jaxckpt._lib import bounds
 from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
@@ -25,9 +25,6 @@ from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, strings, tree_metadata
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
-
-# An error names at most this many checkpoints.
-_SHOWN = 5
 
 
 class StoredCheckpoint:
@@ -126,7 +123,7 @@ class StoredCheckpoint:
                 )
             if foreign.is_tensorflow_prefix(path):
                 raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
-            raise FileNotFoundError(errno.ENOENT, _nothing_there(path), path)
+            raise FileNotFoundError(errno.ENOENT, foreign.nothing_at(path), path)
         if (target := foreign.broken_link(path)) is not None:
             what = f"This link leads to {target}, which does not exist: the checkpoint was deleted or moved. Pass one that exists"
             raise FileNotFoundError(errno.ENOENT, what, path)
@@ -292,18 +289,3 @@ class WatchedStream:
         """Does the same as `ArrayStream.fill`. Raises FileNotFoundError if the checkpoint was deleted."""
         with self._presence:
             self._stream.fill(target)
-
-
-def _nothing_there(path: str) -> str:
-    """Returns the error message for a path at which there is nothing. It suggests the path that the caller may have meant."""
-    directory, name = os.path.split(path)
-    if not stores.is_directory(directory):
-        return "No checkpoint at this path: its directory does not exist"
-    prefix = numbering.prefix_of(name)
-    numbers = committed.list_numbered(os.path.join(directory, prefix or name))
-    shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
-    held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
-    if prefix is not None and numbers:
-        return f"No checkpoint at this path. {held}"
-    advice = "save() appends a number ('ckpt-1') and returns the full path; pass that one"
-    return f"No checkpoint at this path. {advice}{f'. {held}' if numbers else ''}"
