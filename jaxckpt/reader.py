@@ -143,7 +143,7 @@ class Reader:
         if leaf.is_string:
             state_objects.restore(target, self._stored.string(leaf), leaf.name)
             return
-        if leaf.kind != notes.BYTES.word:
+        if leaf.note != notes.BYTES.word:
             raise TypeError(f"{leaf.name} is not the state of an object.")
         state_objects.restore(target, self.get_tensor(leaf.name).tobytes(), leaf.name)
 

@@ -30,7 +30,7 @@ class _ByteStrings(LeafKind):
         return contents.checksum(np.frombuffer(value, np.uint8))
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
-        if info is None or leaf.kind != notes.BYTES.word:
+        if info is None or leaf.note != notes.BYTES.word:
             raise OtherKindError
         return None
 

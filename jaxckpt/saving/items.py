@@ -43,9 +43,9 @@ def _as_wanted(entry: Entry, wanted: LeafArguments) -> Entry:
     if not isinstance(content, ArrayContent):
         # A str has neither a dtype nor chunks.
         return entry
-    if content.kind == notes.JAX_ARRAY.word:
+    if content.note == notes.JAX_ARRAY.word:
         # Unlike a Checkpoint, a program that uses Orbax gets the type that Orbax would write.
-        content = content._replace(value_type="jax.Array", kind=None)
+        content = content._replace(value_type="jax.Array", note=None)
     if wanted.dtype is not None and wanted.dtype != content.dtype:
         content = _converted(entry, content, wanted.dtype)
     return Entry(entry.path, content._replace(chunk_byte_size=wanted.chunk_byte_size))
@@ -55,8 +55,8 @@ def _converted(entry: Entry, content: ArrayContent, dtype: np.dtype[Any]) -> Arr
     """Returns the content with another dtype. As in Orbax, numpy's rules hold: a float becomes an int without its fraction."""
     if content.key_impl is not None:
         raise ValueError(f"{entry.name}: SaveArgs.dtype is {dtype}, but PRNG keys cannot have another dtype.")
-    if content.kind is not None and content.kind != notes.NUMPY_SCALAR.word:
-        raise ValueError(f"{entry.name}: SaveArgs.dtype is {dtype}, but this leaf ({content.kind}) has no dtype.")
+    if content.note is not None and content.note != notes.NUMPY_SCALAR.word:
+        raise ValueError(f"{entry.name}: SaveArgs.dtype is {dtype}, but this leaf ({content.note}) has no dtype.")
     if (reason := dtypes.refusal(dtype)) is not None:
         raise ValueError(f"{entry.name}: SaveArgs.dtype: {reason}")
     pieces = []

@@ -11,7 +11,7 @@ import stat
 from jaxckpt._lib import numbering
 from jaxckpt._lib.protobuf_text import TextFormatError, fields, unquoted
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import committed, marks
+from jaxckpt.storage.commit import checkpoints, recognition
 from jaxckpt.storage.item import description, digests, tree_metadata
 
 # Bounds: the number of names that are looked at in a directory, and the number of bytes that are read of a file.
@@ -60,7 +60,7 @@ def nothing_at(path: str) -> str:
     if not stores.is_directory(directory):
         return "No checkpoint at this path: its directory does not exist"
     prefix = numbering.prefix_of(name)
-    numbers = committed.list_numbered(os.path.join(directory, prefix or name))
+    numbers = checkpoints.list_numbered(os.path.join(directory, prefix or name))
     shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
     held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
     if prefix is not None and numbers:
@@ -146,7 +146,7 @@ def _is_msgpack_mapping(start: bytes) -> bool:
 def _directory(path: str) -> str | None:
     names = _names(path)
     present = set(names)
-    if marks.is_temporary(path):
+    if recognition.is_temporary(path):
         return (
             "it is the temporary directory of a save that was not finished, or still runs. Take a committed checkpoint."
         )
@@ -157,8 +157,8 @@ def _directory(path: str) -> str | None:
         return found
     if description.FILE in present:
         return None
-    if checkpoints := [each for each in names if committed.is_checkpoint(os.path.join(path, each))]:
-        return _of_checkpoints(path, checkpoints)
+    if found_here := [each for each in names if checkpoints.is_checkpoint(os.path.join(path, each))]:
+        return _of_checkpoints(path, found_here)
     if not present.isdisjoint({"saved_model.pb", "saved_model.pbtxt"}):
         return f"it is a SavedModel of TensorFlow. Read it with tf.saved_model.load({path!r})."
     if prefixes := [each.removesuffix(".index") for each in names if each.endswith(".index")]:
@@ -218,7 +218,7 @@ def _is_json_item(path: str) -> bool:
 
 def _of_checkpoints(path: str, names: list[str]) -> str:
     latest = _latest_name(path)
-    if latest is not None and committed.is_checkpoint(found := os.path.join(path, latest)):
+    if latest is not None and checkpoints.is_checkpoint(found := os.path.join(path, latest)):
         return (
             f"it is a directory of checkpoints ({_list(names)}). The latest is {found!r}, "
             f"which jaxckpt.latest_checkpoint({path!r}) returns; pass that."

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jaxckpt._lib import bounds
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import committed, marks
+from jaxckpt.storage.commit import checkpoints, recognition
 from jaxckpt.storage.item import description, digests, tree_metadata
 from jaxckpt.storage.stores.inside import Inside
 from jaxckpt.tree.names import VALUE, leaf_name
@@ -42,7 +42,7 @@ def latest_step(path: str) -> str | None:
       path: path of the directory.
     """
     try:
-        if not stores.is_directory(path) or marks.has_any(path) or marks.is_temporary(path):
+        if not stores.is_directory(path) or recognition.has_files(path) or recognition.is_temporary(path):
             return None
         groups = steps(stores.names(path))
     except OSError:
@@ -60,7 +60,7 @@ def _is_step(path: str) -> bool:
     """Whether a directory is a committed step. A checkpoint that jaxckpt saved under such a name is not a step of a manager."""
     if not stores.is_file(os.path.join(path, description.FILE)) or stores.is_file(os.path.join(path, digests.FILE)):
         return False
-    return committed.is_checkpoint(path)
+    return checkpoints.is_checkpoint(path)
 
 
 class Item(NamedTuple):

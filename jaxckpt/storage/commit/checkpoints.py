@@ -4,10 +4,10 @@ import os
 
 from jaxckpt._lib import numbering
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import marks
+from jaxckpt.storage.commit import recognition
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Leftover
-from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item import description, tree_metadata
 
 
@@ -31,7 +31,7 @@ def item_directories(path: str) -> list[str]:
     items = [
         os.path.join(home, name)
         for name in names
-        if stores.is_file(os.path.join(home, name, tree_metadata.FILE)) and not marks.is_temporary_name(name)
+        if stores.is_file(os.path.join(home, name, tree_metadata.FILE)) and not recognition.is_temporary_name(name)
     ]
     return items if _is_orbax(home) else []
 
@@ -49,7 +49,7 @@ def list_numbered(prefix: str) -> list[int]:
     """Returns the numbers N of the committed checkpoints ``<prefix>-N``, ascending."""
     directory, name = os.path.split(prefix)
     return numbering.numbers(
-        name, committer_of(prefix).committed(directory, lambda entry: numbering.prefix_of(entry) == name)
+        name, committer_of(prefix).names(directory, lambda entry: numbering.prefix_of(entry) == name)
     )
 
 
