@@ -14,7 +14,7 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROGRAM = Path(__file__).parent / "training_loops.py"
 
