@@ -48,6 +48,7 @@ PUBLIC = {
     "load_checkpoint",
     "load_config",
     "load_variable",
+    "orbax",
     "testing",
     "to_orbax",
     "verify",

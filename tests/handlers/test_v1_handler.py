@@ -104,7 +104,7 @@ def test_every_function_saves_with_the_handler(tmp_path: Path, way: Callable[[Pa
         assert_same(v1.load(theirs.parent, tree(), checkpointable_name=theirs.name), tree())
         assert_same(v1.load(item.parent, tree(), checkpointable_name=item.name), tree())
         assert v1.metadata(item.parent, checkpointable_name=item.name).metadata["w"].shape == (2, 3)
-    assert jaxckpt.verify(item.parent).ok
+    assert jaxckpt.verify(item).ok
 
 
 def test_a_handler_is_registered_for_a_name_or_for_all(tmp_path: Path) -> None:
