@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -124,6 +125,8 @@ def _restore(manager: Any, step: int, state: states.State) -> Any:
 
 def _detects_damage(manager: Any, state: states.State) -> bool:
     """Flips a bit in the middle of the largest data file, and tells whether the restore raises an error."""
+    # When a read of Orbax fails, its other reads find their event loop closed, and Python would print that of each.
+    sys.unraisablehook = lambda unraisable: None
     step = manager.latest_step()
     largest = max(Path(str(manager.directory), str(step)).rglob("d/*"), key=lambda each: each.stat().st_size)
     content = bytearray(largest.read_bytes())
