@@ -11,6 +11,7 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     # Type checkers cannot read `_HOME_OF`. A test compares the two.
+    from jaxckpt import orbax as orbax
     from jaxckpt import testing as testing
     from jaxckpt.checkpoint import Checkpoint as Checkpoint
     from jaxckpt.config import CheckpointConfig as CheckpointConfig
@@ -25,6 +26,7 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.errors import ConfigError as ConfigError
     from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
     from jaxckpt.errors import ProcessError as ProcessError
+    from jaxckpt.leaf_kinds.described import LeafMetadata as LeafMetadata
     from jaxckpt.manager import CheckpointManager as CheckpointManager
     from jaxckpt.options import CheckpointOptions as CheckpointOptions
     from jaxckpt.options import MaxShardSizePolicy as MaxShardSizePolicy
@@ -34,7 +36,6 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.options.sharding import ShardingCallback as ShardingCallback
     from jaxckpt.preemption import PreemptionCheckpointHandler as PreemptionCheckpointHandler
     from jaxckpt.preemption import TerminationConfig as TerminationConfig
-    from jaxckpt.reader import LeafMetadata as LeafMetadata
     from jaxckpt.reader import Reader as Reader
     from jaxckpt.reader import list_variables as list_variables
     from jaxckpt.reader import load_checkpoint as load_checkpoint
@@ -60,11 +61,13 @@ _HOME_OF = {
         "directory.latest": ("CheckpointState", "get_checkpoint_state", "latest_checkpoint"),
         "directory.policies": ("PreservationPolicy", "SaveDecisionPolicy"),
         "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
+        "leaf_kinds.described": ("LeafMetadata",),
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "options.sharding": ("ShardableTensor", "ShardingCallback"),
+        "orbax": ("orbax",),
         "preemption": ("PreemptionCheckpointHandler", "TerminationConfig"),
-        "reader": ("LeafMetadata", "Reader", "list_variables", "load_checkpoint", "load_variable"),
+        "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("Problem", "VerifyReport", "verify"),
         "storage.settings": ("WriteSettings",),

@@ -4,7 +4,6 @@ import difflib
 import math
 import os
 import warnings
-from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
@@ -14,41 +13,20 @@ from jaxckpt._lib.arguments import StrPath, also_named
 from jaxckpt._lib.documents import damage
 from jaxckpt.directory import latest, paths
 from jaxckpt.errors import CheckpointError
+from jaxckpt.leaf_kinds.described import LeafMetadata
 from jaxckpt.leaf_kinds.registry import stored_kind
 from jaxckpt.storage.arrays.stored import ArrayInfo
-from jaxckpt.storage.item import tree_metadata
+from jaxckpt.storage.item import notes, tree_metadata
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.tree import state_objects
 from jaxckpt.tree.containers import Container
+from jaxckpt.tree.names import PROCESS
 
 # TensorFlow appends this to the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # The save counter is stored beside the tree. The reader lists and reads it as a leaf.
 _COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
-
-
-@dataclass(frozen=True)
-class LeafMetadata:
-    """The description of one leaf in a checkpoint.
-
-    Attributes:
-      name: the keys of the path to the leaf, joined by ``/``.
-      kind: "jax.Array", "np.ndarray", "scalar" (Python), "numpy scalar", "str", "bytes" or "PRNG key". For a leaf that only a type
-        handler of the program that saved it can read (a *foreign* leaf), the word that Orbax uses for its type.
-      shape: shape of the stored array; () for a scalar, a str and a foreign leaf.
-      dtype: dtype of the stored array; None for a str and a foreign leaf.
-      nbytes: size of the value in bytes; 0 for a foreign leaf.
-      sharding: the sharding that the array was saved with, as Orbax stores it (JSON text), or None.
-      key_impl: implementation of a PRNG key, or None.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any] | None
-    nbytes: int
-    sharding: str | None
-    key_impl: str | None
 
 
 class Reader:
@@ -158,6 +136,30 @@ class Reader:
             name, _kind(leaf), info.shape, info.dtype, nbytes, self._shardings.get(leaf.param_name), leaf.key_impl
         )
 
+    def restore_state(self, name: str, target: Any, *, process: int = 0) -> None:
+        """Gives an object, such as a data iterator, the state that it had on one of the processes of the job that saved it.
+
+        A `Checkpoint` restores the states of a job by itself if there are as many processes as then.
+
+        Args:
+          name: name of the object's leaf.
+          target: the object. It has ``set_state(state)`` or ``deserialize(value)``.
+          process: index of the process whose state is wanted. It does not matter if all had the same state.
+
+        Raises:
+          KeyError: the checkpoint does not have that state.
+          TypeError: `target` cannot be given a state, or the leaf is not a state.
+          BaseException: as `get_tensor`, and the error of the object, which is a ValueError if the state does not fit it.
+        """
+        others = [each for each in self._leaves if each.startswith(PROCESS) and each.partition("/")[2] == name]
+        leaf = self._readable(f"{PROCESS}{process}/{name}" if others and process else name)
+        if leaf.is_string:
+            state_objects.restore(target, self._stored.string(leaf), leaf.name)
+            return
+        if leaf.note != notes.BYTES.word:
+            raise TypeError(f"{leaf.name} is not the state of an object.")
+        state_objects.restore(target, self.get_tensor(leaf.name).tobytes(), leaf.name)
+
     def tree(self) -> Any:
         """Returns the whole tree: nested dicts and lists of numpy arrays, Python and numpy scalars, str and bytes.
 
@@ -187,6 +189,9 @@ class Reader:
                 strict=True,
             )
         )
+        if len(arrays) == 1 and not arrays[0].path:
+            # One array is the whole tree.
+            return _value(arrays[0], values[arrays[0].param_name])
         root = Container(self._stored.tree.sequences)
         with damage(os.path.join(self._stored.directory, tree_metadata.FILE)):
             for leaf in stored:

@@ -20,12 +20,14 @@ from jaxckpt.options import (
     sharding,
     sharding_callback_of,
 )
-from jaxckpt.saving import snapshot
+from jaxckpt.saving import orbax_saves
 from jaxckpt.storage import orbax as orbax_api
+from jaxckpt.storage.handlers import v0 as handlers
+from jaxckpt.storage.handlers import v1 as handlers_v1
+from jaxckpt.storage.handlers.engine import Engine
+from jaxckpt.storage.handlers.v0 import Write
 from jaxckpt.storage.item import layout
-from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.tree import flatten
 
 _NOTHING = "no setting of Orbax"
 
@@ -79,29 +81,61 @@ class OrbaxTranslation:
     def checkpointer(self) -> Any:
         """Builds an Orbax checkpointer with these settings, for code that calls Orbax itself.
 
-        It saves and restores pytrees: ``checkpointer.save(path, args=ocp.args.PyTreeSave(tree))``. It does not run
-        write callbacks. In a job of several processes it works only on the process that commits (the IO process, or process 0), and
-        saves only arrays that lie completely on this process. `jaxckpt.Checkpoint` saves arrays that several processes share.
+        It saves and restores pytrees, with the handler that `handler` returns: ``checkpointer.save(path, args=ocp.args.PyTreeSave(tree))``.
+        In a job of several processes all of them call it, as Orbax wants. With ``experimental_io_device`` it works only on the IO
+        process, and saves only arrays that lie completely there; `jaxckpt.Checkpoint` saves arrays of the whole job from one process.
 
         Returns:
           An ocp.AsyncCheckpointer if `asynchronous`, otherwise an ocp.Checkpointer. The caller closes it.
 
         Raises:
-          ValueError: this is not the process that commits. (A synchronous checkpointer raises it when it saves.)
+          ValueError: an option is not possible here, see `handler`; or this is not the IO process. (A synchronous checkpointer raises
+            the latter when it saves.)
         """
+        is_shared = jax.process_count() > 1 and self.io_process is None
+        return orbax_api.checkpointer(self.array_settings, self.handler(), is_shared=is_shared)
 
-        def snapshot_of(item: Any) -> Snapshot:
-            flat = flatten.flatten_item(item)
-            for leaf in flat.leaves:
-                if isinstance(leaf.value, jax.Array) and not leaf.value.is_fully_addressable:
-                    raise ValueError(
-                        f"{leaf.name}: parts of this array are on other processes, and this checkpointer would not save them. Save the "
-                        "array with jaxckpt.Checkpoint."
-                    )
-            taken = snapshot.take([flat], copy=self.asynchronous)
-            return sharding.arranged(taken, self.sharding_callback, jax.process_index(), jax.process_count() > 1)
+    def handler(self) -> Any:
+        """Builds a handler that writes with jaxckpt's engine, for the checkpointers and checkpoint managers of Orbax.
 
-        return orbax_api.checkpointer(self.array_settings, snapshot_of)
+        Names and types on disk are Orbax's for the same tree, and plain Orbax restores it. See `jaxckpt.orbax.PyTreeHandler`.
+
+        Returns:
+          An ocp.PyTreeCheckpointHandler. It takes ocp.args.PyTreeSave and PyTreeRestore, StandardSave and StandardRestore.
+
+        Raises:
+          ValueError: an option is not possible with a handler: write callbacks, `experimental_skip_slot_variables`. The message names it.
+        """
+        return handlers.pytree_handler(self._engine(), self._watch)
+
+    def standard_handler(self) -> Any:
+        """Builds the same handler as `handler`, but for ``item_handlers=`` and ocp.args.StandardSave and StandardRestore.
+
+        Returns:
+          An ocp.StandardCheckpointHandler.
+
+        Raises:
+          ValueError: an option is not possible with a handler; see `handler`.
+        """
+        return handlers.standard_handler(self._engine(), self._watch)
+
+    def handler_class(self) -> type[Any]:
+        """Builds the class of the same handler for Orbax's new interface (``orbax.checkpoint.v1``), which takes classes.
+
+        Returns:
+          A subclass of ``v1.handlers.CheckpointableHandler``. See `jaxckpt.orbax.v1_handler`.
+
+        Raises:
+          ValueError: an option is not possible with a handler; see `handler`.
+        """
+        orbax_saves.refuse(self.options)
+        return handlers_v1.handler_class(self._engine)
+
+    def _engine(self) -> Engine:
+        return orbax_saves.engine_for(self.options, self.array_settings)
+
+    def _watch(self, write: Write, directory: str) -> None:
+        orbax_saves.watch(write, directory, self.exit_timeout_secs)
 
     def __str__(self) -> str:
         rows = {**_tensorflow_rows(self), **_orbax_rows(self)}

@@ -33,6 +33,13 @@ def run(module: str, *arguments: object) -> str:
     return done.stdout
 
 
+def test_orbax_loop(tmp_path: Path) -> None:
+    output = run("orbax_loop", "--rounds", 1, "--cases", "3x8,2x100000", "--dir", tmp_path)
+    lines = [line for line in output.splitlines() if "leaves of" in line]
+    assert [("jaxckpt" in line) for line in lines] == [False, True, False, True]
+    assert "yes" in lines[3]
+
+
 def test_overhead(tmp_path: Path) -> None:
     output = run("overhead", "--rounds", 1, "--cases", "3x8,2x1000", "--dir", tmp_path)
 

@@ -52,6 +52,7 @@ PUBLIC = {
     "load_checkpoint",
     "load_config",
     "load_variable",
+    "orbax",
     "testing",
     "to_orbax",
     "verify",

@@ -66,6 +66,16 @@ def test_the_page_for_users_of_tensorflow_runs(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "ckpt-1").is_dir()
 
 
+@pytest.mark.slow
+def test_the_page_for_programs_with_orbax_code_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "orbax_programs.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    # Orbax advises to give shardings.
+    run("import warnings\nwarnings.simplefilter('ignore')\n" + "\n".join(blocks), tmp_path)
+    assert (tmp_path / "new" / "state" / "_JAXCKPT").is_file()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 def test_the_wrapper_of_a_tensorflow_iterator_runs(tmp_path: Path) -> None:
     (block,) = [block for block in tensorflow_page() if "import tensorflow" in block]
@@ -97,6 +107,7 @@ LINKS = [
         "docs/from_tensorflow.md",
         "docs/managers.md",
         "docs/preemption.md",
+        "docs/orbax_programs.md",
     )
     for link in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)", (ROOT / page).read_text(encoding="utf-8"))
 ]

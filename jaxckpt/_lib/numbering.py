@@ -65,3 +65,14 @@ def after_the_highest(prefix: str, names: Iterable[str], *others: int) -> int:
       *others: further numbers in use, which do not appear in `names`; at least one.
     """
     return max([number for number in numbers(prefix, names) if number < _COUNTABLE] + list(others)) + 1
+
+
+def natural(name: str) -> list[tuple[str, int, str]]:
+    """Returns a key by which names are sorted as people do: ``step_5`` comes before ``step_10``.
+
+    Args:
+      name: the name, or a path.
+    """
+    parts = re.split(r"([0-9]{1,18})", name)
+    digits = [*parts[1::2], ""]
+    return [(text, int(number or -1), number) for text, number in zip(parts[::2], digits, strict=True)]

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
 from jaxckpt.cli.resolve import checkpoint_at
-from jaxckpt.reader import LeafMetadata, Reader
+from jaxckpt.leaf_kinds.described import LeafMetadata
+from jaxckpt.reader import Reader
 
 HELP = "compare two checkpoints: structure, shapes, values"
 DESCRIPTION = (

@@ -7,7 +7,8 @@ from typing import Any
 from jaxckpt._lib.documents import parse
 from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
 from jaxckpt.cli.resolve import checkpoint_at, size_of
-from jaxckpt.reader import LeafMetadata, Reader
+from jaxckpt.leaf_kinds.described import LeafMetadata
+from jaxckpt.reader import Reader
 
 HELP = "show the tree of leaves with shape, dtype, bytes and sharding"
 DESCRIPTION = (

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxckpt import storage
+from jaxckpt._lib import numbering
 from jaxckpt._lib.output import (
     Progress,
     count,
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     with Progress(f"looking through {directory}"):
         state = get_checkpoint_state(directory)
-        latest = None if state is None else latest_checkpoint(directory)
+        latest = storage.latest_step(directory) if state is None else latest_checkpoint(directory)
         checkpoints = _checkpoints(directory, state, latest)
         leftovers = storage.leftovers(directory)
     if arguments.json:
@@ -88,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
             }
         )
         return _exit_code(directory, checkpoints)
+    # The steps of one of Orbax's managers, which has no state file.
+    is_run = state is None and latest is not None
     total = sum_bytes(checkpoint.bytes for checkpoint in checkpoints)
     print_line(f"{directory}: {count(len(checkpoints), 'checkpoint')}, {human_bytes(total)}")
     rows = [
@@ -96,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             human_bytes(checkpoint.bytes),
             human_age(checkpoint.age_secs),
             _about(checkpoint),
-            "latest" if checkpoint.latest else "" if checkpoint.registered else "not in the state file",
+            "latest" if checkpoint.latest else "" if checkpoint.registered or is_run else "not in the state file",
         )
         for checkpoint in checkpoints
     ]
@@ -169,7 +172,10 @@ def _checkpoints(directory: str, state: CheckpointState | None, latest: str | No
                 None if facts.metrics is None else _finite(facts.metrics),
             )
         )
-    return sorted(found, key=lambda checkpoint: (checkpoint.saved, checkpoint.path))
+    if state is None and latest is not None:
+        # The steps of one of Orbax's managers.
+        return sorted(found, key=lambda checkpoint: numbering.natural(checkpoint.path))
+    return sorted(found, key=lambda checkpoint: (checkpoint.saved, numbering.natural(checkpoint.path)))
 
 
 def _facts(path: str) -> storage.SaveFacts:

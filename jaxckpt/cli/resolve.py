@@ -3,13 +3,14 @@
 import os
 
 from jaxckpt import storage
+from jaxckpt._lib import numbering
 from jaxckpt.directory.latest import latest_checkpoint
 from jaxckpt.directory.paths import checked_path
 from jaxckpt.storage import stores
 
 
 def checkpoint_at(path: str) -> str:
-    """Returns the path of a checkpoint: `path` itself, or the latest checkpoint of the directory `path`.
+    """Returns the path of a checkpoint: `path` itself, or the latest checkpoint of the directory `path`, or its latest step of Orbax.
 
     Any other path is returned unchanged, because opening it raises a good error.
 
@@ -24,7 +25,7 @@ def checkpoint_at(path: str) -> str:
     path = stores.spelled(path)
     if storage.is_checkpoint(path):
         return path
-    latest = latest_checkpoint(path)
+    latest = latest_checkpoint(path) or storage.latest_step(path)
     if latest is not None:
         return latest
     inside = [name for name in _names(path) if storage.is_checkpoint(os.path.join(path, name))]
@@ -38,7 +39,7 @@ def checkpoint_at(path: str) -> str:
 
 def _names(path: str) -> list[str]:
     try:
-        return sorted(stores.names(path))
+        return sorted(stores.names(path), key=numbering.natural)
     except OSError:
         return []
 

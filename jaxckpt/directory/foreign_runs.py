@@ -6,13 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import stores
+from jaxckpt.storage import orbax_runs, stores
 from jaxckpt.storage.item import digests, tree_metadata
 
 _INDEX = ".index"
 _TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}", re.DOTALL)
-# Orbax: "5", "00000005", "step_5"; Flax: "checkpoint_5".
-_STEP = re.compile(r"(?:(?P<prefix>.+)_)?(?P<step>\d+)", re.DOTALL | re.ASCII)
 _FLAX = "checkpoint"
 # How many of the newest steps are looked into before a directory counts as one without foreign checkpoints.
 _LOOKS = 3
@@ -106,20 +104,12 @@ def find(directory: str, names: Iterable[str]) -> ForeignRun | None:
     if prefixes := tensorflow_prefixes(names):
         advice = _tensorflow_advice(stores.join(directory, prefixes[-1]))
         return ForeignRun("TensorFlow", directory, prefixes, f"jaxckpt does not save there. {advice}")
-    for prefix, group in sorted(_steps(names).items(), key=lambda item: -len(item[1])):
+    for prefix, group in sorted(orbax_runs.steps(names).items(), key=lambda item: -len(item[1])):
         recognise = _flax if prefix == _FLAX else _orbax
         for name in reversed(group[-_LOOKS:]):
             if (found := recognise(directory, name, group)) is not None:
                 return found
     return None
-
-
-def _steps(names: Iterable[str]) -> dict[str | None, list[str]]:
-    groups: dict[str | None, list[str]] = {}
-    for name in sorted(names, key=_number):
-        if match := _STEP.fullmatch(name):
-            groups.setdefault(match["prefix"], []).append(name)
-    return groups
 
 
 def _flax(directory: str, name: str, group: Sequence[str]) -> ForeignRun | None:

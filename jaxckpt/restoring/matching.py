@@ -1,6 +1,6 @@
 """Matches targets with stored leaves by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxckpt.errors import CheckpointError
@@ -9,6 +9,7 @@ from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
+from jaxckpt.tree.names import PROCESS, VALUE, leaf_name
 
 Pair = tuple[Leaf, StoredLeaf]
 
@@ -30,18 +31,23 @@ class Matched:
     unexpected: list[str] = field(default_factory=list)
 
 
-def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) -> Matched:
+def match(
+    targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str, process: tuple[int, int] = (0, 1)
+) -> Matched:
     """Matches targets and stored leaves by name.
+
+    If the states of an object differed between processes, each process's was stored. Each process gets its own back.
 
     Args:
       targets: leaves of the current values.
       stored: the checkpoint.
       skip: names of targets that keep their values and count as matched.
       ignore: a stored name that is not unexpected, although it has no target (the save counter).
+      process: index of this process, and the number of processes.
 
     Raises:
       TypeError: a target is not of a kind that can be saved.
-      ValueError: Orbax cannot tell the names of two targets apart.
+      ValueError: Orbax cannot tell the names of two targets apart; or processes had different states, and now there are more or fewer.
       CheckpointError: only a type handler of the program that saved a target's leaf can read it.
     """
     by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
@@ -50,14 +56,18 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     # There may be thousands of names: build each of them once.
     target_names = [target.name for target in targets]
     names = set(target_names)
+    states = _states(by_name)
     for target, name in zip(targets, target_names, strict=True):
         if name in skip:
             found.skipped.append(name)
+        elif target.is_state and name in states:
+            found.pairs.append((target, by_name[_own_state(name, states[name], process, stored.path)]))
+            names.update(states[name])
         elif name in by_name:
             found.pairs.append((target, by_name[name]))
         elif (reason := refusal(target.value, "restore")) is not None:
             raise TypeError(f"{name}: {reason}")
-        elif (other := target.name_in_state) in by_name and other not in names:
+        elif (other := _other_name(target)) in by_name and other not in names:
             found.pairs.append((target, by_name[other]))
             names.add(other)
         else:
@@ -67,3 +77,43 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
             raise CheckpointError(f"{leaf.foreign(stored.path)} Leave it out of the Checkpoint to restore the others.")
     found.unexpected = [name for name in by_name if name not in names and name != ignore]
     return found
+
+
+def _states(by_name: Mapping[str, StoredLeaf]) -> dict[str, list[str]]:
+    """Returns the names of the states of each object that had another one on each process, by the name of the object."""
+    found: dict[str, list[str]] = {}
+    for name in by_name:
+        if name.startswith(PROCESS):
+            found.setdefault(name.partition("/")[2], []).append(name)
+    return found
+
+
+def _own_state(name: str, others: Sequence[str], process: tuple[int, int], path: str) -> str:
+    """Returns the name of the state of this process.
+
+    Args:
+      name: the name of the object, which is also that of the state of process 0.
+      others: the names of the states of the other processes.
+      process: index of this process, and the number of processes.
+      path: path of the checkpoint, for the error.
+    """
+    index, count = process
+    saved = len(others) + 1
+    if count != saved:
+        raise ValueError(
+            f"{name}: the {saved} processes that saved {path} had different states, and each restores its own; now the number of processes "
+            f"is {count}. To take one of the states on purpose, leave this object out of the Checkpoint and call "
+            f"jaxckpt.load_checkpoint({path!r}).restore_state({name!r}, the_object, process=0)."
+        )
+    return name if index == 0 else f"{PROCESS}{index}/{name}"
+
+
+def _other_name(target: Leaf) -> str:
+    """Returns the name that a target's leaf has if it was saved in the other of two ways; empty if there is only one.
+
+    Plain Orbax saves an `nnx.State`, in which the array of a Variable lies one level deeper, below `VALUE`; a Checkpoint leaves that out.
+    """
+    path = target.path
+    if len(path) > 1 and path[-1].text == VALUE:
+        return leaf_name(path[:-1])
+    return target.name_in_state or ""

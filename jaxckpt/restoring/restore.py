@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from jaxckpt import restoring
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
@@ -102,7 +104,8 @@ class Restore:
         error: BaseException | None = None
         finish: Callable[[BaseException | None], None] = session.vote
         try:
-            reading = self._mode.open(session, self._path, self._call.timeout)
+            names = {target.name for target in targets}
+            reading = self._mode.open(session, self._path, self._call.timeout, names)
             finish = reading.finish
             loaded = _read(reading.source, list(targets), skip, with_counter, cast, memory)
         except BaseException as raised:
@@ -136,7 +139,7 @@ def _reads_once(path: str, given: bool | None) -> bool:
 def _read(
     stored: restoring.Source, targets: list[flatten.Leaf], skip: set[str], with_counter: bool, cast: bool, memory: int
 ) -> Loaded:
-    found = restoring.match(targets, stored, skip, COUNTER)
+    found = restoring.match(targets, stored, skip, COUNTER, (jax.process_index(), jax.process_count()))
     pairs = found.pairs
     counter = stored.record.get(COUNTER)
     # jaxckpt 0.1 stored the counter as a leaf.

@@ -5,7 +5,7 @@ view exists. On other backends it is a copy in host memory. Mutable host memory 
 """
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jaxckpt.storage.item import layout, strings
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import EmptyNode, Flat, Leaf
-from jaxckpt.tree.names import Path
+from jaxckpt.tree.names import PROCESS, Path
 
 
 def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snapshot:
@@ -54,7 +54,14 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     _refuse_collisions(entries)
-    return Snapshot(tuple(entries))
+    if plan is None:
+        return Snapshot(tuple(entries))
+    states = [(leaf.path, leaf.value) for leaf in leaves if leaf.is_state]
+    if states and any(entry.path and entry.path[0].text.startswith(PROCESS) for entry in entries):
+        raise ValueError(
+            f"Names that begin with {PROCESS!r} are reserved for the states of other processes; choose another name."
+        )
+    return Snapshot(tuple(entries), states=tuple(states))
 
 
 def _part(leaf: Leaf, shared: GlobalArray | None, plan: Plan, copy: bool) -> Content:
@@ -90,7 +97,10 @@ def _empty_type(node: EmptyNode) -> EmptyType:
         return "None"
     if isinstance(value, list):
         return "List"
-    return "Tuple" if isinstance(value, tuple) else "Dict"
+    if isinstance(value, tuple):
+        return "Tuple"
+    # Orbax stores a custom node without children as "None", too.
+    return "Dict" if isinstance(value, Mapping) else "None"
 
 
 def _is_text(name: str) -> bool:

@@ -51,6 +51,11 @@ def base_handler() -> type[Any]:
     return found
 
 
+def active_context() -> Any:
+    """Returns the active Context of Orbax's v1, or one with the defaults. A handler is created, and called, while it is active."""
+    return _import("orbax.checkpoint.experimental.v1._src.context.context", "get_context")()
+
+
 @functools.cache
 def uncounted(checkpointer: type[Any]) -> type[Any]:
     """Returns a subclass of an Orbax checkpointer whose saves Orbax does not count. For saves that one process of a job makes alone.

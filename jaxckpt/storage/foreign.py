@@ -8,6 +8,7 @@ import os
 import re
 import stat
 
+from jaxckpt._lib import numbering
 from jaxckpt._lib.protobuf_text import TextFormatError, fields, unquoted
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import checkpoints, recognition
@@ -19,6 +20,7 @@ _FIRST_BYTES = 512
 _STATE_BYTES = 1 << 20
 
 _SHOWN = 5
+_SAVE_AGAIN = "Then put the values into a jaxckpt.Checkpoint, and save that."
 _TENSORFLOW_PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})", re.DOTALL)
 _FLAX_NAME = re.compile(r"checkpoint_(\d+)")
 
@@ -50,6 +52,21 @@ def broken_link(path: str) -> str | None:
     if not stores.is_local(path) or not os.path.islink(path) or os.path.exists(path):
         return None
     return os.readlink(path)
+
+
+def nothing_at(path: str) -> str:
+    """Returns the error message for a path at which there is nothing. It suggests the path that the caller may have meant."""
+    directory, name = os.path.split(path)
+    if not stores.is_directory(directory):
+        return "No checkpoint at this path: its directory does not exist"
+    prefix = numbering.prefix_of(name)
+    numbers = checkpoints.list_numbered(os.path.join(directory, prefix or name))
+    shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
+    held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
+    if prefix is not None and numbers:
+        return f"No checkpoint at this path. {held}"
+    advice = "save() appends a number ('ckpt-1') and returns the full path; pass that one"
+    return f"No checkpoint at this path. {advice}{f'. {held}' if numbers else ''}"
 
 
 def is_tensorflow_prefix(path: str) -> bool:
@@ -99,7 +116,11 @@ def _format(name: str, start: bytes) -> str | None:
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "it is a pickle, such as torch.save writes. Read it with torch.load or pickle.load, if you trust it as code."
     if _is_msgpack_mapping(start):
-        return "it is a msgpack file, such as Flax writes. Read it with flax.serialization.msgpack_restore."
+        if _FLAX_NAME.fullmatch(name):
+            return f"it is a checkpoint of flax.training.checkpoints (msgpack). {_convert_flax('its path')}"
+        return (
+            f"it is a msgpack file, such as Flax writes. Read it with flax.serialization.msgpack_restore. {_SAVE_AGAIN}"
+        )
     if re.match(rb"\s*(#[^\n]*\n\s*)*model_checkpoint_path\s*:", start):
         return "it is a state file, which names the checkpoints of its directory. Give the directory, or one of them."
     return "it is an empty file." if not start else "it is a file; a checkpoint is a directory."
@@ -144,12 +165,9 @@ def _directory(path: str) -> str | None:
         latest = os.path.join(path, _latest_name(path) or _highest(prefixes))
         return f"it is a directory of TensorFlow checkpoints ({_list(prefixes)}). Read one with tf.train.load_checkpoint({latest!r})."
     if flax := [each for each in names if _FLAX_NAME.fullmatch(each)]:
-        return f"it is a directory of Flax checkpoints ({_list(flax)}). Read one with flax.training.checkpoints.restore_checkpoint."
-    if "checkpoint" in present and _is_msgpack_mapping(_first_bytes(os.path.join(path, "checkpoint"))):
-        return (
-            "it is of Orbax before 0.5 (one msgpack file called checkpoint). Read it with "
-            "orbax.checkpoint.PyTreeCheckpointer().restore, and save it again."
-        )
+        return f"it is a directory of Flax checkpoints ({_list(flax)}). {_convert_flax(repr(path))}"
+    if found := _old_orbax(path, names):
+        return found
     if ".metadata" in present and any(each.endswith(".distcp") for each in names):
         return "it is a checkpoint of torch.distributed.checkpoint. Read it with PyTorch."
     if not present.isdisjoint({".zarray", "zarr.json"}):
@@ -159,6 +177,22 @@ def _directory(path: str) -> str | None:
             inside = _file(os.path.join(path, each))
             return f"it is a directory with the file {each}" + (f"; {inside}" if inside else ".")
     return None if names else "it is an empty directory."
+
+
+def _convert_flax(path: str) -> str:
+    return f"To convert it, load it with flax.training.checkpoints.restore_checkpoint({path}, target). {_SAVE_AGAIN}"
+
+
+def _old_orbax(path: str, names: list[str]) -> str | None:
+    """Describes a checkpoint of Orbax before 0.5, or an item of one."""
+    homes = [path, *(os.path.join(path, name) for name in names)]
+    found = [home for home in homes if _is_msgpack_mapping(_first_bytes(os.path.join(home, "checkpoint")))]
+    if not found:
+        return None
+    return (
+        "it is of Orbax before 0.5 (one msgpack file called checkpoint). To convert it, load it with "
+        f"orbax.checkpoint.PyTreeCheckpointer().restore({found[0]!r}). {_SAVE_AGAIN}"
+    )
 
 
 def _item_of_orbax(path: str, names: list[str]) -> str | None:
@@ -222,7 +256,7 @@ def _list(names: list[str]) -> str:
 
 def _names(directory: str) -> list[str]:
     with os.scandir(directory) as entries:
-        return sorted(entry.name for entry in itertools.islice(entries, _MAX_NAMES))
+        return sorted((entry.name for entry in itertools.islice(entries, _MAX_NAMES)), key=numbering.natural)
 
 
 def _first_bytes(path: str, size: int = _FIRST_BYTES) -> bytes:

@@ -7,16 +7,16 @@ chunk against its checksum, when they are read.
 import dataclasses
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxckpt._lib import bounds, numbering
+from jaxckpt._lib import bounds
 from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import faults, foreign, stores
+from jaxckpt.storage import faults, foreign, orbax_runs, stores
 from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.commit import checkpoints, in_flight, recognition
@@ -25,9 +25,6 @@ from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, strings, tree_metadata
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
-
-# An error names at most this many checkpoints.
-_SHOWN = 5
 
 
 class StoredCheckpoint:
@@ -44,9 +41,15 @@ class StoredCheckpoint:
     """
 
     def __init__(
-        self, path: str, timeout_secs: float = 1200.0, *, check_data: bool = True, has_targets: bool = False
+        self,
+        path: str,
+        timeout_secs: float = 1200.0,
+        *,
+        check_data: bool = True,
+        has_targets: bool = False,
+        names: Collection[str] | None = None,
     ) -> None:
-        """Opens the checkpoint at `path`.
+        """Opens the checkpoint at `path`. In a directory of one of Orbax's managers, this is the latest step.
 
         Args:
           path: path of the checkpoint.
@@ -55,14 +58,18 @@ class StoredCheckpoint:
             the end.
           has_targets: whether arrays are only read into existing arrays of their shapes. If not, an array with many absent chunks (they
             stand for the fill value) must be small: see `bounds.ABSENT_BYTES`.
+          names: names of the program's values, by which an item of the checkpoint is chosen; None if they are not known.
 
         Raises:
+          ValueError: the checkpoint has several items, and `names` do not say which one is meant.
           FileNotFoundError: nothing is at the path, or the checkpoint was deleted meanwhile.
           CheckpointError: something else than a checkpoint is at the path.
           CorruptCheckpointError: the metadata of the checkpoint is damaged.
           OSError: the checkpoint cannot be read.
         """
-        self.path = path = stores.spelled(path)
+        path = stores.spelled(path)
+        self.path = path = orbax_runs.latest_step(path) or path
+        self._names = names
         kvstore.check_path(stores.absolute(path))
         self._check_data = check_data
         self.digests: dict[str, digests.Noted] | None = None
@@ -75,7 +82,8 @@ class StoredCheckpoint:
 
     def _open(self, timeout_secs: float, has_targets: bool) -> None:
         # The working directory may change before the data is read.
-        self.directory = stores.absolute(self._item_directory())
+        item = self._item()
+        self.directory = stores.absolute(item.directory)
         self.inside = Inside(self.directory, stores.absolute(self.path))
         text = self.read_file(tree_metadata.FILE)
         self.tree = self._read_tree(text)
@@ -92,6 +100,8 @@ class StoredCheckpoint:
         if any(leaf.is_foreign for leaf in self.tree.leaves):
             leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
             self.tree = dataclasses.replace(self.tree, leaves=leaves)
+        if item.name is not None:
+            self.tree = self.tree.below(item.name)
 
     def _recognised(self, leaf: tree_metadata.StoredLeaf) -> tree_metadata.StoredLeaf:
         """Returns a leaf of a program's type handler as an array, if it was stored as one: handlers are often derived from Orbax's."""
@@ -113,20 +123,20 @@ class StoredCheckpoint:
                 )
             if foreign.is_tensorflow_prefix(path):
                 raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
-            raise FileNotFoundError(errno.ENOENT, _nothing_there(path), path)
+            raise FileNotFoundError(errno.ENOENT, foreign.nothing_at(path), path)
         if (target := foreign.broken_link(path)) is not None:
             what = f"This link leads to {target}, which does not exist: the checkpoint was deleted or moved. Pass one that exists"
             raise FileNotFoundError(errno.ENOENT, what, path)
 
-    def _item_directory(self) -> str:
+    def _item(self) -> orbax_runs.Item:
         path = self.path
         if stores.is_local(path) and stores.is_directory(path):
             # If the directory may not be read, this raises OSError. Otherwise it would look like a missing checkpoint.
             stores.names(path)
         if not recognition.is_temporary(path):
-            found = checkpoints.item_directory(path)
-            if found is not None:
-                return found
+            found = checkpoints.item_directories(path)
+            if found:
+                return orbax_runs.choose(path, found, self._names)
         recognised = foreign.describe(path)
         if recognised is None and stores.is_directory(path) and checkpoints.is_checkpoint(path):
             raise CorruptCheckpointError.at(
@@ -279,18 +289,3 @@ class WatchedStream:
         """Does the same as `ArrayStream.fill`. Raises FileNotFoundError if the checkpoint was deleted."""
         with self._presence:
             self._stream.fill(target)
-
-
-def _nothing_there(path: str) -> str:
-    """Returns the error message for a path at which there is nothing. It suggests the path that the caller may have meant."""
-    directory, name = os.path.split(path)
-    if not stores.is_directory(directory):
-        return "No checkpoint at this path: its directory does not exist"
-    prefix = numbering.prefix_of(name)
-    numbers = checkpoints.list_numbered(os.path.join(directory, prefix or name))
-    shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
-    held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
-    if prefix is not None and numbers:
-        return f"No checkpoint at this path. {held}"
-    advice = "save() appends a number ('ckpt-1') and returns the full path; pass that one"
-    return f"No checkpoint at this path. {advice}{f'. {held}' if numbers else ''}"

@@ -16,9 +16,8 @@ from typing import Any
 
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import stores
-from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.arrays.writer import Fill
-from jaxckpt.storage.item import description, digests
+from jaxckpt.storage.item import description
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -63,35 +62,28 @@ def multiprocessing_options(settings: WriteSettings) -> Any:
     )
 
 
-def checkpointer(settings: WriteSettings, snapshot_of: Callable[[Any], Snapshot]) -> Any:
+def checkpointer(settings: WriteSettings, handler: Any, *, is_shared: bool = False, **more: Any) -> Any:
     """Returns an Orbax checkpointer for trees: an ocp.AsyncCheckpointer exactly if `settings.asynchronous`.
-
-    Orbax itself commits its saves.
 
     Args:
       settings: how to write.
-      snapshot_of: takes the snapshot of a tree that the program passes to ``save``.
+      handler: the handler, which writes.
+      is_shared: whether all processes of a job save together; otherwise only the one that commits does.
+      more: more arguments of the checkpointer.
     """
-    return _checkpointer(settings, _handler_class()(settings, snapshot_of, writer.write, digests.write))
-
-
-def _checkpointer(settings: WriteSettings, implementation: Any, **more: Any) -> Any:
     import jax
     import orbax.checkpoint as ocp
 
     from jaxckpt.storage import compat
 
-    quieten()
-    multiprocessing = multiprocessing_options(settings)
-    handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=True, use_zarr3=True, multiprocessing_options=multiprocessing, handler_impl=implementation
-    )
     kind: Any = ocp.Checkpointer
     if settings.asynchronous:
         kind, more = ocp.AsyncCheckpointer, {**more, "async_options": async_options(settings)}
+    if is_shared:
+        return kind(handler, **more)
     if jax.process_count() > 1:
         kind = compat.uncounted(kind)
-    return kind(handler, multiprocessing_options=multiprocessing, **more)
+    return kind(handler, multiprocessing_options=multiprocessing_options(settings), **more)
 
 
 def write_item(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill) -> None:
@@ -121,8 +113,14 @@ def write_item(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill
         return
     import orbax.checkpoint as ocp
 
-    implementation = _handler_class()(settings, None, fill, None)
-    driver = _checkpointer(settings, implementation, temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath)
+    quieten()
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True,
+        use_zarr3=True,
+        multiprocessing_options=multiprocessing_options(settings),
+        handler_impl=_handler_class()(settings, fill),
+    )
+    driver = checkpointer(settings, handler, temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath)
     try:
         driver.save(new, args=ocp.args.PyTreeSave(snapshot), custom_metadata=description.custom(snapshot.record))
         if settings.asynchronous:
@@ -182,39 +180,23 @@ def _handler_class() -> type[Any]:
     from jaxckpt.storage import compat
 
     class Handler(compat.base_handler()):  # type: ignore[misc]
-        """Writes with our engine; restores and describes as Orbax does."""
+        """Writes a `Snapshot` with our engine. `jaxckpt.storage.handlers` has the handlers for the trees of programs."""
 
-        def __init__(
-            self,
-            settings: WriteSettings,
-            snapshot_of: Callable[[Any], Snapshot] | None,
-            fill: Fill,
-            finish: Callable[[str], None] | None,
-        ) -> None:
+        def __init__(self, settings: WriteSettings, fill: Fill) -> None:
             """Makes the handler of one checkpointer.
 
             Args:
               settings: how to write.
-              snapshot_of: takes the snapshot of a tree; None if every saved item is a `Snapshot` already.
               fill: writes a snapshot into the directory that Orbax has made.
-              finish: called with the directory before Orbax commits it; None if nothing remains to be done.
             """
             super().__init__(use_ocdbt=True, use_zarr3=True, multiprocessing_options=multiprocessing_options(settings))
             self._settings = settings
-            self._snapshot_of = snapshot_of
             self._fill = fill
-            self._finish = finish
 
         async def async_save(self, directory: Any, args: Any) -> list[Any]:
-            snapshot = args.item
-            if not isinstance(snapshot, Snapshot):
-                if self._snapshot_of is None:
-                    raise TypeError(f"Expected a Snapshot to save, got {type(snapshot).__name__}.")
-                snapshot = self._snapshot_of(snapshot)
-            return [_Write(functools.partial(self._fill, str(directory), snapshot, self._settings))]
+            return [_Write(functools.partial(self._fill, str(directory), args.item, self._settings))]
 
         def finalize(self, directory: Any) -> None:
-            if self._finish is not None:
-                self._finish(str(directory))
+            """Does nothing: the caller completes the directory after Orbax."""
 
     return Handler

@@ -189,8 +189,8 @@ class Walk(Protocol):
     def take(self, value: Any, path: KnownPath) -> Builder:
         """Takes apart `value`, which lies at `path`, and returns its builder."""
 
-    def leaf(self, value: Any, path: KnownPath) -> Builder:
-        """Adds `value` as a leaf, whatever its type, and returns its builder."""
+    def leaf(self, value: Any, path: KnownPath, *, is_state: bool = False) -> Builder:
+        """Adds `value` as a leaf, whatever its type, and returns its builder. See `Leaf` for `is_state`."""
 
     def empty(self, value: Any, path: KnownPath) -> Builder:
         """Adds an empty container, and returns its builder."""

@@ -9,7 +9,7 @@ import jax
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.tree import objects
 from jaxckpt.tree.builders import LEAF_BUILDER, Builder, Constant, Owned, RangeBuilder, Rebuild
-from jaxckpt.tree.names import Key, KnownPath, Path, as_key, known_paths, leaf_name
+from jaxckpt.tree.names import VALUE, Key, KnownPath, Path, as_key, known_paths, leaf_name
 from jaxckpt.tree.roles import DICT, LEAF, OTHER, REFERENCE, ROLES, SEQUENCE, role_of, stops
 
 
@@ -20,11 +20,13 @@ class Leaf(NamedTuple):
       path: where the leaf lies.
       value: its value.
       variable_depth: the length of the Variable's path if the leaf lies in an NNX Variable; else 0.
+      is_state: whether it is the state of an object such as a data iterator, which belongs to its process.
     """
 
     path: Path
     value: Any
     variable_depth: int = 0
+    is_state: bool = False
 
     @property
     def name(self) -> str:
@@ -35,7 +37,7 @@ class Leaf(NamedTuple):
     def name_in_state(self) -> str | None:
         """The name that plain Orbax gives this leaf when it saves the `nnx.State`; None if the leaf is not in an NNX Variable."""
         depth = self.variable_depth
-        return leaf_name((*self.path[:depth], Key("value"), *self.path[depth:])) if depth else None
+        return leaf_name((*self.path[:depth], Key(VALUE), *self.path[depth:])) if depth else None
 
 
 class EmptyNode(NamedTuple):
@@ -128,8 +130,8 @@ class _Walk:
         self._walk(value, path, references)
         return _PytreeBuilder(value, references)
 
-    def leaf(self, value: Any, path: KnownPath) -> Builder:
-        self.flat.leaves.append(_leaf(Leaf, (path.path, value, self.variable_depth)))
+    def leaf(self, value: Any, path: KnownPath, *, is_state: bool = False) -> Builder:
+        self.flat.leaves.append(_leaf(Leaf, (path.path, value, self.variable_depth, is_state)))
         return LEAF_BUILDER
 
     def empty(self, value: Any, path: KnownPath) -> Builder:
@@ -165,7 +167,7 @@ class _Walk:
             for key, below in path.items(node):
                 child = node[key]
                 if ROLES.get(type(child)) is LEAF:
-                    leaves.append(_leaf(Leaf, (below.path, child, depth)))
+                    leaves.append(_leaf(Leaf, (below.path, child, depth, False)))
                 else:
                     self._walk(child, below, references)
         elif role is SEQUENCE:

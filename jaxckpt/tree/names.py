@@ -14,6 +14,14 @@ import jax
 OBJECT_INDEX = 2
 
 
+VALUE = "value"
+"""The key that an `nnx.State` puts between a Variable and its array. Orbax stores it; a Checkpoint does not."""
+
+
+PROCESS = "@process_"
+"""With the index of a process, the first key of the states that objects of that process had, if processes had different ones."""
+
+
 class Key(NamedTuple):
     """One step of a path.
 

@@ -46,9 +46,33 @@ def _take(
     decode: Callable[[Any], Any],
 ) -> Builder:
     start = walk.position
-    walk.leaf(state, path)
+    walk.leaf(state, path, is_state=True)
     walk.own(node, start)
     return _StateBuilder(node, state, path, setter, decode)
+
+
+def restore(node: Any, state: str | bytes, where: str) -> None:
+    """Gives an object a stored state.
+
+    Args:
+      node: an object with ``set_state(state)`` or ``deserialize(value)``.
+      state: the state as it was stored.
+      where: name of the stored state, for errors.
+
+    Raises:
+      TypeError: the object has neither method.
+      ValueError: `state` is not a state of such an object.
+    """
+    if callable(setter := getattr(node, "deserialize", None)):
+        setter(state)
+        return
+    if not callable(setter := getattr(node, "set_state", None)):
+        raise TypeError(f"{where}: a {type(node).__name__} has neither set_state() nor deserialize().")
+    try:
+        decoded = object_state.decode(state)
+    except ValueError as error:
+        raise ValueError(f"{where}: the stored value is not a state of a {type(node).__name__}: {error}") from error
+    setter(decoded)
 
 
 class _StateBuilder:

@@ -63,9 +63,11 @@ def host_contents(leaves: Sequence[Leaf]) -> Lines:
     """Returns name and digest of the content of every host leaf, a leaf in the memory of one host.
 
     Args:
-      leaves: the leaves; the others are left out.
+      leaves: the leaves; the others are left out, and so are the states of objects, which may differ.
     """
     with jax.transfer_guard_device_to_host("allow"):
         return [
-            (leaf.name, digest) for leaf in leaves if (digest := kind_of(leaf.value).digest(leaf.value)) is not None
+            (leaf.name, digest)
+            for leaf in leaves
+            if not leaf.is_state and (digest := kind_of(leaf.value).digest(leaf.value)) is not None
         ]

@@ -1,7 +1,7 @@
 """The mode of a job of one process, which has all values and accesses all files."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jaxckpt import storage
@@ -46,9 +46,9 @@ class Alone:
         """Writes and commits; see `Mode`."""
         session.decide(functools.partial(commit, taken(), settings, writer.write))
 
-    def open(self, session: Session, path: str, seconds: float) -> Reading:
+    def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files; see `Mode`."""
-        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
+        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True, names=names), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Returns the error unchanged; see `Mode`."""

@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from jaxckpt import storage
-from jaxckpt.job.modes import center_reading, gather
+from jaxckpt.job.modes import center_reading, gather, states
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
 from jaxckpt.job.modes.peer_answers import PeerAnswers
 from jaxckpt.job.modes.remote import RemoteCheckpoint
@@ -49,7 +49,7 @@ class IoProcess(Several):
         with contextlib.closing(PeerAnswers(taken())) as answers:
             session.decide(no_file_access, answers.handlers())
 
-    def open(self, session: Session, path: str, seconds: float) -> Reading:
+    def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files on the center, for all processes; see `Mode`."""
         if isinstance(session, Peer):
             # If the center cannot open the checkpoint, this raises its error here too.
@@ -58,7 +58,9 @@ class IoProcess(Several):
         assert isinstance(session, Center)
         opened: list[storage.StoredCheckpoint] = []
         session.decide(
-            lambda: opened.append(storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True))
+            lambda: opened.append(
+                storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True, names=names)
+            )
         )
         return center_reading.serve(session, opened[0], seconds)
 
@@ -69,4 +71,4 @@ class IoProcess(Several):
 
 def _fill(session: Center, arrange: Arrange, new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     """Writes the center's part of a snapshot, and the parts of the others, which are fetched while they are written."""
-    writer.write(new, arrange(gather.complete(snapshot, session)), settings)
+    writer.write(new, arrange(states.complete(gather.complete(snapshot, session), session)), settings)

@@ -1,7 +1,7 @@
 """The interface `Mode`: which process takes which values, which process accesses files, and what the processes must agree about."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from jaxckpt.job.agree.call import Contribution
@@ -97,13 +97,14 @@ class Mode(Protocol):
           BaseException: the error of any process. Every process raises an error of the same kind.
         """
 
-    def open(self, session: Session, path: str, seconds: float) -> Reading:
+    def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens a checkpoint.
 
         Args:
           session: the session of the restore. If this method raises, the caller votes with the error.
           path: path of the checkpoint.
           seconds: most seconds of every wait of the reading.
+          names: names of the targets, by which an item of the checkpoint is chosen.
 
         Raises:
           OSError: the checkpoint cannot be opened.

@@ -8,11 +8,13 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots, share_slots
 from jaxckpt.job.modes.small import SMALL_BYTES, OwnSmallPieces
+from jaxckpt.job.modes.states import States
 from jaxckpt.job.protocol.messages import (
     AskHostValues,
     AskMemory,
     AskPieces,
     AskSmall,
+    AskState,
     Fill,
     Filled,
     Hosts,
@@ -49,6 +51,7 @@ class PeerAnswers:
         self._memory: SharedSlots | None = None
         # The bytes of the box that is being sent through a slot, by slot.
         self._sending: dict[int, np.ndarray] = {}
+        self._states = States(snapshot)
 
     def close(self) -> None:
         """Frees the shared memory. Idempotent."""
@@ -64,6 +67,7 @@ class PeerAnswers:
             AskPieces: self._get,
             AskSmall: self._get_small,
             AskHostValues: self._hosts,
+            AskState: self._states.answer,
         }
 
     def _share(self, request: AskMemory) -> Answer:

@@ -12,7 +12,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 
@@ -23,11 +23,11 @@ from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
-from jaxckpt.job.modes import center_reading, together
+from jaxckpt.job.modes import center_reading, states, together
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
 from jaxckpt.job.modes.remote import RemoteCheckpoint
 from jaxckpt.job.modes.several import Several
-from jaxckpt.job.protocol.messages import AskSmall, Done, Look, Pieces, Seen, WritePart
+from jaxckpt.job.protocol.messages import AskSmall, AskState, Done, Look, Pieces, Seen, WritePart
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.job.session.session import Answer, Handlers, Session
@@ -87,15 +87,15 @@ class SharedDirectory(Several):
             return
         session.decide(no_file_access, Writer(taken(), settings, session.process).handlers())
 
-    def open(self, session: Session, path: str, seconds: float) -> Reading:
+    def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files that this process sees; see `Mode`."""
         if not session.facts.get(_READS_ONCE):
-            return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
+            return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True, names=names), session.vote)
         if isinstance(session, Center):
-            stored = storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True)
+            stored = storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True, names=names)
             return center_reading.serve(session, stored, seconds)
         assert isinstance(session, Peer)
-        stored = storage.StoredCheckpoint(path, seconds, has_targets=True)
+        stored = storage.StoredCheckpoint(path, seconds, has_targets=True, names=names)
         return Reading(RemoteCheckpoint(path, session, stored), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
@@ -127,7 +127,12 @@ class Writer:
 
     def handlers(self) -> Handlers:
         """Returns the functions that answer the requests of process 0."""
-        return {Look: self._look, AskSmall: self._send, WritePart: self._write}
+        return {
+            Look: self._look,
+            AskSmall: self._send,
+            WritePart: self._write,
+            AskState: states.States(self._snapshot).answer,
+        }
 
     def _look(self, request: Look) -> Answer:
         """Answers whether this process sees the mark of process 0."""
@@ -226,7 +231,8 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
             raise errors[0]
 
     try:
-        storage.write_jointly(new, snapshot, settings, session.process, others, finish)
+        whole = states.complete(snapshot, session)
+        storage.write_jointly(new, whole, settings, session.process, others, finish)
     except BaseException as error:
         # The caller removes the directory now. First wait until no peer writes there any more. (Not with join(): an interrupt may have
         # come while the thread was being started.)

@@ -53,7 +53,7 @@ SAYS: _Table = {
         Side.LISTENER: (
             *(say.Confirm, say.Decided, say.Failed),
             *(say.AskMemory, say.Fill, say.AskPieces, say.AskSmall, say.AskHostValues),
-            *(say.Look, say.WritePart),
+            *(say.AskState, say.Look, say.WritePart),
         ),
         Side.DIALER: (),
     },
@@ -75,6 +75,7 @@ ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskPieces: say.Pieces,
     say.AskSmall: say.Pieces,
     say.AskHostValues: say.Hosts,
+    say.AskState: say.State,
     say.Look: say.Seen,
     say.WritePart: say.Done,
     say.AskStored: say.Leaves,

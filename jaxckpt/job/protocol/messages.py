@@ -155,6 +155,21 @@ class AskHostValues(Request[Hosts]):
 
 
 @dataclass(frozen=True)
+class State(Message):
+    """The state of an object as a text; bytes are in base64."""
+
+    text: str
+    is_bytes: bool
+
+
+@dataclass(frozen=True)
+class AskState(Request[State]):
+    """The center asks a peer for the state of one of its objects, such as a data iterator: that with this number in the tree."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Memory(Message):
     """The memory that a process shares with the one that asked, for the bytes that it has; None if it has no such memory."""
 

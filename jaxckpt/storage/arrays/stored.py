@@ -252,8 +252,9 @@ class StoredArrays:
         try:
             if name not in self._stored and places is not None:
                 stored = places.stored(layout.array_path(name))
-                # The files below its directory may belong to another array, with larger chunks.
-                self._stored[name] = stored._replace(largest=0) if name in self._parents else stored
+                # The files below its directory may belong to another array, with larger chunks, or to the checkpoint.
+                is_shared = not name or name in self._parents
+                self._stored[name] = stored._replace(largest=0) if is_shared else stored
             plausible.check(
                 request.info,
                 request.box,

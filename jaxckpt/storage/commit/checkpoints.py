@@ -11,34 +11,29 @@ from jaxckpt.storage.commit.committer import Leftover
 from jaxckpt.storage.item import description, tree_metadata
 
 
-def item_directory(path: str) -> str | None:
-    """Returns the directory that holds the tree of an Orbax checkpoint: `path`, or one below it. None if `path` is not a checkpoint.
+def item_directories(path: str) -> list[str]:
+    """Returns the directories that hold the trees of an Orbax checkpoint: its own, or some below it. Empty if `path` is not a checkpoint.
 
-    Plain Orbax puts the tree of a v1 or composite checkpoint into a subdirectory.
+    Plain Orbax puts the trees of a v1 or composite checkpoint into subdirectories.
 
     Args:
       path: path of the checkpoint.
-
-    Raises:
-      ValueError: the checkpoint has several trees.
     """
     home = committer_of(path).home(path)
     if home is None:
-        return None
+        return []
     if stores.is_file(os.path.join(home, tree_metadata.FILE)):
-        return home
+        return [home]
     try:
         names = sorted(stores.names(home))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return []
     items = [
-        name
+        os.path.join(home, name)
         for name in names
         if stores.is_file(os.path.join(home, name, tree_metadata.FILE)) and not recognition.is_temporary_name(name)
     ]
-    if len(items) > 1 and _is_orbax(home):
-        raise ValueError(f"{home} holds several items: {', '.join(items)}. Name one: {os.path.join(home, items[0])!r}.")
-    return os.path.join(home, items[0]) if len(items) == 1 and _is_orbax(home) else None
+    return items if _is_orbax(home) else []
 
 
 def _is_orbax(path: str) -> bool:

@@ -98,6 +98,7 @@ class ArrayContent(NamedTuple):
       key_impl: PRNG implementation, if this is the data of a typed PRNG key; otherwise None.
       sharding: the jax.sharding.Sharding of a jax.Array; otherwise None.
       share: in a job of several processes, which process has which pieces; `pieces` then has only those of this process.
+      chunk_byte_size: the size in bytes that no chunk may exceed, if the program set one for this array; otherwise None.
     """
 
     value_type: ValueType
@@ -109,6 +110,7 @@ class ArrayContent(NamedTuple):
     key_impl: str | None = None
     sharding: Any = None
     share: Any = None
+    chunk_byte_size: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -169,12 +171,16 @@ class Snapshot:
         `jaxckpt.storage.item.metrics`).
       groups: the array entries again, in groups with the pieces that belong to them. No two groups share a data file. None if the
         engine may share files as it likes.
+      states: in a job of several processes, the states of this process's objects, such as data iterators, each with its path.
+      custom_metadata: what the program stores beside the tree, as JSON values; None for nothing.
     """
 
     entries: tuple[Entry, ...]
     record: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] | None = None
     groups: tuple[tuple[Entry, ...], ...] | None = None
+    custom_metadata: Mapping[str, Any] | None = None
+    states: tuple[tuple[Path, str | bytes], ...] = ()
 
     @property
     def nbytes(self) -> int:

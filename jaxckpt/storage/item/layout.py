@@ -87,8 +87,11 @@ def metadata(
 
 
 def array_path(param_name: str) -> str:
-    """Returns the prefix of an array's keys in the store: Orbax's name of the leaf, with one ``/`` at its end, as Orbax writes it."""
-    return param_name if param_name.endswith("/") else param_name + "/"
+    """Returns the prefix of an array's keys in the store: Orbax's name of the leaf, with one ``/`` at its end, as Orbax writes it.
+
+    The name of an array that is the whole tree is empty. Its keys have no prefix.
+    """
+    return param_name if not param_name or param_name.endswith("/") else param_name + "/"
 
 
 def refuse_collisions(paths: Sequence[Path]) -> None:
@@ -179,17 +182,21 @@ def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]
       ValueError: one element is larger than the settings allow.
     """
     limit = largest_chunk(settings)
+    if content.chunk_byte_size is not None:
+        limit = min(limit, content.chunk_byte_size)
     if content.nbytes <= min(SMALL_BYTES, limit):
         return content.write_shape
     itemsize = content.dtype.itemsize
     # Where each chunk is a file of its own, more chunks would cost more.
     pieces = tile(content.shape, content.write_shape, itemsize) if uses_ocdbt(settings) else content.write_shape
     shape = chunk_shape(content.shape, pieces, itemsize, limit, is_strict=False)
-    if settings.max_file_size is not None:
-        most = settings.max_file_size // 4 if uses_ocdbt(settings) else limit
-        if math.prod(shape) * itemsize > most:
-            return chunk_shape(content.shape, pieces, itemsize, limit)
-    return shape
+    if settings.max_file_size is None and content.chunk_byte_size is None:
+        return shape
+    # What the caller asked for is kept to, however small the chunks become.
+    most = limit
+    if content.chunk_byte_size is None and settings.max_file_size is not None and uses_ocdbt(settings):
+        most = settings.max_file_size // 4
+    return shape if math.prod(shape) * itemsize <= most else chunk_shape(content.shape, pieces, itemsize, limit)
 
 
 def chunks_in(

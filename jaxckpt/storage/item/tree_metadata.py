@@ -6,7 +6,7 @@ Facts for which Orbax has no field are stored in ``custom_metadata.jaxckpt``, wh
 import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from jaxckpt._lib import bounds
@@ -33,6 +33,8 @@ KEY = b'"tree_metadata"'
 SHARDINGS = "_sharding"
 ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
+# Our key in `custom_metadata`.
+OWN = "jaxckpt"
 
 
 def read_shardings(content: bytes, where: str) -> dict[str, str]:
@@ -126,6 +128,15 @@ class StoredTree:
     by_jaxckpt: int | None
     sequences: frozenset[tuple[str, ...]] = frozenset()
 
+    def below(self, name: str) -> "StoredTree":
+        """Returns the tree as the value called `name` in a dict.
+
+        Args:
+          name: the key. The names by which arrays are found stay as they are.
+        """
+        leaves = tuple(leaf._replace(path=((name, False), *leaf.path)) for leaf in self.leaves)
+        return replace(self, leaves=leaves, sequences=frozenset((name, *path) for path in self.sequences))
+
 
 @quiet_gc()
 def read(inside: Inside, content: bytes) -> StoredTree:
@@ -166,7 +177,7 @@ def _custom(document: dict[str, Any]) -> tuple[int | None, dict[str, str], froze
       Number of the format (None if plain Orbax wrote the file), words of the notes by Orbax's name of the leaf, and
       `StoredTree.sequences`.
     """
-    custom = as_dict(document.get("custom_metadata") or {}, "custom_metadata").get("jaxckpt")
+    custom = as_dict(document.get("custom_metadata") or {}, "custom_metadata").get(OWN)
     if custom is None:
         return None, {}, frozenset()
     number = as_int(as_dict(custom, "custom_metadata.jaxckpt").get("format"), "format")

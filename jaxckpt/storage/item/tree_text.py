@@ -13,7 +13,7 @@ from typing import Any
 from jaxckpt.storage import compat, stores
 from jaxckpt.storage.item import layout, strings
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
-from jaxckpt.storage.item.tree_metadata import ARRAY_METADATAS, FILE, FORMAT, SHARDINGS
+from jaxckpt.storage.item.tree_metadata import ARRAY_METADATAS, FILE, FORMAT, OWN, SHARDINGS
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Key, Path
 
@@ -71,7 +71,10 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
             "use_ocdbt": layout.uses_ocdbt(settings),
             "use_zarr3": True,
             "store_array_data_equal_to_fill_value": True,
-            "custom_metadata": {"jaxckpt": {"format": FORMAT, "kinds": kinds, "sequences": keys.sequences()}},
+            "custom_metadata": {
+                **(snapshot.custom_metadata or {}),
+                OWN: {"format": FORMAT, "kinds": kinds, "sequences": keys.sequences()},
+            },
         }
     )
     _write_text(os.path.join(directory, FILE), f'{{"tree_metadata": {{{", ".join(tree)}}}, {rest[1:]}')

@@ -144,14 +144,14 @@ class Inside:
         After this check, TensorStore may open the files itself.
 
         Args:
-          folder: path of the folder, relative to the directory.
+          folder: path of the folder, relative to the directory; empty for the directory itself.
 
         Raises:
           DamagedError: a link leads out of the checkpoint.
           OSError: EINVAL if an entry is neither a regular file nor a directory.
         """
         number = nbytes = largest = 0
-        waiting = [self.path(folder.rstrip("/"))]
+        waiting = [self.path(folder.rstrip("/")) if folder else self.directory]
         self._check_folder(waiting[0])
         while waiting:
             with os.scandir(waiting.pop()) as entries:
