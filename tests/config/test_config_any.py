@@ -130,6 +130,7 @@ VALID = st.fixed_dictionaries(
         "checkpoint_interval": st.none() | POSITIVE,
         "init_fn": st.none() | FUNCTIONS,
         "last_checkpoint_step": st.none() | st.integers(),
+        "numbers": st.sampled_from(["saves", "step"]),
         "options": VALID_OPTIONS,
     },
 )

@@ -157,7 +157,7 @@ class ChunkStream:
           read: the chunk. Its only part is its beginning; the target is not used.
         """
         self.nbytes = self._left = read.parts[0].target.nbytes
-        self._read = read
+        self._stored_bytes = read.place.length
         self._path = inside.path(read.place.file)
         descriptor = inside.open(read.place.file)
         weakref.finalize(self, os.close, descriptor).atexit = False
@@ -178,7 +178,7 @@ class ChunkStream:
             self._left -= target.size
             if not self._left:
                 self._content.finish()
-                counts.add(1, self._read.place.length)
+                counts.add(1, self._stored_bytes)
         except OSError as error:
             error.filename = self._path
             raise

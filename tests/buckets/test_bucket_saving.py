@@ -192,12 +192,6 @@ class TestReading:
         cleaned = cli("clean", bucket.path("run"))
         assert cleaned.returncode == 0, cleaned.stderr
 
-    def test_the_demo_needs_a_local_directory(self, cli: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
-        refused = cli("demo", "--dir", "gs://bucket/demo", cwd=tmp_path)
-        assert refused.returncode != 0
-        assert "choose a local directory" in refused.stderr
-        assert list(tmp_path.iterdir()) == []
-
 
 def test_config(bucket: Bucket) -> None:
     directory = bucket.path("run")
