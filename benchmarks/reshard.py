@@ -29,7 +29,23 @@ def cases(mib: int) -> list[Case]:
       mib: size of the array in MiB.
     """
     three = max(1, mib // 4)
+    once, io = {"once": True}, {"io": 0}
+    restores: list[Any] = [
+        ("saved by rows, restored by columns, 1 process × 8 devices", 1, 8, "rows", "columns", "job", 1.05, {}),
+        ("saved by rows, restored by columns, 4 × 2", 4, 2, "rows", "columns", "process", 1.25, {}),
+        ("saved by columns, restored by rows, 4 × 2", 4, 2, "columns", "rows", "process", 1.25, {}),
+        ("saved by rows, restored by rows, 4 × 2", 4, 2, "rows", "rows", "job", 1.05, {}),
+        ("restored replicated, 4 × 2, each process reads", 4, 2, "rows", "replicated", "job", None, {}),
+        ("restored replicated, 4 × 2, read once", 4, 2, "rows", "replicated", "job", 1.05, once),
+        ("restored by columns, 4 × 2, read once", 4, 2, "rows", "columns", "job", 1.05, once),
+        ("IO process, restored by columns, 4 × 2", 4, 2, "rows", "columns", "job", 1.05, io),
+        ("IO process, restored replicated, 4 × 2", 4, 2, "rows", "replicated", "job", 1.05, io),
+    ]
     return [
+        *(
+            Case(name, processes, devices, saved, restored, "read", by, goal, mib if by == "job" else mib / 4, options)
+            for name, processes, devices, saved, restored, by, goal, options in restores
+        ),
         Case(f"3 × {three} MiB replicated, 4 × 2", 4, 2, "replicated", "", "written", "process", 1.1, 3 * three / 4),
     ]
 
@@ -133,7 +149,7 @@ def _scale(results: reshard_report.Results, directory: str, chosen: argparse.Nam
         shutil.rmtree(path)
 
     job("32 processes, 200 arrays of 32 × 64 floats", 32, 1, [("many_leaves", (path, 200, 64))])
-    job("100,000 arrays of 8 floats, 1 process", 1, 8, [("many_leaves", (path, 100_000, 1))])
+    job("100,000 arrays of 8 floats, 1 process", 1, 1, [("many_leaves", (path, 100_000, 8))])
     large = _shapes(chosen.gigabytes * 1024, 1)
     job(
         f"one array of {chosen.gigabytes} GiB, 1 process × 8 devices, rows to columns",
