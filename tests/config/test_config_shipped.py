@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from config_helpers import CONFIGS, HERE, MINIMAL, ROOT, options_of, step, written
+from config_helpers import CONFIGS, MINIMAL, ROOT, options_of, step, written
 
 import jaxckpt
 from jaxckpt import CheckpointManager, CheckpointOptions, ConfigError, OrbaxSettings, load_config
@@ -37,7 +37,7 @@ def test_a_manager_from_a_config(tmp_path: Path) -> None:
         last_checkpoint_step: 0
         options:
           enable_async: true
-          experimental_write_callbacks: ["{HERE}:saved"]
+          experimental_write_callbacks: ["{__name__}:saved"]
           orbax: {{timeout_secs: 60}}
         """,
     )
