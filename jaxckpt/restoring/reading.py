@@ -16,8 +16,8 @@ from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.source import Source
 
-# Arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
-_GROUP_BYTES = 256 << 20
+# By default, arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
+GROUP_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class New:
 
 
 @quiet_gc()
-def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
+def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False, memory: int = GROUP_BYTES) -> New:
     """Validates all pairs, then reads and places them.
 
     Args:
       pairs: targets and their stored leaves.
       stored: the checkpoint.
       cast: whether to convert arrays of another dtype of the same kind.
+      memory: at most so many bytes of arrays are in memory on their way to devices. The part of one device is never divided, and parts
+        that need the same chunks stay together, so that these are read once.
 
     Raises:
       ValueError: a stored shape, dtype or kind differs from the target's, or a value does not fit. The message names the leaf and both
@@ -68,8 +70,8 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
         target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in pairs if leaf.is_string
     }
     # There is always a first group, even an empty one: the data files are checked with it.
-    for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), _GROUP_BYTES)) or [[]]:
-        values.update(placement.load_group(group, infos, stored, conversions))
+    for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), memory)) or [[]]:
+        values.update(placement.load_group(group, infos, stored, conversions, memory))
     return New(values, [each.name for each in conversions.values() if each.rule is Rule.CAST])
 
 

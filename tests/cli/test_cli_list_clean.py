@@ -28,6 +28,30 @@ def directory(tmp_path):
     return tmp_path
 
 
+def test_steps_and_metrics(tmp_path, capsys):
+    checkpoint = jaxckpt.Checkpoint(w=np.zeros(3), step=0)
+    manager = jaxckpt.CheckpointManager(checkpoint, tmp_path, 9, step_counter=lambda: checkpoint.step)
+    for checkpoint.step, metrics in [
+        (10, {"loss": 0.1234567891, "epoch": 2}),
+        (20, {"loss": float("nan")}),
+        (30, None),
+    ]:
+        manager.save(metrics=metrics)
+    (tmp_path / "ckpt-3" / "_JAXCKPT").write_text("damaged")
+    assert main(["list", str(tmp_path)]) == 0
+    first, second, third = capsys.readouterr().out.splitlines()[1:]
+    assert "step 10  loss=0.123457  epoch=2" in first
+    assert "step 20  loss=nan" in second
+    assert "step" not in third
+    assert main(["list", "--json", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["checkpoints"]
+    assert [(one["step"], one["metrics"]) for one in found] == [
+        (10, {"loss": 0.1234567891, "epoch": 2}),
+        (20, {"loss": "nan"}),
+        (None, None),
+    ]
+
+
 _SAVER = textwrap.dedent(
     """
     import os, signal, sys, threading, numpy as np

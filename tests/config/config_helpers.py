@@ -12,6 +12,7 @@ import hypothesis
 import numpy as np
 import pytest
 from examples import examples
+from orbax.checkpoint import checkpoint_managers
 
 from jaxckpt import CheckpointConfig, CheckpointOptions, ConfigError, load_config
 
@@ -106,3 +107,10 @@ def yaml_problems(directory: Path, text: str) -> list[str]:
     """The problems of a YAML file, with the name of its directory left out."""
     path = written(directory, text)
     return [line.replace(f"{directory}{os.sep}", "") for line in problems_of(path)]
+
+
+def best() -> object:
+    return checkpoint_managers.BestN(n=2, get_metric_fn=lambda metrics: metrics["loss"])
+
+
+KEEPS_ALL = checkpoint_managers.LatestN()

@@ -18,6 +18,7 @@ import yaml
 from config_helpers import (
     COUNT,
     HERE,
+    KEEPS_ALL,
     MINIMAL,
     config_of,
     no_argument,
@@ -28,6 +29,7 @@ from config_helpers import (
     written,
     yaml_problems,
 )
+from orbax.checkpoint import checkpoint_managers
 
 import jaxckpt
 from jaxckpt import CheckpointConfig, CheckpointManager, CheckpointOptions, ConfigError, OrbaxSettings, load_config
@@ -47,7 +49,9 @@ def test_the_fields_are_the_arguments_of_the_manager() -> None:
     parameters = list(inspect.signature(CheckpointManager).parameters.values())
     fields = dataclasses.fields(CheckpointConfig)
     assert [field.name for field in fields] == [parameter.name for parameter in parameters[1:]]
-    for field, parameter in zip(fields[:-1], parameters[1:-1], strict=True):
+    for field, parameter in zip(fields, parameters[1:], strict=True):
+        if field.name == "options":
+            continue
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
         assert default == parameter.default, field.name
 
@@ -91,6 +95,49 @@ def test_all_keys() -> None:
             orbax=OrbaxSettings(timeout_secs=60, compression="zstd"),
         ),
     )
+
+
+_ORBAX = "orbax.checkpoint.checkpoint_managers"
+
+
+def test_policies_of_a_manager() -> None:
+    """An object by its import path, a class of Orbax or a function by a call, or the object itself."""
+    assert config_of(preservation_policy=f"{HERE}:KEEPS_ALL").preservation_policy is KEEPS_ALL
+    config = config_of(
+        preservation_policy={"call": f"{HERE}:best"},
+        save_decision_policy={"call": f"{_ORBAX}:SpecificStepsPolicy", "with": {"steps": [1, 5]}},
+        numbers="step",
+    )
+    assert isinstance(config.preservation_policy, checkpoint_managers.BestN)
+    assert config.save_decision_policy == checkpoint_managers.SpecificStepsPolicy([1, 5])
+    assert config_of(save_decision_policy=config.save_decision_policy).save_decision_policy == (
+        config.save_decision_policy
+    )
+    assert copy.deepcopy(config).save_decision_policy == config.save_decision_policy
+    assert config.to_dict()["save_decision_policy"] == "SpecificStepsPolicy(steps=[1, 5])"
+
+
+def test_policies_of_a_manager_that_are_refused() -> None:
+    problems = problems_of(
+        {
+            **MINIMAL,
+            "preservation_policy": {"call": f"{_ORBAX}:FixedIntervalPolicy", "with": {"interval": 3}},
+            "save_decision_policy": f"{_ORBAX}:FixedIntervalPolicy",
+            "numbers": "steps",
+        }
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        "preservation_policy",
+        "save_decision_policy",
+        "numbers",
+    ]
+    assert "FixedIntervalPolicy lacks Orbax's method should_preserve" in problems[0]
+    assert "this is the class FixedIntervalPolicy; give an object of it" in problems[1]
+    assert "expected 'saves' or 'step', got 'steps'" in problems[2]
+    (problem,) = problems_of({**MINIMAL, "preservation_policy": 3})
+    assert "package.module:function" in problem
+    with pytest.raises(TypeError, match="preservation_policy: int lacks"):
+        CheckpointConfig("d", 1, preservation_policy=3)  # type: ignore[arg-type]
 
 
 def test_a_config_is_frozen_comparable_copyable_and_printable() -> None:

@@ -112,6 +112,7 @@ VALID_OPTIONS = st.fixed_dictionaries(
                 "chunk_byte_size": st.integers(16, 2**40),
                 "target_data_file_size": POSITIVE,
                 "memory_limit_bytes": st.integers(16, 2**40),
+                "read_once_per_job": st.none() | st.booleans(),
             },
         ),
     },
@@ -129,6 +130,7 @@ VALID = st.fixed_dictionaries(
         "checkpoint_interval": st.none() | POSITIVE,
         "init_fn": st.none() | FUNCTIONS,
         "last_checkpoint_step": st.none() | st.integers(),
+        "numbers": st.sampled_from(["saves", "step"]),
         "options": VALID_OPTIONS,
     },
 )

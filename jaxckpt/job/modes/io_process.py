@@ -5,15 +5,13 @@ import functools
 from collections.abc import Callable
 
 from jaxckpt import storage
-from jaxckpt.job.modes import gather
-from jaxckpt.job.modes.center_answers import CenterAnswers
+from jaxckpt.job.modes import center_reading, gather
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
 from jaxckpt.job.modes.peer_answers import PeerAnswers
 from jaxckpt.job.modes.remote import RemoteCheckpoint
 from jaxckpt.job.modes.several import Several
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
-from jaxckpt.job.session.serving import Finish
 from jaxckpt.job.session.session import Session
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.item.content import Snapshot
@@ -62,9 +60,7 @@ class IoProcess(Several):
         session.decide(
             lambda: opened.append(storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True))
         )
-        answers = CenterAnswers(opened[0], session.local_peers)
-        finish = session.serve(answers.handlers(), answers.sent)
-        return Reading(opened[0], functools.partial(_finish, opened[0], answers, finish))
+        return center_reading.serve(session, opened[0], seconds)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Returns the error unchanged; see `Mode`."""
@@ -74,30 +70,3 @@ class IoProcess(Several):
 def _fill(session: Center, arrange: Arrange, new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     """Writes the center's part of a snapshot, and the parts of the others, which are fetched while they are written."""
     writer.write(new, arrange(gather.complete(snapshot, session)), settings)
-
-
-def _finish(
-    stored: storage.StoredCheckpoint, answers: CenterAnswers, finish: Finish, error: BaseException | None
-) -> None:
-    """Ends the reading of all processes. While the others still read, checks that the data files are those that were written.
-
-    Args:
-      stored: the open checkpoint.
-      answers: answers the peers; it is closed at the end.
-      finish: takes this process's vote and waits for the others' votes.
-      error: the error of this process's reading, or None.
-    """
-    fallback = None
-    try:
-        if error is None:
-            try:
-                # This error is raised only if no process has another one, because the errors of reading say more.
-                stored.check_data_files()
-            except Exception as found:
-                fallback = found
-            except BaseException as interrupt:
-                error = interrupt
-        finish(error, fallback)
-    finally:
-        del fallback, error
-        answers.close()
