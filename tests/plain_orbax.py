@@ -224,7 +224,7 @@ class Recorder:
         arrays = [content for content in contents if isinstance(content, ArrayContent)]
         if not stores.is_local(path) or any(content.share is not None for content in arrays):
             return  # What Orbax reads of those, tests of their own see.
-        if sum(content.nbytes for content in arrays) > _LARGEST or _has_tilde(snapshot):
+        if sum(content.nbytes for content in arrays) > _LARGEST or _has_unreadable_text(snapshot):
             return
         new = set(_features(snapshot, settings)) - self._seen
         if not new:
@@ -236,9 +236,13 @@ class Recorder:
         self._recorded.append(Recorded(copy, *tree_of(snapshot)))
 
 
-def _has_tilde(snapshot: Snapshot) -> bool:
-    """Whether there is a str below a key with a tilde, which Orbax can neither write nor read."""
-    return any(isinstance(entry.content, StringContent) and "~" in entry.param_name for entry in snapshot.entries)
+def _has_unreadable_text(snapshot: Snapshot) -> bool:
+    """Whether there is a str that Orbax can neither write nor read: one below a key with a tilde, or one with half of a surrogate pair."""
+    return any(
+        isinstance(entry.content, StringContent)
+        and ("~" in entry.param_name or any("\ud800" <= character <= "\udfff" for character in entry.content.text))
+        for entry in snapshot.entries
+    )
 
 
 def _features(snapshot: Snapshot, settings: WriteSettings) -> Iterator[Any]:
