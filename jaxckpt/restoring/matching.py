@@ -44,7 +44,8 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
       ValueError: Orbax cannot tell the names of two targets apart.
       CheckpointError: only a type handler of the program that saved a target's leaf can read it.
     """
-    by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
+    own = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
+    by_name = {leaf.name: leaf for leaf in stored.tree.aliases} | own
     found = Matched()
     layout.refuse_collisions([target.path for target in targets])
     # There may be thousands of names: build each of them once.
@@ -65,5 +66,8 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     for _, leaf in found.pairs:
         if leaf.is_foreign:
             raise CheckpointError(f"{leaf.foreign(stored.path)} Leave it out of the Checkpoint to restore the others.")
-    found.unexpected = [name for name in by_name if name not in names and name != ignore]
+    asked = {by_name[name].param_name for name in names if name in by_name} if stored.tree.aliases else set()
+    found.unexpected = [
+        name for name, leaf in own.items() if name not in names and name != ignore and leaf.param_name not in asked
+    ]
     return found

@@ -26,12 +26,14 @@ def load_group(
       group: validated pairs whose leaves are arrays.
       infos: shapes and dtypes of the stored arrays, by Orbax's name.
       stored: the checkpoint.
-      conversions: conversions of the arrays that need one, by Orbax's name.
+      conversions: conversions of the arrays that need one, by name of the target.
 
     Returns:
       New values by name of the leaf.
     """
     requests: list[tuple[str, Slices | None]] = []
+    # The target of each request.
+    owners: list[str] = []
     # Target, position of its first request, and its delivery.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
     # For each transfer: the position of the request whose array is transferred, and its device or sharding.
@@ -47,13 +49,14 @@ def load_group(
             requests.append((name, None))
         else:
             requests += [(name, box) for box in boxes]
+        owners += [target.name] * (len(requests) - first)
         for place, position in places:
             sources.append(first + position)
             destinations.append(place)
     arrays = stored.read(requests)
     if conversions:
-        for position, (name, _) in enumerate(requests):
-            if (conversion := conversions.get(name)) is not None:
+        for position, owner in enumerate(owners):
+            if (conversion := conversions.get(owner)) is not None:
                 arrays[position] = conversion(arrays[position])
     placed = _put([arrays[source] for source in sources], destinations, deliveries)
     values: dict[str, Any] = {}

@@ -65,7 +65,8 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
                 raise _other_kind((target, leaf), info, stored.path) from None
             raise
         if conversion is not None:
-            conversions[leaf.param_name] = conversion
+            # Not by the stored leaf: several targets may have one, under different names.
+            conversions[target.name] = conversion
     values = {target.name: _from_text(target, leaf, stored) for target, leaf in pairs if leaf.is_string}
     # There is always a first group, even an empty one: the data files are checked with it.
     for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), _GROUP_BYTES)) or [[]]:

@@ -7,6 +7,7 @@ from jaxckpt.storage.commit.limits import check
 from jaxckpt.storage.commit.save import save
 from jaxckpt.storage.joint import check_part, write_jointly, write_part
 from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.opening import open_checkpoint
 from jaxckpt.storage.verify import Problem, VerifyReport, verify
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "is_checkpoint",
     "leftovers",
     "list_numbered",
+    "open_checkpoint",
     "save",
     "sweep",
     "verify",

@@ -54,7 +54,7 @@ def broken_link(path: str) -> str | None:
 
 def is_tensorflow_prefix(path: str) -> bool:
     """Whether `path` is that of a TensorFlow checkpoint, such as ``ckpt-3``: then there is a file ``ckpt-3.index``."""
-    return stores.is_local(path) and os.path.isfile(f"{path}.index")
+    return os.path.isfile(f"{path}.index") if stores.is_local(path) else stores.is_file(f"{path}.index")
 
 
 def _describe(path: str) -> str | None:

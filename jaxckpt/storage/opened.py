@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxckpt._lib import bounds, numbering
+from jaxckpt._lib import bounds
 from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import faults, foreign, stores
+from jaxckpt.storage import absent, checks, faults, foreign, stores
 from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.commit import committed, in_flight, marks
@@ -25,9 +25,6 @@ from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, strings, tree_metadata
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
-
-# An error names at most this many checkpoints.
-_SHOWN = 5
 
 
 class StoredCheckpoint:
@@ -111,9 +108,7 @@ class StoredCheckpoint:
                     "checkpoints_iterator() in another program",
                     path,
                 )
-            if foreign.is_tensorflow_prefix(path):
-                raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
-            raise FileNotFoundError(errno.ENOENT, _nothing_there(path), path)
+            raise FileNotFoundError(errno.ENOENT, absent.nothing_there(path), path)
         if (target := foreign.broken_link(path)) is not None:
             what = f"This link leads to {target}, which does not exist: the checkpoint was deleted or moved. Pass one that exists"
             raise FileNotFoundError(errno.ENOENT, what, path)
@@ -177,6 +172,27 @@ class StoredCheckpoint:
         content = self.read_file(description.FILE)
         digests.check(self.directory, description.FILE, content, noted)
         return description.read(os.path.join(self.directory, description.FILE), content)
+
+    @property
+    def is_checksummed(self) -> bool:
+        """Whether a changed bit is noticed."""
+        return self.digests is not None
+
+    def peculiar(self, leaf: tree_metadata.StoredLeaf) -> np.ndarray:
+        """Raises CheckpointError: only a type handler of the program that saved the leaf can read it; see `OpenCheckpoint.peculiar`."""
+        raise CheckpointError(leaf.foreign(self.path))
+
+    def shape_of(self, leaf: tree_metadata.StoredLeaf) -> tuple[int, ...]:
+        """Returns (): see `OpenCheckpoint.shape_of`."""
+        return ()
+
+    def check_files(self) -> tuple[int, list[checks.Damage]]:
+        """Checks all files but the data files; see `OpenCheckpoint.check_files`."""
+        return checks.files(self.inside, self.digests, self.read_file)
+
+    def exchanged_files(self) -> list[checks.Damage]:
+        """Looks for data files that were exchanged for others; see `OpenCheckpoint.exchanged_files`."""
+        return checks.exchanged(self.inside, self.digests)
 
     def check_data_files(self) -> None:
         """Checks that no data file was exchanged for another. Call it after a read, whose errors say more: they name the leaf."""
@@ -279,18 +295,3 @@ class WatchedStream:
         """Does the same as `ArrayStream.fill`. Raises FileNotFoundError if the checkpoint was deleted."""
         with self._presence:
             self._stream.fill(target)
-
-
-def _nothing_there(path: str) -> str:
-    """Returns the error message for a path at which there is nothing. It suggests the path that the caller may have meant."""
-    directory, name = os.path.split(path)
-    if not stores.is_directory(directory):
-        return "No checkpoint at this path: its directory does not exist"
-    prefix = numbering.prefix_of(name)
-    numbers = committed.list_numbered(os.path.join(directory, prefix or name))
-    shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
-    held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
-    if prefix is not None and numbers:
-        return f"No checkpoint at this path. {held}"
-    advice = "save() appends a number ('ckpt-1') and returns the full path; pass that one"
-    return f"No checkpoint at this path. {advice}{f'. {held}' if numbers else ''}"

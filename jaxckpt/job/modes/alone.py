@@ -48,7 +48,7 @@ class Alone:
 
     def open(self, session: Session, path: str, seconds: float) -> Reading:
         """Opens the files; see `Mode`."""
-        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
+        return Reading(storage.open_checkpoint(path, seconds, has_targets=True), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Returns the error unchanged; see `Mode`."""

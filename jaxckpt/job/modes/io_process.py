@@ -23,6 +23,7 @@ from jaxckpt.job.session.session import Session
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.source import OpenCheckpoint
 from jaxckpt.tree.flatten import Leaf
 
 
@@ -79,9 +80,9 @@ class IoProcess:
             session.decide(no_file_access)
             return Reading(RemoteCheckpoint(path, session), session.vote)
         assert isinstance(session, Center)
-        opened: list[storage.StoredCheckpoint] = []
+        opened: list[OpenCheckpoint] = []
         session.decide(
-            lambda: opened.append(storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True))
+            lambda: opened.append(storage.open_checkpoint(path, seconds, check_data=False, has_targets=True))
         )
         provider = Provider(opened[0], session.local_peers)
         collected = session.collect(provider.handlers(), provider.sent)
@@ -97,9 +98,7 @@ def _fill(session: Center, arrange: Arrange, new: str, snapshot: Snapshot, setti
     writer.write(new, arrange(gather.complete(snapshot, session)), settings)
 
 
-def _finish(
-    stored: storage.StoredCheckpoint, provider: Provider, collected: Finish, error: BaseException | None
-) -> None:
+def _finish(stored: OpenCheckpoint, provider: Provider, collected: Finish, error: BaseException | None) -> None:
     """Ends the reading of all processes. While the others still read, checks that the data files are those that were written.
 
     Args:

@@ -20,7 +20,8 @@ from jaxckpt.job.protocol.parts import SlotOffer
 from jaxckpt.job.session.session import Answer
 from jaxckpt.storage import stores
 from jaxckpt.storage.arrays.stored import ArrayInfo
-from jaxckpt.storage.opened import StoredCheckpoint, WatchedStream
+from jaxckpt.storage.source import OpenCheckpoint
+from jaxckpt.storage.source import Stream as StoredStream
 
 Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
 Arrays = Callable[[Sequence[ReadKey]], list[np.ndarray]]
@@ -32,7 +33,7 @@ _MEMORY_BYTES = 96 << 20
 class LocalAnswers:
     """The IO process's answers to the peers on its host."""
 
-    def __init__(self, stored: StoredCheckpoint, peers: Sequence[int]) -> None:
+    def __init__(self, stored: OpenCheckpoint, peers: Sequence[int]) -> None:
         """Creates the object. The memory is created when a peer asks for it.
 
         Args:
@@ -146,4 +147,4 @@ class _ReadBefore:
         self._at += target.size
 
 
-_Stream = WatchedStream | _ReadBefore
+_Stream = StoredStream | _ReadBefore

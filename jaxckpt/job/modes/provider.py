@@ -26,7 +26,7 @@ from jaxckpt.job.protocol.messages import (
 )
 from jaxckpt.job.session.session import Answer, PeerHandlers
 from jaxckpt.storage.arrays.stored import ArrayInfo
-from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.source import OpenCheckpoint
 
 # Most bytes of boxes that are kept because another peer may ask for them too.
 _CACHE_BYTES = 32 << 20
@@ -37,7 +37,7 @@ _ANSWER_BYTES = 64 << 20
 class Provider:
     """The IO process's side: answers the requests of its peers about an open checkpoint."""
 
-    def __init__(self, stored: StoredCheckpoint, local_peers: Sequence[int] = ()) -> None:
+    def __init__(self, stored: OpenCheckpoint, local_peers: Sequence[int] = ()) -> None:
         """Creates the provider.
 
         Args:
@@ -47,6 +47,8 @@ class Provider:
         self._stored = stored
         self._local = LocalAnswers(stored, local_peers)
         self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
+        # A leaf with several names comes several times; the first time under its own.
+        self._lines = (*stored.tree.leaves, *stored.tree.aliases)
         self._lock = threading.Lock()
         self._recent: OrderedDict[ReadKey, Future[np.ndarray]] = OrderedDict()
         self._held = 0
@@ -73,7 +75,7 @@ class Provider:
             self._recent.clear()
 
     def _leaves(self, process: int, request: AskStored) -> Answer:
-        leaves = self._stored.tree.leaves
+        leaves = self._lines
         start = request.position
         page = tuple(
             [

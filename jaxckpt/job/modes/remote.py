@@ -69,7 +69,8 @@ class RemoteCheckpoint:
             leaves += [StoredLeaf(*line) for line in page.leaves]
             self.record |= page.record
             position = page.next
-        self.tree = StoredTree(tuple(leaves), use_zarr3=True, complete_chunks=True, by_jaxckpt=None)
+        own, others = _told_apart(leaves)
+        self.tree = StoredTree(own, use_zarr3=True, complete_chunks=True, by_jaxckpt=None, aliases=others)
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name. Raises the error of the IO process.
@@ -277,6 +278,18 @@ def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 def _whole(shape: tuple[int, ...]) -> Slices:
     return tuple(slice(0, extent) for extent in shape)
+
+
+def _told_apart(leaves: Sequence[StoredLeaf]) -> tuple[tuple[StoredLeaf, ...], tuple[StoredLeaf, ...]]:
+    """Returns the leaves under their own names, and under other names; see `Provider`."""
+    own: list[StoredLeaf] = []
+    others: list[StoredLeaf] = []
+    seen: set[str] = set()
+    for leaf in leaves:
+        (others if leaf.param_name in seen else own).append(leaf)
+        if not leaf.is_empty:
+            seen.add(leaf.param_name)
+    return tuple(own), tuple(others)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -83,7 +83,7 @@ class SharedDirectory:
 
     def open(self, session: Session, path: str, seconds: float) -> Reading:
         """Opens the files that this process sees; see `Mode`."""
-        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True), session.vote)
+        return Reading(storage.open_checkpoint(path, seconds, has_targets=True), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Adds advice to a FileNotFoundError: perhaps this process does not see the directory; see `Mode`."""

@@ -99,6 +99,12 @@ class StoredLeaf(NamedTuple):
         Args:
           path: path of the checkpoint.
         """
+        if self.value_type.startswith("TensorFlow "):
+            what = "an array of strings" if self.value_type == "TensorFlow string" else f"a tensor of {self.value_type}"
+            return (
+                f"{self.name}: {path} holds {what}, which is not a leaf of a JAX program. "
+                "A reader (load_checkpoint) gives arrays of strings."
+            )
         return (
             f"{self.name}: {path} holds a leaf that Orbax's type handler for {self.value_type!r} stored. jaxckpt cannot read it; plain "
             "Orbax can, where that handler is registered."
@@ -118,6 +124,8 @@ class StoredTree:
       complete_chunks: whether every chunk was stored. Then a missing chunk is damage; otherwise it stands for the fill value.
       by_jaxckpt: number of jaxckpt's format, or None if plain Orbax wrote the checkpoint.
       sequences: paths (keys as text) of the containers that are sequences although they are described to Orbax as dicts.
+      has_nested: whether leaves may lie below other leaves, where a tree has no place. In an Orbax checkpoint that is damage.
+      aliases: leaves that are among `leaves` too, under other names: variables that several objects of a TensorFlow program share.
     """
 
     leaves: tuple[StoredLeaf, ...]
@@ -125,6 +133,8 @@ class StoredTree:
     complete_chunks: bool
     by_jaxckpt: int | None
     sequences: frozenset[tuple[str, ...]] = frozenset()
+    aliases: tuple[StoredLeaf, ...] = ()
+    has_nested: bool = False
 
 
 @quiet_gc()

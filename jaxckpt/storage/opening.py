@@ -1,0 +1,32 @@
+"""Opens whatever can be restored from: an Orbax checkpoint, a TensorFlow checkpoint, or a safetensors file."""
+
+from jaxckpt.storage import foreign, stores
+from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.source import OpenCheckpoint
+from jaxckpt.storage.tensorflow.source import TensorFlowCheckpoint
+
+
+def open_checkpoint(
+    path: str, timeout_secs: float = 1200.0, *, check_data: bool = True, has_targets: bool = False
+) -> OpenCheckpoint:
+    """Opens what is at a path.
+
+    Args:
+      path: path of a checkpoint, such as ``ckpt-3``, which may be TensorFlow's.
+      timeout_secs: time limit of every call, in seconds.
+      check_data: see `StoredCheckpoint`.
+      has_targets: see `StoredCheckpoint`.
+
+    Raises:
+      FileNotFoundError: nothing is at the path, or the checkpoint was deleted meanwhile.
+      CheckpointError: something else than a checkpoint is at the path.
+      CorruptCheckpointError: the checkpoint is damaged.
+      OSError: the checkpoint cannot be read.
+    """
+    path = stores.spelled(path)
+    try:
+        return StoredCheckpoint(path, timeout_secs, check_data=check_data, has_targets=has_targets)
+    except FileNotFoundError:
+        if not foreign.is_tensorflow_prefix(path):
+            raise
+    return TensorFlowCheckpoint(path)
