@@ -232,7 +232,9 @@ class Saver:
             self._saves.restored()
             if loaded.counter is not None:
                 self.counter.number = int(loaded.counter)
-            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast)
+            return CheckpointLoadStatus(
+                path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast, loaded.near
+            )
 
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, once. Raises what `Checkpoint.sync` raises."""

@@ -1,5 +1,6 @@
 """Matches targets with stored leaves by name."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
 
 Pair = tuple[Leaf, StoredLeaf]
+# Names for which a similar one is looked for, and among how many; each comparison takes time.
+_NEAR = 5
+_NEAR_AMONG = 1000
 
 
 @dataclass
@@ -22,12 +26,14 @@ class Matched:
       skipped: names of slot variables that keep their values.
       missing: names of targets that are not stored.
       unexpected: names of stored leaves that have no target.
+      near: for some of the missing names, a stored name that is much like it.
     """
 
     pairs: list[Pair] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    near: dict[str, str] = field(default_factory=dict)
 
 
 def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) -> Matched:
@@ -70,4 +76,8 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     found.unexpected = [
         name for name, leaf in own.items() if name not in names and name != ignore and leaf.param_name not in asked
     ]
+    free = [*found.unexpected, *(leaf.name for leaf in stored.tree.aliases if leaf.param_name not in asked)]
+    for name in found.missing[:_NEAR]:
+        if close := difflib.get_close_matches(name, free[:_NEAR_AMONG], n=1):
+            found.near[name] = close[0]
     return found

@@ -26,6 +26,7 @@ class Loaded:
       missing: names of targets that are not stored.
       unexpected: names of stored leaves that have no target.
       cast: names of leaves that were converted to another dtype.
+      near: for some of the missing names, a stored name that is much like it.
     """
 
     new: dict[str, Any]
@@ -34,6 +35,7 @@ class Loaded:
     missing: list[str]
     unexpected: list[str]
     cast: list[str]
+    near: dict[str, str]
 
 
 class Restore:
@@ -136,7 +138,8 @@ def _read(
             f"{COUNTER}: {stored.path} holds {counter}, which cannot be the number of a save. Use read() instead of restore()."
         )
     matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
-    return Loaded(new.values, counter if with_counter else None, matched, found.missing, found.unexpected, new.cast)
+    kept = counter if with_counter else None
+    return Loaded(new.values, kept, matched, found.missing, found.unexpected, new.cast, found.near)
 
 
 def carry_out(changes: Iterable[Callable[[], Undo]], agree: Callable[[BaseException | None], None]) -> None:

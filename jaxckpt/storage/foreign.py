@@ -20,6 +20,8 @@ _STATE_BYTES = 1 << 20
 
 _SHOWN = 5
 _TENSORFLOW_PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})", re.DOTALL)
+# The end of every table of LevelDB. In the format V1, a checkpoint is one.
+_TABLE_END = bytes.fromhex("57fb808b247547db")
 _FLAX_NAME = re.compile(r"checkpoint_(\d+)")
 
 
@@ -59,18 +61,11 @@ def is_tensorflow_prefix(path: str) -> bool:
 
 def _describe(path: str) -> str | None:
     if is_tensorflow_prefix(path):
-        return _tensorflow(path)
+        return f"it is a TensorFlow checkpoint ({os.path.basename(path)}.index)."
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         return _directory(path)
     return _file(path) if stat.S_ISREG(mode) else "it is neither a file nor a directory."
-
-
-def _tensorflow(prefix: str) -> str:
-    return (
-        f"it is a TensorFlow checkpoint ({os.path.basename(prefix)}.index). Read it with "
-        f"tf.train.load_checkpoint({prefix!r})."
-    )
 
 
 def _file(path: str) -> str | None:
@@ -78,8 +73,11 @@ def _file(path: str) -> str | None:
     if (part := _TENSORFLOW_PART.fullmatch(name)) and is_tensorflow_prefix(
         prefix := os.path.join(os.path.dirname(path), part[1])
     ):
+        return f"it is a part of the TensorFlow checkpoint {prefix}. Pass that: {prefix!r}."
+    if _last_bytes(path, len(_TABLE_END)) == _TABLE_END:
         return (
-            f"it is a part of the TensorFlow checkpoint {prefix}. Read that with tf.train.load_checkpoint({prefix!r})."
+            "it is a TensorFlow checkpoint in the format V1, from before TensorFlow 1.0, which jaxckpt does not read. TensorFlow does "
+            f"(tf.train.load_checkpoint({path!r})), and saves in the format V2."
         )
     return _format(name, _first_bytes(path))
 
@@ -142,7 +140,7 @@ def _directory(path: str) -> str | None:
         return f"it is a SavedModel of TensorFlow. Read it with tf.saved_model.load({path!r})."
     if prefixes := [each.removesuffix(".index") for each in names if each.endswith(".index")]:
         latest = os.path.join(path, _latest_name(path) or _highest(prefixes))
-        return f"it is a directory of TensorFlow checkpoints ({_list(prefixes)}). Read one with tf.train.load_checkpoint({latest!r})."
+        return f"it is a directory of TensorFlow checkpoints ({_list(prefixes)}). Pass one of them, such as {latest!r}."
     if flax := [each for each in names if _FLAX_NAME.fullmatch(each)]:
         return f"it is a directory of Flax checkpoints ({_list(flax)}). Read one with flax.training.checkpoints.restore_checkpoint."
     if "checkpoint" in present and _is_msgpack_mapping(_first_bytes(os.path.join(path, "checkpoint"))):
@@ -223,6 +221,15 @@ def _list(names: list[str]) -> str:
 def _names(directory: str) -> list[str]:
     with os.scandir(directory) as entries:
         return sorted(entry.name for entry in itertools.islice(entries, _MAX_NAMES))
+
+
+def _last_bytes(path: str, size: int) -> bytes:
+    """Returns the end of a regular file that `_first_bytes` has looked at, or would."""
+    if not _first_bytes(path):
+        return b""
+    with open(path, "rb") as file:
+        file.seek(-min(size, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read(size)
 
 
 def _first_bytes(path: str, size: int = _FIRST_BYTES) -> bytes:

@@ -33,6 +33,8 @@ KEY = b'"tree_metadata"'
 SHARDINGS = "_sharding"
 ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
+# `StoredLeaf.kind` of a string that may be a str or bytes, because TensorFlow has one type for both.
+STR_OR_BYTES = "str or bytes"
 
 
 def read_shardings(content: bytes, where: str) -> dict[str, str]:

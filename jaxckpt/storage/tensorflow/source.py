@@ -11,7 +11,7 @@ from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.flat.checkpoint import FlatCheckpoint
 from jaxckpt.storage.item import notes
-from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.item.tree_metadata import STR_OR_BYTES, StoredLeaf
 from jaxckpt.storage.tensorflow import graph, types
 from jaxckpt.storage.tensorflow.bundle import SUFFIX, Bundle
 from jaxckpt.storage.tensorflow.graph import Path
@@ -99,12 +99,12 @@ class TensorFlowCheckpoint(FlatCheckpoint):
         if entry.size <= _TEXT_BYTES:
             try:
                 self._bundle.strings(entry)[0].decode()
-                return StoredLeaf(path, key, "string", None, None), None
+                return StoredLeaf(path, key, "string", STR_OR_BYTES, None), None
             except UnicodeDecodeError:
                 pass
             except DamagedError:
                 # Reading the leaf says so.
-                return StoredLeaf(path, key, "string", None, None), None
+                return StoredLeaf(path, key, "string", STR_OR_BYTES, None), None
         length = self._bundle.length(entry)
         return StoredLeaf(path, key, "np.ndarray", notes.BYTES.word, None), ArrayInfo(
             (length,), np.dtype(np.uint8), None

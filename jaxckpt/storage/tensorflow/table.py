@@ -39,12 +39,16 @@ def entries(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     if content[-len(MAGIC) :] != MAGIC or len(content) < _FOOTER_BYTES:
         raise DamagedError("it does not end as a table of LevelDB does, so it is cut off or something else")
     footer = content[-_FOOTER_BYTES:]
-    at = 0
-    for _ in range(2):
-        _, at = varint(footer, at)
-    offset, at = varint(footer, at)
-    size, _ = varint(footer, at)
     budget = _Budget(len(content))
+    offset, at = varint(footer, 0)
+    size, at = varint(footer, at)
+    # This block is empty in files of TensorFlow's, so only its checksum matters.
+    for _ in _block(content, offset, size, budget):
+        continue
+    offset, at = varint(footer, at)
+    size, at = varint(footer, at)
+    if any(footer[at : -len(MAGIC)]):
+        raise DamagedError("its end is damaged")
     last: bytes | None = None
     # Each block of the file is read once at most, so a table cannot be larger in memory than `budget` allows.
     end = 0

@@ -2,7 +2,9 @@
 
 Run as a program, by a Python that has TensorFlow and Keras: ``python write.py DIRECTORY``. It imports nothing of jaxckpt.
 
-Each checkpoint ``<name>/ckpt-<n>`` has a directory ``<name>/expected`` with one file of raw bytes for each key, and ``keys.json``.
+Each directory ``<name>`` has a file ``expected.json``: name of the checkpoint, and dtype, shape and bytes (as hexadecimal digits) of each tensor.
+The directory ``golden`` beside this program has what it wrote with TensorFlow 2.21 (``python write.py golden``), so that most tests do not
+need TensorFlow.
 """
 
 import json
@@ -39,32 +41,34 @@ NUMBERS = [
 
 def main(directory: Path) -> None:
     """Writes all checkpoints."""
-    for write in (tree, keras3, keras2, keras2_legacy, dtypes, strings, partitioned, small_shards, v1, sharded):
+    for write in (tree, keras3, keras2, keras2_legacy, dtypes, strings, partitioned, small_shards, sharded, v1):
         target = directory / write.__name__
         target.mkdir(parents=True)
         tf.random.set_seed(0)
         np.random.seed(0)
         prefix = write(target)
         if prefix is not None:
-            record(prefix, target / "expected")
+            record(prefix, target / "expected.json")
 
 
-def record(prefix: str, directory: Path) -> None:
+def record(prefix: str, path: Path) -> None:
     """Writes what TensorFlow reads from a checkpoint."""
-    directory.mkdir()
     reader = tf.train.load_checkpoint(prefix)
     keys = {}
-    for number, (key, shape) in enumerate(sorted(reader.get_variable_to_shape_map().items())):
+    for key, shape in sorted(reader.get_variable_to_shape_map().items()):
         dtype = reader.get_variable_to_dtype_map()[key]
         value = reader.get_tensor(key)
         if dtype == tf.string:
             texts = [value] if shape == [] else list(value.reshape(-1))
-            content = json.dumps([text.hex() for text in texts]).encode()
+            content: Any = [text.hex() for text in texts]
         else:
-            content = np.ascontiguousarray(value).tobytes()
-        (directory / str(number)).write_bytes(content)
-        keys[key] = {"dtype": dtype.name, "shape": shape, "file": str(number)}
-    (directory / "keys.json").write_text(json.dumps({"prefix": os.path.basename(prefix), "keys": keys}, indent=1))
+            content = np.ascontiguousarray(value).tobytes().hex()
+        keys[key] = {"dtype": dtype.name, "shape": shape, "content": content}
+    path.write_text(json.dumps({"prefix": os.path.basename(prefix), "keys": keys}))
+
+
+# The variables of `tree`, in the order of its optimizer.
+NAMES = ["layers/0/bias", "layers/0/kernel", "layers/1/bias", "layers/1/kernel"]
 
 
 class Dense(tf.Module):
@@ -104,6 +108,12 @@ def tree(directory: Path) -> str:
             variable.assign_add(tf.random.normal(variable.shape))
         optimizer.apply([tf.random.normal(variable.shape) for variable in variables])
         path = manager.save()
+    # The step after the checkpoint, which a program in JAX takes too.
+    optimizer.apply([tf.ones_like(variable) * (0.1 * (number + 1)) for number, variable in enumerate(variables)])
+    after = [
+        {"name": name, "value": variable.numpy().tolist()} for name, variable in zip(NAMES, variables, strict=True)
+    ]
+    (directory / "after.json").write_text(json.dumps(after))
     return path
 
 
@@ -175,7 +185,7 @@ def strings(directory: Path) -> str:
         "text": tf.Variable("grüße"),
         "empty": tf.Variable(""),
         "bytes": tf.Variable(b"\xff\x00\xfe"),
-        "long": tf.Variable("x" * 70000),
+        "long": tf.Variable("x" * 300),
         "array": tf.Variable([["a", "bb"], ["", "\u20ac" * 100]]),
         "none": tf.Variable(tf.constant([], tf.string)),
         "number": tf.Variable([1.0, 2.0]),
@@ -198,14 +208,14 @@ def partitioned(directory: Path) -> str:
 
 
 def small_shards(directory: Path) -> str:
-    """Many shards: arrays are cut into slices of 300 bytes."""
+    """Many shards: arrays are cut into slices of 600 bytes."""
     checkpoint = tf.train.Checkpoint(
-        big=tf.Variable(tf.random.normal([100, 7])),
-        wide=tf.Variable(tf.random.normal([2, 900])),
+        big=tf.Variable(tf.random.normal([40, 7])),
+        wide=tf.Variable(tf.random.normal([2, 200])),
         small=tf.Variable([1, 2, 3]),
         texts=tf.Variable(["a", "b"]),
     )
-    policy = tf.train.experimental.MaxShardSizePolicy(300)
+    policy = tf.train.experimental.MaxShardSizePolicy(600)
     options = tf.train.CheckpointOptions(experimental_sharding_callback=policy)
     return checkpoint.save(str(directory / "ckpt"), options=options)
 
