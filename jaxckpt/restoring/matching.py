@@ -78,6 +78,8 @@ def match(targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str) 
     ]
     free = [*found.unexpected, *(leaf.name for leaf in stored.tree.aliases if leaf.param_name not in asked)]
     for name in found.missing[:_NEAR]:
-        if close := difflib.get_close_matches(name, free[:_NEAR_AMONG], n=1):
-            found.near[name] = close[0]
+        for other in difflib.get_close_matches(name, free[:_NEAR_AMONG]):
+            # Names of different leaves of one container are always alike.
+            if difflib.get_close_matches(name.rpartition("/")[2], [other.rpartition("/")[2]]):
+                found.near.setdefault(name, other)
     return found

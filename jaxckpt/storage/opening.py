@@ -2,6 +2,7 @@
 
 from jaxckpt.storage import foreign, stores
 from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.safetensors.source import INDEX_SUFFIX, SUFFIX, SafetensorsFile
 from jaxckpt.storage.source import OpenCheckpoint
 from jaxckpt.storage.tensorflow.source import TensorFlowCheckpoint
 
@@ -12,7 +13,8 @@ def open_checkpoint(
     """Opens what is at a path.
 
     Args:
-      path: path of a checkpoint, such as ``ckpt-3``, which may be TensorFlow's.
+      path: path of a checkpoint, such as ``ckpt-3``, which may be TensorFlow's; or of a safetensors file, or of its index. If
+        ``x.safetensors`` does not exist, but ``x.safetensors.index.json`` does, that is opened.
       timeout_secs: time limit of every call, in seconds.
       check_data: see `StoredCheckpoint`.
       has_targets: see `StoredCheckpoint`.
@@ -24,6 +26,10 @@ def open_checkpoint(
       OSError: the checkpoint cannot be read.
     """
     path = stores.spelled(path)
+    if path.endswith((SUFFIX, INDEX_SUFFIX)):
+        for found in (path, path.removesuffix(SUFFIX) + INDEX_SUFFIX):
+            if stores.is_file(found) and not stores.is_directory(found):
+                return SafetensorsFile(found)
     try:
         return StoredCheckpoint(path, timeout_secs, check_data=check_data, has_targets=has_targets)
     except FileNotFoundError:

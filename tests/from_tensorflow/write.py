@@ -2,7 +2,7 @@
 
 Run as a program, by a Python that has TensorFlow and Keras: ``python write.py DIRECTORY``. It imports nothing of jaxckpt.
 
-Each directory ``<name>`` has a file ``expected.json``: name of the checkpoint, and dtype, shape and bytes (as hexadecimal digits) of each tensor.
+Each directory ``<name>`` has a file ``expected.json``: the name of the checkpoint; dtype, shape and bytes (in hexadecimal) of each tensor.
 The directory ``golden`` beside this program has what it wrote with TensorFlow 2.21 (``python write.py golden``), so that most tests do not
 need TensorFlow.
 """

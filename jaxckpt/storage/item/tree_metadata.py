@@ -101,6 +101,8 @@ class StoredLeaf(NamedTuple):
         Args:
           path: path of the checkpoint.
         """
+        if self.value_type.startswith("safetensors "):
+            return f"{self.name}: {path} holds an array of dtype {self.value_type}, which numpy does not have."
         if self.value_type.startswith("TensorFlow "):
             what = "an array of strings" if self.value_type == "TensorFlow string" else f"a tensor of {self.value_type}"
             return (
