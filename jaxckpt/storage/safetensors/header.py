@@ -13,7 +13,7 @@ from jaxckpt._lib.documents import DamagedError, as_dict, as_extents, as_int, as
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
-from jaxckpt.tree.names import Key
+from jaxckpt.tree.names import Key, Path
 
 # The header's length, in bytes at the beginning of the file.
 LENGTH_BYTES = 8
@@ -144,12 +144,19 @@ def encode(tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadat
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def described(leaf: StoredLeaf) -> dict[str, Any]:
-    """Returns what the metadata says about a leaf for which the format has no place: its type, as checkpoints of jaxckpt note it."""
-    found: dict[str, Any] = {
-        "type": leaf.value_type,
-        "indices": [i for i, (_, is_index) in enumerate(leaf.path) if is_index],
-    }
+def indices(path: Path) -> list[int]:
+    """Returns the positions of the keys in a path that are indices into sequences."""
+    return [position for position, key in enumerate(path) if key.is_index]
+
+
+def described(leaf: StoredLeaf, path: Path) -> dict[str, Any]:
+    """Returns what the metadata says about a leaf for which the format has no place: its type, as checkpoints of jaxckpt note it.
+
+    Args:
+      leaf: the leaf.
+      path: its path in the file.
+    """
+    found: dict[str, Any] = {"type": leaf.value_type, "indices": indices(path)}
     if leaf.kind is not None:
         found["kind"] = leaf.kind
     if leaf.key_impl is not None:
