@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from jaxckpt import storage
@@ -16,7 +17,16 @@ from jaxckpt.leaf_kinds import contents, dtypes
 from jaxckpt.saving.snapshot import refuse_collisions
 from jaxckpt.storage import CheckpointPath, stores
 from jaxckpt.storage.item import description, notes
-from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Piece, Snapshot, StringContent
+from jaxckpt.storage.item.content import (
+    ArrayContent,
+    EmptyContent,
+    EmptyType,
+    Entry,
+    Piece,
+    Snapshot,
+    StringContent,
+    ValueType,
+)
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.safetensors import header, writer
 from jaxckpt.storage.safetensors.source import INDEX_SUFFIX, SUFFIX
@@ -192,19 +202,24 @@ def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
         watch.advance(part.nbytes)
         return part
 
-    value_type, kind = leaf.value_type, leaf.kind
-    if value_type == "jax.Array":
+    value_type: ValueType = "scalar" if leaf.value_type == "scalar" else "np.ndarray"
+    kind, sharding = leaf.kind, None
+    if leaf.key_impl is not None:
+        # Orbax keeps the implementation of keys for a jax.Array only, and needs its sharding. Every program has this device.
+        value_type, sharding = "jax.Array", jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    elif leaf.value_type == "jax.Array":
         # Nothing knows the devices that it will be on, so it is described like an array that several processes saved.
-        value_type, kind = "np.ndarray", kind or notes.JAX_ARRAY.word
+        kind = kind or notes.JAX_ARRAY.word
     piece = Piece((0,) * len(array.shape), array.shape, fetch)
     return ArrayContent(
-        "scalar" if value_type == "scalar" else "np.ndarray",
+        value_type,
         array.shape,
         array.dtype,
         array.shape,
         (piece,),
         kind,
         leaf.key_impl,
+        sharding,
     )
 
 
