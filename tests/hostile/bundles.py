@@ -1,6 +1,7 @@
 """TensorFlow's index files, taken apart and put together again, with right checksums whatever they say."""
 
 import struct
+from typing import Any
 
 import google_crc32c
 
@@ -60,7 +61,11 @@ def _block(content: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
 
 def masked(content: bytes) -> int:
     """Returns the checksum that TensorFlow stores for some bytes."""
-    crc = google_crc32c.value(content)
+    return mask(google_crc32c.value(content))
+
+
+def mask(crc: int) -> int:
+    """Returns the number that is stored for a checksum."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -95,3 +100,48 @@ def _encoded(entries: list[tuple[bytes, bytes]], prefixes: bool) -> bytes:
         block += varint(shared) + varint(len(key)) + varint(len(value)) + key + value
         last = last[:shared] + key
     return block + struct.pack("<II", 0, 1)
+
+
+Field = tuple[int, int, Any]
+
+
+def fields(content: bytes) -> list[Field]:
+    """Returns the fields of a message: number, wire type, value. Raises IndexError if it is not a message."""
+    at, found = 0, []
+    while at < len(content):
+        tag, at = _read(content, at)
+        kind: int = tag & 7
+        value: Any
+        if kind == 0:
+            value, at = _read(content, at)
+        elif kind == 5:
+            value, at = struct.unpack("<I", content[at : at + 4])[0], at + 4
+        elif kind == 2:
+            length, at = _read(content, at)
+            value, at = content[at : at + length], at + length
+        else:
+            raise IndexError(kind)
+        found.append((tag >> 3, kind, value))
+    return found
+
+
+def message(found: list[Field]) -> bytes:
+    """Returns a message."""
+    out = bytearray()
+    for number, kind, value in found:
+        out += varint(number << 3 | kind)
+        if kind == 2:
+            out += varint(len(value)) + value
+        else:
+            out += varint(value) if kind == 0 else struct.pack("<I", value & 0xFFFFFFFF)
+    return bytes(out)
+
+
+def node(
+    children: list[tuple[int, str]], keys: list[bytes] | None = None, slots: list[tuple[int, str, int]] | None = None
+) -> bytes:
+    """Returns an object of an object graph."""
+    found: list[Field] = [(1, 2, message([(1, 0, child), (2, 2, name.encode())])) for child, name in children]
+    found += [(2, 2, message([(1, 2, b"VARIABLE_VALUE"), (3, 2, key)])) for key in keys or []]
+    found += [(3, 2, message([(1, 0, one), (2, 2, name.encode()), (3, 0, other)])) for one, name, other in slots or []]
+    return message(found)

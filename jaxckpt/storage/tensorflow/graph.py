@@ -4,6 +4,7 @@ A variable is stored once, under one of its names, but objects may share it: Ker
 ``optimizer/_trainable_variables`` only. The messages are TensorFlow's `TrackableObjectGraph`.
 """
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -20,9 +21,14 @@ _SLOT = ".OPTIMIZER_SLOT"
 _SUFFIX = (_ATTRIBUTES, _VALUE)
 # TensorFlow writes a dot in a name as two dots, and a slash as ".S".
 _ESCAPED = re.compile(r"\.([.S])")
-# Names that one object gets at most, and all objects together; the shortest come first.
+# Names that one object gets at most; the shortest come first.
 _NAMES = 32
-_ALL_NAMES = 200_000
+# Bytes that all names together may take in memory, about, and the work of finding them: comparisons, and as many for each step. Real
+# programs stay far below; a graph that was made to do harm has more paths than there are atoms.
+_BYTES = 64 << 20
+_STEPS = 20_000_000
+_STEP = 10
+_KEY_BYTES = 64
 
 
 class _Node(NamedTuple):
@@ -76,31 +82,67 @@ def names(content: bytes, keys: Collection[str]) -> dict[str, list[Path]]:
     """
     nodes = [_node(as_bytes(value)) for number, value in fields(content) if number == 1]
     for node in nodes:
-        for target in [child for child, _ in node.children] + [each for a, _, b in node.slots for each in (a, b)]:
+        for target in [child for child, _ in node.children] + [
+            each for one, _, other in node.slots for each in (one, other)
+        ]:
             if not 0 <= target < len(nodes):
                 raise DamagedError(f"its object graph refers to object {target}, which does not exist")
-    ways = _ways(nodes, _useful(nodes, keys))
+    budget = _Budget()
+    ways = _ways(nodes, _useful(nodes, keys), budget)
     found: dict[str, list[Path]] = {}
 
     def add(key: str, name: Path) -> None:
         listed = found.setdefault(key, [])
-        if key in keys and name and len(listed) < _NAMES and name not in listed:
+        budget.step(len(listed) + len(name))
+        if name and len(listed) < _NAMES and name not in listed and budget.take(name):
             listed.append(name)
 
     for number, node in enumerate(nodes):
         for name, key in node.attributes:
             end = () if name == _VALUE else path((_ATTRIBUTES, name))
-            for way, _ in ways.get(number, ()):
-                add(key, way + end)
+            if key in keys:
+                for way, _ in ways.get(number, ()):
+                    add(key, way + end)
     for number, node in enumerate(nodes):
         for variable, slot, stored in node.slots:
-            for name, key in nodes[stored].attributes:
-                if name == _VALUE:
-                    for way, _ in ways.get(variable, ()):
-                        for optimizer, _ in ways.get(number, ()):
-                            add(key, (*way, (_SLOT, False), *optimizer, (slot, False)))
-                            add(key, (*optimizer, (slot, False), *way))
+            values = [key for name, key in nodes[stored].attributes if name == _VALUE and key in keys]
+            pairs = itertools.product(values, ways.get(variable, ()), ways.get(number, ()))
+            for key, (way, _), (optimizer, _) in pairs:
+                if budget.is_spent:
+                    return found
+                if len(found.get(key, ())) < _NAMES:
+                    add(key, (*way, (_SLOT, False), *optimizer, (slot, False)))
+                    add(key, (*optimizer, (slot, False), *way))
+                budget.step(1)
     return found
+
+
+class _Budget:
+    """What finding names may still take.
+
+    Attributes:
+      is_spent: whether nothing is left.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = _BYTES
+        self._steps = _STEPS
+        self.is_spent = False
+
+    def take(self, name: Path) -> bool:
+        """Counts a name. Returns False if there is no room for it."""
+        self._bytes -= sum(_KEY_BYTES + len(text) for text, _ in name)
+        self.is_spent = self.is_spent or self._bytes < 0
+        return not self.is_spent
+
+    def step(self, length: int) -> None:
+        """Counts one step.
+
+        Args:
+          length: number of things that are compared in it.
+        """
+        self._steps -= _STEP + length
+        self.is_spent = self.is_spent or self._steps < 0
 
 
 def _node(content: bytes) -> _Node:
@@ -137,25 +179,27 @@ def _useful(nodes: list[_Node], keys: Collection[str]) -> set[int]:
     return useful
 
 
-def _ways(nodes: list[_Node], useful: set[int]) -> dict[int, list[_Way]]:
+def _ways(nodes: list[_Node], useful: set[int], budget: _Budget) -> dict[int, list[_Way]]:
     """Returns the ways from the root to each object, the shortest first. A way does not visit an object twice."""
     if not nodes:
         return {}
     start: _Way = ((), (0,))
     ways: dict[int, list[_Way]] = {0: [start]}
     waiting = deque([start])
-    count = 0
-    while waiting and count < _ALL_NAMES:
+    while waiting:
         way, visited = waiting.popleft()
         if len(way) >= bounds.TREE_LEVELS:
             continue
         for child, name in nodes[visited[-1]].children:
-            if child not in useful or child in visited:
-                continue
+            budget.step(len(visited))
+            if budget.is_spent:
+                return ways
             known = ways.setdefault(child, [])
-            if len(known) < _NAMES:
-                longer = ((*way, (name, False)), (*visited, child))
-                known.append(longer)
-                waiting.append(longer)
-                count += 1
+            if len(known) >= _NAMES or child not in useful or child in visited:
+                continue
+            longer = ((*way, (name, False)), (*visited, child))
+            if not budget.take(longer[0]):
+                return ways
+            known.append(longer)
+            waiting.append(longer)
     return ways

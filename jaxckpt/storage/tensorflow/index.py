@@ -140,6 +140,8 @@ def _entry(content: bytes) -> _Raw:
             offset = found if number == 4 else offset
             size = found if number == 5 else size
             crc = found if number == 6 else crc
+    if not kind:
+        raise DamagedError("a tensor has no type")
     return _Raw(kind, shape, Place(shard, offset, size, crc), tuple(parts))
 
 

@@ -15,6 +15,7 @@ _FOOTER_BYTES = 48
 # Behind each block: its compression, and its crc32c.
 _TRAILER_BYTES = 5
 _COMPRESSIONS = {1: "snappy", 2: "zstd"}
+_PART_BYTES = 64
 _MASK_DELTA = 0xA282EAD8
 
 
@@ -72,7 +73,8 @@ class _Budget:
         self._left = bounds.EXPANDED_KEY_BYTES + bounds.EXPANDED_KEY_RATIO * nbytes
 
     def take(self, key: bytes) -> None:
-        self._left -= len(key)
+        # Each part of a name becomes an object.
+        self._left -= len(key) + _PART_BYTES * key.count(b"/")
         if len(key) > bounds.KEY_BYTES or self._left < 0:
             raise DamagedError("its keys are too long")
 
