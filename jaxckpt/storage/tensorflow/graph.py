@@ -26,7 +26,7 @@ _NAMES = 32
 # Bytes that all names together may take in memory, about, and the work of finding them: comparisons, and as many for each step. Real
 # programs stay far below; a graph that was made to do harm has more paths than there are atoms.
 _BYTES = 64 << 20
-_STEPS = 20_000_000
+_STEPS = 10_000_000
 _STEP = 10
 _KEY_BYTES = 64
 
