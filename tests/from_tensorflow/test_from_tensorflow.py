@@ -422,7 +422,7 @@ def test_a_managers_directory_of_tensorflow(tree: Path, tmp_path: Path) -> None:
         assert f"checkpoint.restore('{tree}')" in str(caught.value)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
     checkpoint.restore(str(tree)).expect_partial()
-    assert checkpoint.step == 5
+    assert checkpoint.step == 7
     manager = jaxckpt.CheckpointManager(checkpoint, tmp_path / "mine", 3)
     assert manager.restore_or_initialize() is None
     assert manager.save() == str(tmp_path / "mine/ckpt-4")
@@ -435,3 +435,57 @@ def test_the_iterator_yields_tensorflows_checkpoints(tree: Path) -> None:
         assert next(jaxckpt.checkpoints_iterator(tree.parent, timeout=5)) == str(tree)
         assert jaxckpt.latest_checkpoint(tree.parent) == str(tree)
         assert jaxckpt.load_checkpoint(tree.parent).path == str(tree)
+
+
+def synthetic(directory: Path, parts: list[tuple[int, int]], data: bytes, *, big_endian: bool = False) -> Path:
+    """Writes a tensor "x" of int32 and shape (4, 6) in slices along the second axis, each given by its start and extent.
+
+    The bytes of the slices follow one another in `data`.
+    """
+    from hostile import bundles
+
+    from jaxckpt.storage.tensorflow import slices
+
+    def shape(*extents: int) -> bytes:
+        return bundles.message([(2, 2, bundles.message([(1, 0, extent)])) for extent in extents])
+
+    listed, entries, at = [], [(b"", bundles.message([(1, 0, 1), (2, 0, int(big_endian))]))], 0
+    for start, extent in parts:
+        whole = bundles.message([(1, 2, b"")])
+        listed.append((7, 2, whole + bundles.message([(1, 2, bundles.message([(1, 0, start), (2, 0, extent)]))])))
+        size = 4 * extent * 4
+        crc = bundles.masked(data[at : at + size])
+        place = [(1, 0, 3), (2, 2, shape(4, extent)), (4, 0, at), (5, 0, size), (6, 5, crc)]
+        entries.append((slices.key_of(b"x", [(0, None), (start, extent)]), bundles.message(place)))
+        at += size
+    entries.append((b"x", bundles.message([(1, 0, 3), (2, 2, shape(4, 6)), *listed])))
+    (directory / "s.index").write_bytes(bundles.encode(sorted(entries)))
+    (directory / "s.data-00000-of-00001").write_bytes(data)
+    return directory / "s"
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_slices_along_an_inner_axis_and_both_byte_orders(big_endian: bool, tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.int32).reshape(4, 6)
+    order = ">" if big_endian else "<"
+    data = b"".join(
+        np.ascontiguousarray(part, f"{order}i4").tobytes() for part in (array[:, 4:], array[:, :1], array[:, 1:4])
+    )
+    prefix = synthetic(tmp_path, [(4, 2), (0, 1), (1, 3)], data, big_endian=big_endian)
+    assert same(jaxckpt.load_variable(prefix, "x"), array)
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ([(0, 3), (2, 3)], "overlap"),
+        ([(0, 3)], "not exactly the shape"),
+        ([(0, 3), (3, 4)], "outside of the shape"),
+        ([(0, 3), (3, 2)], "not exactly the shape"),
+    ],
+    ids=["overlap", "gap", "outside", "short"],
+)
+def test_slices_that_are_not_the_tensor(parts: list[tuple[int, int]], match: str, tmp_path: Path) -> None:
+    prefix = synthetic(tmp_path, parts, bytes(200))
+    with pytest.raises(jaxckpt.CorruptCheckpointError, match=match):
+        jaxckpt.load_checkpoint(prefix)
