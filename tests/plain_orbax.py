@@ -168,7 +168,7 @@ def _leaf(content: Any) -> tuple[Any, Any]:
         keys = [jax.random.wrap_key_data(jnp.asarray(data), impl=content.key_impl) for data in (array, array * 0)]
         return keys[0], keys[1]
     if content.value_type == "scalar":
-        value = array[()] if content.kind == "numpy" else array.item()
+        value = array[()] if content.note == "numpy" else array.item()
         # Orbax takes no complex scalar for a target, but an array without dimensions.
         return value, np.zeros_like(array) if array.dtype.kind == "c" else type(array.item())(3)
     if content.value_type == "np.ndarray":
@@ -254,7 +254,7 @@ def _features(snapshot: Snapshot, settings: WriteSettings) -> Iterator[Any]:
         above = [names[entry.path[:depth]] for depth in range(len(entry.path))]
         yield from itertools.pairwise(above)
         if isinstance(content, ArrayContent):
-            yield above[-1], content.value_type, content.kind, content.key_impl
+            yield above[-1], content.value_type, content.note, content.key_impl
             yield content.value_type, content.dtype.name
             yield content.value_type, "scalar" if not content.shape else "some" if math.prod(content.shape) else "none"
             yield type(content.sharding).__name__, len(content.pieces) > 1, files

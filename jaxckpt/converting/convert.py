@@ -203,13 +203,13 @@ def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
         return part
 
     value_type: ValueType = "scalar" if leaf.value_type == "scalar" else "np.ndarray"
-    kind, sharding = leaf.kind, None
+    note, sharding = leaf.note, None
     if leaf.key_impl is not None:
         # Orbax keeps the implementation of keys for a jax.Array only, and needs its sharding. Every program has this device.
         value_type, sharding = "jax.Array", jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     elif leaf.value_type == "jax.Array":
         # Nothing knows the devices that it will be on, so it is described like an array that several processes saved.
-        kind = kind or notes.JAX_ARRAY.word
+        note = note or notes.JAX_ARRAY.word
     piece = Piece((0,) * len(array.shape), array.shape, fetch)
     return ArrayContent(
         value_type,
@@ -217,7 +217,7 @@ def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
         array.dtype,
         array.shape,
         (piece,),
-        kind,
+        note,
         leaf.key_impl,
         sharding,
     )

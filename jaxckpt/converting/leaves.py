@@ -45,7 +45,7 @@ class ArrayLeaf:
         self.dtype = info.dtype
         self._conversion: Conversion | None = None
         # The bytes of keys and of `bytes` are not numbers.
-        is_number = leaf.key_impl is None and leaf.kind in (None, notes.NUMPY_SCALAR.word, notes.JAX_ARRAY.word)
+        is_number = leaf.key_impl is None and leaf.note in (None, notes.NUMPY_SCALAR.word, notes.JAX_ARRAY.word)
         if cast is not None and is_number and number_kind(cast) == number_kind(info.dtype) and cast != info.dtype:
             self.dtype = cast
             self._conversion = Conversion(leaf.name, stored.path, cast, Rule.CAST)

@@ -9,14 +9,14 @@ from jaxckpt.storage import CheckpointPath
 class SaveHooks:
     """Hooks that are called around a save, on the thread that writes (for an asynchronous save, a background thread).
 
-    `check`, `committed` and `finished` are called only on the process that does the file access.
+    `check`, `register` and `finished` are called only on the process that does the file access.
     """
 
     def check(self, path: CheckpointPath) -> None:
         """Called before anything is written. Refuses a checkpoint that could not be registered afterwards."""
         state_file.check(path.directory)
 
-    def committed(self, path: CheckpointPath) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Called when the checkpoint is committed. Makes it the latest. If this raises, the commit is undone."""
         registration.register(path)
 
@@ -36,7 +36,7 @@ class Unregistered(SaveHooks):
     def check(self, path: CheckpointPath) -> None:
         """Does nothing."""
 
-    def committed(self, path: CheckpointPath) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Does nothing."""
 
 
@@ -62,7 +62,7 @@ class ManagerHooks(SaveHooks):
         self._steps = steps
         self._step = step
 
-    def committed(self, path: CheckpointPath) -> None:
+    def register(self, path: CheckpointPath) -> None:
         """Registers the checkpoint."""
         self._series.register(path)
 

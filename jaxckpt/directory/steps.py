@@ -17,11 +17,11 @@ class SavedStep:
 
     Attributes:
       step: the step.
-      committed: whether its save has succeeded.
+      is_saved: whether its save has succeeded.
     """
 
     step: int
-    committed: bool = False
+    is_saved: bool = False
 
 
 class SavedSteps:
@@ -37,8 +37,8 @@ class SavedSteps:
           last: the step; None if there is none.
         """
         self._lock = threading.Lock()
-        # The last committed step (if any), then the steps of running saves.
-        self._steps = [] if last is None else [SavedStep(last, committed=True)]
+        # The last saved step (if any), then the steps of running saves.
+        self._steps = [] if last is None else [SavedStep(last, is_saved=True)]
 
     @property
     def last(self) -> int | None:
@@ -63,19 +63,19 @@ class SavedSteps:
     def commit(self, step: SavedStep) -> None:
         """Notes that the save of a step has succeeded."""
         with self._lock:
-            step.committed = True
-            self._steps = [step, *(other for other in self._steps if other is not step and not other.committed)]
+            step.is_saved = True
+            self._steps = [step, *(other for other in self._steps if other is not step and not other.is_saved)]
 
     def fail(self, step: SavedStep) -> None:
         """Notes that the save of a step has failed, so that the step before it counts again. No effect after `commit`."""
         with self._lock:
-            if not step.committed:
+            if not step.is_saved:
                 self._steps = [other for other in self._steps if other is not step]
 
     def restored(self, step: int) -> None:
         """Makes the step of a restored checkpoint the last saved one."""
         with self._lock:
-            self._steps = [SavedStep(step, committed=True)]
+            self._steps = [SavedStep(step, is_saved=True)]
 
 
 def step_reader(step_counter: Any) -> Callable[[], int]:

@@ -30,7 +30,7 @@ class _ByteStrings(LeafKind):
         return contents.checksum(np.frombuffer(value, np.uint8))
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
-        if leaf.kind != STR_OR_BYTES and (info is None or leaf.kind != notes.BYTES.word):
+        if leaf.note != STR_OR_BYTES and (info is None or leaf.note != notes.BYTES.word):
             raise OtherKindError
         return None
 

@@ -18,7 +18,7 @@ _NUMBERS = (None, notes.NUMPY_SCALAR.word, notes.JAX_ARRAY.word)
 
 def require_numbers(leaf: StoredLeaf, info: ArrayInfo | None) -> ArrayInfo:
     """Returns `info`, not None. Raises OtherKindError if the stored leaf is something else than numbers, of any shape."""
-    if info is None or leaf.key_impl is not None or leaf.kind not in _NUMBERS:
+    if info is None or leaf.key_impl is not None or leaf.note not in _NUMBERS:
         raise OtherKindError
     return info
 
@@ -46,7 +46,7 @@ def require_array(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> Array
 
 def is_python_scalar(leaf: StoredLeaf) -> bool:
     """Whether a stored leaf is one of Python's scalars."""
-    return leaf.value_type == "scalar" and leaf.kind is None
+    return leaf.value_type == "scalar" and leaf.note is None
 
 
 def require_shape(target: Leaf, shape: tuple[int, ...], info: ArrayInfo, terms: Terms) -> None:
@@ -102,11 +102,11 @@ def conversion(
     # A Python scalar has no dtype of its own, so it converts. A numpy scalar converts to a JAX scalar and back, but not to another numpy
     # scalar.
     is_scalar = info.shape == () and (
-        (leaf.value_type == "scalar" and (leaf.kind is None or is_on_devices))
+        (leaf.value_type == "scalar" and (leaf.note is None or is_on_devices))
         or (leaf.value_type == "jax.Array" and is_numpy_scalar)
     )
     if is_same_kind and is_scalar:
-        rule = scalar_rule(info.dtype, leaf.kind) if leaf.value_type == "scalar" else Rule.EXACT
+        rule = scalar_rule(info.dtype, leaf.note) if leaf.value_type == "scalar" else Rule.EXACT
         if rule is Rule.EXACT and terms.cast and numbers != "i":
             rule = Rule.CAST
         return Conversion(target.name, terms.path, dtype, rule)

@@ -94,7 +94,7 @@ def is_like(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> bool:
     return (
         info is not None
         and leaf.key_impl is None
-        and (leaf.kind is None or leaf.kind in JAX_ARRAYS.stored_as)
+        and (leaf.note is None or leaf.note in JAX_ARRAYS.stored_as)
         and value.dtype == info.dtype
         and value.shape == info.shape
         and info.dtype.itemsize < _WIDE_BYTES

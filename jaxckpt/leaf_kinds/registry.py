@@ -63,7 +63,7 @@ def stored_kind(leaf: StoredLeaf) -> LeafKind:
         return STRINGS
     if leaf.key_impl is not None:
         return PRNG_KEYS
-    return _by_word.get(leaf.kind or leaf.value_type) or _by_word[leaf.value_type]
+    return _by_word.get(leaf.note or leaf.value_type) or _by_word[leaf.value_type]
 
 
 def refusal(value: Any, action: str) -> str | None:

@@ -28,7 +28,7 @@ class Flight:
     Attributes:
       what: the path of the checkpoint, for messages.
       error: the error of the save, until a call has raised it to the program; otherwise None.
-      wrote: whether the checkpoint is committed.
+      is_saved: whether the checkpoint is committed and registered.
       ended: whether the save is over.
     """
 
@@ -38,7 +38,7 @@ class Flight:
         """Creates the flight. `launch` starts it.
 
         Args:
-          work: does the save. Its argument is a function that it calls once the checkpoint is committed.
+          work: does the save. Its argument is a function that it calls once the checkpoint is committed and registered.
           what: the path of the checkpoint, for messages.
           timeout_secs: most seconds that a call waits for the save.
           exit_timeout_secs: most seconds that the end of the program waits for the save.
@@ -47,7 +47,7 @@ class Flight:
         self.timeout_secs = timeout_secs
         self.exit_timeout_secs = exit_timeout_secs
         self.error: BaseException | None = None
-        self.wrote = False
+        self.is_saved = False
         self.ended = False
         self._work: Callable[[Callable[[], None]], None] | None = work
         self._begun = threading.Lock()
@@ -75,7 +75,7 @@ class Flight:
         work, self._work = self._work, None
         assert work is not None
         try:
-            work(self._committed)
+            work(self._saved)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt too: they are raised to the caller like any other error.
             self.error = error
@@ -90,8 +90,8 @@ class Flight:
             self._thread = None
             self._running.release()
 
-    def _committed(self) -> None:
-        self.wrote = True
+    def _saved(self) -> None:
+        self.is_saved = True
 
     def give_up(self, why: str) -> None:
         """Reports on stderr, when the program ends, that the program does not wait for this save any longer.
@@ -99,13 +99,13 @@ class Flight:
         Args:
           why: after how long, or because of what signal; completes the sentence.
         """
-        consequence = "it is saved, but its callbacks have not finished" if self.wrote else "it is NOT saved"
+        consequence = "it is saved, but its callbacks have not finished" if self.is_saved else "it is NOT saved"
         say(f"jaxckpt: gave up waiting for the save of {self.what} {why}; {consequence}.")
 
     def tell(self) -> None:
         """Reports the error of the save on stderr, when the program ends: no later call can raise it."""
         if (error := self.take_error()) is not None:
-            consequence = "was saved, but a callback failed" if self.wrote else "was NOT saved"
+            consequence = "was saved, but a callback failed" if self.is_saved else "was NOT saved"
             say(
                 f"jaxckpt: unreported error of a background save: {self.what} {consequence}:\n"
                 + "".join(traceback.format_exception(error))
@@ -218,7 +218,7 @@ class Background:
             not saved). None: both.
         """
         for flight in self.failed():
-            if after_commit is None or flight.wrote == after_commit:
+            if after_commit is None or flight.is_saved == after_commit:
                 _raise(flight)
 
     def failed(self) -> tuple[Flight, ...]:

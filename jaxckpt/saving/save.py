@@ -147,14 +147,14 @@ class Save:
         self._session.close()
         self._release()
 
-    def run(self, committed: Callable[[], None]) -> None:
+    def run(self, saved: Callable[[], None]) -> None:
         """Writes, commits and registers the checkpoint, runs the callbacks and deletes old checkpoints.
 
         Args:
-          committed: called once the checkpoint is committed and registered.
+          saved: called once the checkpoint is committed and registered.
 
         Raises:
-          BaseException: the error of any process; every process raises. If `committed` was called, the checkpoint is saved anyway.
+          BaseException: the error of any process; every process raises. If `saved` was called, the checkpoint is saved anyway.
         """
         try:
             with self._session as session:
@@ -163,7 +163,7 @@ class Save:
                 except BaseException as error:
                     self._hooks.failed(error)
                     raise
-                committed()
+                saved()
                 self._hooks.saved()
                 session.decide(lambda: self._conclude(session))
         finally:
@@ -195,7 +195,7 @@ class Save:
         assert self._place is not None
         # If this process was suspended for a while, the others may have given up and closed their connections.
         self._session.check()
-        self._hooks.committed(self._place)
+        self._hooks.register(self._place)
         self._registered(self)
 
     def _conclude(self, session: Session) -> None:

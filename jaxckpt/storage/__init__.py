@@ -1,7 +1,7 @@
 """Writes leaves into an Orbax directory, and reads them. Only this room imports Orbax and TensorStore, when they are first needed."""
 
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
-from jaxckpt.storage.commit.committed import delete, identity, is_checkpoint, leftovers, list_numbered, sweep
+from jaxckpt.storage.commit.checkpoints import delete, identity, is_checkpoint, leftovers, list_numbered, sweep
 from jaxckpt.storage.commit.committer import Leftover
 from jaxckpt.storage.commit.limits import check
 from jaxckpt.storage.commit.save import save

@@ -4,7 +4,7 @@ import os
 
 from jaxckpt._lib import numbering
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import committed
+from jaxckpt.storage.commit import checkpoints
 
 # An error names at most this many checkpoints.
 _SHOWN = 5
@@ -16,7 +16,7 @@ def nothing_there(path: str) -> str:
     if not stores.is_directory(directory):
         return "No checkpoint at this path: its directory does not exist"
     prefix = numbering.prefix_of(name)
-    numbers = committed.list_numbered(os.path.join(directory, prefix or name))
+    numbers = checkpoints.list_numbered(os.path.join(directory, prefix or name))
     shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
     held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
     if prefix is not None and numbers:

@@ -10,7 +10,7 @@ import stat
 
 from jaxckpt._lib.protobuf_text import TextFormatError, fields, unquoted
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import committed, marks
+from jaxckpt.storage.commit import checkpoints, recognition
 from jaxckpt.storage.item import description, digests, tree_metadata
 
 # Bounds: the number of names that are looked at in a directory, and the number of bytes that are read of a file.
@@ -123,7 +123,7 @@ def _is_msgpack_mapping(start: bytes) -> bool:
 def _directory(path: str) -> str | None:
     names = _names(path)
     present = set(names)
-    if marks.is_temporary(path):
+    if recognition.is_temporary(path):
         return (
             "it is the temporary directory of a save that was not finished, or still runs. Take a committed checkpoint."
         )
@@ -134,8 +134,8 @@ def _directory(path: str) -> str | None:
         return found
     if description.FILE in present:
         return None
-    if checkpoints := [each for each in names if committed.is_checkpoint(os.path.join(path, each))]:
-        return _of_checkpoints(path, checkpoints)
+    if found_here := [each for each in names if checkpoints.is_checkpoint(os.path.join(path, each))]:
+        return _of_checkpoints(path, found_here)
     if not present.isdisjoint({"saved_model.pb", "saved_model.pbtxt"}):
         return f"it is a SavedModel of TensorFlow. Read it with tf.saved_model.load({path!r})."
     if prefixes := [each.removesuffix(".index") for each in names if each.endswith(".index")]:
@@ -182,7 +182,7 @@ def _is_json_item(path: str) -> bool:
 
 def _of_checkpoints(path: str, names: list[str]) -> str:
     latest = _latest_name(path)
-    if latest is not None and committed.is_checkpoint(found := os.path.join(path, latest)):
+    if latest is not None and checkpoints.is_checkpoint(found := os.path.join(path, latest)):
         return (
             f"it is a directory of checkpoints ({_list(names)}). The latest is {found!r}, "
             f"which jaxckpt.latest_checkpoint({path!r}) returns; pass that."

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore, writer
-from jaxckpt.storage.commit import claims
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit import leases
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.item import layout, tree_text
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot
 from jaxckpt.storage.settings import WriteSettings
@@ -95,10 +95,10 @@ def _write_part(
 
 def _token(new: str) -> str:
     """Returns the token of the save that works on a directory in a bucket."""
-    note = claims.read(new)
-    if note is None:
+    lease = leases.read(new)
+    if lease is None:
         raise FileNotFoundError(errno.ENOENT, "No save is working here any more", new)
-    return note.owner.token
+    return lease.owner.token
 
 
 @contextlib.contextmanager
@@ -116,8 +116,8 @@ def _not_abandoned(new: str, token: str, directory: str) -> Iterator[None]:
     try:
         yield
     finally:
-        note = claims.read(new)
-        if note is None or note.owner.token != token:
+        lease = leases.read(new)
+        if lease is None or lease.owner.token != token:
             stores.remove_tree(directory)
             raise FileNotFoundError(errno.ENOENT, "The save was given up meanwhile", new)
 

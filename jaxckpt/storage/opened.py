@@ -19,8 +19,8 @@ from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import absent, checks, faults, foreign, stores
 from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
-from jaxckpt.storage.commit import committed, in_flight, marks
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit import checkpoints, in_flight, recognition
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, strings, tree_metadata
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
@@ -118,17 +118,17 @@ class StoredCheckpoint:
         if stores.is_local(path) and stores.is_directory(path):
             # If the directory may not be read, this raises OSError. Otherwise it would look like a missing checkpoint.
             stores.names(path)
-        if not marks.is_temporary(path):
-            found = committed.item_directory(path)
+        if not recognition.is_temporary(path):
+            found = checkpoints.item_directory(path)
             if found is not None:
                 return found
         recognised = foreign.describe(path)
-        if recognised is None and stores.is_directory(path) and committed.is_checkpoint(path):
+        if recognised is None and stores.is_directory(path) and checkpoints.is_checkpoint(path):
             raise CorruptCheckpointError.at(
                 os.path.join(path, tree_metadata.FILE),
                 "this file of the checkpoint is missing. Restore another checkpoint.",
             )
-        if committer_of(path).in_place and not committed.is_checkpoint(path):
+        if committer_of(path).in_place and not checkpoints.is_checkpoint(path):
             raise CheckpointError(f"{path} is not a committed Orbax checkpoint: it has no commit_success.txt.")
         raise CheckpointError(f"{path} is not an Orbax checkpoint: {recognised or f'it has no {tree_metadata.FILE}.'}")
 

@@ -1,7 +1,7 @@
 """The owner of unfinished work: the process that does it, and whether it may still be running.
 
 A killed process leaves files behind. So all unfinished work names its owner: a temporary directory in its name, a directory in a bucket
-in a note. The operating system says whether a process of this machine (and process namespace) is running. For a process on another
+in a lease. The operating system says whether a process of this machine (and process namespace) is running. For a process on another
 machine, all we know is when it last gave a sign of life.
 """
 

@@ -150,12 +150,12 @@ def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
         header({"__metadata__": {"jaxckpt": "{}"}, **entry()}, b"1234"),
         header({"__metadata__": {"jaxckpt": '{"format":9}'}, **entry()}, b"1234"),
         header(
-            {"__metadata__": {"jaxckpt": '{"format":1,"leaves":{"a":{"type":"np.ndarray","kind":"x"}}}'}, **entry()},
+            {"__metadata__": {"jaxckpt": '{"format":1,"leaves":{"a":{"type":"np.ndarray","note":"x"}}}'}, **entry()},
             b"1234",
         ),
         header(
             {
-                "__metadata__": {"jaxckpt": '{"format":1,"leaves":{"a":{"type":"np.ndarray","kind":"bytes"}}}'},
+                "__metadata__": {"jaxckpt": '{"format":1,"leaves":{"a":{"type":"np.ndarray","note":"bytes"}}}'},
                 **entry(),
             },
             b"1234",

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxckpt
 from jaxckpt import testing
 from jaxckpt.job.agree import leader, meeting
-from jaxckpt.job.modes import fetcher, local_answers, shared, supplier
+from jaxckpt.job.modes import fetcher, local_answers, peer_answers, shared
 from jaxckpt.job.protocol import link, messages
 from jaxckpt.job.session import center, peer
 from jaxckpt.storage.arrays import writer
@@ -37,7 +37,7 @@ class Outcome(dict[str, Any]):
 # -- faults -----------------------------------------------------------------------------------------------------------------------
 
 _PLACES = {
-    "piece": (supplier.Supplier, ("_get", "_lend")),
+    "piece": (peer_answers.PeerAnswers, ("_get", "_lend")),
     "vote": (peer.Peer, "_answer"),
     "fetch": (fetcher.Fetcher, ("_ask", "stream")),
     "commit": (moves, "publish"),

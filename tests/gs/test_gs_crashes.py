@@ -20,7 +20,7 @@ from storage_server import Bucket, Request
 import jaxckpt
 from jaxckpt import storage
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import claims
+from jaxckpt.storage.commit import leases
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
@@ -85,7 +85,7 @@ def at(action: str, end: str, start: str = "") -> Callable[[Request], bool]:
 
 
 def no_leftovers(bucket: Bucket) -> bool:
-    return not [key for key in bucket.keys if claims.FILE in key or "jaxckpt-tmp" in key]
+    return not [key for key in bucket.keys if leases.FILE in key or "jaxckpt-tmp" in key]
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def no_leftovers(bucket: Bucket) -> bool:
         at("write", "/_METADATA"),
         at("write", "/commit_success.txt"),
         at("write", "run/checkpoint"),
-        at("delete", claims.FILE),
+        at("delete", leases.FILE),
     ],
     ids=["data", "metadata", "commit", "register", "after-registration"],
 )
 def test_killed_while_saving(bucket: Bucket, when: Callable[[Request], bool], request: pytest.FixtureRequest) -> None:
     first = checkpoint(1).save(bucket.path("run/ckpt"))
     run_and_kill(bucket, "save", bucket.path("run/ckpt"), when)
-    # The note goes last, when the checkpoint has been registered.
+    # The lease goes last, when the checkpoint has been registered.
     registered = "after-registration" in request.node.name
     assert jaxckpt.latest_checkpoint(bucket.path("run")) == (bucket.path("run/ckpt-2") if registered else first)
     assert stored(first) == 1
@@ -130,15 +130,15 @@ def test_killed_while_saving(bucket: Bucket, when: Callable[[Request], bool], re
     [
         at("write", "manifest.ocdbt"),
         at("write", "/commit_success.txt"),
-        at("write", claims.FILE, "best/"),
+        at("write", leases.FILE, "best/"),
         at("delete", "/commit_success.txt", "best/"),
         at("delete", "/_METADATA", "best/"),
         at("write", "/_METADATA", "best/"),
         at("write", "/commit_success.txt", "best/"),
-        at("delete", claims.FILE, "best/"),
+        at("delete", leases.FILE, "best/"),
         at("delete", "/_METADATA", "best.jaxckpt-tmp-"),
     ],
-    ids=["stage", "staged", "claim", "uncommit", "remove", "copy", "commit", "release", "clean"],
+    ids=["stage", "staged", "lease", "uncommit", "remove", "copy", "commit", "release", "clean"],
 )
 @pytest.mark.parametrize("look_first", [True, False])
 def test_killed_while_replacing(bucket: Bucket, when: Callable[[Request], bool], look_first: bool) -> None:
@@ -159,7 +159,7 @@ def test_killed_while_replacing(bucket: Bucket, when: Callable[[Request], bool],
 
 @pytest.mark.parametrize(
     "when",
-    [at("delete", "/commit_success.txt"), at("delete", "/_METADATA"), at("delete", claims.FILE)],
+    [at("delete", "/commit_success.txt"), at("delete", "/_METADATA"), at("delete", leases.FILE)],
     ids=["before", "half", "after"],
 )
 def test_killed_while_deleting(bucket: Bucket, when: Callable[[Request], bool]) -> None:
@@ -242,9 +242,9 @@ class TestLiveSaves:
 
     @pytest.mark.parametrize("silent", [False, True])
     def test_of_another_machine(self, bucket: Bucket, silent: bool) -> None:
-        written = time.time() - (claims.DEAD_AFTER_SECS + 10 if silent else 10)
-        note = {"action": "save", "staged": None, "host": "0", "pid": 1, "start": 1, "token": "t", "time": written}
-        stores.write(bucket.path(f"ckpt-1/{claims.FILE}"), json.dumps(note).encode())
+        written = time.time() - (leases.DEAD_AFTER_SECS + 10 if silent else 10)
+        lease = {"action": "save", "staged": None, "host": "0", "pid": 1, "start": 1, "token": "t", "time": written}
+        stores.write(bucket.path(f"ckpt-1/{leases.FILE}"), json.dumps(lease).encode())
         stores.write(bucket.path("ckpt-1/_METADATA"), b"half")
         (leftover,) = storage.leftovers(str(bucket))
         assert leftover.live != silent
@@ -253,14 +253,22 @@ class TestLiveSaves:
         assert checkpoint(1).save(bucket.path("ckpt")) == bucket.path("ckpt-1" if silent else "ckpt-2")
 
     def test_a_note_that_names_a_place_elsewhere(self, bucket: Bucket) -> None:
-        """Somebody else's note decides about nothing but the directory that it is in."""
+        """Somebody else's lease decides about nothing but the directory that it is in."""
         precious = checkpoint(7).write(bucket.path("precious/best"))
         beside = checkpoint(8).write(bucket.path("run/mine"))
         for staged in (precious, beside, bucket.path("run")):
-            note = {"action": "replace", "staged": staged, "host": "0", "pid": 1, "start": 1, "token": "t", "time": 1.0}
-            stores.write(bucket.path(f"run/ckpt-1/{claims.FILE}"), json.dumps(note).encode())
+            lease = {
+                "action": "replace",
+                "staged": staged,
+                "host": "0",
+                "pid": 1,
+                "start": 1,
+                "token": "t",
+                "time": 1.0,
+            }
+            stores.write(bucket.path(f"run/ckpt-1/{leases.FILE}"), json.dumps(lease).encode())
             assert not storage.is_checkpoint(bucket.path("run/ckpt-1"))
-            # It is not a note of jaxckpt's.
+            # It is not a lease of jaxckpt's.
             assert storage.sweep(bucket.path("run")) == []
         assert stored(precious) == 7
         assert stored(beside) == 8
@@ -269,8 +277,8 @@ class TestLiveSaves:
         def rule(request: Request) -> None:
             if request.action == "write" and request.name == "ckpt-1/_METADATA":
                 bucket.rule(None)
-                note = json.loads(stores.read(bucket.path(f"ckpt-1/{claims.FILE}")))
-                stores.write(bucket.path(f"ckpt-1/{claims.FILE}"), json.dumps({**note, "token": "other"}).encode())
+                lease = json.loads(stores.read(bucket.path(f"ckpt-1/{leases.FILE}")))
+                stores.write(bucket.path(f"ckpt-1/{leases.FILE}"), json.dumps({**lease, "token": "other"}).encode())
 
         bucket.rule(rule)
         with pytest.raises(OSError, match="took this save for dead"):
@@ -279,7 +287,7 @@ class TestLiveSaves:
 
     def test_a_lost_answer_is_not_somebody_else(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
         """What was written, and is written again because nobody heard of it, meets itself."""
-        monkeypatch.setattr(claims, "RENEW_SECS", 0.05)
+        monkeypatch.setattr(leases, "RENEW_SECS", 0.05)
         writes = 0
 
         def rule(request: Request) -> str | None:
@@ -288,25 +296,25 @@ class TestLiveSaves:
             return "lose" if request.action == "write" and writes in (1, 4) else None
 
         bucket.rule(rule)
-        claim = claims.Claim(bucket.path("ckpt-1"), "save")
+        lease = leases.Lease(bucket.path("ckpt-1"), "save")
         end = time.monotonic() + 60
         while writes < 8:
             assert time.monotonic() < end
             time.sleep(0.01)
-        claim.confirm()
-        claim.release()
+        lease.confirm()
+        lease.release()
         assert bucket.keys == set()
 
     def test_the_note_is_renewed(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(claims, "RENEW_SECS", 0.05)
-        claim = claims.Claim(bucket.path("ckpt-1"), "save")
-        first = claims.read(bucket.path("ckpt-1"))
+        monkeypatch.setattr(leases, "RENEW_SECS", 0.05)
+        lease = leases.Lease(bucket.path("ckpt-1"), "save")
+        first = leases.read(bucket.path("ckpt-1"))
         assert first is not None
         end = time.monotonic() + 60
-        while (found := claims.read(bucket.path("ckpt-1"))) is not None and found.time == first.time:
+        while (found := leases.read(bucket.path("ckpt-1"))) is not None and found.time == first.time:
             assert time.monotonic() < end
             time.sleep(0.01)
-        claim.release()
+        lease.release()
         assert bucket.keys == set()
 
 

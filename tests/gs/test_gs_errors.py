@@ -14,7 +14,7 @@ import jaxckpt
 from jaxckpt import storage
 from jaxckpt.directory import paths
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import claims
+from jaxckpt.storage.commit import leases
 from jaxckpt.storage.stores import bucket as client
 
 
@@ -191,10 +191,10 @@ class TestUnreachable:
 
 def test_a_save_that_is_running(bucket: Bucket) -> None:
     path = bucket.path("run/ckpt-1")
-    claim = claims.Claim(path, "save")
+    lease = leases.Lease(path, "save")
     with pytest.raises(FileNotFoundError, match=f"Not committed yet: process {os.getpid()} is saving"):
         checkpoint().restore(path)
-    claim.release()
+    lease.release()
     with pytest.raises(FileNotFoundError, match="No checkpoint at this path"):
         checkpoint().restore(path)
 

@@ -29,7 +29,7 @@ def test_a_checkpoint_of_tensorflow(bucket: Bucket) -> None:
     with pytest.raises(jaxckpt.CheckpointError, match="holds TensorFlow checkpoints"):
         checkpoint.save(bucket.path("run/ckpt"))
     shard = bucket.path("run/ckpt-3.data-00000-of-00001")
-    stores.write(shard, stores.read(shard)[:-200])
+    stores.write(shard, stores.read(shard)[:100])
     with pytest.raises(jaxckpt.CorruptCheckpointError):
         for key in reader.keys():
             reader.get_tensor(key)

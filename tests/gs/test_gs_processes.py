@@ -15,7 +15,7 @@ from storage_server import Bucket, Request, StorageServer
 
 from jaxckpt import storage, testing
 from jaxckpt.storage import joint, stores
-from jaxckpt.storage.commit import claims
+from jaxckpt.storage.commit import leases
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -50,7 +50,7 @@ def test_saves_and_restores(
         parts = {key for key in bucket.keys if key.startswith(path.removeprefix(f"{bucket}/") + "/ocdbt.process_")}
         assert len({key.split("/ocdbt.")[1].split("_")[1] for key in parts}) == (2 if io is None else 0)
     assert {key.split("/")[0] for key in bucket.keys} == {"exact", "run"}
-    assert not any(key.endswith((claims.FILE, "/mark")) for key in bucket.keys)
+    assert not any(key.endswith((leases.FILE, "/mark")) for key in bucket.keys)
 
 
 def test_plain_orbax_reads_what_several_processes_wrote(job: testing.Job, bucket: Bucket, tmp_path: Path) -> None:
@@ -133,19 +133,19 @@ class TestPartOfASaveThatWasGivenUp:
     @pytest.mark.parametrize("followed", [False, True])
     def test_while_it_writes(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, followed: bool) -> None:
         new = bucket.path("ckpt-1")
-        claim = claims.Claim(new, "save")
-        later: list[claims.Claim] = []
+        lease = leases.Lease(new, "save")
+        later: list[leases.Lease] = []
         write = joint.writer.write_arrays
 
         def late(*arguments: Any) -> None:
-            claim.release()
+            lease.release()
             if followed:
-                later.append(claims.Claim(new, "save"))
+                later.append(leases.Lease(new, "save"))
             write(*arguments)
 
         monkeypatch.setattr(joint.writer, "write_arrays", late)
         with pytest.raises(FileNotFoundError, match="given up"):
             joint.write_part(new, part(), WriteSettings(), 1)
-        for claim in later:
-            claim.release()
+        for lease in later:
+            lease.release()
         assert stores.tree(str(bucket)) == []

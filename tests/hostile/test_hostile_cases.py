@@ -1,11 +1,13 @@
 """A stranger's checkpoint is only data: each kind of harm, with the error or the value that is right."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ import google_crc32c
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import zstandard
 from golden import make
 from hostile import cases, ocdbt
 from hostile.ocdbt import Database, Tree, nodes
+from hypothesis import given
+from hypothesis import strategies as st
 
 import jaxckpt
 from jaxckpt._lib import bounds, documents, inner_path
-from jaxckpt.storage.arrays import claimed, zarr_metadata
-from jaxckpt.storage.commit import claims
+from jaxckpt.storage.arrays import plausible, zarr_metadata
+from jaxckpt.storage.commit import leases
 from jaxckpt.storage.ocdbt import decode, zstd
 from jaxckpt.storage.owner import Owner
 
@@ -708,17 +713,17 @@ NOTE = {
     ids=str,
 )
 def test_notes_in_a_bucket(fields: dict[str, Any]) -> None:
-    """What a note calls staged is copied to the checkpoint, and removed: it must have been made for that."""
+    """What a lease calls staged is copied to the checkpoint, and removed: it must have been made for that."""
     directory = "gs://bucket/run/ckpt-1"
-    assert claims._parsed(json.dumps(NOTE).encode(), directory) == claims.Note(
+    assert leases._parsed(json.dumps(NOTE).encode(), directory) == leases.StoredLease(
         NOTE["action"],
         NOTE["staged"],
         Owner(NOTE["host"], NOTE["pid"], NOTE["start"], NOTE["token"]),
         NOTE["time"],  # type: ignore[arg-type]
     )
-    assert claims._parsed(json.dumps({**NOTE, **fields}).encode(), directory) is None
+    assert leases._parsed(json.dumps({**NOTE, **fields}).encode(), directory) is None
     for content in (b"", b"[]", b"null", b"[" * 100_000, b'{"time": 1e400}', b"\xff"):
-        assert claims._parsed(content, directory) is None
+        assert leases._parsed(content, directory) is None
 
 
 def test_names_of_files() -> None:
@@ -739,23 +744,60 @@ def test_zstd() -> None:
     assert len(bomb) < 4000
     with pytest.raises(documents.DamagedError, match="decompress to up to"):
         zstd.decompress(bomb, 8 << 20)
-    for damaged in (b"", frame[:4], frame[:100], b"x" + frame[1:], frame[:-1], frame[:6] + b"\xff" * 20):
+    for damaged in (b"", frame[:4], frame[:100], b"x" + frame[1:], frame[:-1], frame[:6] + b"\xff" * 20, frame + b"x"):
         with pytest.raises(documents.DamagedError):
             zstd.decompress(damaged, 1 << 20)
+        with pytest.raises(documents.DamagedError):
+            zstd.decompress_exactly(damaged, len(body))
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["sized", "unsized"])
+def test_zstd_of_a_known_size(sized: bool) -> None:
+    """The content has exactly the size that is needed, and a frame that holds more takes no memory for it."""
+    frame = zstandard.ZstdCompressor(1, write_content_size=sized).compress(b"abc" * 1000)
+    assert zstd.decompress_exactly(frame, 3000) == b"abc" * 1000
+    for size in (1, 2999, 3001, 1 << 20):
+        with pytest.raises(documents.DamagedError):
+            zstd.decompress_exactly(frame, size)
+    bomb = zstandard.ZstdCompressor(1, write_content_size=sized).compress(bytes(1 << 30))
+    tracemalloc.start()
+    try:
+        with pytest.raises(documents.DamagedError):
+            zstd.decompress_exactly(bomb, 3000)
+        with pytest.raises(documents.DamagedError, match="more than the limit"):
+            zstd.decompress(bomb, 3000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(0, 1 << 20), st.integers(0, 7))
+def test_zstd_that_is_flipped(body: bytes, at: int, bit: int) -> None:
+    frame = bytearray(zstandard.ZstdCompressor(1).compress(body * 20))
+    frame[at % len(frame)] ^= 1 << bit
+    # Without a checksum a frame may decompress to something else, but never to another size.
+    with contextlib.suppress(documents.DamagedError):
+        assert len(zstd.decompress_exactly(bytes(frame), len(body) * 20)) == len(body) * 20
+
+
+def test_zstd_that_is_skipped() -> None:
+    """A skippable frame claims a size, but has no content."""
+    with pytest.raises(documents.DamagedError):
+        zstd.decompress_exactly(b"\x50\x2a\x4d\x18" + (100).to_bytes(4, "little") + bytes(100), 100)
 
 
 def test_claims() -> None:
     """What a checkpoint holds justifies an array; a little more only where chunks may be absent or compressed."""
     info = zarr_metadata.ArrayInfo((1000, 1000), np.dtype(np.float32), None, (100, 1000))
-    stored = claimed.Stored(11, 4_000_500, 400_000)
-    claimed.check(info, None, stored, claimed.Absent(), is_complete=True)
+    stored = plausible.Stored(11, 4_000_500, 400_000)
+    plausible.check(info, None, stored, plausible.Absent(), is_complete=True)
     with pytest.raises(documents.DamagedError, match="chunks"):
-        claimed.check(info, None, claimed.Stored(5, 4_000_500, 400_000), None, is_complete=True)
+        plausible.check(info, None, plausible.Stored(5, 4_000_500, 400_000), None, is_complete=True)
     with pytest.raises(documents.DamagedError, match="claims 4000000 bytes"):
-        claimed.check(info, None, claimed.Stored(11, 500_000, 400_000), None, is_complete=True)
-    claimed.check(info, None, claimed.Stored(1, 500, 500), claimed.Absent(), is_complete=False)
+        plausible.check(info, None, plausible.Stored(11, 500_000, 400_000), None, is_complete=True)
+    plausible.check(info, None, plausible.Stored(1, 500, 500), plausible.Absent(), is_complete=False)
     with pytest.raises(documents.DamagedError, match="is 9999999 bytes long"):
-        claimed.check(info, None, claimed.Stored(11, 10**8, 9_999_999), None, is_complete=True)
+        plausible.check(info, None, plausible.Stored(11, 10**8, 9_999_999), None, is_complete=True)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -384,7 +384,7 @@ def test_peers_are_served_until_they_vote_and_not_after_a_failure() -> None:
                 error = raised
             peer.vote(error)
 
-        finish = center.collect({AskBoxes: read})
+        finish = center.serve({AskBoxes: read})
         threads = [Thread(lambda peer=peer: reading(peer)) for peer in peers]
         deadline = time.monotonic() + 20
         while len(served) < 2 and time.monotonic() < deadline:
@@ -428,7 +428,7 @@ def test_a_request_that_has_no_meaning_here_names_both() -> None:
             center.decide(lambda: center.ask(1, WritePart("x"), "writing"))
         assert "WritePart" in str(thread.error())
     with together(1) as (center, peers):
-        center.collect({})
+        center.serve({})
         with pytest.raises(ProcessError, match="Process 1 asked process 0 for AskStored, which has no meaning"):
             peers[0].request(AskStored(0), "reading")
 
@@ -570,7 +570,7 @@ def test_an_interrupt_of_a_peer(doing: str) -> None:
         center.confirm()
 
     def vote() -> None:
-        center.collect({})
+        center.serve({})
         assert center._serving is not None
         assert center._serving._has_voted[1].wait(20)
         interrupting()
@@ -583,7 +583,7 @@ def test_an_interrupt_of_a_peer(doing: str) -> None:
             time.sleep(0.3)
             return Leaves((), None, {}), None
 
-        center.collect({AskStored: slow})(None)
+        center.serve({AskStored: slow})(None)
 
     calls: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "waits": (lambda: center.decide(confirm), lambda: peer.decide(no)),
@@ -623,7 +623,7 @@ def test_an_interrupt_of_the_center_while_others_read(first: bool) -> None:
     handlers: PeerHandlers = {AskTexts: lambda process, request: (Texts({}), None)}
     with together(2, 60) as (center, peers):
         threads = [Thread(lambda peer=peer: restore(peer)) for peer in peers]
-        finish = center.collect(handlers)
+        finish = center.serve(handlers)
         time.sleep(0.1)
         began = time.monotonic()
         if first:
@@ -643,7 +643,7 @@ def test_an_interrupt_of_the_center_while_others_read(first: bool) -> None:
 
 
 def test_an_interrupt_while_the_center_begins_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All threads are started, and the vote ends what they do, although nobody has got what `collect` returns."""
+    """All threads are started, and the vote ends what they do, although nobody has got what `serve` returns."""
     start, interrupting = threading.Thread.start, Interrupting()
 
     def interrupted(self: threading.Thread) -> None:
@@ -664,7 +664,7 @@ def test_an_interrupt_while_the_center_begins_to_serve(monkeypatch: pytest.Monke
         threads = [Thread(lambda peer=peer: restore(peer)) for peer in peers]
         monkeypatch.setattr(threading.Thread, "start", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:
-            center.collect(handlers)
+            center.serve(handlers)
         monkeypatch.setattr(threading.Thread, "start", start)
         with pytest.raises(KeyboardInterrupt):
             center.vote(caught.value)

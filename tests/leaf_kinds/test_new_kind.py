@@ -45,7 +45,7 @@ class Fractions(LeafKind):
         return str(value)
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
-        if leaf.kind != NOTE.word:
+        if leaf.note != NOTE.word:
             raise OtherKindError
         return None
 

@@ -20,8 +20,8 @@ import pytest
 from rooms import COMMITTERS, fill, place
 
 from jaxckpt.storage import CheckpointPath, stores
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Committer, Pending
-from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.stores import ABSENT, ChangedError
 
 ROOT = Path(__file__).parents[2]
@@ -95,9 +95,9 @@ class Ground:
         assert stores.read(f"{home}/d/data") == b"%d" % value * 1000
         return value
 
-    def committed(self) -> list[str]:
+    def checkpoints(self) -> list[str]:
         """Returns the names of all committed checkpoints, sorted."""
-        return sorted(self.committer.committed(self.room, lambda _: True))
+        return sorted(self.committer.names(self.room, lambda _: True))
 
     def names(self) -> list[str]:
         """Returns the names of everything in the directory, sorted."""
@@ -127,13 +127,13 @@ def test_a_checkpoint_is_there_when_it_is_published(ground: Ground) -> None:
     seen: list[int | None] = []
     pending = ground.begin("ckpt-1", 1)
     assert ground.value("ckpt-1") is None
-    assert ground.committed() == []
+    assert ground.checkpoints() == []
     assert not ground.committer.is_there(str(ground.path("ckpt-1")))
     assert ground.committer.identity(str(ground.path("ckpt-1"))) is None
     pending.publish(lambda: seen.append(ground.value("ckpt-1")))
     assert seen == [1]
     assert ground.value("ckpt-1") == 1
-    assert ground.committed() == ["ckpt-1"]
+    assert ground.checkpoints() == ["ckpt-1"]
     assert ground.committer.is_there(str(ground.path("ckpt-1")))
     assert ground.committer.identity(str(ground.path("ckpt-1"))) is not None
     assert ground.committer.leftovers(ground.room) == []
@@ -153,7 +153,7 @@ def test_odd_names(ground: Ground, name: str) -> None:
     ground.save(name, 1)
     ground.save(name, 2, replace=True)
     assert ground.value(name) == 2
-    assert ground.committed() == [name]
+    assert ground.checkpoints() == [name]
     ground.committer.delete(ground.path(name))
     assert ground.names() == []
 
@@ -178,7 +178,7 @@ class TestOccupied:
         assert caught.value.errno == errno.EINVAL
         assert ground.committer.sweep(ground.room) == []
         assert ground.committer.is_there(path)
-        assert ground.committed() == []
+        assert ground.checkpoints() == []
         assert stores.tree(ground.room) == ["thesis/chapter"]
 
     def test_of_two_at_the_same_time_one_wins(self, ground: Ground) -> None:
@@ -291,7 +291,7 @@ class TestUnfinishedWork:
         gc.collect()
         ground.save("ckpt-3", 3)
         assert [left.final for left in ground.committer.leftovers(ground.room)] == [str(ground.path("other-1"))]
-        assert ground.committed() == ["ckpt-3"]
+        assert ground.checkpoints() == ["ckpt-3"]
 
     def test_of_another_process_is_left_alone(self, ground: Ground) -> None:
         path = str(ground.path("ckpt-1"))

@@ -19,6 +19,10 @@ FLIPS = int(os.environ.get("JAXCKPT_FLIPS", "200"))
 SETTINGS = {
     "plain": None,
     "zstd": jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(compression="zstd", chunk_byte_size=100_000)),
+    "zstd files": jaxckpt.CheckpointOptions(
+        experimental_sharding_callback=jaxckpt.MaxShardSizePolicy(200_000),
+        orbax=jaxckpt.OrbaxSettings(compression="zstd"),
+    ),
     "files": jaxckpt.CheckpointOptions(experimental_sharding_callback=jaxckpt.MaxShardSizePolicy(200_000)),
 }
 

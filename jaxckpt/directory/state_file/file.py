@@ -10,7 +10,7 @@ from jaxckpt.directory import foreign_runs
 from jaxckpt.directory.state_file.records import Records, UnreadableStateError
 from jaxckpt.directory.state_file.text import from_text, is_sealed, sealed, to_text
 from jaxckpt.storage import CheckpointPath, stores
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit.choice import committer_of
 
 FILE = "checkpoint"
 

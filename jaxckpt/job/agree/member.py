@@ -101,7 +101,7 @@ class Member:
             link.send(mine.card(None if self._listener is None else self._listener.address), timeout=call.timeout)
             mine.joined = True
             while True:
-                message: Message = link.receive(*SAYS[Phase.MEET][Side.HUB], timeout=longest, stop=mine.stop)
+                message: Message = link.receive(*SAYS[Phase.MEET][Side.LISTENER], timeout=longest, stop=mine.stop)
                 if isinstance(message, Agreed | Failed):
                     return message
                 asked = True

@@ -11,10 +11,10 @@ from jaxckpt import storage
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
 from jaxckpt.job.modes import gather
+from jaxckpt.job.modes.center_answers import CenterAnswers
 from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
-from jaxckpt.job.modes.provider import Provider
+from jaxckpt.job.modes.peer_answers import PeerAnswers
 from jaxckpt.job.modes.remote import RemoteCheckpoint
-from jaxckpt.job.modes.supplier import Supplier
 from jaxckpt.job.plan import Plan
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer
@@ -70,8 +70,8 @@ class IoProcess:
             fill = functools.partial(_fill, session, arrange)
             session.decide(functools.partial(commit, taken(), patient(settings), fill), asks=True)
             return
-        with contextlib.closing(Supplier(taken())) as supplier:
-            session.decide(no_file_access, supplier.handlers())
+        with contextlib.closing(PeerAnswers(taken())) as answers:
+            session.decide(no_file_access, answers.handlers())
 
     def open(self, session: Session, path: str, seconds: float) -> Reading:
         """Opens the files on the center, for all processes; see `Mode`."""
@@ -84,9 +84,9 @@ class IoProcess:
         session.decide(
             lambda: opened.append(storage.open_checkpoint(path, seconds, check_data=False, has_targets=True))
         )
-        provider = Provider(opened[0], session.local_peers)
-        collected = session.collect(provider.handlers(), provider.sent)
-        return Reading(opened[0], functools.partial(_finish, opened[0], provider, collected))
+        answers = CenterAnswers(opened[0], session.local_peers)
+        finish = session.serve(answers.handlers(), answers.sent)
+        return Reading(opened[0], functools.partial(_finish, opened[0], answers, finish))
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Returns the error unchanged; see `Mode`."""
@@ -98,13 +98,13 @@ def _fill(session: Center, arrange: Arrange, new: str, snapshot: Snapshot, setti
     writer.write(new, arrange(gather.complete(snapshot, session)), settings)
 
 
-def _finish(stored: OpenCheckpoint, provider: Provider, collected: Finish, error: BaseException | None) -> None:
+def _finish(stored: OpenCheckpoint, answers: CenterAnswers, finish: Finish, error: BaseException | None) -> None:
     """Ends the reading of all processes. While the others still read, checks that the data files are those that were written.
 
     Args:
       stored: the open checkpoint.
-      provider: answers the peers; it is closed at the end.
-      collected: takes this process's vote and waits for the others' votes.
+      answers: answers the peers; it is closed at the end.
+      finish: takes this process's vote and waits for the others' votes.
       error: the error of this process's reading, or None.
     """
     fallback = None
@@ -117,7 +117,7 @@ def _finish(stored: OpenCheckpoint, provider: Provider, collected: Finish, error
                 fallback = found
             except BaseException as interrupt:
                 error = interrupt
-        collected(error, fallback)
+        finish(error, fallback)
     finally:
         del fallback, error
-        provider.close()
+        answers.close()

@@ -28,7 +28,7 @@ from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.session import Answer, Handlers, Session
 from jaxckpt.storage import owner, stores
 from jaxckpt.storage.commit import temporary
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.presence import DeletedError
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings

@@ -1,6 +1,6 @@
 """The table of messages: who may send which message when, on one connection. Any other message is an error of its sender.
 
-When a connection is made, a *caller* connects to a *listener*. At the beginning of a call of the job, the *leader* (process 0) talks to
+When a connection is made, a *dialer* connects to a *listener*. At the beginning of a call of the job, the *leader* (process 0) talks to
 its *members*, all other processes. Afterwards the *center*, which does the file access, talks to its *peers*, all other processes.
 
 In each phase, a side sends the messages of `SAYS` of its own accord. If such a message is a request, the other side answers with the
@@ -30,36 +30,36 @@ class Phase(enum.Enum):
 class Side(enum.Enum):
     """The two sides of a connection: the process that others connect to, and one of the others."""
 
-    HUB = "the listener, the leader, the center"
-    SPOKE = "a caller, a member, a peer"
+    LISTENER = "the listener, the leader, the center"
+    DIALER = "a dialer, a member, a peer"
 
 
 _Table = Mapping[Phase, Mapping[Side, tuple[type[Message], ...]]]
 
 SAYS: _Table = {
     Phase.CONNECT: {
-        Side.HUB: (say.Hello, say.Welcome),
-        Side.SPOKE: (say.Proof,),
+        Side.LISTENER: (say.Hello, say.Welcome),
+        Side.DIALER: (say.Proof,),
     },
     Phase.MEET: {
-        Side.HUB: (say.AskLines, say.Agreed, say.Failed),
-        Side.SPOKE: (say.Card,),
+        Side.LISTENER: (say.AskLines, say.Agreed, say.Failed),
+        Side.DIALER: (say.Card,),
     },
     Phase.GATHER: {
-        Side.HUB: (say.Begun, say.Failed),
-        Side.SPOKE: (),
+        Side.LISTENER: (say.Begun, say.Failed),
+        Side.DIALER: (),
     },
     Phase.WORK: {
-        Side.HUB: (
+        Side.LISTENER: (
             *(say.Confirm, say.Decided, say.Failed),
             *(say.AskMemory, say.AskConsent, say.Borrow, say.AskLent, say.AskPieces, say.AskHostValues),
             *(say.Look, say.WritePart),
         ),
-        Side.SPOKE: (),
+        Side.DIALER: (),
     },
     Phase.EACH: {
-        Side.HUB: (say.Decided, say.Failed),
-        Side.SPOKE: (
+        Side.LISTENER: (say.Decided, say.Failed),
+        Side.DIALER: (
             say.Vote,
             *(say.AskStored, say.AskInfos, say.AskTexts, say.AskBoxes),
             *(say.AskSlots, say.Put, say.Stream),

@@ -166,12 +166,12 @@ class Listener:
                 unwanted.close()
 
     def _shake_hands(self, link: Link) -> None:
-        # One deadline for the whole handshake: a caller may be silent, or send only one byte per second.
+        # One deadline for the whole handshake: a dialer may be silent, or send only one byte per second.
         end = time.monotonic() + _HANDSHAKE_SECS
         mine = secrets.token_hex(16)
         link.send(Hello(mine), timeout=_HANDSHAKE_SECS)
         proof = _hear(link, Proof, end)
-        expected = _mac(self.address.token, "caller", mine, proof.nonce, proof.process)
+        expected = _mac(self.address.token, "dialer", mine, proof.nonce, proof.process)
         if proof.process not in self._expected or not _same(proof.mac, expected):
             raise WireError("wrong token")
         welcome = _mac(self.address.token, "listener", proof.nonce, mine, proof.process)
@@ -201,7 +201,7 @@ def dial(address: Address, me: int, them: int, end: float, stop: Stop | None = N
     try:
         theirs = _hear(link, Hello, end, stop).nonce
         mine = secrets.token_hex(16)
-        link.send(Proof(me, mine, _mac(address.token, "caller", theirs, mine, me)), timeout=timeout)
+        link.send(Proof(me, mine, _mac(address.token, "dialer", theirs, mine, me)), timeout=timeout)
         expected = _mac(address.token, "listener", mine, theirs, me)
         if not _same(_hear(link, Welcome, end, stop).mac, expected):
             raise WireError(f"the process that listens on {address.host}:{address.port} does not belong to this job")

@@ -21,14 +21,14 @@ class Beat(Message):
 
 @dataclass(frozen=True)
 class Hello(Message):
-    """The listener's challenge to a caller."""
+    """The listener's challenge to a dialer."""
 
     nonce: str
 
 
 @dataclass(frozen=True)
 class Proof(Message):
-    """The caller's answer to the challenge, which proves that it knows the token; and its own challenge (`nonce`)."""
+    """The dialer's answer to the challenge, which proves that it knows the token; and its own challenge (`nonce`)."""
 
     process: int
     nonce: str

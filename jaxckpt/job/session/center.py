@@ -52,7 +52,7 @@ class Center(Session):
         self._interrupts = Interrupts()
         # The processes that have not answered yet: since when (time.monotonic), and what they were asked for.
         self._asked: dict[int, tuple[float, str]] = {}
-        # The step that `collect` has begun.
+        # The step that `serve` has begun.
         self._serving: Serving | None = None
         self._closed = threading.Event()
         self._adopted = False
@@ -229,7 +229,7 @@ class Center(Session):
 
     # -- every process works, and peers ask -------------------------------------------------------------------------------------------
 
-    def collect(self, handlers: PeerHandlers, sent: Callable[[int], None] = lambda process: None) -> Finish:
+    def serve(self, handlers: PeerHandlers, sent: Callable[[int], None] = lambda process: None) -> Finish:
         """Begins to answer the requests of the peers, on one thread per peer, until each has voted.
 
         Args:
@@ -246,7 +246,7 @@ class Center(Session):
 
     def vote(self, error: BaseException | None, fallback_error: BaseException | None = None) -> None:
         if self._serving is None:
-            self.collect({})
+            self.serve({})
         serving, self._serving = self._serving, None
         assert serving is not None
         serving.finish(error, fallback_error)

@@ -68,7 +68,7 @@ class Peer(Session):
 
     def _answer_until_decided(self, handlers: Handlers) -> Any:
         while True:
-            message: Message = self._hear(*SAYS[Phase.WORK][Side.HUB], doing="waiting for its outcome")
+            message: Message = self._hear(*SAYS[Phase.WORK][Side.LISTENER], doing="waiting for its outcome")
             if isinstance(message, Decided):
                 return message.result
             if isinstance(message, Failed):
@@ -86,7 +86,7 @@ class Peer(Session):
                 raise
             except OSError:
                 # The center has closed the connection. Its last message tells why.
-                message = self._link.receive(*SAYS[Phase.WORK][Side.HUB], timeout=LINGER_SECS)
+                message = self._link.receive(*SAYS[Phase.WORK][Side.LISTENER], timeout=LINGER_SECS)
                 if isinstance(message, Failed):
                     self._raise(message.failure)
                 raise
@@ -106,7 +106,7 @@ class Peer(Session):
     # -- every process works, and asks the center -------------------------------------------------------------------------------------
 
     def request(self, request: Request[Answered], doing: str) -> Answered:
-        """Asks the center, which has called `collect`, and waits for the answer.
+        """Asks the center, which has called `serve`, and waits for the answer.
 
         Args:
           request: the request.
@@ -169,7 +169,7 @@ class Peer(Session):
         failure = None if error is None else failures.describe(error, self.process)
         with self._blaming("telling it whether this process succeeded"):
             self._link.send(Vote(failure), timeout=self._timeout)
-        outcome: Message = self._hear(*SAYS[Phase.EACH][Side.HUB], doing="waiting for the outcome on the others")
+        outcome: Message = self._hear(*SAYS[Phase.EACH][Side.LISTENER], doing="waiting for the outcome on the others")
         if isinstance(outcome, Failed):
             self._raise(outcome.failure)
         # Not expected: the center does not decide for success if a peer has failed.

@@ -21,7 +21,7 @@ _SLICE_SECS = 0.1
 
 
 class Finish(Protocol):
-    """A function that ends the step that `Center.collect` has begun."""
+    """A function that ends the step that `Center.serve` has begun."""
 
     def __call__(self, error: BaseException | None, fallback_error: BaseException | None = None) -> None:
         """Ends the step; arguments and errors are those of `Session.vote`.
@@ -134,7 +134,7 @@ class Serving:
         link, center = self._links[process], self._center
         while True:
             with center.blaming(process, "the others waited for its part"):
-                request: Message = link.receive(*SAYS[Phase.EACH][Side.SPOKE], timeout=center.timeout)
+                request: Message = link.receive(*SAYS[Phase.EACH][Side.DIALER], timeout=center.timeout)
             if isinstance(request, Vote):
                 return None if request.failure is None else failures.rebuild(request.failure)
             message, arrays = self._answer(process, request)

@@ -11,7 +11,7 @@ from jaxckpt._lib import checksum
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError
 from jaxckpt._lib.threads import Threads
-from jaxckpt.storage.arrays.chunks import Read, decode
+from jaxckpt.storage.arrays.chunks import Read, decode, decompressed
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.stores.inside import Inside
@@ -71,9 +71,10 @@ def run(inside: Inside, reads: list[Read], deadline: Deadline) -> None:
                         file = batch[0].place.file
                         descriptor = inside.open(file)
                     _read_batch(descriptor, batch)
-                except (DamagedError, OSError) as error:
-                    if isinstance(error, OSError):
-                        error.filename = inside.path(file)
+                except DamagedError as error:
+                    raise ReadError(batch[0].owner) from _with_file(error, batch[0])
+                except OSError as error:
+                    error.filename = inside.path(file)
                     raise ReadError(batch[0].owner) from error
         finally:
             if descriptor >= 0:
@@ -122,10 +123,15 @@ def _read_batch(descriptor: int, batch: list[Read]) -> None:
     for read in batch:
         at = read.place.offset - start
         try:
-            chunk = decode(content[at : at + read.place.length], read.target.dtype, read.shape)
+            chunk = decode(content[at : at + read.place.length], read.target.dtype, read.shape, read.is_compressed)
         except DamagedError as error:
-            raise ReadError(read.owner) from error
+            raise ReadError(read.owner) from _with_file(error, read)
         read.target[...] = chunk[read.part]
+
+
+def _with_file(error: DamagedError, read: Read) -> DamagedError:
+    """Returns the error of a damaged chunk, with the data file in its message."""
+    return DamagedError(f"{error} (byte {read.place.offset} and after in {read.place.file!r})")
 
 
 def _content(descriptor: int, offset: int, nbytes: int) -> bytes:
@@ -142,6 +148,11 @@ def _content(descriptor: int, offset: int, nbytes: int) -> bytes:
 def _read(descriptor: int, read: Read) -> None:
     nbytes = read.place.length - layout.CHECKSUM_BYTES
     target = read.target
+    if read.is_compressed:
+        frame = np.empty(nbytes, np.uint8)
+        _fill(descriptor, read.place.offset, frame, nbytes)
+        target[...] = decompressed(frame.data, target.dtype, read.shape)[read.part]
+        return
     if read.is_of_first_bytes and target.flags.c_contiguous:
         _fill(descriptor, read.place.offset, target.reshape(-1).view(np.uint8), nbytes)
         return

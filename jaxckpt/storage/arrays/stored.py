@@ -12,7 +12,7 @@ from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError, damage
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import faults
-from jaxckpt.storage.arrays import chunks, claimed, engine, kvstore, pread, zarr_metadata
+from jaxckpt.storage.arrays import chunks, engine, kvstore, plausible, pread, zarr_metadata
 from jaxckpt.storage.arrays.chunks import Read
 from jaxckpt.storage.arrays.places import InDatabase, InFiles, Places
 from jaxckpt.storage.arrays.tensorstore_reader import Request, TensorStoreReader
@@ -54,14 +54,14 @@ class StoredArrays:
         self._tree = tree
         # Leaves whose arrays must fit their kind. (Targets of bytes have no shape to compare with.)
         checked = notes.checked()
-        self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.kind in checked or leaf.key_impl}
+        self._special = {leaf.param_name: leaf for leaf in tree.leaves if leaf.note in checked or leaf.key_impl}
         # Leaf names that contain other leaves, as directories: a key of plain Orbax may contain a slash.
         self._parents: set[str] = set()
         for name in self._leaves:
             while "/" in name and (name := name.rpartition("/")[0]) not in self._parents:
                 self._parents.add(name)
         self._has_targets = has_targets
-        self._stored: dict[str, claimed.Stored] = {}
+        self._stored: dict[str, plausible.Stored] = {}
         self._timeout_secs = timeout_secs
         self._begin()
         self._is_own = engine.is_own()
@@ -140,9 +140,9 @@ class StoredArrays:
             assert cause is not None
             raise self._fault(cause, error.owner) from cause
         if rest:
-            absent = claimed.Absent()
+            absent = plausible.Absent()
             for request in rest:
-                self._check_claim(request, absent)
+                self._check_plausible(request, absent)
             self._by_tensorstore().read(rest, out, self._deadline)
         if into is None:
             return out
@@ -165,7 +165,7 @@ class StoredArrays:
         self._begin()
         info = self._infos[name]
         places = self._open()
-        if places is None or 0 in info.shape or not self._is_direct(info):
+        if places is None or 0 in info.shape or info.is_compressed or not self._is_direct(info):
             return None
         reads: list[Read] = []
         try:
@@ -240,18 +240,18 @@ class StoredArrays:
                     if info is None:
                         info = parsed[content] = parse(content)
                     if name in special:
-                        claimed.check_kind(special[name], info)
+                        plausible.check_note(special[name], info)
             self._infos[name] = info
 
-    def _check_claim(self, request: Request, absent: claimed.Absent) -> None:
-        """Makes sure that the bytes on disk justify a read, before TensorStore is asked for it. See `claimed`."""
+    def _check_plausible(self, request: Request, absent: plausible.Absent) -> None:
+        """Makes sure that the bytes on disk justify a read, before TensorStore is asked for it. See `plausible`."""
         name, places = request.name, self._open()
         try:
             if name not in self._stored and places is not None:
                 stored = places.stored(layout.array_path(name))
                 # The files below its directory may belong to another array, with larger chunks.
                 self._stored[name] = stored._replace(largest=0) if name in self._parents else stored
-            claimed.check(
+            plausible.check(
                 request.info,
                 request.box,
                 self._stored.get(name),

@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 class TensorStoreReader:
-    """Reads the arrays of one checkpoint. TensorStore does not check the sizes that it reads, so the caller first calls `claimed.check`."""
+    """Reads the arrays of one checkpoint. TensorStore does not check sizes, so the caller first calls `plausible.check`."""
 
     def __init__(
         self, directory: str, tree: StoredTree, fault: Callable[[BaseException, str | None], Exception]
@@ -108,7 +108,8 @@ class TensorStoreReader:
         try:
             if result.state != "value":
                 raise DamagedError("its data is missing")
-            return chunks.decode(result.value, request.info.dtype, request.info.shape)
+            info = request.info
+            return chunks.decode(result.value, info.dtype, info.shape, info.is_compressed)
         except DamagedError as error:
             raise self._fault(error, request.name) from error
 

@@ -28,7 +28,8 @@ class ArrayInfo:
     Attributes:
       shape: shape of the array.
       dtype: dtype of the array.
-      chunk_shape: shape of its chunks; None if only TensorStore can decode them.
+      chunk_shape: shape of its chunks; None if only TensorStore can decode them. The own code decodes bytes, or zstd if `is_compressed`,
+        followed by their crc32c.
       grid: shape of its chunks in any format; None if another process has opened the checkpoint.
       is_compressed: whether chunks may be smaller on disk than in memory.
       inner_chunks: number of inner chunks in each chunk (of the codec `sharding_indexed`); 1 without it.
@@ -63,8 +64,15 @@ def parse_zarr3(content: bytes) -> ArrayInfo:
     codecs = document.get("codecs")
     is_compressed, inner = _check_codecs(codecs, chunk, 0)
     # The own code decodes only what jaxckpt writes. TensorStore decodes the rest.
-    ours = codecs == layout.codecs(dtype) and encoding == {"name": "default"}
+    ours = _is_own(codecs, dtype) and encoding == {"name": "default"}
     return ArrayInfo(shape, dtype, chunk if ours else None, chunk, is_compressed, inner)
+
+
+def _is_own(codecs: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether codecs, which have been checked, are those that jaxckpt writes. The level of zstd does not matter to a reader."""
+    if len(codecs) == len(layout.codecs(dtype, "zstd")) and codecs[1]["name"] == "zstd":
+        return [codecs[0], codecs[2]] == layout.codecs(dtype)
+    return bool(codecs == layout.codecs(dtype))
 
 
 def parse_zarr2(content: bytes) -> ArrayInfo:

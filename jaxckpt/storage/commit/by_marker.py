@@ -1,4 +1,6 @@
-"""The committer for stores that cannot rename directories, such as buckets: a marker makes a directory a checkpoint. See `marked`."""
+"""The committer for stores that cannot rename directories, such as buckets. A marker makes a directory a checkpoint: see
+`marker_directory`.
+"""
 
 import contextlib
 import errno
@@ -9,10 +11,10 @@ from collections.abc import Callable
 from jaxckpt._lib import numbering
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt.storage import owner, stores
-from jaxckpt.storage.commit import claimed, claims, marked, marks
+from jaxckpt.storage.commit import leases, marker_directory, marker_leftovers, recognition
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
-from jaxckpt.storage.commit.claims import Claim
 from jaxckpt.storage.commit.committer import Leftover
+from jaxckpt.storage.commit.leases import Lease
 from jaxckpt.storage.item.description import MARKER
 from jaxckpt.storage.owner import Owner
 
@@ -29,19 +31,19 @@ class MarkerCommitter:
     def begin(self, path: CheckpointPath, *, replace: bool) -> "PendingMark":
         """See `Committer`."""
         try:
-            claimed.sweep(path.directory, numbering.prefix_of(path.name) or path.name)
+            marker_leftovers.sweep(path.directory, numbering.prefix_of(path.name) or path.name)
         except OSError as error:
             # If leftovers of a dead process cannot be removed, this save still goes on.
             _log.warning("Could not remove leftovers in %s: %s", path.directory, error)
         text = stores.absolute(str(path))
-        if marked.is_marked(text):
+        if marker_directory.is_marked(text):
             if not replace:
                 raise FileExistsError(errno.EEXIST, "A checkpoint exists here already", text)
             return PendingMark(text, staged=owner.temporary_path(text, Owner.new(token_bytes=4)))
-        note = claims.read(text)
-        if note is not None and note.live:
+        lease = leases.read(text)
+        if lease is not None and lease.live:
             raise FileExistsError(
-                errno.EEXIST, f"{note.in_words.capitalize()} is working here (action: {note.action})", text
+                errno.EEXIST, f"{lease.in_words.capitalize()} is working here (action: {lease.action})", text
             )
         if stores.exists(text):
             raise FileExistsError(
@@ -53,28 +55,31 @@ class MarkerCommitter:
 
     def home(self, path: str) -> str | None:
         """See `Committer`."""
-        return marked.home(path)
+        return marker_directory.home(path)
 
     def is_committed(self, path: str) -> bool:
         """See `Committer`."""
-        return not marks.is_temporary(path) and marked.home(path) is not None
+        return not recognition.is_temporary(path) and marker_directory.home(path) is not None
 
-    def committed(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
+    def names(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
         """See `Committer`. A checkpoint that is being replaced counts as committed."""
         entries = [key.split("/") for key in stores.tree(directory)]
         named = [(entry[0], entry[1:]) for entry in entries if wanted(entry[0])]
         has_marker = {name for name, rest in named if rest == [MARKER]}
-        has_note = {name for name, rest in named if rest == [claims.FILE]} - has_marker
-        return [*has_marker, *(name for name in has_note if marked.home(os.path.join(directory, name)) is not None)]
+        has_lease = {name for name, rest in named if rest == [leases.FILE]} - has_marker
+        return [
+            *has_marker,
+            *(name for name in has_lease if marker_directory.home(os.path.join(directory, name)) is not None),
+        ]
 
     def is_there(self, path: str) -> bool:
         """See `Committer`."""
-        return self.is_committed(path) or (stores.exists(path) and claims.read(path) is None)
+        return self.is_committed(path) or (stores.exists(path) and leases.read(path) is None)
 
     def saving(self, path: str) -> str | None:
         """See `Committer`."""
-        note = claims.read(path)
-        return note.in_words if note is not None and note.live and note.action != "delete" else None
+        lease = leases.read(path)
+        return lease.in_words if lease is not None and lease.live and lease.action != "delete" else None
 
     def identity(self, path: str) -> object | None:
         """See `Committer`. The identity is the version of the marker."""
@@ -88,15 +93,15 @@ class MarkerCommitter:
             raise OSError(errno.EBUSY, _REPLACED, text)
         if not stores.exists(text):
             return
-        if not marked.is_marked(text) and claims.read(text) is None:
+        if not marker_directory.is_marked(text) and leases.read(text) is None:
             raise OSError(errno.EINVAL, "This is not a checkpoint, so it was not deleted", text)
-        claim = Claim(text, "delete")
+        lease = Lease(text, "delete")
         try:
-            marked.clear(text)
+            marker_directory.clear(text)
         except BaseException:
-            claim.stop()
+            lease.stop()
             raise
-        claim.release()
+        lease.release()
         stores.prune(text)
 
     def replace_file(self, path: CheckpointPath, content: bytes, expected: bytes) -> None:
@@ -105,17 +110,17 @@ class MarkerCommitter:
 
     def leftovers(self, directory: str, name: str | None = None) -> list[Leftover]:
         """See `Committer`."""
-        return claimed.leftovers(directory, name)
+        return marker_leftovers.leftovers(directory, name)
 
     def sweep(self, directory: str, name: str | None = None) -> list[str]:
         """See `Committer`."""
-        return claimed.sweep(directory, name)
+        return marker_leftovers.sweep(directory, name)
 
 
 class PendingMark:
-    """An unfinished checkpoint, in a directory that this process has claimed. See `Pending` for the methods."""
+    """An unfinished checkpoint, in a directory that this process has leased. See `Pending` for the methods."""
 
-    own_files: tuple[str, ...] = (claims.FILE,)
+    own_files: tuple[str, ...] = (leases.FILE,)
 
     def __init__(self, path: str, staged: str | None = None) -> None:
         """Claims the directory.
@@ -130,7 +135,7 @@ class PendingMark:
         """
         self.new = path if staged is None else staged
         self._path = path
-        self._claim = Claim(self.new, "save" if staged is None else "stage")
+        self._lease = Lease(self.new, "save" if staged is None else "stage")
         self._committing = False
 
     @property
@@ -148,27 +153,27 @@ class PendingMark:
         """See `Pending`. If `register` fails, a replaced checkpoint is not put back."""
         self._committing = True
         try:
-            self._claim.confirm()
-            marked.mark(self.new)
+            self._lease.confirm()
+            marker_directory.mark(self.new)
             if self._is_staged:
-                marked.replace(self._path, self.new)
+                marker_directory.replace(self._path, self.new)
             register()
         except BaseException:
             self.discard()
             raise
         if self._is_staged:
-            self._claim.stop()
+            self._lease.stop()
             try:
-                marked.remove(self.new)
+                marker_directory.remove(self.new)
             except OSError as error:
                 _log.warning("Could not remove %s: %s", self.new, error)
         else:
-            marked.release(self._claim)
+            marker_directory.release(self._lease)
 
     def discard(self) -> None:
         """See `Pending`. Ignores errors of the removal: the error of the save says more, and a sweep removes the leftover later."""
-        self._claim.stop()
+        self._lease.stop()
         with contextlib.suppress(OSError), stores.within(Deadline(_CLEAN_SECS, f"Removing {self.new}")):
             # If the replacement was interrupted, the checkpoint at `path` may be incomplete and need the staged one.
-            if not (self._committing and self._is_staged) or marked.is_marked(self._path):
-                marked.remove(self.new)
+            if not (self._committing and self._is_staged) or marker_directory.is_marked(self._path):
+                marker_directory.remove(self.new)

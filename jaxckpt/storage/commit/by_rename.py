@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 
 from jaxckpt._lib import numbering
-from jaxckpt.storage.commit import abandoned, marks, moves
+from jaxckpt.storage.commit import moves, recognition, rename_leftovers
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.committer import Leftover
 from jaxckpt.storage.commit.temporary import TemporaryDirectory
@@ -28,7 +28,7 @@ class RenameCommitter:
         """See `Committer`."""
         _refuse_occupied(str(path), replace)
         try:
-            abandoned.sweep(path.directory, numbering.prefix_of(path.name) or path.name)
+            rename_leftovers.sweep(path.directory, numbering.prefix_of(path.name) or path.name)
         except OSError as error:
             # If leftovers of a dead process cannot be removed, this save still goes on.
             _log.warning("Could not remove leftovers in %s: %s", path.directory, error)
@@ -40,9 +40,9 @@ class RenameCommitter:
 
     def is_committed(self, path: str) -> bool:
         """See `Committer`."""
-        return not marks.is_temporary(path) and os.path.isdir(path) and marks.has_any(path)
+        return not recognition.is_temporary(path) and os.path.isdir(path) and recognition.has_files(path)
 
-    def committed(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
+    def names(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
         """See `Committer`."""
         try:
             names = os.listdir(directory or ".")
@@ -52,11 +52,11 @@ class RenameCommitter:
 
     def is_there(self, path: str) -> bool:
         """See `Committer`."""
-        return os.path.lexists(path) or abandoned.recover_missing(path)
+        return os.path.lexists(path) or rename_leftovers.recover_missing(path)
 
     def saving(self, path: str) -> str | None:
         """See `Committer`."""
-        return abandoned.saving(path)
+        return rename_leftovers.saving(path)
 
     def identity(self, path: str) -> object | None:
         """See `Committer`. The identity is device and inode number."""
@@ -106,11 +106,11 @@ class RenameCommitter:
 
     def leftovers(self, directory: str, name: str | None = None) -> list[Leftover]:
         """See `Committer`."""
-        return abandoned.leftovers(directory, name)
+        return rename_leftovers.leftovers(directory, name)
 
     def sweep(self, directory: str, name: str | None = None) -> list[str]:
         """See `Committer`."""
-        return abandoned.sweep(directory, name)
+        return rename_leftovers.sweep(directory, name)
 
 
 class PendingRename:
@@ -192,7 +192,7 @@ def _refuse_occupied(path: str, replace: bool) -> None:
             return
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if not marks.is_temporary(path) and marks.is_marked(descriptor):
+            if not recognition.is_temporary(path) and recognition.is_certain(descriptor):
                 return
         finally:
             os.close(descriptor)
@@ -212,7 +212,7 @@ def _marked_identity(path: str) -> moves.Identity:
     # process renames something meanwhile.
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        if not marks.is_marked(descriptor):
+        if not recognition.is_certain(descriptor):
             raise OSError(errno.EINVAL, "This is not a checkpoint, so it was not deleted", path)
         status = os.fstat(descriptor)
     finally:

@@ -1,6 +1,6 @@
 """The interface of a committer. It makes checkpoints appear and disappear, so that a crash at any moment leaves a whole one or none.
 
-`committers.committer_of` chooses the committer of a path. A committer has no state. To add one, write a class with these methods, let
+`choice.committer_of` chooses the committer of a path. A committer has no state. To add one, write a class with these methods, let
 `committer_of` return it for its paths, and add it to ``tests/storage/rooms.py``, whose conformance suite it must pass.
 """
 
@@ -90,7 +90,7 @@ class Committer(Protocol):
     def in_place(self) -> bool:
         """Whether a checkpoint is written where it will stay, and committed by a marker that is written last.
 
-        Then `Pending.new` is a directory that the save has claimed. Otherwise the commit is a rename, and `Pending.new` is a path in a
+        Then `Pending.new` is a directory that the save has leased. Otherwise the commit is a rename, and `Pending.new` is a path in a
         temporary directory, where nothing exists yet.
         """
         ...
@@ -119,7 +119,7 @@ class Committer(Protocol):
         """Whether `path` is a committed checkpoint. Damaged checkpoints and those that plain Orbax wrote count."""
         ...
 
-    def committed(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
+    def names(self, directory: str, wanted: Callable[[str], bool]) -> list[str]:
         """Returns the names of the committed checkpoints in a directory; an empty list if it does not exist.
 
         Args:

@@ -1,7 +1,7 @@
 """Finds the save that is still writing to a path, so that the error for a reader of the path can name it."""
 
 from jaxckpt.storage.commit import reservations
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit.choice import committer_of
 
 
 def saving(path: str) -> str | None:

@@ -50,7 +50,7 @@ def publish(folder: TemporaryDirectory, path: str, replace: bool) -> None:
         os.rename(folder.new, folder.previous)
         return
     # This file system cannot exchange. Between the two renames the checkpoint is only at `previous`; after a crash there,
-    # `abandoned.recover` puts it back.
+    # `rename_leftovers.recover` puts it back.
     os.rename(path, folder.previous)
     os.rename(folder.new, path)
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Self
 
 from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import committed
-from jaxckpt.storage.commit.committers import committer_of
+from jaxckpt.storage.commit import checkpoints
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.item import tree_metadata
 
 # A running deletion removes a file every few milliseconds. If nothing has changed for this long, no deletion is running.
@@ -56,7 +56,7 @@ class Presence:
         self._read_digests: Callable[[], object] | None = None
         self._digests: object = None
         self._opened = self._identity()
-        self._was_checkpoint = not self._is_local or committed.is_checkpoint(self._path)
+        self._was_checkpoint = not self._is_local or checkpoints.is_checkpoint(self._path)
 
     def identify_by(self, digests: object, read: Callable[[], object]) -> None:
         """Identifies a checkpoint in a bucket by its digests. A local checkpoint does not need this: its inodes identify it.

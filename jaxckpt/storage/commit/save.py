@@ -12,8 +12,8 @@ from jaxckpt.storage import faults, orbax, stores
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Pending
-from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item import digests
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings

@@ -94,7 +94,7 @@ class ArrayContent(NamedTuple):
       dtype: dtype of the whole array.
       write_shape: shape of one piece; the pieces tile the array.
       pieces: contain every element exactly once. May be made on demand, so they are only iterated over, never indexed.
-      kind: word of the leaf's note, if Orbax has no word for its type (see `jaxckpt.storage.item.notes`); otherwise None.
+      note: word of the leaf's note, if Orbax has no word for its type (see `jaxckpt.storage.item.notes`); otherwise None.
       key_impl: PRNG implementation, if this is the data of a typed PRNG key; otherwise None.
       sharding: the jax.sharding.Sharding of a jax.Array; otherwise None.
       share: in a job of several processes, which process has which pieces; `pieces` then has only those of this process.
@@ -105,7 +105,7 @@ class ArrayContent(NamedTuple):
     dtype: np.dtype[Any]
     write_shape: tuple[int, ...]
     pieces: Sequence[Piece]
-    kind: str | None = None
+    note: str | None = None
     key_impl: str | None = None
     sharding: Any = None
     share: Any = None

@@ -33,7 +33,7 @@ KEY = b'"tree_metadata"'
 SHARDINGS = "_sharding"
 ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
-# `StoredLeaf.kind` of a string that may be a str or bytes, because TensorFlow has one type for both.
+# `StoredLeaf.note` of a string that may be a str or bytes, because TensorFlow has one type for both.
 STR_OR_BYTES = "str or bytes"
 
 
@@ -65,14 +65,14 @@ class StoredLeaf(NamedTuple):
       param_name: Orbax's name of the leaf. The leaf's keys in the key-value store begin with it.
       value_type: Orbax's word for the type: "jax.Array", "np.ndarray", "scalar", "string", the type of an empty container, or the word
         of a program's own type handler.
-      kind: word of the note that jaxckpt wrote for the leaf (see `jaxckpt.storage.item.notes`), or None.
+      note: word of the note that jaxckpt wrote for the leaf (see `jaxckpt.storage.item.notes`), or None.
       key_impl: PRNG implementation, if the leaf is a typed PRNG key; otherwise None.
     """
 
     path: tuple[tuple[str, bool], ...]
     param_name: str
     value_type: str
-    kind: str | None
+    note: str | None
     key_impl: str | None
 
     @property

@@ -51,8 +51,8 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
             value = '{"value_type": "string", "skip_deserialize": false}'
             strings.put(texts, name, content.text)
         else:
-            if content.kind is not None:
-                kinds[name] = content.kind
+            if content.note is not None:
+                kinds[name] = content.note
             write_shape = ""
             if content.value_type == "jax.Array":
                 write_shape = f', "write_shape": {_extents(content.write_shape)}'

@@ -181,10 +181,7 @@ class _Cursor:
         if content[13]:
             self._most = bounds.NODE_ENTRIES + bounds.NODE_ENTRIES_RATIO * len(content)
             limit = bounds.EXPANDED_NODE_BYTES + bounds.EXPANDED_NODE_RATIO * len(content)
-            try:
-                self._data = zstd.decompress(self._data[HEADER_BYTES:], limit)
-            except zstd.UnknownSizeError as error:
-                raise UnknownFormatError("compressed as only TensorStore knows") from error
+            self._data = zstd.decompress(self._data[HEADER_BYTES:], limit)
             self._at = 0
         self._memory = memory
         memory.left += min(

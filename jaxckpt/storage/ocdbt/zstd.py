@@ -1,19 +1,11 @@
-"""Decompresses zstd through TensorStore, as an array in memory, because the oldest supported Python has no zstd."""
+"""Decompresses zstd frames of strangers: a frame never takes more memory than its caller allows."""
 
-import json
-import re
-from typing import Any
+import zstandard
 
 from jaxckpt._lib.documents import DamagedError
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK = 128 << 10
-# TensorStore's error if the decompressed content is shorter than the array.
-_MISSING = re.compile(r"Not enough data: expected at least (\d+) or (\d+) more")
-
-
-class UnknownSizeError(ValueError):
-    """TensorStore does not say how large the content is."""
 
 
 def decompress(frame: bytes, limit: int) -> bytes:
@@ -24,31 +16,39 @@ def decompress(frame: bytes, limit: int) -> bytes:
       limit: the largest size of the content in bytes. It is compared with `largest_content`, which may be up to 128 KiB too large.
 
     Raises:
-      DamagedError: this is not a zstd frame, it is damaged, or its content may be larger than `limit`.
-      UnknownSizeError: TensorStore does not say how large the content is.
+      DamagedError: this is not a single zstd frame, it is damaged, or its content may be larger than `limit`.
     """
     size = largest_content(frame)
     if size > limit:
         raise DamagedError(
             f"its {len(frame)} compressed bytes decompress to up to {size}, more than the limit of {limit}"
         )
-    if size == 0:
-        return b""
+    return _content(frame, size)
+
+
+def decompress_exactly(frame: bytes | memoryview, nbytes: int) -> bytes:
+    """Returns the content of a single frame, which must have `nbytes` bytes. The frame need not say how many it has.
+
+    Args:
+      frame: the compressed frame.
+      nbytes: size of the content in bytes; at least 1.
+
+    Raises:
+      DamagedError: this is not a single zstd frame, it is damaged, or its content has another size.
+    """
+    if frame[:4] != _MAGIC:
+        raise DamagedError("its compressed content is not that of zstd")
     try:
-        return _read(frame, size)
-    except ValueError as error:
-        found = _MISSING.search(str(error))
-        if found is None:
-            if "Not enough data" in str(error):
-                raise UnknownSizeError(str(error)) from error
-            raise DamagedError("its compressed content is not readable") from error
-    size -= int(found[2])
-    if size <= 0:
-        return b""
-    try:
-        return _read(frame, size)
-    except ValueError as error:
+        claimed = zstandard.get_frame_parameters(frame).content_size
+    except zstandard.ZstdError as error:
         raise DamagedError("its compressed content is not readable") from error
+    # Only a frame that does not claim a size may be decompressed to find it out: the library trusts a claimed size.
+    if claimed not in (nbytes, zstandard.CONTENTSIZE_UNKNOWN):
+        raise DamagedError(f"it decompresses to {claimed} bytes, expected {nbytes}")
+    content = _content(frame, nbytes)
+    if len(content) != nbytes:
+        raise DamagedError(f"it decompresses to {len(content)} bytes, expected {nbytes}")
+    return content
 
 
 def largest_content(frame: bytes) -> int:
@@ -76,24 +76,10 @@ def largest_content(frame: bytes) -> int:
     raise DamagedError("its compressed content ends early")
 
 
-def _read(frame: bytes, size: int) -> bytes:
-    import tensorstore as ts
-
-    metadata = {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [size],
-        "data_type": "uint8",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [size]}},
-        "chunk_key_encoding": {"name": "default"},
-        "fill_value": 0,
-        "codecs": [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 1, "checksum": False}}],
-    }
-    context: Any = ts.Context({"memory_key_value_store": {}, "cache_pool": {"total_bytes_limit": 0}})
-    base = {"driver": "memory"}
-    store = ts.KvStore.open(base, context=context).result()
-    store.write("zarr.json", json.dumps(metadata).encode()).result()
-    store.write("c/0", frame).result()
-    spec = {"driver": "zarr3", "kvstore": base, "fill_missing_data_reads": False}
-    content: bytes = ts.open(spec, open=True, read=True, context=context).result().read().result().tobytes()
-    return content
+def _content(frame: bytes | memoryview, size: int) -> bytes:
+    """Decompresses a frame. Its content has the size that it claims, or at most `size` bytes if it claims none."""
+    try:
+        # The library takes a size of 0 for "unknown". An empty frame still has to be a valid one.
+        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=max(1, size), allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise DamagedError("its compressed content is not readable") from error

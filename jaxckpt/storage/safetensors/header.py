@@ -157,8 +157,8 @@ def described(leaf: StoredLeaf, path: Path) -> dict[str, Any]:
       path: its path in the file.
     """
     found: dict[str, Any] = {"type": leaf.value_type, "indices": indices(path)}
-    if leaf.kind is not None:
-        found["kind"] = leaf.kind
+    if leaf.note is not None:
+        found["note"] = leaf.note
     if leaf.key_impl is not None:
         found["key_impl"] = leaf.key_impl
     return found
@@ -184,15 +184,15 @@ def leaf_of(name: str, shape: tuple[int, ...], value: Any) -> StoredLeaf:
     found = as_dict(value, f"the description of {name[:80]!r}")
     indices = {as_int(each, "an index") for each in as_list(found.get("indices", []), "indices")}
     path = tuple((text, number in indices) for number, (text, _) in enumerate(split(name)))
-    kind, key_impl = found.get("kind"), found.get("key_impl")
-    if kind is not None and (type(kind) is not str or notes.find(kind) is None):
+    note, key_impl = found.get("note"), found.get("key_impl")
+    if note is not None and (type(note) is not str or notes.find(note) is None):
         raise DamagedError("it contains an unknown note of a leaf")
     if key_impl is not None:
         as_text(key_impl, "key_impl")
     value_type = as_text(found.get("type"), "a type")
     if value_type not in ("jax.Array", "np.ndarray", "scalar", "string"):
         raise DamagedError(f"the type {value_type[:40]!r} of a leaf is unknown")
-    return StoredLeaf(path, name, value_type, kind, key_impl)
+    return StoredLeaf(path, name, value_type, note, key_impl)
 
 
 def split(name: str) -> tuple[Key, ...]:

@@ -11,7 +11,7 @@ from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt._lib.documents import DamagedError, as_dict, as_text, damage, parse
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import faults, stores
-from jaxckpt.storage.arrays import claimed
+from jaxckpt.storage.arrays import plausible
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.flat.checkpoint import FlatCheckpoint
 from jaxckpt.storage.flat.file_bytes import FileBytes
@@ -118,7 +118,7 @@ class SafetensorsFile(FlatCheckpoint):
                     name, tensor.shape, None if noted is None else described.get(name, {"type": "np.ndarray"})
                 )
                 infos[name] = header.info_of(tensor)
-                claimed.check_kind(leaf, infos[name])
+                plausible.check_note(leaf, infos[name])
                 leaves.append(leaf)
             for name, text in as_dict((noted or {}).get("strings", {}), "strings").items():
                 self._texts[name] = as_text(text, "a text")
@@ -136,7 +136,7 @@ class SafetensorsFile(FlatCheckpoint):
         """Returns the whole array of a leaf; see `FlatCheckpoint.load`."""
         file, tensor = self._tensors[name]
         assert tensor.dtype is not None
-        claimed.check_memory(tensor.nbytes)
+        plausible.check_memory(tensor.nbytes)
         if not self.inside.is_local and tensor.nbytes > bounds.UNKNOWN_ARRAY_BYTES:
             raise DamagedError(
                 f"it claims {tensor.nbytes} bytes, too much for a bucket, where stored sizes are not known"

@@ -19,7 +19,7 @@ RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "8s"}
 CONTEXT = {"gcs_request_retries": RETRIES}
 # TensorStore's errors for a range beyond the end of an object. It reports the second one for an empty object.
 _BEYOND = re.compile("OUT_OF_RANGE|Unexpected Content-Range")
-# Objects that a directory of checkpoints has (the state file) or that a checkpoint has (the marker, the note that names its owner).
+# Objects that a directory of checkpoints has (the state file) or that a checkpoint has (the marker, the lease that names its owner).
 _TELLTALES = ("checkpoint", "commit_success.txt", "_JAXCKPT_OWNER")
 _MOST_KEY_BYTES = 1024
 

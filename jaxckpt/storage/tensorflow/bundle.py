@@ -10,7 +10,7 @@ from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt._lib.documents import DamagedError, damage
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.storage.arrays import claimed
+from jaxckpt.storage.arrays import plausible
 from jaxckpt.storage.flat.file_bytes import FileBytes
 from jaxckpt.storage.stores.inside import Inside
 from jaxckpt.storage.tensorflow import index, types
@@ -91,7 +91,7 @@ class Bundle:
         """
         dtype = types.dtype_of(entry.type)
         assert dtype is not None
-        claimed.check_memory(entry.size)
+        plausible.check_memory(entry.size)
         if not self._inside.is_local and entry.size > bounds.UNKNOWN_ARRAY_BYTES:
             raise DamagedError(f"it claims {entry.size} bytes, too much for a bucket, where stored sizes are not known")
         array = aligned_empty(entry.shape, dtype)
@@ -119,7 +119,7 @@ class Bundle:
           DamagedError: its data is damaged.
           OSError: its data cannot be read.
         """
-        claimed.check_memory(entry.size)
+        plausible.check_memory(entry.size)
         if len(entry.parts) == 1:
             (box, place) = entry.parts[0]
             return self._strings(place, int(np.prod(box.shape, dtype=np.int64)))

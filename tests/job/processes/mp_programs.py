@@ -652,7 +652,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxckpt.job.modes import local_memory, peer_memory, remote, supplier
+    from jaxckpt.job.modes import local_memory, peer_answers, peer_memory, remote
 
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
     by_rows, by_columns, replicated = (
@@ -681,12 +681,12 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
 
         return mock.patch.object(owner, name, call)
 
-    opened, offer = local_memory.open_offered, supplier.Supplier._offer
+    opened, offer = local_memory.open_offered, peer_answers.PeerAnswers._offer
     if jax.process_index() in without_memory:
         opened, offer = lambda offer: None, _offer_of_somebody_else
     with (
         mock.patch.object(remote, "open_offered", opened),
-        mock.patch.object(supplier.Supplier, "_offer", offer),
+        mock.patch.object(peer_answers.PeerAnswers, "_offer", offer),
         counted(peer_memory.Loans, "lend"),
         counted(local_memory.OpenedMemory, "read"),
     ):

@@ -1,20 +1,20 @@
 """Checkpoints that a marker commits. A directory is a checkpoint exactly while its marker exists.
 
 The marker is the file that Orbax uses, ``commit_success.txt``. It is written last and removed first. Readers do not see a directory
-without it. Such a directory has a note that names the process that works on it (see `claims`). By the note, the next save recognizes
+without it. Such a directory has a lease that names the process that works on it (see `leases`). By the lease, the next save recognizes
 and removes the leftover of a dead process.
 
 A committed checkpoint is replaced in two steps, so that readers always find a whole one. First, the new checkpoint is written and
-committed beside the old one, in a temporary directory: it is staged. Second, the note "replace" is put into the directory of the old
-checkpoint, its marker and files are removed, the new files are copied there, and the marker is written. While there is a note "replace"
-and no marker, readers read the staged checkpoint. If the process dies meanwhile, the next sweep finds its note and finishes the copy.
+committed beside the old one, in a temporary directory: it is staged. Second, the lease "replace" is put into the directory of the old
+checkpoint, its marker and files are removed, the new files are copied there, and the marker is written. While there is a lease "replace"
+and no marker, readers read the staged checkpoint. If the process dies meanwhile, the next sweep finds its lease and finishes the copy.
 """
 
 import logging
 
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import claims
-from jaxckpt.storage.commit.claims import Claim
+from jaxckpt.storage.commit import leases
+from jaxckpt.storage.commit.leases import Lease
 from jaxckpt.storage.item import description
 from jaxckpt.storage.item.description import MARKER
 
@@ -34,11 +34,11 @@ def home(path: str) -> str | None:
     path = stores.absolute(path)
     if is_marked(path):
         return path
-    note = claims.read(path)
-    if note is None or note.action != "replace" or note.staged is None:
+    lease = leases.read(path)
+    if lease is None or lease.action != "replace" or lease.staged is None:
         return None
-    if is_marked(note.staged):
-        return note.staged
+    if is_marked(lease.staged):
+        return lease.staged
     # The replacement may have ended between the two checks.
     return path if is_marked(path) else None
 
@@ -50,15 +50,15 @@ def mark(directory: str) -> None:
 
 
 def clear(directory: str) -> None:
-    """Removes all files of a directory except the note. Removes the marker first."""
+    """Removes all files of a directory except the lease. Removes the marker first."""
     stores.remove(f"{directory}/{MARKER}")
-    stores.remove_tree(directory, leaving=(claims.FILE,))
+    stores.remove_tree(directory, leaving=(leases.FILE,))
 
 
 def remove(directory: str) -> None:
-    """Removes a directory of this process or of a dead one. Removes the note last."""
+    """Removes a directory of this process or of a dead one. Removes the lease last."""
     clear(directory)
-    stores.remove(f"{directory}/{claims.FILE}")
+    stores.remove(f"{directory}/{leases.FILE}")
     stores.prune(directory)
 
 
@@ -68,41 +68,41 @@ def replace(path: str, staged: str, over: bytes | None = None) -> None:
     Args:
       path: path of the checkpoint.
       staged: directory of the staged checkpoint, which is committed.
-      over: version of the note of the dead process that began this replacement; None to begin one.
+      over: version of the lease of the dead process that began this replacement; None to begin one.
     """
-    claim = Claim(path, "replace", staged, over)
+    lease = Lease(path, "replace", staged, over)
     try:
         clear(path)
-        stores.copy(staged, path, leaving=(MARKER, claims.FILE))
-        claim.confirm()
+        stores.copy(staged, path, leaving=(MARKER, leases.FILE))
+        lease.confirm()
         mark(path)
     except BaseException:
-        claim.stop()
+        lease.stop()
         raise
-    release(claim)
+    release(lease)
 
 
-def release(claim: Claim) -> None:
-    """Removes the note of a committed checkpoint. A note that cannot be removed does no harm, and the next sweep tries again."""
+def release(lease: Lease) -> None:
+    """Removes the lease of a committed checkpoint. A lease that cannot be removed does no harm, and the next sweep tries again."""
     try:
-        claim.release()
+        lease.release()
     except OSError as error:
-        _log.warning("Could not remove a note: %s", error)
+        _log.warning("Could not remove a lease: %s", error)
 
 
 def finish_replacement(path: str) -> bool:
     """Finishes the replacement of the checkpoint at `path`, if a dead process began one. Returns whether it did so."""
-    note, version = claims.read_versioned(path)
-    if note is None or note.action != "replace" or note.live or note.staged is None or is_marked(path):
+    lease, version = leases.read_versioned(path)
+    if lease is None or lease.action != "replace" or lease.live or lease.staged is None or is_marked(path):
         return False
-    if not is_marked(note.staged):
+    if not is_marked(lease.staged):
         return False
-    replace(path, note.staged, version)
-    remove(note.staged)
+    replace(path, lease.staged, version)
+    remove(lease.staged)
     return True
 
 
 def is_needed(staged: str, final: str) -> bool:
     """Whether the checkpoint `final` is incomplete, so that the staged checkpoint is needed to finish its replacement."""
-    note = claims.read(final)
-    return note is not None and note.action == "replace" and note.staged == staged and not is_marked(final)
+    lease = leases.read(final)
+    return lease is not None and lease.action == "replace" and lease.staged == staged and not is_marked(final)

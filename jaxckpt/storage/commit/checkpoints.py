@@ -4,10 +4,10 @@ import os
 
 from jaxckpt._lib import numbering
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import marks
+from jaxckpt.storage.commit import recognition
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
+from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Leftover
-from jaxckpt.storage.commit.committers import committer_of
 from jaxckpt.storage.item import description, tree_metadata
 
 
@@ -34,7 +34,7 @@ def item_directory(path: str) -> str | None:
     items = [
         name
         for name in names
-        if stores.is_file(os.path.join(home, name, tree_metadata.FILE)) and not marks.is_temporary_name(name)
+        if stores.is_file(os.path.join(home, name, tree_metadata.FILE)) and not recognition.is_temporary_name(name)
     ]
     if len(items) > 1 and _is_orbax(home):
         raise ValueError(f"{home} holds several items: {', '.join(items)}. Name one: {os.path.join(home, items[0])!r}.")
@@ -54,7 +54,7 @@ def list_numbered(prefix: str) -> list[int]:
     """Returns the numbers N of the committed checkpoints ``<prefix>-N``, ascending."""
     directory, name = os.path.split(prefix)
     return numbering.numbers(
-        name, committer_of(prefix).committed(directory, lambda entry: numbering.prefix_of(entry) == name)
+        name, committer_of(prefix).names(directory, lambda entry: numbering.prefix_of(entry) == name)
     )
 
 

@@ -109,7 +109,7 @@ def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_kind(leaf: StoredLeaf, info: ArrayInfo) -> None:
+def check_note(leaf: StoredLeaf, info: ArrayInfo) -> None:
     """Makes sure that an array fits the kind of leaf in the tree metadata, such as bytes or a PRNG key.
 
     Args:
@@ -119,7 +119,7 @@ def check_kind(leaf: StoredLeaf, info: ArrayInfo) -> None:
     Raises:
       DamagedError: the array does not fit.
     """
-    note = None if leaf.kind is None else notes.find(leaf.kind)
+    note = None if leaf.note is None else notes.find(leaf.note)
     if note is not None and note.fits is not None and not note.fits(info.shape, info.dtype):
         raise DamagedError(f"an array of shape {info.shape} and dtype {info.dtype} cannot be {note.word}")
     if leaf.key_impl is not None and (not info.shape or info.dtype != "uint32"):

@@ -34,11 +34,11 @@ _CACHE_BYTES = 32 << 20
 _ANSWER_BYTES = 64 << 20
 
 
-class Provider:
+class CenterAnswers:
     """The IO process's side: answers the requests of its peers about an open checkpoint."""
 
     def __init__(self, stored: OpenCheckpoint, local_peers: Sequence[int] = ()) -> None:
-        """Creates the provider.
+        """Prepares the answers.
 
         Args:
           stored: the open checkpoint.
@@ -79,7 +79,7 @@ class Provider:
         start = request.position
         page = tuple(
             [
-                (leaf.path, leaf.param_name, leaf.value_type, leaf.kind, leaf.key_impl)
+                (leaf.path, leaf.param_name, leaf.value_type, leaf.note, leaf.key_impl)
                 for leaf in leaves[start : start + PAGE]
             ]
         )

@@ -23,12 +23,12 @@ def is_temporary_name(name: str) -> bool:
     return "orbax-checkpoint-tmp" in name or owner.is_temporary(name)
 
 
-def has_any(directory: str) -> bool:
+def has_files(directory: str) -> bool:
     """Whether a directory has one of the files by which a checkpoint is recognized."""
     return any(stores.is_file(os.path.join(directory, mark)) for mark in _MARKS)
 
 
-def is_marked(descriptor: int) -> bool:
+def is_certain(descriptor: int) -> bool:
     """Whether an open directory is certainly a checkpoint, so that it may be deleted or replaced.
 
     A file called ``_METADATA`` is not enough, because other programs write such files: it must contain Orbax's key.

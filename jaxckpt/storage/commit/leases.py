@@ -1,6 +1,7 @@
-"""Notes that name the process that works on a directory. They tell a leftover of a dead process from a save that is running.
+"""Leases: each names the process that works on a directory. They tell a leftover of a dead process from a save that is running.
 
-While the work goes on, its process rewrites the note every `RENEW_SECS`. For a process on another machine, that is the sign of life.
+While the work goes on, its process rewrites the lease, which is the file `FILE`, every `RENEW_SECS`. For a process on another machine, that
+is the sign of life.
 """
 
 import contextlib
@@ -29,15 +30,15 @@ _log = logging.getLogger("jaxckpt")
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """The content of a note: the work on a directory, and its owner.
+class StoredLease:
+    """The content of a lease: the work on a directory, and its owner.
 
     Attributes:
       action: the work: "save" writes a checkpoint, "stage" writes one that will replace another, "replace" copies the staged one to its
         place, "delete" removes one.
       staged: for "replace", the directory of the staged checkpoint; otherwise None.
       owner: the process that does the work.
-      time: when the note was written, in seconds since the epoch.
+      time: when the lease was written, in seconds since the epoch.
     """
 
     action: Action
@@ -47,7 +48,7 @@ class Note:
 
     @property
     def age_secs(self) -> float:
-        """Seconds since the note was written."""
+        """Seconds since the lease was written."""
         return max(0.0, time.time() - self.time)
 
     @property
@@ -61,13 +62,13 @@ class Note:
         return self.owner.in_words(self.live)
 
 
-def read(directory: str) -> Note | None:
-    """Returns the note of a directory; None if it has none, or if the note is malformed. Raises OSError."""
+def read(directory: str) -> StoredLease | None:
+    """Returns the lease of a directory; None if it has none, or if the lease is malformed. Raises OSError."""
     return read_versioned(directory)[0]
 
 
-def read_versioned(directory: str) -> tuple[Note | None, bytes]:
-    """Returns the note of a directory, as `read` does, and the version of its file. Raises OSError."""
+def read_versioned(directory: str) -> tuple[StoredLease | None, bytes]:
+    """Returns the lease of a directory, as `read` does, and the version of its file. Raises OSError."""
     try:
         content, version = stores.read_versioned(os.path.join(directory, FILE))
     except NotADirectoryError:
@@ -76,7 +77,7 @@ def read_versioned(directory: str) -> tuple[Note | None, bytes]:
     return None if content is None else _parsed(content, directory), version
 
 
-def _parsed(content: bytes, directory: str) -> Note | None:
+def _parsed(content: bytes, directory: str) -> StoredLease | None:
     try:
         if len(content) > bounds.NOTE_FILE_BYTES:
             return None
@@ -84,7 +85,7 @@ def _parsed(content: bytes, directory: str) -> Note | None:
         action, staged, written = as_text(found["action"], "action"), found["staged"], found["time"]
         if action not in _ACTIONS or (staged is not None and not _is_staged(as_text(staged, "staged"), directory)):
             return None
-        return Note(
+        return StoredLease(
             action=_ACTIONS[action],
             staged=staged,
             owner=Owner(
@@ -102,24 +103,24 @@ def _parsed(content: bytes, directory: str) -> Note | None:
 def _is_staged(staged: str, directory: str) -> bool:
     """Whether `staged` can be the path of a checkpoint staged for `directory`.
 
-    Without this check, a malformed note could have any directory copied and removed.
+    Without this check, a malformed lease could have any directory copied and removed.
     """
     parent, name = os.path.split(stores.absolute(directory))
     beside, temporary_name = os.path.split(staged)
     return beside == parent and owner.is_temporary(temporary_name) and owner.final_name(temporary_name) == name
 
 
-class Claim:
-    """The note of this process in a directory, from `__init__` until `release` or `stop`."""
+class Lease:
+    """A lease that this process holds on a directory, from `__init__` until `release` or `stop`."""
 
     def __init__(self, directory: str, action: Action, staged: str | None = None, over: bytes | None = None) -> None:
-        """Writes the note.
+        """Writes the lease.
 
         Args:
-          directory: the directory to claim; made if it does not exist.
-          action: see `Note.action`.
-          staged: see `Note.staged`.
-          over: version of the note to overwrite, if it must be a certain one; None to overwrite any note of a dead process.
+          directory: the directory to lease; made if it does not exist.
+          action: see `StoredLease.action`.
+          staged: see `StoredLease.staged`.
+          over: version of the lease to overwrite, if it must be a certain one; None to overwrite any lease of a dead process.
 
         Raises:
           FileExistsError: a running process works in the directory.
@@ -135,7 +136,7 @@ class Claim:
             stores.make_directory(directory)
             there, version = read_versioned(directory)
             if over not in (None, version):
-                raise stores.ChangedError(errno.EAGAIN, "Another process has overwritten this note", self._path)
+                raise stores.ChangedError(errno.EAGAIN, "Another process has overwritten this lease", self._path)
             if there is not None and there.live:
                 raise FileExistsError(
                     errno.EEXIST, f"{there.in_words.capitalize()} is working here (action: {there.action})", directory
@@ -151,7 +152,7 @@ class Claim:
         # While the program is ending, starting a thread raises RuntimeError.
         with contextlib.suppress(RuntimeError):
             self._renewing = threading.Thread(
-                target=_keep, args=(weakref.ref(self), self._ended), name="jaxckpt-claim", daemon=True
+                target=_keep, args=(weakref.ref(self), self._ended), name="jaxckpt-lease", daemon=True
             )
             self._renewing.start()
 
@@ -162,18 +163,18 @@ class Claim:
         return json.dumps({**fields, **process, "time": time.time()}).encode()
 
     def _write(self, expected: bytes) -> bytes:
-        """Overwrites the note that has the expected version, and returns the new version. Raises ChangedError if another was written."""
+        """Overwrites the lease that has the expected version, and returns the new version. Raises ChangedError if another was written."""
         try:
             return stores.write_if(self._path, self._content(), expected)
         except stores.ChangedError:
             there, version = read_versioned(os.path.dirname(self._path))
             if there is None or there.owner != self._owner:
                 raise
-            # The server wrote the note, but its answer got lost, and the retry found the note that the first try had written.
+            # The server wrote the lease, but its answer got lost, and the retry found the lease that the first try had written.
             return version
 
     def renew(self) -> bool:
-        """Rewrites the note. Returns False if another process has overwritten it."""
+        """Rewrites the lease. Returns False if another process has overwritten it."""
         try:
             self._version = self._write(self._version)
         except stores.ChangedError:
@@ -198,22 +199,22 @@ class Claim:
             )
 
     def stop(self) -> None:
-        """Ends the work but leaves the note, so that the directory counts as the leftover of a dead process."""
+        """Ends the work but leaves the lease, so that the directory counts as the leftover of a dead process."""
         self._ended.set()
         if self._renewing is not None and self._renewing.ident is not None:
             self._renewing.join(RENEW_SECS)
         self._owner.end()
 
     def release(self) -> None:
-        """Ends the work and removes the note. Raises OSError."""
+        """Ends the work and removes the lease. Raises OSError."""
         self.stop()
         stores.remove(self._path)
 
 
-def _keep(claim: "weakref.ref[Claim]", ended: threading.Event) -> None:
-    """Renews the note of a claim until the claim ends or is garbage-collected. Runs on a thread of its own."""
+def _keep(lease: "weakref.ref[Lease]", ended: threading.Event) -> None:
+    """Renews the lease of a lease until the lease ends or is garbage-collected. Runs on a thread of its own."""
     while not ended.wait(RENEW_SECS):
-        held = claim()
+        held = lease()
         if held is None or not held.renew():
             return
         del held

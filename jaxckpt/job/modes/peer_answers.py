@@ -26,11 +26,11 @@ from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot, StringCo
 _PAGE_CHARS = 8 << 20
 
 
-class Supplier:
+class PeerAnswers:
     """A peer's part of a save: answers the IO process's requests for pieces."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        """Creates the supplier.
+        """Prepares the answers.
 
         Args:
           snapshot: this process's part of the snapshot. Pass the only reference to it, so that pieces are freed once they are sent.
@@ -126,4 +126,4 @@ def _without_data(entry: Entry) -> Entry:
 
 def _is_shapeless(content: Any) -> bool:
     """Returns whether shape or dtype depend on the value, so that processes may have different ones."""
-    return isinstance(content, ArrayContent) and (content.value_type == "scalar" or notes.has_own_shape(content.kind))
+    return isinstance(content, ArrayContent) and (content.value_type == "scalar" or notes.has_own_shape(content.note))
