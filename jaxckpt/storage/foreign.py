@@ -93,7 +93,12 @@ def _format(name: str, start: bytes) -> str | None:
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "it is an HDF5 file, such as Keras writes. Read it with h5py, or keras.models.load_model."
     if len(start) > 9 and start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 32:
-        return "it is a safetensors file. Give it a name that ends in .safetensors, and pass that."
+        how = (
+            "Pass its path"
+            if name.endswith(".safetensors")
+            else "Give it a name that ends in .safetensors, and pass that"
+        )
+        return f"it is a safetensors file. {how}."
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "it is a pickle, such as torch.save writes. Read it with torch.load or pickle.load, if you trust it as code."
     if _is_msgpack_mapping(start):

@@ -53,7 +53,7 @@ def keras_header(name: bytes) -> bytes:
             "flax.serialization.msgpack_restore",
         ),
         ("model.eqx", b"\x93NUMPY\x01\x00", "equinox.tree_deserialise_leaves"),
-        ("model.safetensors", (60).to_bytes(8, "little") + b'{"w":{"dtype":"F32"', "safetensors.flax.load_file"),
+        ("model.st", (60).to_bytes(8, "little") + b'{"w":{"dtype":"F32"', "a name that ends in .safetensors"),
         ("model.pt", keras_header(b"archive/data.pkl"), "torch.load"),
         ("model.bin", keras_header(b"archive/.format_version"), "torch.load"),
         ("old.pt", pickle.dumps({"w": 1}), "torch.load"),
