@@ -41,14 +41,17 @@ _NAMES = {
     32: "uint2",
     33: "float4_e2m1fn",
 }
-_HAS_NO_NUMPY = ("string", "resource", "variant", "qint8", "quint8", "qint16", "quint16", "qint32")
 
 
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
+def _dtype(name: str) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(getattr(ml_dtypes, name) if hasattr(ml_dtypes, name) else name)
+    except TypeError:
+        # TensorFlow's own, such as "qint8"; or an older ml_dtypes does not have it.
+        return None
 
 
-_DTYPES = {number: _dtype(name) for number, name in _NAMES.items() if name not in _HAS_NO_NUMPY}
+_DTYPES = {number: dtype for number, name in _NAMES.items() if number != STRING and (dtype := _dtype(name)) is not None}
 
 
 def dtype_of(number: int) -> np.dtype[Any] | None:
