@@ -18,6 +18,9 @@ PYTHON ?=
 JOBS ?= 2
 ARGS ?=
 
+# The tests start many processes. Where Python may not keep what it compiled, each of them compiles all of jaxckpt again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # How far an installation into .venv got: each extra of pyproject.toml contains the one before. Where the mark `installing` is found,
 # an installation was interrupted, nothing in .venv can be trusted, and all of it is made again.
 INCLUDED_demo := demo
@@ -43,7 +46,8 @@ test: $(VENV)/installed-test $(TENSORFLOW)/installed
 	@REQUIRE_TENSORFLOW=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/installed-test
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not job and not bucket' $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not job and not bucket' \
+	  --hypothesis-profile=quick $(ARGS)
 
 # The part that depends on what the libraries do. Deprecation warnings are no errors here: nobody repairs old versions.
 test-oldest: $(OLDEST)/installed

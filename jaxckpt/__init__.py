@@ -19,6 +19,8 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.directory.latest import CheckpointState as CheckpointState
     from jaxckpt.directory.latest import get_checkpoint_state as get_checkpoint_state
     from jaxckpt.directory.latest import latest_checkpoint as latest_checkpoint
+    from jaxckpt.directory.policies import PreservationPolicy as PreservationPolicy
+    from jaxckpt.directory.policies import SaveDecisionPolicy as SaveDecisionPolicy
     from jaxckpt.errors import CheckpointError as CheckpointError
     from jaxckpt.errors import ConfigError as ConfigError
     from jaxckpt.errors import CorruptCheckpointError as CorruptCheckpointError
@@ -30,6 +32,8 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.options import ShardByTaskPolicy as ShardByTaskPolicy
     from jaxckpt.options.sharding import ShardableTensor as ShardableTensor
     from jaxckpt.options.sharding import ShardingCallback as ShardingCallback
+    from jaxckpt.preemption import PreemptionCheckpointHandler as PreemptionCheckpointHandler
+    from jaxckpt.preemption import TerminationConfig as TerminationConfig
     from jaxckpt.reader import LeafMetadata as LeafMetadata
     from jaxckpt.reader import Reader as Reader
     from jaxckpt.reader import list_variables as list_variables
@@ -54,10 +58,12 @@ _HOME_OF = {
         "config": ("CheckpointConfig", "load_config"),
         "directory.following": ("checkpoints_iterator",),
         "directory.latest": ("CheckpointState", "get_checkpoint_state", "latest_checkpoint"),
+        "directory.policies": ("PreservationPolicy", "SaveDecisionPolicy"),
         "errors": ("CheckpointError", "ConfigError", "CorruptCheckpointError", "ProcessError"),
         "manager": ("CheckpointManager",),
         "options": ("CheckpointOptions", "MaxShardSizePolicy", "OrbaxSettings", "ShardByTaskPolicy"),
         "options.sharding": ("ShardableTensor", "ShardingCallback"),
+        "preemption": ("PreemptionCheckpointHandler", "TerminationConfig"),
         "reader": ("LeafMetadata", "Reader", "list_variables", "load_checkpoint", "load_variable"),
         "status": ("CheckpointLoadStatus",),
         "storage": ("Problem", "VerifyReport", "verify"),

@@ -1,24 +1,24 @@
 """`CheckpointManager`: numbers, intervals and retention (TensorFlow: `tf.train.CheckpointManager`)."""
 
-import copy
-import logging
 import os
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from jaxckpt._lib.arguments import StrPath, index, positive_int, positive_number, type_name
 from jaxckpt.checkpoint import Checkpoint, saver_of
 from jaxckpt.directory import paths
-from jaxckpt.directory.ask import does_file_access, file_process
+from jaxckpt.directory.answers import ManagerAnswers
+from jaxckpt.directory.ask import FileAccess, does_file_access, file_process
 from jaxckpt.directory.hooks import ManagerHooks
 from jaxckpt.directory.listing import Listing
+from jaxckpt.directory.metrics import checked_metrics
+from jaxckpt.directory.policies import PreservationPolicy, SaveDecisionPolicy, check_preservation_policy
+from jaxckpt.directory.schedule import SaveSchedule
 from jaxckpt.directory.series import CheckpointSeries
-from jaxckpt.directory.steps import SavedStep, SavedSteps, step_reader
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.resuming import Candidates, restore_newest
-
-_logger = logging.getLogger("jaxckpt")
+from jaxckpt.storage import SaveFacts
 
 
 class CheckpointManager:
@@ -48,13 +48,16 @@ class CheckpointManager:
         last_checkpoint_step: int | None = None,
         *,
         options: CheckpointOptions | None = None,
+        preservation_policy: PreservationPolicy | None = None,
+        save_decision_policy: SaveDecisionPolicy | None = None,
+        numbers: Literal["saves", "step"] = "saves",
     ) -> None:
         """Takes over a directory: finds its checkpoints, and removes the leftovers of saves that were killed.
 
         Args:
           checkpoint: the Checkpoint to save and restore.
           directory: the directory of the checkpoints. The first save creates it.
-          max_to_keep: how many checkpoints to keep, besides preserved ones; None keeps all.
+          max_to_keep: how many checkpoints to keep, besides preserved ones; None keeps all, or leaves it to `preservation_policy`.
           keep_checkpoint_every_n_hours: hours. A checkpoint that would be deleted is preserved if it was saved at least this long
             after the last preserved one (or after the first manager of the directory started). None preserves no checkpoint.
           checkpoint_name: checkpoints are called ``<checkpoint_name>-<number>``.
@@ -66,11 +69,17 @@ class CheckpointManager:
           init_fn: called by `restore_or_initialize` when there is nothing to restore.
           last_checkpoint_step: the step that counts as saved last; None if no step has been saved.
           options: the options of `save` and `restore_or_initialize` calls that pass none.
+          preservation_policy: one of Orbax's (`ocp.checkpoint_managers.BestN`, `EveryNSteps`, ...), or an object with their method
+            `should_preserve`. A checkpoint is kept if it or `max_to_keep` keeps it. It is asked after each save.
+          save_decision_policy: one of Orbax's (`FixedIntervalPolicy`, `SpecificStepsPolicy`, ...), or an object with their method
+            `should_save`, instead of `checkpoint_interval`. Needs `step_counter`.
+          numbers: "saves" counts the saves, as TensorFlow does. "step" makes the current step the number of a checkpoint; needs
+            `step_counter`.
 
         Raises:
-          TypeError: an argument has the wrong type.
-          ValueError: an argument is out of range, `checkpoint_interval` is given without `step_counter`, `step_counter` can
-            never change, or the device does not exist.
+          TypeError: an argument has the wrong type, or a policy lacks the method of its protocol.
+          ValueError: an argument is out of range, `step_counter` is missing where it is needed, or can never change, or the
+            device does not exist.
         """
         if not isinstance(checkpoint, Checkpoint):
             raise TypeError(f"checkpoint must be a jaxckpt.Checkpoint, got {type_name(checkpoint)}.")
@@ -78,47 +87,31 @@ class CheckpointManager:
         self._saver = saver_of(checkpoint)
         self._directory = paths.checked_path(directory, "directory")
         self._name = paths.checked_name(checkpoint_name)
-        self._checkpoint_interval = positive_int("checkpoint_interval", checkpoint_interval)
-        if checkpoint_interval is not None and step_counter is None:
-            raise ValueError("checkpoint_interval needs a step_counter that tells the current step.")
-        self._current_step = step_reader(step_counter)
-        self._has_step_counter = step_counter is not None
+        self._schedule = SaveSchedule(
+            step_counter, checkpoint_interval, save_decision_policy, numbers, last_checkpoint_step
+        )
+        check_preservation_policy(preservation_policy)
         if init_fn is not None and not callable(init_fn):
             raise TypeError(f"init_fn must be callable, got {type(init_fn).__name__}.")
         self._init_fn = init_fn
-        self._steps = SavedSteps(
-            None if last_checkpoint_step is None else index("last_checkpoint_step", last_checkpoint_step)
-        )
-        self._options = options
-        self._last_device: Any = None
+        self._access = FileAccess(options)
         self._warned = False
         self._series = CheckpointSeries(
             self._name,
             positive_int("max_to_keep", max_to_keep),
             positive_number("keep_checkpoint_every_n_hours", keep_checkpoint_every_n_hours),
+            preservation_policy,
         )
         self._listing = Listing(self._series, self._directory)
         file_process(options)
         self._start()
 
     def _start(self) -> None:
-        if not does_file_access(self._options):
-            return
-        try:
-            behind, foreign = self._series.start(self._listing.root())
-        except OSError as error:
-            # Not an error: a program that only reads may lack the right to write. A later call that has to write raises its own error.
-            _logger.warning("Could not remove leftovers and register checkpoints in %s: %s", self._directory, error)
-            return
-        if behind:
-            warnings.warn(
-                f"This machine's clock is {behind:g} s behind the time at which a checkpoint in {self._directory} was last preserved. "
-                "The manager has registered nothing. Once it saves, it will never delete the checkpoints that are there now.",
-                stacklevel=3,
-            )
-        if foreign is not None:
-            self._warned = True
-            warnings.warn(str(foreign), stacklevel=3)
+        if does_file_access(self._access.options):
+            behind, foreign = self._listing.start()
+            self._warned = foreign is not None
+            for warning in filter(None, (behind, foreign)):
+                warnings.warn(warning, stacklevel=3)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -133,12 +126,12 @@ class CheckpointManager:
     @property
     def checkpoint_interval(self) -> int | None:
         """Least number of steps between two saves."""
-        return self._checkpoint_interval
+        return self._schedule.interval
 
     @property
     def last_checkpoint_step(self) -> int | None:
-        """The step that counts as saved last. It is updated only if there is a `checkpoint_interval`."""
-        return self._steps.last
+        """The step that counts as saved last. Updated only with `checkpoint_interval`, `save_decision_policy` or ``numbers="step"``."""
+        return self._schedule.last_step
 
     @property
     def checkpoints(self) -> list[str]:
@@ -147,16 +140,7 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        return self._listing.checkpoints(self._options_for_reading())
-
-    def _options_for_reading(self) -> CheckpointOptions | None:
-        """Returns the manager's options. If they do not name an IO process, the one of the last save is added."""
-        device = None if self._options is None else self._options.experimental_io_device
-        if device is not None or self._last_device is None:
-            return self._options
-        options = CheckpointOptions() if self._options is None else copy.copy(self._options)
-        options.experimental_io_device = self._last_device
-        return options
+        return self._listing.checkpoints(self._access.options)
 
     @property
     def latest_checkpoint(self) -> str | None:
@@ -167,69 +151,85 @@ class CheckpointManager:
         Raises:
           OSError: the directory cannot be read.
         """
-        return self._listing.latest(self._options_for_reading())
+        return self._listing.latest(self._access.options)
+
+    def best_checkpoint(self, metric: str, mode: Literal["min", "max"] = "min") -> str | None:
+        """Returns the path of the committed checkpoint with the best value of a metric (see `save`).
+
+        Preserved checkpoints count too. NaN never wins. Of several best ones, the newest is returned.
+
+        Args:
+          metric: name of the metric.
+          mode: whether the smallest ("min") or the largest ("max") value is the best.
+
+        Returns:
+          Path of the checkpoint; None if no checkpoint has the metric.
+
+        Raises:
+          TypeError: `metric` is not text.
+          ValueError: `mode` is neither "min" nor "max".
+          OSError: the directory cannot be read.
+        """
+        return self._listing.best(self._access.options, metric, mode)
 
     def save(
         self,
         checkpoint_number: int | None = None,
         check_interval: bool = True,
         options: CheckpointOptions | None = None,
+        *,
+        metrics: Mapping[str, Any] | None = None,
     ) -> str | None:
-        """Saves a checkpoint, unless `checkpoint_interval` steps have not passed yet, and deletes old checkpoints.
+        """Saves a checkpoint, unless the interval or the policy says that none is due, and deletes old checkpoints.
+
+        With `checkpoint_interval`, `save_decision_policy` or ``numbers="step"``, no step is saved twice, and none while the step is
+        behind the last saved one; a warning says so, once.
 
         Args:
-          checkpoint_number: the number of the checkpoint; a checkpoint that has it is replaced. None: the number is `save_counter`
-            + 1 or, if a checkpoint has that number, the highest existing number + 1.
-          check_interval: whether to respect `checkpoint_interval`. False saves earlier too, but never the same step twice.
+          checkpoint_number: the number of the checkpoint; a checkpoint that has it is replaced. None: the current step with
+            ``numbers="step"``; otherwise `save_counter` + 1 or, if a checkpoint has that number, the highest existing number + 1.
+          check_interval: whether to respect `checkpoint_interval` and `save_decision_policy`. False saves earlier too, but never the
+            same step twice.
           options: how to save; None for the manager's options.
+          metrics: numbers by name, such as ``{"loss": 0.3}``. They are stored with the checkpoint, in a job those of the process that
+            does the file access.
 
         Returns:
           Path of the checkpoint; None if none was due.
 
         Raises:
-          BaseException: as `Checkpoint.save`. A step whose save failed does not count as saved. An asynchronous save that fails
-            later has used up its number.
+          TypeError: a metric is not a number.
+          BaseException: as `Checkpoint.save`, and what a policy raised. A step whose save failed does not count as saved. An
+            asynchronous save that fails later has used up its number.
         """
         # First of all: a call that is traced must be refused also when no checkpoint is due.
         self._saver.refuse_tracing("save")
-        options = self._options if options is None else options
+        options = self._access.given if options is None else options
         file_process(options)
         number = None if checkpoint_number is None else index("checkpoint_number", checkpoint_number)
         if number is not None and number < 0:
             raise ValueError(f"checkpoint_number must not be negative, got {number}.")
-        device = None if options is None else options.experimental_io_device
-        step = None
-        if self._checkpoint_interval is not None:
-            step = self._steps.begin(self._current_step(), self._checkpoint_interval if check_interval else None)
-            if step is None:
-                return None
-        hooks = ManagerHooks(self._series, self._steps, step)
+        values = checked_metrics(metrics)
+        answers = ManagerAnswers(self._listing, self._directory, options, lambda: self._saver.is_saving)
+        due = self._schedule.begin(values, answers, check=check_interval, numbered=number is not None)
+        if due is None:
+            return None
+        hooks = ManagerHooks(self._series, self._schedule, due)
         try:
             path = self._saver.save(
                 os.path.join(self._directory, self._name),
                 options,
                 hooks,
-                number=number,
-                step=self._step_number(step),
+                number=due.number if number is None else number,
+                facts=SaveFacts(due.step, values),
             )
         except BaseException:
-            if step is not None:
-                self._steps.fail(step)
+            self._schedule.fail(due)
             if hooks.is_saved:
-                self._last_device = device
+                self._access.used(options)
             raise
-        self._last_device = device
+        self._access.used(options)
         return path
-
-    def _step_number(self, step: SavedStep | None) -> int | None:
-        """Returns the current step; None without a `step_counter`.
-
-        Args:
-          step: the step that was read for the interval; None if there is no interval.
-        """
-        if step is not None:
-            return step.step
-        return self._current_step() if self._has_step_counter else None
 
     def restore_or_initialize(
         self, options: CheckpointOptions | None = None, *, skip_corrupt: bool = False
@@ -250,14 +250,14 @@ class CheckpointManager:
           the directory are not restored; a warning says how to continue from them.
 
         Raises:
-          CheckpointError: the directory holds TensorFlow's checkpoints, and none of this manager.
+          CheckpointError: the directory holds TensorFlow's checkpoints, and not one of this manager.
           FileNotFoundError: all checkpoints were deleted while they were looked up or read.
           CorruptCheckpointError: the latest checkpoint is damaged (with `skip_corrupt`: all are damaged).
           OSError: the directory cannot be read.
           BaseException: as `Checkpoint.restore`, and the error of a save in flight.
         """
         self._saver.refuse_tracing("restore_or_initialize")
-        options = self._options_for_reading() if options is None else options
+        options = self._access.options if options is None else options
         file_process(options)
         # The lock keeps other threads from saving now: their saves could delete the checkpoint that is about to be restored.
         with self._saver.lock:
@@ -266,8 +266,8 @@ class CheckpointManager:
             )
             if restored is None:
                 self._require_nothing_else(options)
-        if restored is not None and self._checkpoint_interval is not None:
-            self._steps.restored(self._current_step())
+        if restored is not None:
+            self._schedule.restored()
         if restored is None and self._init_fn is not None:
             self._init_fn()
         return restored
@@ -286,3 +286,13 @@ class CheckpointManager:
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, as `Checkpoint.sync` does."""
         self._checkpoint.sync()
+
+
+def schedule_of(manager: CheckpointManager) -> SaveSchedule:
+    """Returns what decides when a manager saves. `PreemptionCheckpointHandler` uses it."""
+    return manager._schedule
+
+
+def options_of(manager: CheckpointManager) -> CheckpointOptions | None:
+    """Returns the options of a manager's calls that pass none, with the device of its last save."""
+    return manager._access.options

@@ -75,6 +75,19 @@ class Reader:
         """Path of the checkpoint."""
         return self._stored.path
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics that the checkpoint was saved with, by name (see `CheckpointManager.save`); empty if there are none.
+
+        Orbax's CheckpointManager keeps its metrics at the same place, so those are found too. They may have values of any kind.
+
+        Raises:
+          CorruptCheckpointError: the stored metrics are damaged.
+          FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
+        """
+        with self._stored.presence:
+            return dict(storage.read_facts(self.path).metrics or {})
+
     def keys(self) -> list[str]:
         """Returns the names of all leaves, sorted. A leaf with several names (see `aliases`) is listed under one of them."""
         return sorted(self._leaves)

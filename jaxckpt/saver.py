@@ -18,6 +18,7 @@ from jaxckpt.saving import tracing
 from jaxckpt.saving.save import Save, call_of
 from jaxckpt.saving.saves import Saves
 from jaxckpt.status import CheckpointLoadStatus
+from jaxckpt.storage import NO_FACTS, SaveFacts
 from jaxckpt.translate import to_orbax
 from jaxckpt.tree import flatten, optimizers
 from jaxckpt.tree.named_values import NamedValues
@@ -69,7 +70,7 @@ class Saver:
         hooks: SaveHooks,
         *,
         number: int | None = None,
-        step: int | None = None,
+        facts: SaveFacts = NO_FACTS,
     ) -> str:
         """Saves a numbered checkpoint.
 
@@ -78,7 +79,7 @@ class Saver:
           options: how to save; None for the defaults.
           hooks: called at the steps of the save.
           number: number chosen by the caller. A checkpoint that has it is replaced. None takes the next number.
-          step: the training step that is saved; None if the caller does not know it.
+          facts: what the program says about this save.
 
         Returns:
           Path of the checkpoint.
@@ -101,7 +102,7 @@ class Saver:
             replace=number is not None,
             details={"checkpoint_number": number},
             give=give,
-            step=step,
+            facts=facts,
         )
 
     def write(self, path: str, options: CheckpointOptions | None) -> str:
@@ -136,7 +137,7 @@ class Saver:
         replace: bool,
         details: Any = (),
         give: Callable[[int], None] = lambda number: None,
-        step: int | None = None,
+        facts: SaveFacts = NO_FACTS,
     ) -> str:
         """Saves, on this thread or in the background, and returns the path of the checkpoint.
 
@@ -149,7 +150,7 @@ class Saver:
           replace: whether to replace a checkpoint that exists at the path.
           details: names and values that must be the same on every process of the job, besides the options.
           give: called with the number of the save once that number is used up. It may be called more than once.
-          step: the training step that is saved; None if the caller does not know it.
+          facts: what the program says about this save.
         """
         self.refuse_tracing(action)
         options = _checked(options)
@@ -164,6 +165,7 @@ class Saver:
                 hooks,
                 replace=replace,
                 details=details,
+                facts=facts,
                 # `count` does this too, but an interrupt may keep it from running.
                 registered=lambda save: give(save.number),
             )
@@ -180,7 +182,7 @@ class Saver:
                 count,
                 asynchronous=translation.asynchronous,
                 exit_timeout_secs=translation.exit_timeout_secs,
-                step=step,
+                step=facts.step,
             )
         return save.path
 
@@ -222,12 +224,13 @@ class Saver:
                 return [leaf for flat in flats.values() for leaf in flat.leaves]
 
             call = call_of(action, path, options, translation.array_settings, {"cast": cast})
-            with Restore(call, path, translation.io_process) as restore:
+            with Restore(call, path, translation.io_process, translation.read_once_per_job) as restore:
                 leaves = restore.meet(targets)
                 skip = (
                     optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
                 )
-                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast)
+                memory = translation.array_settings.memory_limit_bytes
+                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast, memory=memory)
                 carry_out(self.values.changes(values, flats, loaded.new, is_same), restore.agree)
             self._saves.restored()
             if loaded.counter is not None:
@@ -235,6 +238,11 @@ class Saver:
             return CheckpointLoadStatus(
                 path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast, loaded.near
             )
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save runs in the background."""
+        return self._saves.is_saving
 
     def sync(self) -> None:
         """Waits for the save in flight and raises its error, once. Raises what `Checkpoint.sync` raises."""

@@ -38,11 +38,13 @@ class OrbaxTranslation:
       options: a copy of the options that were translated.
       array_settings: how arrays are written.
       exit_timeout_secs: most seconds that the program waits, when it ends, for an asynchronous save.
+      read_once_per_job: whether one process reads what several want; None if the place of the checkpoint decides.
     """
 
     options: CheckpointOptions
     array_settings: WriteSettings
     exit_timeout_secs: float
+    read_once_per_job: bool | None
 
     @property
     def asynchronous(self) -> bool:
@@ -136,7 +138,9 @@ def to_orbax(options: CheckpointOptions) -> OrbaxTranslation:
         memory_limit_bytes=orbax.memory_limit_bytes,
         timeout_secs=orbax.timeout_secs,
     )
-    return OrbaxTranslation(copy.copy(options), settings, orbax.exit_timeout_secs)
+    # The process that does all file access reads for all.
+    once = orbax.read_once_per_job if settings.io_process is None else True
+    return OrbaxTranslation(copy.copy(options), settings, orbax.exit_timeout_secs, once)
 
 
 def _smallest(*sizes: int | None) -> int:
@@ -211,6 +215,16 @@ def _sharding(translation: OrbaxTranslation) -> tuple[str, str]:
     return f"data files of at most {settings.max_file_size} bytes", why
 
 
+def _about_reading(translation: OrbaxTranslation) -> str:
+    if translation.io_process is not None:
+        return "The process of experimental_io_device reads for all, whatever this setting says."
+    if translation.read_once_per_job is None:
+        return "In a job, what several processes want is read once from buckets and disks of other machines, and by each from others."
+    if translation.read_once_per_job:
+        return "In a job, one process reads what several want, and passes it on."
+    return "In a job, every process reads what it wants itself."
+
+
 def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
     orbax, settings = translation.options.orbax or OrbaxSettings(), translation.array_settings
     timeout, about_timeout = (
@@ -246,6 +260,10 @@ def _orbax_rows(translation: OrbaxTranslation) -> _Rows:
             f"A chunk is written, checksummed and read as a unit, several in parallel.{smaller}",
         ),
         "target_data_file_size": (data_files, about_data_files),
-        "memory_limit_bytes": (_NOTHING, "Limits the memory that a save in the background uses, besides its snapshot."),
+        "memory_limit_bytes": (
+            _NOTHING,
+            "Limits the memory of a save in the background, besides its snapshot, and of arrays on their way to devices in a restore.",
+        ),
     }
+    rows["read_once_per_job"] = (_NOTHING, _about_reading(translation))
     return {f"orbax.{name}": (repr(getattr(orbax, name)), *row) for name, row in rows.items()}

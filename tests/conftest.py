@@ -1,6 +1,8 @@
-"""What every test relies on: JAX on the CPU, and no time limits for examples of Hypothesis (machines may be busy)."""
+"""The settings of all tests: JAX on the CPU, and examples of Hypothesis without time limits (machines may be busy)."""
 
+import gc
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -9,16 +11,21 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from storage_server import Bucket, StorageServer, UnavailableError
+from s3_server import S3Server
+from storage_server import Bucket, Server, StorageServer, UnavailableError
 
 # Before JAX is imported. Several devices, so that shardings can be tested in one process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 hypothesis.settings.register_profile("jaxckpt", deadline=None, print_blob=True)
+# Of `make test-fast`.
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("jaxckpt"), max_examples=20)
 hypothesis.settings.load_profile("jaxckpt")
 
-import plain_orbax  # noqa: E402  With JAX, whose environment is set now.
+# These import JAX, whose environment is set now.
+import jax  # noqa: E402
+import plain_orbax  # noqa: E402
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -26,12 +33,31 @@ Completed = subprocess.CompletedProcess[str]
 MARKERS = {
     "demo": "slow",
     "faults": "slow",
-    "gs": "bucket",
+    "buckets": "bucket",
     "hostile": "slow",
     "interrupts": "slow",
     "job/processes": "job",
     "testing": "job",
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets interrupts reach the tests, and keeps what XLA compiles for the next run."""
+    # A shell without job control starts its background processes with SIGINT ignored.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
+        # Two processes must not write the same file, so each worker has a directory of its own.
+        compiled = config.cache.mkdir(f"xla-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_finish() -> None:
+    """Excludes all that exists before the first test from garbage collection, which tests ask for many times."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -86,15 +112,14 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
     return run
 
 
-@pytest.fixture(scope="session")
-def storage_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageServer]:
+def _running(start: Callable[[Path], Server], directory: Path) -> Iterator[Server]:
     """A storage server of the test process; where it does not run, the test is skipped."""
     try:
-        server = StorageServer(tmp_path_factory.mktemp("storage-server"))
+        server = start(directory)
     except UnavailableError as error:
         pytest.skip(str(error))
     before = {name: os.environ.get(name) for name in server.environment()}
-    # TensorStore reads them when it opens the first bucket of the process.
+    # TensorStore reads some of them when it opens the first bucket of the process.
     os.environ.update(server.environment())
     yield server
     for name, value in before.items():
@@ -105,10 +130,58 @@ def storage_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage
     server.close()
 
 
-@pytest.fixture
-def bucket(storage_server: StorageServer) -> Iterator[Bucket]:
-    """A new bucket."""
-    made = Bucket(f"test-{uuid.uuid4().hex[:12]}", storage_server)
-    storage_server.make_bucket(made.name)
+@pytest.fixture(scope="session")
+def gs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the interface of Google Cloud Storage."""
+    yield from _running(StorageServer, tmp_path_factory.mktemp("gs-server"))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the interface of S3."""
+    yield from _running(S3Server, tmp_path_factory.mktemp("s3-server"))
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Another server with the interface of S3: one that keeps data. Its buckets are found only in tests that ask for one."""
+    try:
+        server = S3Server(tmp_path_factory.mktemp("seaweedfs"), "seaweedfs")
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    yield server
+    server.close()
+
+
+def _new_bucket(server: Server) -> Iterator[Bucket]:
+    made = Bucket(f"test-{uuid.uuid4().hex[:12]}", server)
+    server.make_bucket(made.name)
     yield made
     made.rule(None)
+
+
+@pytest.fixture
+def gs_bucket(gs_server: Server) -> Iterator[Bucket]:
+    """A new bucket of Google Cloud Storage."""
+    yield from _new_bucket(gs_server)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: Server) -> Iterator[Bucket]:
+    """A new bucket of S3."""
+    yield from _new_bucket(s3_server)
+
+
+@pytest.fixture
+def seaweedfs_bucket(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket of SeaweedFS."""
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    yield from _new_bucket(seaweedfs)
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A new bucket of each kind of server."""
+    made: Bucket = request.getfixturevalue(f"{request.param}_bucket")
+    return made

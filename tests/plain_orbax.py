@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import v1
 
 from jaxckpt import storage
+from jaxckpt.storage import stores
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Snapshot, StringContent
 from jaxckpt.storage.settings import WriteSettings
@@ -221,7 +222,7 @@ class Recorder:
     def _look(self, path: str, snapshot: Snapshot, settings: WriteSettings) -> None:
         contents = [entry.content for entry in snapshot.entries]
         arrays = [content for content in contents if isinstance(content, ArrayContent)]
-        if path.startswith("gs://") or any(content.share is not None for content in arrays):
+        if not stores.is_local(path) or any(content.share is not None for content in arrays):
             return  # What Orbax reads of those, tests of their own see.
         if sum(content.nbytes for content in arrays) > _LARGEST or _has_tilde(snapshot):
             return

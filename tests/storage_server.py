@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 
@@ -58,15 +58,44 @@ def binary(directory: Path) -> str:
     return str(found)
 
 
+class Server(Protocol):
+    """What tests use of a storage server of either kind.
+
+    Attributes:
+      scheme: beginning of the addresses of its buckets.
+      rules: bucket → what happens to its requests.
+      requests: bucket → what was asked for, in order.
+    """
+
+    scheme: str
+    rules: dict[str, Rule]
+    requests: dict[str, list[Request]]
+
+    def environment(self) -> dict[str, str]:
+        """Returns the variables by which TensorStore finds the server."""
+        ...
+
+    def make_bucket(self, name: str) -> None:
+        """Makes a bucket."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
 class StorageServer:
     """The running server and its proxy.
 
     Attributes:
+      scheme: beginning of the addresses of its buckets.
       url: of the server.
       proxy_url: of the proxy.
       rules: bucket → what happens to its requests.
       requests: bucket → what was asked for, in order.
     """
+
+    scheme = "gs://"
 
     def __init__(self, directory: Path) -> None:
         program = binary(directory)
@@ -144,14 +173,14 @@ class Bucket:
     """
 
     name: str
-    server: StorageServer
+    server: Server
 
     def __str__(self) -> str:
-        return f"gs://{self.name}"
+        return f"{self.server.scheme}{self.name}"
 
     def path(self, key: str) -> str:
         """Returns the address of an object."""
-        return f"gs://{self.name}/{key}"
+        return f"{self}/{key}"
 
     @property
     def keys(self) -> set[str]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from examples import examples
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -113,7 +114,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestAnyOrder = Machine.TestCase
-TestAnyOrder.settings = hypothesis.settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestAnyOrder.settings = hypothesis.settings(max_examples=examples(15), stateful_step_count=15, deadline=None)
 
 
 class TestFailedSaves:

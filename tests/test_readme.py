@@ -79,6 +79,15 @@ def test_the_wrapper_of_a_tensorflow_iterator_compiles() -> None:
     compile(block, "from_tensorflow.md", "exec")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["managers.md", "preemption.md"])
+def test_pages_that_are_read_from_top_to_bottom_run(page: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    run("\n".join(blocks), tmp_path)
+    assert (tmp_path / "run" / "checkpoint").exists()
+
+
 LINKS = [
     (page, link)
     for page in (
@@ -89,6 +98,8 @@ LINKS = [
         "docs/architecture.md",
         "docs/cli.md",
         "docs/from_tensorflow.md",
+        "docs/managers.md",
+        "docs/preemption.md",
     )
     for link in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)", (ROOT / page).read_text(encoding="utf-8"))
 ]

@@ -41,18 +41,23 @@ def test_every_setting_is_carried_over():
         chunk_byte_size=1 << 20,
         target_data_file_size=1 << 22,
         memory_limit_bytes=1 << 23,
+        read_once_per_job=False,
     )
     # A new field needs a value here, so that one that is accepted and ignored fails.
     assert all(getattr(orbax, field.name) != field.default for field in dataclasses.fields(OrbaxSettings))
-    translation = to_orbax(CheckpointOptions(0, enable_async=True, orbax=orbax))
-    reached = {**dataclasses.asdict(translation.array_settings), "exit_timeout_secs": translation.exit_timeout_secs}
+    translation = to_orbax(CheckpointOptions(enable_async=True, orbax=orbax))
+    reached = {
+        **dataclasses.asdict(translation.array_settings),
+        "exit_timeout_secs": translation.exit_timeout_secs,
+        "read_once_per_job": translation.read_once_per_job,
+    }
     assert {field.name: reached[field.name] for field in dataclasses.fields(OrbaxSettings)} == dataclasses.asdict(orbax)
     assert translation.asynchronous is True
     assert translation.exit_timeout_secs == 7
     assert translation.async_options.timeout_secs == 30
     assert translation.array_settings == WriteSettings(
         asynchronous=True,
-        io_process=0,
+        io_process=None,
         compression="zstd",
         chunk_byte_size=1 << 20,
         target_data_file_size=1 << 22,
@@ -136,6 +141,7 @@ settings = st.builds(
     chunk_byte_size=st.integers(16, 1 << 40),
     target_data_file_size=st.integers(1, 1 << 40),
     memory_limit_bytes=st.integers(16, 1 << 40),
+    read_once_per_job=st.none() | st.booleans(),
 )
 
 
@@ -151,7 +157,7 @@ def test_translation_is_pure(asynchronous, device, policy, orbax):
     assert written.chunk_byte_size <= written.memory_limit_bytes
     assert written.chunk_byte_size <= (written.max_file_size or written.chunk_byte_size)
     assert translation.async_options.timeout_secs >= 1
-    assert str(translation).count("\n  -> ") == 11
+    assert str(translation).count("\n  -> ") == 12
 
 
 # -- the explanation ---------------------------------------------------------------------------------------------------
@@ -185,6 +191,19 @@ def test_explanation_names_every_option_and_its_value():
 
 def test_explanation_says_why_callbacks_are_not_orbaxs():
     assert "post_finalization_callback runs before" in str(to_orbax(CheckpointOptions()))
+
+
+@pytest.mark.parametrize(
+    ("device", "once", "text"),
+    [
+        (0, False, "reads for all, whatever"),
+        (None, None, "read once from buckets"),
+        (None, True, "one process reads what several want"),
+        (None, False, "every process reads"),
+    ],
+)
+def test_explanation_says_who_reads(device, once, text):
+    assert text in str(to_orbax(CheckpointOptions(device, orbax=OrbaxSettings(read_once_per_job=once))))
 
 
 def test_explanation_shows_sizes_that_were_made_smaller():

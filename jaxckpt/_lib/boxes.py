@@ -59,6 +59,31 @@ def spans_of(box: Slices | None, shape: Sequence[int]) -> list[tuple[int, int]]:
     return [part.indices(extent)[:2] for part, extent in zip(box, shape, strict=True)]
 
 
+def overlapping(boxes: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
+    """Divides boxes into sets, as small as possible, so that two boxes with an element in common are in one set.
+
+    Args:
+      boxes: where each box begins and ends along each axis.
+
+    Returns:
+      The indices of the boxes of each set, ascending.
+    """
+    sets: list[list[int]] = []
+    for number, box in enumerate(boxes):
+        apart, together = [], [number]
+        for found in sets:
+            if any(_overlap(box, boxes[other]) for other in found):
+                together += found
+            else:
+                apart.append(found)
+        sets = [*apart, sorted(together)]
+    return sorted(sets)
+
+
+def _overlap(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
+    return all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(one, other, strict=True))
+
+
 def grid_of(shape: tuple[int, ...], boxes: Sequence[Any]) -> tuple[int, ...]:
     """Returns the extents of one cell of the grid on which boxes lie. With an uneven sharding, the last box along an axis is smaller.
 

@@ -5,7 +5,8 @@ import dataclasses
 from typing import Any
 
 import jaxckpt
-from jaxckpt._lib.output import print_json, print_line
+from jaxckpt._lib.output import count, print_json, print_line
+from jaxckpt.directory.policies import described
 
 HELP = "show the settings that a config file is translated into"
 DESCRIPTION = (
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(
             {
                 "manager": manager,
+                "manager_explanation": _saves(config),
                 "options": config.to_dict()["options"],
                 "orbax": {
                     "asynchronous": translation.asynchronous,
@@ -47,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "async_options": _plain(translation.async_options),
                     "multiprocessing_options": _plain(translation.multiprocessing_options),
                     "exit_timeout_secs": translation.exit_timeout_secs,
+                    "read_once_per_job": translation.read_once_per_job,
                 },
                 "explanation": str(translation).splitlines(),
             }
@@ -55,10 +58,37 @@ def run(arguments: argparse.Namespace) -> int:
     print_line("CheckpointManager")
     for name, value in manager.items():
         print_line(f"  {name}: {'null' if value is None else value}")
+    for line in _saves(config):
+        print_line(f"  -> {line}")
     print_line()
     for line in str(translation).split("\n"):
         print_line(line)
     return 0
+
+
+def _saves(config: jaxckpt.CheckpointConfig) -> list[str]:
+    """Returns sentences that tell when the manager saves, how it calls the checkpoints, and which it keeps."""
+    kept = []
+    if config.max_to_keep is not None:
+        kept.append(f"it is among the newest {config.max_to_keep}")
+    if config.preservation_policy is not None:
+        kept.append(f"{described(config.preservation_policy)} preserves it")
+    if config.keep_checkpoint_every_n_hours is not None:
+        kept.append(f"none was preserved in the {config.keep_checkpoint_every_n_hours:g} hours before it")
+    every = config.max_to_keep is None and config.preservation_policy is None
+    if config.save_decision_policy is not None:
+        when = f"save() saves when {described(config.save_decision_policy)} says so"
+    elif config.checkpoint_interval is not None:
+        when = f"save() saves every {count(config.checkpoint_interval, 'step')}"
+    else:
+        when = "every call of save() saves"
+    name = f"{config.directory}/{config.checkpoint_name}"
+    number = (
+        f"{name}-500 is the checkpoint of step 500"
+        if config.numbers == "step"
+        else f"{name}-5 is that of the fifth save"
+    )
+    return [when, number, "every checkpoint is kept" if every else f"a checkpoint is kept if {', or '.join(kept)}"]
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,12 @@
 """``jaxckpt list DIR``: shows the checkpoints of a directory, and leftovers of killed saves."""
 
 import argparse
+import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from jaxckpt import storage
 from jaxckpt._lib.output import (
@@ -20,6 +23,7 @@ from jaxckpt._lib.output import (
 from jaxckpt.cli.resolve import existing_directory, size_of
 from jaxckpt.directory import on_disk
 from jaxckpt.directory.latest import CheckpointState, get_checkpoint_state, latest_checkpoint
+from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import foreign, stores
 
 HELP = "show the checkpoints of a directory: sizes, ages, the latest, leftovers"
@@ -41,6 +45,8 @@ class Listed:
       age_secs: seconds since then.
       registered: whether the state file lists the checkpoint.
       latest: whether `jaxckpt.latest_checkpoint` returns the checkpoint.
+      step: the training step; None if the checkpoint does not know it.
+      metrics: its metrics, by name; None if it has none, or if they cannot be read.
     """
 
     path: str
@@ -49,6 +55,8 @@ class Listed:
     age_secs: float
     registered: bool
     latest: bool
+    step: int | None
+    metrics: dict[str, Any] | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"  {os.path.basename(checkpoint.path)}",
             human_bytes(checkpoint.bytes),
             human_age(checkpoint.age_secs),
+            _about(checkpoint),
             "latest" if checkpoint.latest else "" if checkpoint.registered else "not in the state file",
         )
         for checkpoint in checkpoints
@@ -97,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         dead = [leftover for leftover in leftovers if not leftover.live]
         size = human_bytes(sum_bytes(leftover.bytes for leftover in leftovers))
         print_line(f"temporary directories: {len(leftovers)}, {size}")
-        rows = [
+        lines = [
             (
                 f"  {os.path.basename(leftover.path)}",
                 human_bytes(leftover.bytes),
@@ -106,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
             for leftover in leftovers
         ]
-        for line in table(rows, right=[1, 2]):
+        for line in table(lines, right=[1, 2]):
             print_line(line)
         if dead:
             print_line(f"`jaxckpt clean {directory}` removes those that were left.")
@@ -147,8 +156,46 @@ def _checkpoints(directory: str, state: CheckpointState | None, latest: str | No
             continue
         same = stores.absolute(path)
         is_latest = latest is not None and same == stores.absolute(latest)
-        found.append(Listed(path, size, saved, max(0.0, now - saved), same in registered, is_latest))
+        facts = _facts(path)
+        found.append(
+            Listed(
+                path,
+                size,
+                saved,
+                max(0.0, now - saved),
+                same in registered,
+                is_latest,
+                facts.step,
+                None if facts.metrics is None else _finite(facts.metrics),
+            )
+        )
     return sorted(found, key=lambda checkpoint: (checkpoint.saved, checkpoint.path))
+
+
+def _facts(path: str) -> storage.SaveFacts:
+    try:
+        return storage.read_facts(path)
+    except (OSError, CheckpointError):
+        # `jaxckpt verify` says what is damaged. A list has to name damaged checkpoints too.
+        return storage.NO_FACTS
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns metrics as JSON values: NaN and infinities, which JSON lacks, become text."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
+
+
+def _about(checkpoint: Listed) -> str:
+    """Returns step and metrics as text."""
+    step = [] if checkpoint.step is None else [f"step {checkpoint.step}"]
+    metrics = checkpoint.metrics or {}
+    numbers = [
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in metrics.items()
+    ]
+    return "  ".join([*step, *numbers])
 
 
 def _changed(path: str) -> float:

@@ -7,11 +7,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Annotated, Any, SupportsIndex, SupportsInt, get_type_hints
+from typing import Annotated, Any, Literal, SupportsIndex, SupportsInt, get_type_hints
 
 from jaxckpt.checkpoint import Checkpoint
 from jaxckpt.config.kinds import Only, PositiveFloat, PositiveInt, fits, words
 from jaxckpt.directory.paths import checked_path, is_name
+from jaxckpt.directory.policies import (
+    PreservationPolicy,
+    SaveDecisionPolicy,
+    check_preservation_policy,
+    check_save_decision_policy,
+)
 from jaxckpt.directory.steps import step_reader
 from jaxckpt.manager import CheckpointManager
 from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy, policy_of
@@ -38,6 +44,11 @@ class CheckpointConfig:
       init_fn: a callable without arguments that `CheckpointManager.restore_or_initialize` calls if there is no checkpoint.
       last_checkpoint_step: the step of the last save, if there was one before this program.
       options: the options of every call of the manager that does not get its own options. The config keeps a copy.
+      preservation_policy: a policy of Orbax, or an object with its method `should_preserve`, that keeps checkpoints besides
+        `max_to_keep`; None for none.
+      save_decision_policy: a policy of Orbax, or an object with its method `should_save`, that decides when to save, instead of
+        `checkpoint_interval`; None for none. It requires a `step_counter`.
+      numbers: "saves" counts the saves; "step" makes the step the number of a checkpoint, and requires a `step_counter`.
 
     Raises:
       TypeError: a value has the wrong type.
@@ -53,9 +64,14 @@ class CheckpointConfig:
     init_fn: Callable[[], object] | None = None
     last_checkpoint_step: int | None = None
     options: CheckpointOptions = field(default_factory=CheckpointOptions)
+    preservation_policy: PreservationPolicy | None = None
+    save_decision_policy: SaveDecisionPolicy | None = None
+    numbers: Literal["saves", "step"] = "saves"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directory", checked_path(self.directory, "directory"))
+        check_preservation_policy(self.preservation_policy)
+        check_save_decision_policy(self.save_decision_policy)
         for name, annotation in annotations().items():
             value = getattr(self, name)
             if not fits(annotation, value):
@@ -88,8 +104,12 @@ class CheckpointConfig:
         lambda, the result of a factory) appear as their `repr`, and a jax.Device as the index of its process.
         """
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        # The one section comes last.
+        values["options"] = values.pop("options")
         values["step_counter"] = _import_path(self.step_counter)
         values["init_fn"] = _import_path(self.init_fn)
+        values["preservation_policy"] = _import_path(self.preservation_policy)
+        values["save_decision_policy"] = _import_path(self.save_decision_policy)
         values["options"] = _plain_options(self.options)
         return values
 

@@ -14,8 +14,11 @@ from jaxckpt.config.problems import UNUSABLE, KeyPath, config_error, dotted, got
 from jaxckpt.config.schema import CALLBACKS, DEPRECATED, OPTIONS, ORBAX, POLICY
 from jaxckpt.config.sources import Source
 from jaxckpt.directory.paths import checked_path
+from jaxckpt.directory.policies import check_preservation_policy, check_save_decision_policy
 from jaxckpt.directory.steps import step_reader
 from jaxckpt.options import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings, ShardByTaskPolicy, sharding
+
+_POLICIES = {"preservation_policy": check_preservation_policy, "save_decision_policy": check_save_decision_policy}
 
 
 def load_config(
@@ -66,13 +69,15 @@ def _top(reading: Source) -> dict[str, Any]:
         path, annotation = (name,), schema.sections()[()][name]
         if path == OPTIONS:
             continue
-        if name in ("step_counter", "init_fn") and value is not None:
+        if name in ("step_counter", "init_fn", *_POLICIES) and value is not None:
             value = imported(reading, path, value)
         elif name == "directory" and isinstance(value, (str, os.PathLike)):
             value = _try(reading, path, checked_path, {"value": value, "argument": name}, value)
         if value is UNUSABLE:
             continue
-        if not fits(annotation, value):
+        if name in _POLICIES:
+            _try(reading, path, _POLICIES[name], {"policy": value}, reading.data[name])
+        elif not fits(annotation, value):
             given = reading.data[name]
             which = "" if value is given else f", which is {got(value)}"
             reading.add(path, f"expected {schema.expected(path)}, got {reading.got(path, given)}{which}")

@@ -27,6 +27,8 @@ _WORDS: dict[KeyPath, str] = {
     ("directory",): "the path of a directory, as text",
     ("step_counter",): f"{IMPORTED}, or null",
     ("init_fn",): f"{IMPORTED}, or null",
+    ("preservation_policy",): f"{IMPORTED}, or null",
+    ("save_decision_policy",): f"{IMPORTED}, or null",
     OPTIONS: "a mapping of options",
     ORBAX: "a mapping of Orbax settings",
     (*OPTIONS, "experimental_io_device"): 'a device such as "/job:worker/task:0", a process index, or null',

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from jaxckpt._lib.output import Progress, count, human_millis, print_json, print_line
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 HELP = "train a small classifier with asynchronous checkpoints, and resume it"
 DESCRIPTION = (
     "Trains a small Flax NNX classifier on scikit-learn's handwritten digits, with asynchronous checkpoints. Shows for "
-    "every save how long it blocked the training and how long the write took. If you run it again, even after a crash or "
-    "kill -9, it resumes after the last checkpoint, with the same losses, bit for bit, as an uninterrupted run."
+    "every save how long it blocked the training and how long the write took. On SIGTERM it saves the current step and "
+    "ends with status 143. If you run it again, even after a crash or kill -9, it resumes after the last checkpoint, with "
+    "the same losses, bit for bit, as an uninterrupted run."
 )
 
 _saves: "SaveLog | RemoteSaves | None" = None
@@ -78,8 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dir",
         metavar="DIR",
-        help="directory for checkpoints, losses.csv and steps.png (default: the directory in the config, jaxckpt-demo)",
+        help="directory for checkpoints, losses.csv and steps.png (default: the directory in the config, jaxckpt-demo); if it is in a "
+        "bucket, losses.csv and steps.png go into a directory below jaxckpt-demo",
     )
+
+
+def _local_directory(address: str) -> str:
+    """Returns the local directory for the log and the picture of a run whose checkpoints are in a bucket. Makes it."""
+    directory = os.path.join("jaxckpt-demo", re.sub(r"\W+", "-", address))
+    os.makedirs(directory, exist_ok=True)
+    return directory
 
 
 def _positive(text: str) -> int:
@@ -105,20 +115,19 @@ def run(arguments: argparse.Namespace) -> int:
     _require_packages()
     from jaxckpt.demo import losses, plot, processes, settings
     from jaxckpt.demo.loop import train
+    from jaxckpt.preemption import EXIT_CODE
     from jaxckpt.storage import stores
     from jaxckpt.testing import JobFailed
 
     training, saving = settings.load(
         arguments.config, steps=arguments.steps, directory=arguments.dir, io_device=arguments.io_device
     )
-    if not stores.is_local(saving.directory):
-        raise ValueError(
-            f"{saving.directory}: the demo writes its losses and its picture there too; choose a local directory."
-        )
     training = settings.divisible(training, arguments.processes)
     where = processes.place(saving, arguments.processes)
-    losses_path = os.path.join(saving.directory, "losses.csv")
-    plot_path = os.path.join(saving.directory, "steps.png")
+    # A log that grows line by line cannot lie in a bucket.
+    beside = saving.directory if stores.is_local(saving.directory) else _local_directory(saving.directory)
+    losses_path = os.path.join(beside, "losses.csv")
+    plot_path = os.path.join(beside, "steps.png")
 
     with Progress("starting") as progress:
 
@@ -154,20 +163,23 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
         finally:
             collect(None)
-        if result.steps:
+        if result.preempted:
+            say(f"ended by SIGTERM at step {result.last_step}, which is saved. Run it again to go on.")
+        elif result.steps:
             progress.update("drawing")
             plot.draw(result, losses.read(losses_path), plot_path)
 
     if arguments.json:
-        print_json(_as_json(result, saving, losses_path, plot_path if result.steps else None, where))
-    else:
+        drawn = result.steps and not result.preempted
+        print_json(_as_json(result, saving, losses_path, plot_path if drawn else None, where))
+    elif not result.preempted:
         for line in _summary(result, training):
             print_line(line)
         if arguments.processes > 1:
             for line in processes.disk_table(where):
                 print_line(line)
         print_line(f"losses: {losses_path}" + (f"   step times: {plot_path}" if result.steps else ""))
-    return 0
+    return EXIT_CODE if result.preempted else 0
 
 
 def _require_packages() -> None:
@@ -235,9 +247,10 @@ def _as_json(
         "restored": result.restored,
         "first_step": result.first_step,
         "last_step": result.last_step,
+        "preempted": result.preempted,
         "steps_trained": len(result.steps),
         "loss": result.loss,
-        "test_accuracy": result.accuracy,
+        "test_accuracy": None if result.preempted else result.accuracy,
         "saves": [
             {
                 "step": save.number,

@@ -43,6 +43,7 @@ class Run:
       steps: times of the steps.
       saves: times of the saves.
       checkpoints: paths of the checkpoints that the manager keeps, oldest first.
+      preempted: whether SIGTERM ended it. The last step is saved; accuracy and checkpoints are left out, because time is short.
     """
 
     restored: str | None
@@ -53,6 +54,7 @@ class Run:
     steps: list[StepTimes] = field(default_factory=list)
     saves: list[SaveTimes] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
+    preempted: bool = False
 
 
 class Saves(Protocol):
@@ -63,9 +65,6 @@ class Saves(Protocol):
     def returned(self, number: int, path: str | None) -> object: ...
 
     def finished(self) -> list[SaveTimes]: ...
-
-    @property
-    def last_number(self) -> int | None: ...
 
 
 def train(
@@ -96,19 +95,25 @@ def train(
     # The Checkpoint holds everything on which the rest of the training depends. A restore updates the NNX objects and the stream of
     # batches in place.
     checkpoint = jaxckpt.Checkpoint(model=model, optimizer=optimizer, batches=batches, step=0)
-    manager = saving.manager(checkpoint, step_counter=lambda: checkpoint.step)
+    manager = saving.manager(checkpoint, step_counter=lambda: checkpoint.step, numbers="step")
 
-    def save(step: int, *, check_interval: bool = True) -> None:
+    def save(step: int, loss: np.float32, *, check_interval: bool = True) -> None:
         saves.begin(step)
-        path = manager.save(checkpoint_number=step, check_interval=check_interval)
+        path = manager.save(check_interval=check_interval, metrics={"loss": loss})
         saves.returned(step, path)
 
     restored = manager.restore_or_initialize()
     run = Run(restored, checkpoint.step, checkpoint.step)
     say(_where_it_starts(restored, run.first_step, config))
     update("compiling the training step")
+
+    def leave() -> None:
+        # Most programs do without such a function: the default ends the program with exit code 143. The demo says goodbye first.
+        run.preempted = True
+
+    handler = jaxckpt.PreemptionCheckpointHandler(manager, jaxckpt.TerminationConfig(exit_fn=leave))
     # The end of the block waits for the running save, and raises its error.
-    with checkpoint, _log(losses_path, run.first_step) as log:
+    with handler, checkpoint, _log(losses_path, run.first_step) as log:
         for step in range(run.first_step + 1, config.steps + 1):
             began = time.perf_counter()
             images, labels = next(batches)
@@ -121,10 +126,15 @@ def train(
             checkpoint.step = run.last_step = step
             run.loss = float(loss)
             update(f"step {step} of {config.steps}, loss {loss:.4f}")
-            save(step)
-        if run.steps and saves.last_number != run.last_step:
-            save(run.last_step, check_interval=False)
+            save(step, loss)
+            handler.save_checkpoint_if_preempted()
+            if run.preempted:
+                break
+        if run.steps and manager.last_checkpoint_step != run.last_step:
+            save(run.last_step, loss, check_interval=False)
     run.saves = saves.finished()
+    if run.preempted:
+        return run
     run.accuracy = training.accuracy(model, test_set, mesh)
     run.checkpoints = manager.checkpoints
     return run

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from jaxckpt.demo import remote
 from jaxckpt.demo.loop import Run
 from jaxckpt.demo.saves import SaveLog
 from jaxckpt.job.devices import parse_device, parse_spec, process_of
+from jaxckpt.storage import stores
 
 _START_SECS = 120.0
 # The training may take long. JAX ends the job if a process is gone, and Ctrl-C ends it too.
@@ -76,6 +78,9 @@ def place(saving: CheckpointConfig, processes: int) -> Place:
       ValueError: the process does not exist, or an earlier run left checkpoints at another place below the directory.
     """
     index = io_process(saving, processes)
+    if not stores.is_local(saving.directory):
+        who = "all processes reach this bucket" if index is None else f"only process {index} reaches for this bucket"
+        return Place(saving.directory, None, saving.directory, who)
     disks = [os.path.join(saving.directory, "disks", f"process-{one}") for one in range(processes)]
     chosen = Place(saving.directory, None, saving.directory, "all processes see this directory")
     if processes > 1 and index is not None:
@@ -127,11 +132,27 @@ def train(arguments: Any, where: Place, losses_path: str, saves: SaveLog, progre
         Path(path).touch()
         options = arguments.config, arguments.steps, where.directory, arguments.io_device
         job.start(remote.run, *options, losses_path, path)
-        with _showing(path, saves, progress, quiet=quiet):
+        with _showing(path, saves, progress, quiet=quiet), _passing_on(job):
             result: Run = job.results(_TRAINING_SECS)[0].value
         progress.update("ending the processes")
     result.saves = saves.finished()
     return result
+
+
+@contextlib.contextmanager
+def _passing_on(job: testing.Job) -> Iterator[None]:
+    """Passes SIGTERM on to a process of the job, as a cluster's scheduler sends it. All processes then save the same step and end."""
+
+    def pass_on(number: int, frame: object) -> None:
+        # A second signal ends this process, and the job with it.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(job.pids[0], number)
+
+    earlier = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -66,7 +66,6 @@ class RemoteSaves:
         """
         self._reports = reports
         self._leads = leads
-        self.last_number: int | None = None
         self._number = 0
 
     def begin(self, number: int) -> None:
@@ -77,8 +76,6 @@ class RemoteSaves:
 
     def returned(self, number: int, path: str | None) -> None:
         """Reports that `save` has returned."""
-        if path is not None:
-            self.last_number = number
         if self._leads:
             self._reports.send("returned", number=number, path=path)
 

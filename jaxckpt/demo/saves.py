@@ -91,12 +91,6 @@ class SaveLog:
             save.written_secs = now - save.began
         self._report(save)
 
-    @property
-    def last_number(self) -> int | None:
-        """The number of the last save; None if there was none."""
-        with self._lock:
-            return next(reversed(self._saves), None)
-
     def finished(self) -> list[SaveTimes]:
         """Returns the saves, in order."""
         with self._lock:

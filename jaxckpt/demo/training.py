@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sklearn.datasets import load_digits
 
 from jaxckpt.demo.settings import TrainingConfig
 
@@ -37,6 +36,9 @@ class Examples:
 
 def digits() -> tuple[Examples, Examples]:
     """Returns the training examples and the test examples, which are always the same."""
+    # Imported here, because it takes longer than the rest of the program, and only those who train need it.
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     parts = order[:-_TEST_EXAMPLES], order[-_TEST_EXAMPLES:]

@@ -1,7 +1,8 @@
 """Asks the process that has access to the files: it does the work, and every process gets the result."""
 
+import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -68,3 +69,29 @@ def does_file_access(options: CheckpointOptions | None) -> bool:
     """Whether this process touches files in calls that let one process do so, with these options."""
     process = file_process(options)
     return not meeting.several() or jax.process_index() == (process or 0)
+
+
+class FileAccess:
+    """Which process does the file access of a manager: the one that its options choose, or else the one of its last save.
+
+    Attributes:
+      given: the manager's options, as they were given.
+    """
+
+    def __init__(self, given: CheckpointOptions | None) -> None:
+        """Notes the manager's options."""
+        self.given = given
+        self._device: Any = None
+
+    def used(self, options: CheckpointOptions | None) -> None:
+        """Notes the options of a save."""
+        self._device = None if options is None else options.experimental_io_device
+
+    @property
+    def options(self) -> CheckpointOptions | None:
+        """The manager's options. If they have no device, that of the last save is added."""
+        if self._device is None or (self.given is not None and self.given.experimental_io_device is not None):
+            return self.given
+        options = CheckpointOptions() if self.given is None else copy.copy(self.given)
+        options.experimental_io_device = self._device
+        return options

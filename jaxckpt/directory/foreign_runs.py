@@ -44,7 +44,7 @@ class ForeignRun:
         more = f"{len(self.names) - len(shown)} more, " if len(shown) < len(self.names) else ""
         return (
             f"{self.directory} holds {self.program} checkpoints ({more}{', '.join(map(repr, shown))}), "
-            f"but none of this manager. {self.advice}"
+            f"but not one of this manager. {self.advice}"
         )
 
 

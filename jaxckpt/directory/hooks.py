@@ -1,8 +1,10 @@
 """Hooks around a save: they register the checkpoint in its directory, and delete old checkpoints."""
 
+import time
+
 from jaxckpt.directory import registration, state_file
+from jaxckpt.directory.schedule import Due, SaveSchedule
 from jaxckpt.directory.series import CheckpointSeries
-from jaxckpt.directory.steps import SavedStep, SavedSteps
 from jaxckpt.storage import CheckpointPath
 
 
@@ -49,18 +51,19 @@ class ManagerHooks(SaveHooks):
       is_saved: whether the checkpoint is committed and registered.
     """
 
-    def __init__(self, series: CheckpointSeries, steps: SavedSteps, step: SavedStep | None) -> None:
-        """Makes the hooks of one save.
+    def __init__(self, series: CheckpointSeries, schedule: SaveSchedule, due: Due) -> None:
+        """Makes the hooks of one save, which begins now.
 
         Args:
           series: the manager's checkpoints.
-          steps: the manager's saved steps.
-          step: the step of this save; None if the manager has no step counter.
+          schedule: decides when the manager saves.
+          due: what it has decided.
         """
         self.is_saved = False
         self._series = series
-        self._steps = steps
-        self._step = step
+        self._schedule = schedule
+        self._due = due
+        self._began = time.monotonic()
 
     def register(self, path: CheckpointPath) -> None:
         """Registers the checkpoint."""
@@ -69,14 +72,12 @@ class ManagerHooks(SaveHooks):
     def saved(self) -> None:
         """Counts the step as saved."""
         self.is_saved = True
-        if self._step is not None:
-            self._steps.commit(self._step)
+        self._schedule.commit(self._due, time.monotonic() - self._began)
 
     def finished(self, path: CheckpointPath) -> None:
         """Deletes old checkpoints."""
-        self._series.retain(path.directory)
+        self._series.retain(path.directory, path.name)
 
     def failed(self, error: BaseException) -> None:
         """No longer counts the step as saved."""
-        if self._step is not None:
-            self._steps.fail(self._step)
+        self._schedule.fail(self._due)

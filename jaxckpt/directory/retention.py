@@ -2,7 +2,8 @@
 
 A checkpoint on disk is in one of four states:
 
-* **listed** (`Records.entries`): it is deleted once `max_to_keep` newer ones of its manager are listed;
+* **listed** (`Records.entries`): it is deleted once `max_to_keep` newer ones of its manager are listed, unless the manager's
+  preservation policy keeps it;
 * **kept** (`Records.kept`, one line of the state file each): it is never deleted. It may be listed too, until newer ones
   push it out of the list. These are the checkpoints that `keep_checkpoint_every_n_hours` preserved, and those that it may have
   preserved;
@@ -156,7 +157,7 @@ def set_clock_back(records: Records, listed: Collection[str], now: float) -> flo
     return seconds
 
 
-def evict(records: Records, listed: Sequence[str], max_to_keep: int | None, every_n_hours: float | None) -> list[str]:
+def evict(records: Records, listed: Sequence[str], due: Set[str], every_n_hours: float | None) -> list[str]:
     """Returns the names of the checkpoints to delete, and removes preserved ones from the list.
 
     The returned names stay listed until their checkpoints have been deleted.
@@ -164,12 +165,14 @@ def evict(records: Records, listed: Sequence[str], max_to_keep: int | None, ever
     Args:
       records: the records; changed in place.
       listed: the manager's listed names, oldest first.
-      max_to_keep: how many checkpoints the manager keeps; None for all.
+      due: the names that are due for deletion.
       every_n_hours: a checkpoint is preserved if it was saved at least this many hours after the last preserved one; None to preserve
         none.
     """
     doomed = []
-    for name in listed[: len(listed) - len(newest(listed, max_to_keep))]:
+    for name in listed:
+        if name not in due:
+            continue
         timestamp = records.entries[name]
         if name in records.kept:
             del records.entries[name]

@@ -5,13 +5,14 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from jaxckpt import storage
 from jaxckpt._lib import numbering
-from jaxckpt._lib.uninterrupted import uninterrupted
-from jaxckpt.directory import foreign_runs, on_disk, retention, state_file
+from jaxckpt.directory import foreign_runs, on_disk, policies, retention, state_file
+from jaxckpt.directory.keeping import Keeping, View
 from jaxckpt.directory.lock import update
+from jaxckpt.directory.policies import CheckpointInfo, PreservationPolicy
+from jaxckpt.directory.saved_infos import SavedInfos
 from jaxckpt.directory.state_file import Records, UnreadableStateError
 from jaxckpt.storage import CheckpointPath, stores
 
@@ -25,7 +26,13 @@ class CheckpointSeries:
     program changes its working directory. Names are relative to that directory.
     """
 
-    def __init__(self, name: str, max_to_keep: int | None, every_n_hours: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        max_to_keep: int | None,
+        every_n_hours: float | None,
+        policy: PreservationPolicy | None = None,
+    ) -> None:
         """Makes the series, without looking at the directory yet.
 
         Args:
@@ -33,10 +40,11 @@ class CheckpointSeries:
           max_to_keep: how many checkpoints stay listed; None for all.
           every_n_hours: a checkpoint that is due for deletion is preserved instead if it was saved at least this many hours after the
             last preserved one; None to preserve none.
+          policy: what it preserves stays listed too. If `max_to_keep` is None, it alone decides.
         """
         self._name = name
-        self._max_to_keep = max_to_keep
-        self._every_n_hours = every_n_hours
+        self._keeping = Keeping(max_to_keep, every_n_hours, policy)
+        self._infos = SavedInfos()
         # When the first period of `every_n_hours` starts, if the state file does not tell; None until the directory has been read.
         self._started: float | None = None
         self._created = time.time()
@@ -49,7 +57,7 @@ class CheckpointSeries:
 
         Returns:
           How many seconds, at least, the clock is behind the times in the state file (if it is not 0.0, checkpoints were not
-          registered); and the checkpoints of another program, if there are none of this manager.
+          registered); and the checkpoints of another program, if there is not one of this manager.
 
         Raises:
           OSError: the directory cannot be read or changed; has errno.
@@ -73,10 +81,10 @@ class CheckpointSeries:
         return update(root, adopt)
 
     def foreign(self, root: str) -> foreign_runs.ForeignRun | None:
-        """Returns the checkpoints of another program if there are none of this manager. Raises OSError if `root` cannot be read."""
+        """Returns the checkpoints of another program if there is not one of this manager. Raises OSError if `root` cannot be read."""
         return self._foreign(root, self._load(root))
 
-    def _foreign(self, root: str, view: "_View") -> foreign_runs.ForeignRun | None:
+    def _foreign(self, root: str, view: View) -> foreign_runs.ForeignRun | None:
         if next(self._newest_first(root, view.records), None) is not None:
             return None
         try:
@@ -91,7 +99,7 @@ class CheckpointSeries:
     def newest_first(self, root: str) -> Iterator[str]:
         """Yields the names of the candidates for a restore, best first. They may be damaged.
 
-        The listed checkpoints come first, then the preserved ones. If there are none of this series, the one that the state
+        The listed checkpoints come first, then the preserved ones. If there is not one of this series, the one that the state
         file calls the latest is yielded.
 
         Args:
@@ -135,43 +143,53 @@ class CheckpointSeries:
 
         update(root, change)
 
-    def retain(self, root: str) -> None:
-        """Deletes or preserves the checkpoints that have `max_to_keep` newer ones.
+    def retain(self, root: str, new: str) -> None:
+        """Deletes or preserves the checkpoints that neither `max_to_keep` nor the policy keeps; see `Keeping.retain`.
 
-        A checkpoint that cannot be deleted stays listed, so that the next call tries again. A warning is logged.
+        Args:
+          root: the directory, as an absolute path.
+          new: the checkpoint that was just saved, which is never deleted.
+
+        Raises:
+          OSError: the state file cannot be read or written.
+        """
+        self._keeping.retain(root, new, lambda: self._load(root), lambda: self.infos(root))
+
+    def infos(self, root: str) -> dict[str, CheckpointInfo]:
+        """Returns what policies are told about the listed checkpoints, by name, oldest first. Damaged ones are left out.
 
         Args:
           root: the directory, as an absolute path.
 
         Raises:
-          OSError: the state file cannot be written.
+          OSError: the directory cannot be read.
         """
-        # An interrupt must not come between a deletion and the update of the state file.
-        if self._max_to_keep is not None:
-            uninterrupted(lambda: self._retain(root))
+        view = self._load(root)
+        return self._infos.of(root, {name: view.records.entries[name] for name in view.listed})
 
-    def _retain(self, root: str) -> None:
-        def evict() -> dict[str, object | None]:
-            view = self._load(root)
-            records = view.records
-            doomed = retention.evict(records, view.listed, self._max_to_keep, self._every_n_hours)
-            if not _says(root, records):
-                state_file.write(root, records)
-            return {name: storage.identity(stores.join(root, name)) for name in doomed}
+    def numbers(self, root: str) -> list[int]:
+        """Returns the numbers of all committed checkpoints of the series on disk, ascending. Raises OSError."""
+        return storage.list_numbered(os.path.join(root, self._name))
 
-        doomed = update(root, evict)
-        if not doomed:
-            return
-        # The lock is not held here, because removing many files can take long. Another checkpoint may be saved under the same name
-        # meanwhile, so each is deleted only if it still has the identity found above.
-        for name, identity in doomed.items():
-            try:
-                storage.delete(CheckpointPath(root, name), identity)
-            except (OSError, ValueError) as error:
-                _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
-        update(root, lambda: state_file.write(root, self._load(root).records))
+    def best(self, root: str, metric: str, sign: int) -> str | None:
+        """Returns the name of the checkpoint with the best value of a metric; None if no checkpoint has it.
 
-    def _load(self, root: str, new: str | None = None) -> "_View":
+        Listed and preserved checkpoints count. NaN never wins, and the newest of several best ones does.
+
+        Args:
+          root: the directory, as an absolute path.
+          metric: name of the metric.
+          sign: 1 if the largest value is the best, -1 if the smallest is.
+
+        Raises:
+          OSError: the directory cannot be read.
+        """
+        records = self._load(root).records
+        names = self._own(self._newest_first(root, records))
+        infos = self._infos.of(root, {name: records.entries.get(name, 0.0) for name in names})
+        return policies.best(infos, metric, sign)
+
+    def _load(self, root: str, new: str | None = None) -> View:
         """Reads the state file, and corrects its records by the checkpoints on disk.
 
         Args:
@@ -185,16 +203,15 @@ class CheckpointSeries:
             unreadable = True
             records = on_disk.rebuilt(root, error)
             own = [name for name in self._own(records.entries) if name != new]
-            records.kept.difference_update(retention.newest(own, self._max_to_keep))
+            records.kept.difference_update(retention.newest(own, self._keeping.least))
         # The disk is read after the file, so that a checkpoint registered in between is found on disk.
-        numbers = storage.list_numbered(os.path.join(root, self._name))
-        committed = [name for number in numbers if (name := numbering.name_of(self._name, number)) != new]
+        committed = [name for number in self.numbers(root) if (name := numbering.name_of(self._name, number)) != new]
         gone = on_disk.missing(root, records)
         on_disk.bound(root, records, gone, new)
         adopted = retention.adopt(
             records,
             committed,
-            self._max_to_keep,
+            self._keeping.least,
             lambda name: 0.0 if name == new else on_disk.commit_time(os.path.join(root, name)),
             own=self._own(records.entries),
             gone=gone - set(records.tensorflow),
@@ -207,31 +224,7 @@ class CheckpointSeries:
             self._started = self._created - 1.0 if records.latest is None else 0.0
         records.last_preserved = records.last_preserved or self._started
         present = set(committed)
-        return _View(records, [name for name in records.entries if name in present], unregistered)
+        return View(records, [name for name in records.entries if name in present], unregistered)
 
     def _own(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if numbering.prefix_of(name) == self._name]
-
-
-@dataclass(frozen=True)
-class _View:
-    """The content of a directory at one moment.
-
-    Attributes:
-      records: the records of the state file, corrected by the checkpoints on disk.
-      listed: the manager's listed names, oldest first.
-      unregistered: the records to write if a crash left a checkpoint that the state file does not list; otherwise None.
-    """
-
-    records: Records
-    listed: list[str]
-    unregistered: Records | None
-
-
-def _says(root: str, records: Records) -> bool:
-    """Whether the state file has exactly these records."""
-    try:
-        there = state_file.read(root)
-    except UnreadableStateError:
-        return False
-    return there == records and (there is None or list(there.entries) == list(records.entries))

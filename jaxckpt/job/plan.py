@@ -1,7 +1,8 @@
 """The plan of a save: which process writes or sends which part of an array.
 
 Every process computes the same plan from the shardings alone, without asking another process. A *box* is a rectangular part of an array.
-Several processes may hold the same box (a replica); exactly one of them is its *owner*, which writes it or sends it.
+Several processes may hold the same box (a replica). It is divided among them, or one of them gets all of it: every element has exactly one
+*owner*, which writes it or sends it.
 
 A *layout* is a pair of sharding and shape. A model with thousands of leaves has few layouts, so most of the work is done once per layout.
 For each leaf, only the boxes that this process holds are looked at.
@@ -9,50 +10,17 @@ For each leaf, only the boxes that this process holds are looked at.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from jaxckpt._lib.boxes import Box, grid_of
+from jaxckpt._lib.boxes import Box
+from jaxckpt.job.dividing import Array, Division, divide
+from jaxckpt.job.layouts import Layout, layout_of
 
 HOST_OWNER = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """How an array of one shape lies on the devices of a job.
-
-    Attributes:
-      boxes: the distinct boxes. They cover the array and do not overlap.
-      holders: for each box the processes that hold it, ascending.
-      grid: the shape of one cell of the regular grid that the boxes follow.
-      digest: identifies the layout; it is the same on every process.
-    """
-
-    boxes: tuple[Box, ...]
-    holders: tuple[tuple[int, ...], ...]
-    grid: tuple[int, ...]
-    digest: str
-
-    def owner(self, box: int, turn: int, center: int | None) -> int:
-        """Returns the process that owns a box.
-
-        Args:
-          box: position in `boxes`.
-          turn: a number that grows by one with each leaf of this layout. The replicas take turns as owners, so that every process gets
-            a similar share of the work.
-          center: the process that writes everything. It owns every box that it holds. None if every process writes.
-        """
-        holders = self.holders[box]
-        if center is not None and center in holders:
-            return center
-        return holders[(turn + box) % len(holders)]
-
-
 class Plan:
-    """The layouts of the arrays of one call, and how many arrays of each layout have been assigned.
-
-    Every process must ask for the arrays in the same order.
-    """
+    """The layouts of the arrays of one call, and who owns which part of them."""
 
     def __init__(self, process: int, center: int | None) -> None:
         """Creates a plan without layouts.
@@ -64,9 +32,7 @@ class Plan:
         self.process = process
         self.center = center
         self._layouts: dict[tuple[Any, tuple[int, ...], tuple[int, ...]], Layout] = {}
-        self._held: dict[int, tuple[int, ...]] = {}
         self._places: dict[int, Sequence[Box]] = {}
-        self._turns: dict[int, int] = {}
         self._texts: dict[tuple[Any, int], str] = {}
 
     def layout(self, sharding: Any, shape: tuple[int, ...], trailing: tuple[int, ...] = ()) -> Layout:
@@ -80,9 +46,7 @@ class Plan:
         key = (sharding, shape, trailing)
         found = self._layouts.get(key)
         if found is None:
-            # Each layout begins with another replica. A model may have many layouts with one leaf each: their work must be shared too.
-            found = self._layouts[key] = _layout(sharding, shape, trailing)
-            self._turns[id(found)] = len(self._layouts) - 1
+            found = self._layouts[key] = layout_of(sharding, shape, trailing)
         return found
 
     def text(self, sharding: Any, shape: tuple[int, ...]) -> str:
@@ -99,37 +63,22 @@ class Plan:
             found = self._texts[key] = f"{sharding} (layout {layout.digest[:8]})"
         return found
 
-    @staticmethod
-    def host_layout(shape: tuple[int, ...]) -> Layout:
-        """Returns the layout of a host leaf (a value in host memory): process 0 is its owner, as in Orbax.
+    def divide(self, arrays: Sequence[tuple[Layout, int]]) -> list["Share"]:
+        """Divides all arrays of a save that lie on the devices of several processes. Returns the owners of the parts of each.
+
+        Args:
+          arrays: for each array its layout, and the size of one element in bytes. Every process must give them in the same order.
+        """
+        division = divide(tuple([Array(layout, itemsize) for layout, itemsize in arrays]), self.center)
+        return [Divided(self, division, number) for number in range(len(arrays))]
+
+    def host_share(self, shape: tuple[int, ...]) -> "Share":
+        """Returns the owner of a host leaf (a value in host memory): process 0, as in Orbax.
 
         Args:
           shape: shape of the value.
         """
-        return Layout((Box((0,) * len(shape), shape),), ((HOST_OWNER,),), shape, "host")
-
-    def assign(self, layout: Layout) -> "Share":
-        """Returns the owners of the boxes of the next array of a layout.
-
-        Args:
-          layout: as `layout` returned it.
-        """
-        turn = self._turns.get(id(layout), 0)
-        self._turns[id(layout)] = turn + 1
-        return Share(layout, turn, self)
-
-    def held(self, layout: Layout) -> tuple[int, ...]:
-        """Returns the positions of the boxes of a layout that this process holds.
-
-        Args:
-          layout: as `layout` returned it.
-        """
-        held = self._held.get(id(layout))
-        if held is None:
-            me = self.process
-            held = tuple(position for position, holders in enumerate(layout.holders) if me in holders)
-            self._held[id(layout)] = held
-        return held
+        return Host(self, shape)
 
     def places(self, layout: Layout, find: Callable[[], Sequence[Box]]) -> Sequence[Box]:
         """Returns the boxes of this process's shards, in the order of the shards. They are the same for every array of a layout.
@@ -144,54 +93,74 @@ class Plan:
         return found
 
 
-class Share(NamedTuple):
-    """The owners of the boxes of one array.
+class Share(Protocol):
+    """The owners of the parts of one array."""
 
-    Attributes:
-      layout: the layout of the array.
-      turn: see `Layout.owner`.
-      plan: the plan.
-    """
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
 
-    layout: Layout
-    turn: int
-    plan: Plan
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The extents of one cell of the regular grid that the boxes follow. Each box consists of whole cells."""
 
     def mine(self) -> list[Box]:
         """Returns the boxes that this process owns."""
-        layout, turn, plan = self
-        return [
-            layout.boxes[position]
-            for position in plan.held(layout)
-            if layout.owner(position, turn, plan.center) == plan.process
-        ]
 
     def all(self) -> Iterator[tuple[Box, int]]:
         """Yields every box and its owner. An iterator, because there may be as many boxes as devices."""
-        layout, turn, plan = self
-        for position, box in enumerate(layout.boxes):
-            yield box, layout.owner(position, turn, plan.center)
 
 
-def _layout(sharding: Any, shape: tuple[int, ...], trailing: tuple[int, ...]) -> Layout:
-    zeros = (0,) * len(trailing)
-    holders: dict[Box, set[int]] = {}
-    spans: dict[Any, tuple[int, int]] = {}
-    for device, index in sharding.devices_indices_map(shape).items():
-        start, extents = [], []
-        for part, extent in zip(index, shape, strict=True):
-            key = (part.start, part.stop, extent)
-            span = spans.get(key)
-            if span is None:
-                first, last, _ = part.indices(extent)
-                span = spans[key] = (first, last - first)
-            start.append(span[0])
-            extents.append(span[1])
-        holders.setdefault(Box((*start, *zeros), (*extents, *trailing)), set()).add(device.process_index)
-    boxes = tuple(sorted(holders))
-    by_box = tuple(tuple(sorted(holders[box])) for box in boxes)
-    digest = hashlib.blake2b(repr((boxes, by_box)).encode(), digest_size=16).hexdigest()
-    return Layout(boxes, by_box, grid_of((*shape, *trailing), boxes), digest)
+class Divided(NamedTuple):
+    """The share of an array that lies on the devices of several processes.
+
+    Attributes:
+      plan: the plan.
+      division: the division of all arrays of the save.
+      number: position of the array.
+    """
+
+    plan: Plan
+    division: Division
+    number: int
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """See `Share`."""
+        return self.division.grid(self.number)
+
+    def mine(self) -> list[Box]:
+        """Returns the boxes that this process owns; see `Share`."""
+        return self.division.mine(self.number, self.plan.process)
+
+    def all(self) -> Iterator[tuple[Box, int]]:
+        """Yields every box and its owner; see `Share`."""
+        return self.division.all(self.number)
+
+
+class Host(NamedTuple):
+    """The share of a host leaf.
+
+    Attributes:
+      plan: the plan.
+      shape: shape of the value.
+    """
+
+    plan: Plan
+    shape: tuple[int, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """See `Share`."""
+        return self.shape
+
+    def mine(self) -> list[Box]:
+        """Returns the boxes that this process owns; see `Share`."""
+        return [box for box, owner in self.all() if owner == self.plan.process]
+
+    def all(self) -> Iterator[tuple[Box, int]]:
+        """Yields every box and its owner; see `Share`."""
+        yield Box((0,) * len(self.shape), self.shape), HOST_OWNER
 
 
 def digest_of(lines: Sequence[tuple[str, str]]) -> str:

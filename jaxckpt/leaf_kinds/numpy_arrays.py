@@ -61,9 +61,11 @@ NUMPY_ARRAYS = _NumpyArrays()
 
 def _build(dtype: np.dtype[Any]) -> Callable[[Sequence[Any]], Any]:
     def build(arrays: Sequence[Any]) -> Any:
-        # This changes the byte order at most.
-        array = arrays[0].astype(dtype, copy=False)
         # A small array is a read-only view of the index, so it is copied. A larger one was read straight into the array returned here.
-        return array if array.flags.writeable else array.copy()
+        array: np.ndarray = arrays[0] if arrays[0].flags.writeable else arrays[0].copy()
+        if array.dtype == dtype:
+            return array
+        # Only the byte order differs. It is changed in place, because a second array might not fit into memory.
+        return array.byteswap(inplace=True).view(dtype)
 
     return build

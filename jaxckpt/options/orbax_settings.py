@@ -24,7 +24,12 @@ class OrbaxSettings:
         divided array have extents, such as prime numbers, that would lead to many tiny chunks. A chunk is written, checksummed and
         read as a unit, several chunks in parallel.
       target_data_file_size: a data file is closed once it holds this many bytes. A larger chunk gets its own file.
-      memory_limit_bytes: the largest number of bytes that a save holds in the background beyond the snapshot; at least 16.
+      memory_limit_bytes: the largest number of bytes that a save holds in the background beyond the snapshot; at least 16. A restore reads
+        arrays in steps of so many bytes, and hands them over to the devices; it never divides the part of one device.
+      read_once_per_job: whether, in a job of several processes, one process reads what several want, and passes it on to the others.
+        None decides by the place of the checkpoint: True in buckets and on disks of other machines (NFS, Lustre, FUSE, ...), where
+        reading is slower than the connections between the processes; False on disks of this machine. With `experimental_io_device` it
+        is always so.
 
     Raises:
       TypeError: a field has the wrong type (a bool is not a number).
@@ -37,6 +42,7 @@ class OrbaxSettings:
     chunk_byte_size: int = WriteSettings.chunk_byte_size
     target_data_file_size: int = WriteSettings.target_data_file_size
     memory_limit_bytes: int = WriteSettings.memory_limit_bytes
+    read_once_per_job: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("timeout_secs", "exit_timeout_secs"):
@@ -44,6 +50,8 @@ class OrbaxSettings:
         # A chunk holds at least one element, which has 16 bytes at most.
         for name, least in {"chunk_byte_size": 16, "target_data_file_size": 1, "memory_limit_bytes": 16}.items():
             object.__setattr__(self, name, byte_count(name, getattr(self, name), least))
+        if self.read_once_per_job is not None and not isinstance(self.read_once_per_job, bool):
+            raise mismatch(TypeError, "read_once_per_job", "True, False or None", repr(self.read_once_per_job))
         if self.compression not in (None, "zstd"):
             kind = ValueError if isinstance(self.compression, str) else TypeError
             raise mismatch(kind, "compression", 'None (no compression) or "zstd"', repr(self.compression))

@@ -6,8 +6,8 @@ and puts them on the devices of their targets.
 """
 
 from jaxckpt.restoring.matching import Matched, match
-from jaxckpt.restoring.reading import New, load
+from jaxckpt.restoring.reading import GROUP_BYTES, New, load
 from jaxckpt.restoring.targets import resolved
 from jaxckpt.storage.source import Source
 
-__all__ = ["Matched", "New", "Source", "load", "match", "resolved"]
+__all__ = ["GROUP_BYTES", "Matched", "New", "Source", "load", "match", "resolved"]

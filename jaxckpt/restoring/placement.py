@@ -1,24 +1,33 @@
 """Reads a group of leaves in one batch, transfers it to the devices in one batch, and makes the new values."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxckpt._lib.boxes import Slices
+from jaxckpt._lib.boxes import Slices, overlapping, spans_of
+from jaxckpt._lib.documents import damage
+from jaxckpt._lib.groups import groups
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.stored import ArrayInfo
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
 
 
 def load_group(
-    group: Sequence[Pair], infos: Mapping[str, ArrayInfo], stored: Source, conversions: Mapping[str, Conversion]
+    group: Sequence[Pair],
+    infos: Mapping[str, ArrayInfo],
+    stored: Source,
+    conversions: Mapping[str, Conversion],
+    memory: int,
 ) -> dict[str, Any]:
     """Reads the boxes that a group of targets needs, and makes their values.
 
@@ -27,17 +36,19 @@ def load_group(
       infos: shapes and dtypes of the stored arrays, by Orbax's name.
       stored: the checkpoint.
       conversions: conversions of the arrays that need one, by name of the target.
+      memory: if the group has a single array that is larger than so many bytes, its boxes are read and transferred in several steps.
 
     Returns:
       New values by name of the leaf.
     """
     requests: list[tuple[str, Slices | None]] = []
     # The target of each request.
-    owners: list[str] = []
+    askers: list[str] = []
     # Target, position of its first request, and its delivery.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
-    # For each transfer: the position of the request whose array is transferred, and its device or sharding.
+    # For each transfer: the position of the request whose array is transferred, its target, and its device or sharding.
     sources: list[int] = []
+    owners: list[Leaf] = []
     destinations: list[Any] = []
     for target, leaf in group:
         name = leaf.param_name
@@ -49,16 +60,31 @@ def load_group(
             requests.append((name, None))
         else:
             requests += [(name, box) for box in boxes]
-        owners += [target.name] * (len(requests) - first)
+        askers += [target.name] * (len(requests) - first)
         for place, position in places:
             sources.append(first + position)
+            owners.append(target)
             destinations.append(place)
-    arrays = stored.read(requests)
-    if conversions:
-        for position, owner in enumerate(owners):
-            if (conversion := conversions.get(owner)) is not None:
-                arrays[position] = conversion(arrays[position])
-    placed = _put([arrays[source] for source in sources], destinations, deliveries)
+    arrays: list[Any] = [None] * len(requests)
+    placed: list[Any] = [None] * len(sources)
+    for step in _steps(requests, infos, memory) if len(group) == 1 else (range(len(requests)),):
+        for position, array in zip(step, stored.read([requests[position] for position in step]), strict=True):
+            conversion = conversions.get(askers[position])
+            arrays[position] = array if conversion is None else conversion(array)
+        chosen = set(step)
+        transfers = [number for number, source in enumerate(sources) if source in chosen]
+        results = _put(
+            [arrays[sources[number]] for number in transfers],
+            [destinations[number] for number in transfers],
+            [owners[number] for number in transfers],
+        )
+        if len(step) < len(requests):
+            # The memory is free only when the transfers are over.
+            jax.block_until_ready(results)
+        for number, result in zip(transfers, results, strict=True):
+            placed[number] = result
+            # What has been transferred is let go of.
+            arrays[sources[number]] = None
     values: dict[str, Any] = {}
     at = 0
     for target, first, (boxes, places, build) in deliveries:
@@ -67,33 +93,79 @@ def load_group(
             at += len(places)
         else:
             given = arrays[first : first + len(boxes)]
-        try:
-            values[target.name] = build(given)
-        except Exception as error:
-            found = leaf_errors.named(error, target.name)
-            raise found from (None if found is error else error)
+        values[target.name] = _built(target, build, given)
     return values
 
 
-def _put(
-    arrays: Sequence[np.ndarray], places: Sequence[Any], deliveries: Sequence[tuple[Leaf, int, Delivery]]
-) -> list[jax.Array]:
+def load_text(target: Leaf, leaf: StoredLeaf, text: str) -> Any:
+    """Makes the value of a target whose leaf is stored as a str.
+
+    Args:
+      target: the target.
+      leaf: its stored leaf.
+      text: the stored text.
+    """
+    return _built(target, kind_of(target.value).place(target, leaf, None).build, [text])
+
+
+def _built(target: Leaf, build: Callable[[Sequence[Any]], Any], given: Sequence[Any]) -> Any:
+    """Makes the value of a target. Every error names the leaf.
+
+    Args:
+      target: the target.
+      build: the function of the target's `Delivery`.
+      given: what was read for it.
+
+    Raises:
+      CorruptCheckpointError: the kind of a value in host memory cannot make one of what is stored.
+      Exception: JAX's error about a value on devices.
+    """
+    with leaf_errors.naming(target.name):
+        if isinstance(target.value, (jax.Array, jax.ShapeDtypeStruct)):
+            return build(given)
+        with damage(target.name, "its stored value"):
+            return build(given)
+
+
+def _steps(
+    requests: Sequence[tuple[str, Slices | None]], infos: Mapping[str, ArrayInfo], memory: int
+) -> Iterator[Sequence[int]]:
+    """Divides the boxes of one array into steps of at most `memory` bytes. Boxes that want the same chunks come in one step.
+
+    Args:
+      requests: the boxes, all of one array.
+      infos: its metadata, by Orbax's name.
+      memory: the largest size of a step in bytes. A step has at least one box.
+
+    Yields:
+      Indices of `requests`.
+    """
+    if len(requests) < 2 or (info := infos[requests[0][0]]).nbytes <= memory:
+        yield range(len(requests))
+        return
+    boxes = [spans_of(box, info.shape) for _, box in requests]
+    sizes = [math.prod(max(0, stop - start) for start, stop in spans) * info.dtype.itemsize for spans in boxes]
+    grid = info.chunk_shape or info.grid or info.shape
+    ranges = [
+        [(start // cut, -(-stop // cut)) for (start, stop), cut in zip(spans, grid, strict=True)] for spans in boxes
+    ]
+    for group in groups(overlapping(ranges), lambda together: sum(sizes[position] for position in together), memory):
+        yield sorted(itertools.chain.from_iterable(group))
+
+
+def _put(arrays: Sequence[np.ndarray], places: Sequence[Any], owners: Sequence[Leaf]) -> list[jax.Array]:
     """Transfers arrays to devices, all in one batch. If JAX refuses one, the error names its leaf.
 
     Args:
       arrays: the arrays to transfer.
       places: a device or a sharding for each of them; None lets JAX choose.
-      deliveries: the targets and their deliveries, in the order of `places`.
+      owners: the target to which each of them belongs.
     """
     try:
         placed: list[jax.Array] = jax.device_put(list(arrays), list(places)) if arrays else []
     except Exception:
-        owners = [target for target, _, delivery in deliveries for _ in delivery.places]
         for owner, array, place in zip(owners, arrays, places, strict=True):
-            try:
+            with leaf_errors.naming(owner.name):
                 jax.device_put(array, place)
-            except Exception as error:
-                found = leaf_errors.named(error, owner.name)
-                raise found from (None if found is error else error)
         raise
     return placed

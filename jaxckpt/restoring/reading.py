@@ -14,12 +14,10 @@ from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
 from jaxckpt.restoring import placement
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
-from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
-from jaxckpt.tree.flatten import Leaf
 
-# Arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
-_GROUP_BYTES = 256 << 20
+# By default, arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
+GROUP_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,15 @@ class New:
 
 
 @quiet_gc()
-def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
+def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False, memory: int = GROUP_BYTES) -> New:
     """Validates all pairs, then reads and places them.
 
     Args:
       pairs: targets and their stored leaves.
       stored: the checkpoint.
       cast: whether to convert arrays of another dtype of the same kind.
+      memory: at most so many bytes of arrays are in memory on their way to devices. The part of one device is never divided, and parts
+        that need the same chunks stay together, so that these are read once.
 
     Raises:
       ValueError: a stored shape, dtype or kind differs from the target's, or a value does not fit. The message names the leaf and both
@@ -67,10 +67,12 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False) -> New:
         if conversion is not None:
             # Not by the stored leaf: several targets may have one, under different names.
             conversions[target.name] = conversion
-    values = {target.name: _from_text(target, leaf, stored) for target, leaf in pairs if leaf.is_string}
+    values = {
+        target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in pairs if leaf.is_string
+    }
     # There is always a first group, even an empty one: the data files are checked with it.
-    for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), _GROUP_BYTES)) or [[]]:
-        values.update(placement.load_group(group, infos, stored, conversions))
+    for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), memory)) or [[]]:
+        values.update(placement.load_group(group, infos, stored, conversions, memory))
     return New(values, [each.name for each in conversions.values() if each.rule is Rule.CAST])
 
 
@@ -85,7 +87,3 @@ def _other_kind(pair: Pair, info: ArrayInfo | None, path: str) -> ValueError:
         f"{target.name}: the target is {described}, but {path} holds {stored_kind(leaf).describe_stored(leaf, info)}. "
         "Use a target of the kind that was saved."
     )
-
-
-def _from_text(target: Leaf, leaf: StoredLeaf, stored: Source) -> Any:
-    return kind_of(target.value).place(target, leaf, None).build([stored.string(leaf)])

@@ -10,6 +10,7 @@ from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
 from jaxckpt.job.modes import mode_of
 from jaxckpt.job.session.session import Session
+from jaxckpt.storage import stores
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.tree import flatten
 from jaxckpt.tree.builders import Undo
@@ -41,17 +42,18 @@ class Loaded:
 class Restore:
     """One restore. A context manager: the processes of the job stay connected until it is over."""
 
-    def __init__(self, call: Call, path: str, io_process: int | None) -> None:
+    def __init__(self, call: Call, path: str, io_process: int | None, read_once: bool | None = None) -> None:
         """Creates a restore. `meet` comes next.
 
         Args:
           call: the description of the call, which must be the same on every process.
           path: path of the checkpoint.
           io_process: index of the process that does all file access; None if each process sees the files.
+          read_once: whether one process reads what several want; None if the path decides.
         """
         self._call = call
         self._path = path
-        self._mode = mode_of(io_process)
+        self._mode = mode_of(io_process, functools.partial(_reads_once, path, read_once))
         self._session = Session()
 
     def meet(self, prepare: Callable[[], Iterable[flatten.Leaf]]) -> list[flatten.Leaf]:
@@ -77,7 +79,13 @@ class Restore:
         return self._mode.agree_to_restore(targets)
 
     def load(
-        self, targets: Iterable[flatten.Leaf], skip: set[str], *, with_counter: bool, cast: bool = False
+        self,
+        targets: Iterable[flatten.Leaf],
+        skip: set[str],
+        *,
+        with_counter: bool,
+        cast: bool = False,
+        memory: int = restoring.GROUP_BYTES,
     ) -> Loaded:
         """Matches, validates and reads. Does not change a value; succeeds on every process or on none.
 
@@ -86,6 +94,7 @@ class Restore:
           skip: names of targets that keep their values.
           with_counter: whether to read the save counter too.
           cast: whether to convert arrays of another dtype of the same kind.
+          memory: at most so many bytes of arrays are in memory on their way to devices; see `restoring.load`.
 
         Raises:
           BaseException: as `Checkpoint.restore`.
@@ -97,7 +106,7 @@ class Restore:
         try:
             reading = self._mode.open(session, self._path, self._call.timeout)
             finish = reading.finish
-            loaded = _read(reading.source, list(targets), skip, with_counter, cast)
+            loaded = _read(reading.source, list(targets), skip, with_counter, cast, memory)
         except BaseException as raised:
             error = self._mode.explained(raised, session.process)
         try:
@@ -122,8 +131,12 @@ class Restore:
         self._session.close()
 
 
+def _reads_once(path: str, given: bool | None) -> bool:
+    return stores.is_networked(path) if given is None else given
+
+
 def _read(
-    stored: restoring.Source, targets: list[flatten.Leaf], skip: set[str], with_counter: bool, cast: bool
+    stored: restoring.Source, targets: list[flatten.Leaf], skip: set[str], with_counter: bool, cast: bool, memory: int
 ) -> Loaded:
     found = restoring.match(targets, stored, skip, COUNTER)
     pairs = found.pairs
@@ -131,7 +144,7 @@ def _read(
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
         pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
-    new = restoring.load(pairs, stored, cast=cast)
+    new = restoring.load(pairs, stored, cast=cast, memory=memory)
     counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(

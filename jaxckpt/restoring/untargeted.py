@@ -48,7 +48,8 @@ def tree(stored: OpenCheckpoint, counter: Any | None) -> tuple[Any, dict[str, li
         elif leaf.is_string:
             value = stored.string(leaf)
         else:
-            value = stored_kind(leaf).read(values[leaf.param_name])
+            with damage(leaf.name, "its stored value"):
+                value = stored_kind(leaf).read(values[leaf.param_name])
         with damage(os.path.join(stored.directory, tree_metadata.FILE)):
             root.put(leaf.path, value)
     if counter is not None:

@@ -188,6 +188,11 @@ class Background:
         return flight in self._flights
 
     @property
+    def is_saving(self) -> bool:
+        """Whether a save is in flight."""
+        return any(not flight.ended for flight in self._flights)
+
+    @property
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the thread of the save in flight, that is, in a write callback."""
         return any(flight.is_on_this_thread for flight in self._flights)

@@ -21,10 +21,10 @@ from jaxckpt.job.modes import mode_of
 from jaxckpt.job.session.session import Session, patience
 from jaxckpt.options import CheckpointOptions, callbacks, policy_of, sharding, sharding_callback_of
 from jaxckpt.saving import snapshot
-from jaxckpt.storage import CheckpointPath
+from jaxckpt.storage import NO_FACTS, CheckpointPath, SaveFacts
 from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.item.content import Snapshot
-from jaxckpt.storage.item.description import COUNTER
+from jaxckpt.storage.item.description import COUNTER, STEP
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree import flatten
 
@@ -47,6 +47,7 @@ class Save:
         *,
         replace: bool,
         details: Any = (),
+        facts: SaveFacts = NO_FACTS,
         registered: Callable[["Save"], None] = lambda save: None,
     ) -> None:
         """Creates a save that has not been prepared.
@@ -59,6 +60,7 @@ class Save:
           hooks: called at the steps of the save.
           replace: whether to replace a checkpoint that exists at the path.
           details: names and values that must be the same on every process, besides the options.
+          facts: what the program says about this save. Those of the process that does the file access are stored.
           registered: called with this save as soon as it is registered, on the process that does the file access. It is called even if
             an interrupt ends the save right after that.
         """
@@ -66,6 +68,7 @@ class Save:
         self.path = ""
         self.number = 0
         self._settings = settings
+        self._facts = facts
         self._mode = mode_of(settings.io_process)
         self._sharding_callback = sharding_callback_of(options)
         self._hooks = hooks
@@ -176,7 +179,8 @@ class Save:
         """Returns the snapshot and drops our reference to it, so that memory is freed as parts are written or sent."""
         taken, self._taken = self._taken, None
         assert taken is not None
-        return dataclasses.replace(taken, record={COUNTER: self.number})
+        step = {} if self._facts.step is None else {STEP: self._facts.step}
+        return dataclasses.replace(taken, record={COUNTER: self.number, **step}, metrics=self._facts.metrics)
 
     def _commit(self, taken: Snapshot, settings: WriteSettings, fill: Fill) -> None:
         """Writes, commits and registers the checkpoint, on the process that does the file access."""

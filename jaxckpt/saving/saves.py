@@ -47,6 +47,11 @@ class Saves:
         self._background = Background()
         self._watch = rebinding.RebindingWatch()
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save runs in the background."""
+        return self._background.is_saving
+
     def refuse_in_callback(self, action: str) -> None:
         """Refuses a call from a write callback of an asynchronous save: it would wait for the save that it is part of.
 

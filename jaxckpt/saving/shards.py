@@ -6,22 +6,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxckpt._lib.boxes import Box
-from jaxckpt.job.plan import HOST_OWNER, Plan
+from jaxckpt._lib.boxes import Box, Slices, part_of, slices_of
+from jaxckpt.job.plan import HOST_OWNER, Plan, Share
 from jaxckpt.leaf_kinds.dtypes import is_key_dtype
 from jaxckpt.storage.item.content import ArrayContent, Piece
 
 
 class GlobalArray:
-    """The shards of one array that this process owns. Creating it starts their transfer to host memory."""
+    """One array that has shards on several processes.
+
+    Attributes:
+      dtype: dtype of its elements; of PRNG keys, dtype of their data.
+      layout: how it lies on the devices.
+    """
 
     def __init__(self, value: jax.Array, plan: Plan) -> None:
-        """Starts the transfer of this process's shards.
+        """Looks at the array, and copies nothing yet.
 
         Args:
           value: an array that has shards on other processes.
-          plan: tells which process owns which shard.
+          plan: the plan of the save.
         """
+        self._value: jax.Array | None = value
         self._sharding = value.sharding
         self._key_impl: str | None = None
         trailing: tuple[int, ...] = ()
@@ -29,19 +35,46 @@ class GlobalArray:
         if is_key_dtype(value.dtype):
             self._key_impl = str(jax.random.key_impl(value))
             trailing, self.dtype = _key_data(value.dtype)
-        self._shape = (*value.shape, *trailing)
-        self._share = plan.assign(plan.layout(value.sharding, value.shape, trailing))
-        wanted = set(self._share.mine())
-        self._shards: dict[Box, Any] = {}
-        for position, box in (
-            enumerate(plan.places(self._share.layout, lambda: _places(value, trailing))) if wanted else ()
-        ):
-            if box in wanted:
-                wanted.discard(box)
+        self._trailing = trailing
+        self.layout = plan.layout(value.sharding, value.shape, trailing)
+        self._share: Share | None = None
+        # For each box that this process owns: a shard, and the place of the box in it; None if the box is the whole shard.
+        self._shards: list[tuple[Box, Any, Slices | None]] = []
+
+    def start(self, share: Share) -> None:
+        """Starts the transfer of the parts that this process owns to host memory.
+
+        Args:
+          share: who owns which part of the array.
+        """
+        value, self._value, self._share = self._value, None, share
+        assert value is not None
+        wanted = share.mine()
+        if not wanted:
+            return
+        on_cpu = jax.default_backend() == "cpu"
+        shards: dict[Box, tuple[int, Any]] = {}
+        for position, place in enumerate(share.plan.places(self.layout, lambda: _places(value, self._trailing))):
+            shards.setdefault(place, (position, None))
+        for box in wanted:
+            place = box if box in shards else next(place for place in shards if _contains(place, box))
+            position, data = shards[place]
+            if data is None:
                 data = value.addressable_data(position)
-                self._shards[box] = data = data if self._key_impl is None else jax.random.key_data(data)
-                if jax.default_backend() != "cpu":
-                    data.copy_to_host_async()
+                data = data if self._key_impl is None else jax.random.key_data(data)
+                shards[place] = position, data
+            part = None
+            if box != place:
+                part = slices_of(
+                    [first - start for first, start in zip(box.start, place.start, strict=True)], box.shape
+                )
+                if not on_cpu and data.sharding.memory_kind in (None, "device"):
+                    # Only this part travels to the host.
+                    data = jax.lax.slice(data, [each.start for each in part], [each.stop for each in part])
+                    part = None
+            if not on_cpu:
+                data.copy_to_host_async()
+            self._shards.append((box, data, part))
 
     def content(self) -> ArrayContent:
         """Returns the description of the array, with the pieces that this process owns. Waits for their transfer.
@@ -49,13 +82,14 @@ class GlobalArray:
         The description calls the array a numpy array: without a target, Orbax restores a jax.Array only on the very devices that saved
         it. For PRNG keys Orbax only has the type jax.Array, so their description names a device that every job has.
         """
-        pieces = tuple(Piece(box.start, box.shape, np.asarray(data)) for box, data in self._shards.items())
+        assert self._share is not None
+        pieces = tuple(Piece(box.start, box.shape, part_of(np.asarray(data), part)) for box, data, part in self._shards)
         is_key = self._key_impl is not None
         return ArrayContent(
             "jax.Array" if is_key else "np.ndarray",
-            self._shape,
+            self.layout.shape,
             np.dtype(self.dtype),
-            self._share.layout.grid,
+            self._share.grid,
             pieces,
             None if is_key else "jax",
             self._key_impl,
@@ -80,6 +114,13 @@ def _places(value: jax.Array, trailing: tuple[int, ...]) -> list[Box]:
     return places
 
 
+def _contains(whole: Box, part: Box) -> bool:
+    return all(
+        first <= start and start + extent <= first + size
+        for first, size, start, extent in zip(whole.start, whole.shape, part.start, part.shape, strict=True)
+    )
+
+
 def host_content(content: ArrayContent, plan: Plan) -> ArrayContent:
     """Returns the content of a host leaf, with the same description on every process. Only process 0 has the data.
 
@@ -95,7 +136,7 @@ def host_content(content: ArrayContent, plan: Plan) -> ArrayContent:
         write_shape=content.shape,
         pieces=pieces,
         sharding=sharding,
-        share=plan.assign(plan.host_layout(content.shape)),
+        share=plan.host_share(content.shape),
     )
 
 

@@ -46,8 +46,12 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             _start_transfers(leaves)
             entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
         else:
-            # Start all transfers before waiting for the first.
             shared = {id(leaf): GlobalArray(leaf.value, plan) for leaf in walk if kind_of(leaf.value).is_global(leaf)}
+            shares = iter(plan.divide([(array.layout, array.dtype.itemsize) for array in shared.values()]))
+            # Start all transfers before waiting for the first.
+            for leaf in walk:
+                if id(leaf) in shared:
+                    shared[id(leaf)].start(next(shares))
             _start_transfers([leaf for leaf in leaves if id(leaf) not in shared])
             entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]

@@ -5,15 +5,18 @@ from jaxckpt.storage.commit.checkpoints import delete, identity, is_checkpoint, 
 from jaxckpt.storage.commit.committer import Leftover
 from jaxckpt.storage.commit.limits import check
 from jaxckpt.storage.commit.save import save
+from jaxckpt.storage.facts import NO_FACTS, SaveFacts, read_facts
 from jaxckpt.storage.joint import check_part, write_jointly, write_part
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.opening import open_checkpoint
 from jaxckpt.storage.verify import Problem, VerifyReport, verify
 
 __all__ = [
+    "NO_FACTS",
     "CheckpointPath",
     "Leftover",
     "Problem",
+    "SaveFacts",
     "StoredCheckpoint",
     "VerifyReport",
     "check",
@@ -24,6 +27,7 @@ __all__ = [
     "leftovers",
     "list_numbered",
     "open_checkpoint",
+    "read_facts",
     "save",
     "sweep",
     "verify",

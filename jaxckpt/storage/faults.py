@@ -10,6 +10,13 @@ from jaxckpt.errors import CorruptCheckpointError, ProcessError
 _CODE = re.compile(r"os_error_code='(\d+)'")
 _HTTP = re.compile(r"http_response_code='(\d+)'")
 _CURL = re.compile(r"CURL error ([^\[]*)")
+_GS_UNKNOWN = "see GOOGLE_APPLICATION_CREDENTIALS"
+_GS_PERMISSION = "the account needs the role Storage Object User"
+_S3_UNKNOWN = "give credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_S3_PERMISSION = (
+    "the account needs s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket, and its credentials have to be found: "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+)
 _FILE = re.compile(r'(?:file|Failed [a-z ]*)\s*(?:path )?"([^"]+)"|"(/[^"]+)"')
 
 
@@ -43,20 +50,31 @@ def os_error(error: BaseException, path: str | None = None) -> OSError | None:
 def _bucket_error(text: str, path: str | None) -> OSError | None:
     """Returns the OSError if `text` reports that a storage server refused a request, failed or did not answer; otherwise None."""
     if code := _HTTP.search(text):
+        is_s3 = path is not None and path.startswith("s3://")
+        unknown, permission = (_S3_UNKNOWN, _S3_PERMISSION) if is_s3 else (_GS_UNKNOWN, _GS_PERMISSION)
         number, what = {
-            "401": (errno.EACCES, "The storage server does not know who is asking; see GOOGLE_APPLICATION_CREDENTIALS"),
-            "403": (
-                errno.EACCES,
-                "The storage server refuses permission; the account needs the role Storage Object User",
-            ),
+            "401": (errno.EACCES, f"The storage server does not know who is asking; {unknown}"),
+            "403": (errno.EACCES, f"The storage server refuses permission; {permission}"),
             "404": (errno.ENOENT, "No such bucket or object"),
             "412": (errno.EAGAIN, "Another writer changed it at the same time"),
             "429": (errno.EAGAIN, "The storage server limits the rate of requests"),
+            "501": (errno.ENOTSUP, "The storage server does not implement this request"),
         }.get(code[1], (errno.EIO, f"The storage server failed with code {code[1]}"))
+        if is_s3:
+            what += _said(text)
+            if code[1] in ("301", "307", "400") and ("egion" in what or code[1] != "400"):
+                what += "; set AWS_REGION to the region of the bucket"
         return OSError(number, what, path)
     if curl := _CURL.search(text):
         return OSError(errno.EHOSTUNREACH, f"The storage server cannot be reached: {curl[1].strip()}", path)
     return None
+
+
+def _said(text: str) -> str:
+    """Returns what an S3 server says about a refused request, as an addition to a message; empty if it says nothing."""
+    # Such as "PERMISSION_DENIED: SignatureDoesNotMatch: The request signature we calculated does not match ... [http_response_code='403']".
+    found = re.match(r"[A-Z_]+: (\w+: [^\[]*[^\[\s.])", text)
+    return f" (it says: {found[1]})" if found else ""
 
 
 def reading(error: BaseException, where: str, path: str) -> Exception:

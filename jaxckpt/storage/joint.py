@@ -59,6 +59,7 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
       OSError: with errno; ENOENT if the others have given up on this process.
       TimeoutError: after `settings.timeout_secs`.
     """
+    settings = layout.limited(settings, stores.store_of(new).largest_file)
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
     try:
         _write_part(new, entries, settings, process, snapshot.groups)

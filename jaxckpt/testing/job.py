@@ -14,7 +14,6 @@ from jaxckpt.testing.group import Group
 from jaxckpt.testing.launcher import Process
 from jaxckpt.testing.results import ProcessResult
 
-_STALL_SECS = 5.0
 Function = Callable[..., Any] | str
 Path = str | os.PathLike[str]
 
@@ -271,11 +270,7 @@ class Job:
 
     def stall(self, process: int) -> None:
         """Stops a process (SIGSTOP), as if its machine hung. Returns when all of its threads have stopped."""
-        stopped = self._group[process]
-        stopped.signal_group(signal.SIGSTOP)
-        end = time.monotonic() + _STALL_SECS
-        while _runs(stopped.pid) and time.monotonic() < end:
-            time.sleep(0.001)
+        self._group[process].stall()
 
     def resume(self, process: int) -> None:
         """Lets a process that `stall` has stopped go on."""
@@ -290,16 +285,3 @@ class Job:
     def pids(self) -> list[int]:
         """The process ids."""
         return [process.pid for process in self._group]
-
-
-def _runs(pid: int) -> bool:
-    """Whether a thread of a process is still running; False if the system does not tell."""
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
-                if file.read().rpartition(")")[2].split()[0] not in "TtZX":
-                    return True
-    except OSError:
-        # The process has ended, or this is not Linux.
-        pass
-    return False

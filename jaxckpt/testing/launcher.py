@@ -24,6 +24,7 @@ _BOOT = (
 _OUTPUT_BYTES = 100_000
 _REAP_SECS = 30
 _STACKS_SECS = 2.0
+_STALL_SECS = 5.0
 
 
 class Process:
@@ -137,6 +138,13 @@ class Process:
         self._watchdog.forget(self.pid)
         return self._popen.wait(_REAP_SECS)
 
+    def stall(self) -> None:
+        """Stops the process and the processes that it started (SIGSTOP). Returns when all of its threads have stopped."""
+        self.signal_group(signal.SIGSTOP)
+        end = time.monotonic() + _STALL_SECS
+        while _runs(self.pid) and time.monotonic() < end:
+            time.sleep(0.001)
+
     def signal_group(self, number: int) -> None:
         """Sends a signal to the process and to the processes that it started."""
         if self._reaped:
@@ -218,3 +226,16 @@ def _unpickled(data: bytes | None) -> BaseException | None:
     except Exception:
         # The class of the exception cannot be imported here.
         return None
+
+
+def _runs(pid: int) -> bool:
+    """Whether a thread of a process is still running; False if the system does not tell."""
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat", encoding="utf-8", errors="replace") as file:
+                if file.read().rpartition(")")[2].split()[0] not in "TtZX":
+                    return True
+    except OSError:
+        # The process has ended, or this is not Linux.
+        pass
+    return False

@@ -29,6 +29,28 @@ class Walk:
                 raise found from error
 
 
+# In lower case, because it is used like a function.
+class naming:  # noqa: N801
+    """Adds the name of a leaf to an exception inside the block."""
+
+    def __init__(self, name: str) -> None:
+        """Makes the context manager.
+
+        Args:
+          name: the leaf's name.
+        """
+        self._name = name
+
+    def __enter__(self) -> None:
+        """Does nothing."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            found = named(error, self._name)
+            if found is not error:
+                raise found from error
+
+
 def named(error: Exception, name: str) -> Exception:
     """Returns an error of the same kind whose text begins with the leaf's name. The caller raises it from `error`.
 

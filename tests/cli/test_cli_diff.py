@@ -36,18 +36,18 @@ def differences(capsys):
     return run
 
 
-def test_identical(cli, write):
+def test_identical(call, write):
     values = {"w": np.array([np.nan, -0.0, 1.5], np.float32), "s": "text", "b": b"\0", "k": jax.random.key(1), "n": 3}
     a = write("a", **values)
-    done = cli("diff", a, write("b", **values))
+    done = call("diff", a, write("b", **values))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("identical: 6 leaves")
 
 
-def test_text(cli, write):
+def test_text(call, write):
     a = write("a", w=np.zeros((3, 2), np.float32), gone=1, same=1)
     b = write("b", w=np.array([[0, 0], [0, 2.5], [-0.5, 0]], np.float32), new="x", same=1)
-    done = cli("diff", a, b)
+    done = call("diff", a, b)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines() == [
         f"A: {a}",

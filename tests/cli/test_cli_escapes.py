@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import OF_CHECKPOINTS, with_path
 
 import jaxckpt
 from jaxckpt._lib import output
-from jaxckpt.cli import main
+from jaxckpt.cli import COMMANDS, main
 
 # What acts on a terminal, or is not seen: C0, escape sequences (title, colour, clipboard, cursor), DEL, C1, order of text,
 # zero width, line and paragraph separators, tags, a filler.
@@ -66,7 +67,7 @@ def test_what_is_escaped_and_what_stays():
     assert output.table([("a\x1b", "b"), ("ccccc", "d")]) == ["a\\x1b  b", "ccccc  d"]
 
 
-@pytest.mark.parametrize("command", ["inspect", "list", "verify", "clean", "diff"])
+@pytest.mark.parametrize("command", OF_CHECKPOINTS)
 def test_names_are_escaped(command, paths, capsys):
     directory, first, second = paths
     arguments = {"list": [directory], "clean": [directory], "diff": [first, second], "verify": [first, second]}
@@ -127,8 +128,8 @@ def test_damage_is_escaped(paths, capsys):
 def test_errors_warnings_and_usage_are_escaped(paths, tmp_path, capsys):
     directory, _, second = paths
     evil = EVIL.replace("\x00", "")
-    for command in ("inspect", "list", "clean", "explain", "verify"):
-        assert main([command, f"{tmp_path}/missing{evil}.yaml"]) == 1
+    for command in COMMANDS:
+        assert main(with_path(command, f"{tmp_path}/missing{evil}.yaml")) == 1
         assert checked(capsys.readouterr(), lines=1).startswith(f"jaxckpt {command}: error: {tmp_path}/missing\\x1b]0;")
     assert main(["inspect", "--debug", f"{tmp_path}/missing{evil}"]) == 1
     assert checked(capsys.readouterr()).startswith("Traceback")

@@ -27,8 +27,8 @@ def config(tmp_path):
     return path
 
 
-def test_text(cli, config):
-    done = cli("explain", config)
+def test_text(call, config):
+    done = call("explain", config)
     assert (done.returncode, done.stderr) == (0, "")
     manager, orbax = done.stdout.split("\n\n")
     assert manager.splitlines() == [
@@ -41,9 +41,35 @@ def test_text(cli, config):
         "  checkpoint_interval: 10",
         "  init_fn: null",
         "  last_checkpoint_step: null",
+        "  preservation_policy: null",
+        "  save_decision_policy: null",
+        "  numbers: saves",
+        "  -> save() saves every 10 steps",
+        "  -> runs/ckpt-5 is that of the fifth save",
+        "  -> a checkpoint is kept if it is among the newest 3",
     ]
     assert orbax == f"{jaxckpt.to_orbax(jaxckpt.load_config(config).options)}\n"
     assert "AsyncCheckpointer" in orbax
+
+
+def test_policies(config, capsys):
+    text = """
+preservation_policy: {call: "orbax.checkpoint.checkpoint_managers:LatestN", with: {n: 7}}
+save_decision_policy: {call: "orbax.checkpoint.checkpoint_managers:FixedIntervalPolicy", with: {interval: 4}}
+numbers: step
+"""
+    config.write_text(_CONFIG.replace("checkpoint_interval: 10", text))
+    assert main(["explain", "--json", str(config)]) == 0
+    assert json.loads(capsys.readouterr().out)["manager_explanation"] == [
+        "save() saves when FixedIntervalPolicy(interval=4) says so",
+        "runs/ckpt-500 is the checkpoint of step 500",
+        "a checkpoint is kept if it is among the newest 3, or LatestN(n=7) preserves it",
+    ]
+    config.write_text("directory: runs\nmax_to_keep: null\n")
+    assert main(["explain", str(config)]) == 0
+    text = capsys.readouterr().out
+    assert "-> every call of save() saves" in text
+    assert "-> every checkpoint is kept" in text
 
 
 def test_json(config, capsys):

@@ -29,8 +29,8 @@ def directory(tmp_path):
     return tmp_path
 
 
-def test_text(cli, directory):
-    done = cli("inspect", directory / "ckpt-1")
+def test_text(call, directory):
+    done = call("inspect", directory / "ckpt-1")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == f"{directory}/ckpt-1"

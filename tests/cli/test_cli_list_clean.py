@@ -28,6 +28,30 @@ def directory(tmp_path):
     return tmp_path
 
 
+def test_steps_and_metrics(tmp_path, capsys):
+    checkpoint = jaxckpt.Checkpoint(w=np.zeros(3), step=0)
+    manager = jaxckpt.CheckpointManager(checkpoint, tmp_path, 9, step_counter=lambda: checkpoint.step)
+    for checkpoint.step, metrics in [
+        (10, {"loss": 0.1234567891, "epoch": 2}),
+        (20, {"loss": float("nan")}),
+        (30, None),
+    ]:
+        manager.save(metrics=metrics)
+    (tmp_path / "ckpt-3" / "_JAXCKPT").write_text("damaged")
+    assert main(["list", str(tmp_path)]) == 0
+    first, second, third = capsys.readouterr().out.splitlines()[1:]
+    assert "step 10  loss=0.123457  epoch=2" in first
+    assert "step 20  loss=nan" in second
+    assert "step" not in third
+    assert main(["list", "--json", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["checkpoints"]
+    assert [(one["step"], one["metrics"]) for one in found] == [
+        (10, {"loss": 0.1234567891, "epoch": 2}),
+        (20, {"loss": "nan"}),
+        (None, None),
+    ]
+
+
 _SAVER = textwrap.dedent(
     """
     import os, signal, sys, threading, numpy as np
@@ -69,8 +93,8 @@ def names(directory):
     return sorted(os.listdir(directory))
 
 
-def test_list_text(cli, directory):
-    done = cli("list", directory)
+def test_list_text(call, directory):
+    done = call("list", directory)
     assert (done.returncode, done.stderr) == (0, "")
     heading, *rows = done.stdout.splitlines()
     assert heading.startswith(f"{directory}: 3 checkpoints, ")
@@ -141,13 +165,13 @@ def test_a_save_that_runs_is_left_alone(directory, saving, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_save_is_cleaned(cli, directory, saving, capsys):
+def test_a_killed_save_is_cleaned(call, directory, saving, capsys):
     saving.send_signal(signal.SIGKILL)
     saving.wait()
     before = names(directory)
     (leftover,) = (name for name in before if ".jaxckpt-tmp-" in name)
 
-    done = cli("list", directory)
+    done = call("list", directory)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"left by process {saving.pid}" in done.stdout
     assert f"jaxckpt clean {directory}" in done.stdout
@@ -159,7 +183,7 @@ def test_a_killed_save_is_cleaned(cli, directory, saving, capsys):
     assert planned["bytes"] > 4000
     assert names(directory) == before
 
-    done = cli("clean", directory)
+    done = call("clean", directory)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith(f"removed {directory / leftover} (")
     assert names(directory) == [name for name in before if name != leftover]

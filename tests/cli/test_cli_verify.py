@@ -26,17 +26,17 @@ def flip_a_bit(path):
     largest.write_bytes(content)
 
 
-def test_an_undamaged_checkpoint(cli, path):
-    done = cli("verify", path)
+def test_an_undamaged_checkpoint(call, path):
+    done = call("verify", path)
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"{path}: ok: 3 leaves, 256.0 KiB, ")
     assert "checksums match" in line
 
 
-def test_damage_names_the_leaf(cli, path):
+def test_damage_names_the_leaf(call, path):
     flip_a_bit(path)
-    done = cli("verify", path)
+    done = call("verify", path)
     assert (done.returncode, done.stderr) == (1, "")
     heading, *problems = done.stdout.splitlines()
     assert heading.startswith(f"{path}: DAMAGED: 1 problem")

@@ -162,6 +162,34 @@ def test_it_survives_an_interrupt_and_kills_at_any_moment(config, undisturbed, c
     assert storage.leftovers(str(directory)) == []
 
 
+def test_on_sigterm_it_saves_and_goes_on_with_the_same_losses(config, undisturbed, cli, cli_command, tmp_path):
+    """The last step that it logged is saved, whatever the interval; the losses are those of an undisturbed run, bit for bit."""
+    command, environment = cli_command
+    directory = tmp_path / "run"
+    chance = random.Random()
+    for step in sorted(chance.sample(range(6, _STEPS - 20), 2)):
+        with subprocess.Popen(
+            [*command, "demo", "--config", str(config), "--dir", str(directory)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            while rows(directory) < step and process.poll() is None:
+                time.sleep(0.0005)
+            time.sleep(chance.uniform(0, 0.02))
+            process.send_signal(signal.SIGTERM)
+            text = process.communicate()[0]
+        assert process.returncode == 143, text
+        assert f"ended by SIGTERM at step {rows(directory)}, which is saved" in text
+        assert jaxckpt.latest_checkpoint(directory) == f"{directory}/ckpt-{rows(directory)}"
+        assert storage.leftovers(str(directory)) == []
+    finished = cli("demo", "--config", config, "--dir", directory)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert_same_training(directory, undisturbed[0])
+
+
 def test_another_seed_is_refused(config, undisturbed, tmp_path, capsys):
     changed = yaml.safe_load(config.read_text())
     changed["training"]["seed"] = 1

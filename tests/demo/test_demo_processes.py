@@ -70,6 +70,42 @@ def test_the_files_are_on_one_disk(undisturbed):
 
 
 @testing.requires_private_disks
+def test_on_sigterm_all_processes_save_the_same_step(config, undisturbed, cli, cli_command, tmp_path):
+    """The signal goes to the command, which passes it on to one of its three processes."""
+    command, environment = cli_command
+    directory = tmp_path / "run"
+    # With so many steps the signal comes in the middle, however slow JAX's service is.
+    arguments = ["demo", *_TASK_2, "--config", str(config), "--dir", str(directory), "--steps"]
+    process = subprocess.Popen(
+        [*command, *arguments, "20000"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while rows(directory) < 10:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        text = process.communicate(timeout=90)[0]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 143, text
+    saved = rows(directory)
+    assert f"ended by SIGTERM at step {saved}, which is saved" in text
+    latest = jaxckpt.latest_checkpoint(str(directory / "disks" / "process-2"))
+    assert Path(latest).name == f"ckpt-{saved}"
+    begun = (directory / "losses.csv").read_bytes()
+    assert begun.startswith((undisturbed[0] / "losses.csv").read_bytes()) or saved < _STEPS
+    done = cli(*arguments, saved + 5)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (directory / "losses.csv").read_bytes().startswith(begun)
+    straight = cli(*arguments[:-3], "--dir", tmp_path / "straight", "--steps", saved + 5)
+    assert straight.returncode == 0
+    assert (directory / "losses.csv").read_bytes() == (tmp_path / "straight" / "losses.csv").read_bytes()
+
+
+@testing.requires_private_disks
 def test_killed_it_goes_on_with_the_same_losses(config, undisturbed, cli, cli_command, tmp_path):
     command, environment = cli_command
     directory = tmp_path / "run"

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from examples import examples
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,7 +103,7 @@ class TestText:
         assert to_text(written).isascii()
 
     @given(records(texts))
-    @settings(max_examples=50)
+    @settings(max_examples=examples(50))
     def test_protobuf_reads_what_we_write_and_we_read_what_it_writes(self, written: Records) -> None:
         message = text_format.Parse(to_text(written), message_class()())
         assert message.model_checkpoint_path == list(written.entries)[-1]

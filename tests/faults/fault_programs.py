@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxckpt
 from jaxckpt import testing
 from jaxckpt.job.agree import leader, meeting
-from jaxckpt.job.modes import fetcher, local_answers, peer_answers, shared
+from jaxckpt.job.modes import fetcher, local_answers, peer_answers, shared, shared_reads
 from jaxckpt.job.protocol import link, messages
 from jaxckpt.job.session import center, peer
 from jaxckpt.storage.arrays import writer
@@ -47,6 +47,8 @@ _PLACES = {
     "outcome": (center.Center, "tell"),
     "request": (peer.Peer, "_next_answer"),
     "provide": (local_answers.LocalAnswers, ("put", "stream")),
+    "shared tile": (shared_reads.SharedReads, "_load"),
+    "announced": (shared_reads.SharedReads, "announce"),
     "verdict": (leader.Leader, "_verdict"),
     "agreed": (link.Link, "send"),
 }
@@ -95,9 +97,9 @@ def _happen(place: str, kind: str) -> None:
 # -- calls ------------------------------------------------------------------------------------------------------------------------
 
 
-def _array(value: float) -> jax.Array:
+def _array(value: float, axis: str | None = "x") -> jax.Array:
     mesh = jax.make_mesh((jax.device_count(),), ("x",))
-    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    sharding = NamedSharding(mesh, PartitionSpec(axis))
     shape = (jax.device_count(), COLUMNS)
     return jax.make_array_from_callback(shape, sharding, lambda index: np.full(shape, value, np.float32)[index])
 
@@ -193,6 +195,7 @@ def restore(
     absent: int | None = None,
     late: tuple[int, float] | None = None,
     fault: tuple[int, str, str, int] | None = None,
+    once: bool = False,
 ) -> Outcome | None:
     """Restores the latest checkpoint; the value is its path and version. Raises if it is torn, or changed by a failed restore."""
     warnings.simplefilter("error")
@@ -201,14 +204,20 @@ def restore(
         return None
     if late is not None and me == late[0]:
         time.sleep(late[1])
-    checkpoint = jaxckpt.Checkpoint(**tree(-1))
+    values = tree(-1)
+    given = options(io, secs)
+    if once:
+        # Every process wants everything.
+        values |= {name: _array(-1, None) for name in NAMES}
+        given.orbax = jaxckpt.OrbaxSettings(timeout_secs=secs, read_once_per_job=True)
+    checkpoint = jaxckpt.Checkpoint(**values)
     place, kind, nth = fault[1:] if fault is not None and me == fault[0] else (None, "", 0)
 
     def work() -> tuple[str, float]:
         latest = jaxckpt.latest_checkpoint(os.path.dirname(prefix), options(io, secs))
         assert latest is not None
         with _fault(place, kind, nth):
-            checkpoint.restore(latest, options(io, secs)).assert_consumed()
+            checkpoint.restore(latest, given).assert_consumed()
         return latest, float(checkpoint.step)
 
     found = outcome(work)

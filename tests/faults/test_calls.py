@@ -67,6 +67,21 @@ def assert_named(found: dict[str, Any] | None, process: int) -> None:
     assert found["secs"] < PATIENCE, found
 
 
+def assert_the_others_name_it(job: testing.Job, stalled: int, place: str) -> None:
+    """Stops one process in a call that has started, until the others have ended it with an error that names that process."""
+    job.wait_for(stalled, place)
+    job.stall(stalled)
+    job.release(place)
+    others = sorted(set(range(PROCESSES)) - {stalled})
+    for process in others:
+        job.wait_for(process, "done")
+    job.resume(stalled)
+    found = [result.value for result in job.results()]
+    for process in others:
+        assert_named(found[process], stalled)
+    assert found[stalled]["error"], found[stalled]
+
+
 @pytest.mark.parametrize(
     ("io", "absent", "action"),
     [(0, 0, "save"), (0, 2, "restore"), (1, 0, "restore"), (1, 1, "save"), (1, 2, "save"), (1, 1, "restore")],
@@ -142,17 +157,7 @@ def test_a_process_that_is_stopped_in_a_save_to_a_shared_directory(
     before = numbers.next()
     assert_works(job, prefix, None, before)
     job.start(programs.save, prefix, None, numbers.next(), fault=(stalled, place, "pause", 1))
-    job.wait_for(stalled, place)
-    job.stall(stalled)
-    job.release(place)
-    others = sorted(set(range(PROCESSES)) - {stalled})
-    for process in others:
-        job.wait_for(process, "done")
-    job.resume(stalled)
-    found = [result.value for result in job.results()]
-    for process in others:
-        assert_named(found[process], stalled)
-    assert found[stalled]["error"], found[stalled]
+    assert_the_others_name_it(job, stalled, place)
     assert job.run(programs.restore, prefix, None, secs=20)[0]["value"][1] == before
     assert_nothing_left(job, prefix)
     assert_works(job, prefix, None, numbers.next())
@@ -197,17 +202,7 @@ def test_a_process_that_is_stopped_in_a_restore(
     version = numbers.next()
     assert_works(job, prefix, 1, version)
     job.start(programs.restore, prefix, 1, fault=(stalled, place, "pause", nth))
-    job.wait_for(stalled, place)
-    job.stall(stalled)
-    job.release(place)
-    others = sorted(set(range(PROCESSES)) - {stalled})
-    for process in others:
-        job.wait_for(process, "done")
-    job.resume(stalled)
-    found = [result.value for result in job.results()]
-    for process in others:
-        assert_named(found[process], stalled)
-    assert found[stalled]["error"], found[stalled]
+    assert_the_others_name_it(job, stalled, place)
     assert_works(job, prefix, 1, numbers.next())
 
 

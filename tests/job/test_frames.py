@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -148,7 +149,7 @@ def _frame(text: str | bytes) -> bytes:
 )
 @example(_frame('{"t":"Pieces","n":40,"sum":true}') + b"\0" * 44, [1] * 100)
 @example(b"\xff\xff\xff\xff" + b"x" * 100, [])
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_any_bytes_are_messages_or_one_error(content: bytes, cuts: list[int]) -> None:
     """As many bytes of memory as have arrived, and those of the places that were given; never as many as are claimed."""
     reader, into, rest, sizes = FrameReader(), [np.zeros(40, np.uint8)], memoryview(content), cut(cuts)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +49,7 @@ SIZES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(sizes=SIZES, checksums=st.booleans(), whole=st.booleans())
 def test_what_arrives_is_what_was_sent(sizes: list[int], checksums: bool, whole: bool) -> None:
     random = np.random.default_rng(sum(sizes))

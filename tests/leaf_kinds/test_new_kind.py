@@ -153,3 +153,35 @@ def test_a_note_with_the_word_of_another() -> None:
 
     with pytest.raises(ValueError, match="'bytes'"):
         registry.register(Texts())
+
+
+@pytest.fixture(params=["ValueError", "KeyError", "ZeroDivisionError"])
+def undecodable(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A checkpoint that fits its note, but whose content its kind cannot turn into a value."""
+
+    class Strict(Fractions):
+        def take(self, leaf: Leaf, copy: bool) -> Content:
+            return contents.whole("np.ndarray", np.asarray([1, 0], np.int64), NOTE.word)
+
+        def read(self, array: np.ndarray) -> Any:
+            if request.param == "KeyError":
+                raise KeyError(array[1])
+            if request.param == "ValueError":
+                raise ValueError("not a denominator: 0")
+            return super().read(array)
+
+    remove = registry.register(Strict())
+    yield jaxckpt.Checkpoint(model={"f": Fraction(3, 4), "x": np.arange(2)}).write(tmp_path / "c")
+    remove()
+
+
+def test_an_error_of_the_kind_names_the_leaf(undecodable: str, request: pytest.FixtureRequest) -> None:
+    target = jaxckpt.Checkpoint(model={"f": Fraction(5), "x": np.zeros(2, np.int64)})
+    cause = request.node.callspec.params["undecodable"]
+    for read in (lambda: target.read(undecodable), jaxckpt.load_checkpoint(undecodable).tree):
+        with pytest.raises(jaxckpt.CorruptCheckpointError, match=rf"^model/f: its stored value .* {cause}: ") as found:
+            read()
+        assert found.value.where == "model/f"
+        assert type(found.value.__cause__).__name__ == cause
+    assert target.model["f"] == 5
+    np.testing.assert_array_equal(target.model["x"], [0, 0])

@@ -538,6 +538,12 @@ def test_unknown_compression(value, kind):
         OrbaxSettings(compression=value)
 
 
+@pytest.mark.parametrize("value", [0, 1, "yes", "auto", []])
+def test_reading_once_is_a_bool_or_none(value):
+    with pytest.raises(TypeError, match="read_once_per_job: expected True, False or None"):
+        OrbaxSettings(read_once_per_job=value)
+
+
 def test_unknown_fields_are_refused():
     with pytest.raises(TypeError, match="timeout"):
         OrbaxSettings(timeout=5)
@@ -569,4 +575,4 @@ def test_every_combination_of_valid_fields_is_valid(seconds, chunk, file, memory
         target_data_file_size=file,
         memory_limit_bytes=memory,
     )
-    assert dataclasses.astuple(orbax) == (seconds, seconds, None, chunk, file, memory)
+    assert dataclasses.astuple(orbax) == (seconds, seconds, None, chunk, file, memory, None)

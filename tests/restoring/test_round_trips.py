@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from examples import examples
 from hypothesis import strategies as st
 from orbax.checkpoint import v1
 
@@ -147,7 +148,7 @@ def stored_or_refused(value: Any, directory: Path, options: Any = None) -> tuple
 
 @pytest.mark.slow
 @hypothesis.given(value=trees, asynchronous=st.booleans(), zstd=st.booleans())
-@hypothesis.settings(max_examples=120, suppress_health_check=slow)
+@hypothesis.settings(max_examples=examples(120), suppress_health_check=slow)
 @hypothesis.example(value={"a": {"b": 1}, "a.b": 2}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"": None, "/": None}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"\ud800": np.ones(3)}, asynchronous=False, zstd=False)
@@ -254,7 +255,7 @@ plain_trees = st.dictionaries(
 @pytest.mark.slow
 @quiet_orbax
 @hypothesis.given(value=plain_trees)
-@hypothesis.settings(max_examples=40, suppress_health_check=slow)
+@hypothesis.settings(max_examples=examples(40), suppress_health_check=slow)
 def test_plain_orbax_reads_it(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = jaxckpt.Checkpoint(value=value).write(tmp_path_factory.mktemp("plain") / "c")
     expected = {"value": orbax_view(value)}

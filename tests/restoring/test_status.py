@@ -12,6 +12,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import strategies as st
 
 import jaxckpt
@@ -25,7 +26,7 @@ def checkpoint_of(found: set[str]) -> jaxckpt.Checkpoint:
 
 
 @hypothesis.given(stored=names, wanted=names)
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=examples(30))
 def test_missing_and_unexpected(stored: set[str], wanted: set[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = checkpoint_of(stored).save(tmp_path_factory.mktemp("status") / "ckpt")
     checkpoint = checkpoint_of(wanted)

@@ -149,7 +149,7 @@ class TestNumbersAndPaths:
             with pytest.raises(TypeError, match="save_path"):
                 make().restore(bad)
 
-    @pytest.mark.parametrize("bad", ["", "a\0b", "gs://", "s3://bucket/ckpt"])
+    @pytest.mark.parametrize("bad", ["", "a\0b", "gs://", "s3://", "ftp://bucket/ckpt"])
     def test_paths_that_cannot_be(self, bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         for call in (make().save, make().write, make().restore):

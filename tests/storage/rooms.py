@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 # How to make a new directory of each store. One that is added here is tested by the suite of stores.
 PLACES: dict[str, "Callable[[pytest.FixtureRequest], str]"] = {
     "disk": lambda request: f"{request.getfixturevalue('tmp_path')}/run",
-    "gs": lambda request: request.getfixturevalue("bucket").path("run"),
+    "gs": lambda request: request.getfixturevalue("gs_bucket").path("run"),
+    "s3": lambda request: request.getfixturevalue("s3_bucket").path("run"),
+    "seaweedfs": lambda request: request.getfixturevalue("seaweedfs_bucket").path("run"),
 }
 # Each committer, and the store of its checkpoints. One that is added here is tested by the suite of committers.
 COMMITTERS: dict[str, tuple[Callable[[], Committer], str]] = {
     "rename-disk": (RenameCommitter, "disk"),
     "marker-gs": (MarkerCommitter, "gs"),
+    "marker-s3": (MarkerCommitter, "s3"),
+    "marker-seaweedfs": (MarkerCommitter, "seaweedfs"),
     "marker-disk": (MarkerCommitter, "disk"),
 }
 

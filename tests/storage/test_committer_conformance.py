@@ -310,6 +310,7 @@ class TestUnfinishedWork:
         assert ground.value("ckpt-1") == 2
         assert ground.names() == ["ckpt-1", "ckpt-2"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("step", ["begun", "filled", "registering"])
     @pytest.mark.parametrize("replace", [False, True])
     def test_of_a_killed_process(self, ground: Ground, step: str, replace: bool) -> None:

@@ -8,6 +8,7 @@ import hypothesis
 import numpy as np
 import pytest
 import tensorstore as ts
+from examples import examples
 from hypothesis import strategies as st
 
 from jaxckpt.storage.item import layout
@@ -23,7 +24,7 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @hypothesis.given(grid=grids(), itemsize=st.sampled_from([1, 2, 4, 8, 16]), limit=st.integers(16, 4096))
-@hypothesis.settings(max_examples=500)
+@hypothesis.settings(max_examples=examples(500))
 def test_chunks_are_small_enough_and_never_cross_pieces(
     grid: tuple[tuple[int, ...], tuple[int, ...]], itemsize: int, limit: int
 ) -> None:
@@ -41,7 +42,7 @@ def test_chunks_are_small_enough_and_never_cross_pieces(
 @hypothesis.given(
     grid=grids(), itemsize=st.sampled_from([1, 2, 4, 8]), limit=st.integers(16, 4096), is_strict=st.booleans()
 )
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(300))
 def test_no_two_pieces_write_one_chunk(
     grid: tuple[tuple[int, ...], tuple[int, ...]], itemsize: int, limit: int, is_strict: bool
 ) -> None:

@@ -8,6 +8,7 @@ import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import strategies as st
 from orbax.checkpoint import v1
 
@@ -45,7 +46,7 @@ def data_files(path: str | Path) -> dict[str, int]:
 )
 # Noise grows when it is compressed.
 @hypothesis.example(shape=[10_000], dtype=np.uint8, limit=1004, compression="zstd")
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=examples(20))
 def test_small_limits(
     shape: list[int], dtype: Any, limit: int, compression: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

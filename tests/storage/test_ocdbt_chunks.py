@@ -78,8 +78,7 @@ def test_a_file_that_ends_among_them(saved: Path) -> None:
     )
 )
 def test_what_is_read_together(spans: list[tuple[str, int, int]]) -> None:
-    nothing = np.empty(0, np.uint8)
-    reads = [Read("", Place(file, offset, length), (), (), nothing) for file, offset, length in spans]
+    reads = [Read("", Place(file, offset, length), (), np.dtype("u1"), False, []) for file, offset, length in spans]
     reads.sort(key=lambda read: read.place)
     batches = list(pread._batches(reads))
     assert [read for batch in batches for read in batch] == reads

@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import tensorstore as ts
+from examples import examples
 from hypothesis import strategies as st
 from ocdbt_databases import by_tensorstore, by_us, chunk, open_index, read_place, store, write
 
@@ -28,7 +29,7 @@ PLAIN = {"compression": None, "manifest_kind": "single"}
     inline=st.sampled_from([0, 20, 1024]),
     batch=st.integers(1, 10),
 )
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=examples(40))
 def test_what_tensorstore_wrote(
     writes: list[tuple[str, int]], node: int, inline: int, batch: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -13,6 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 import tensorstore as ts
+from examples import examples
 from hypothesis import strategies as st
 from ocdbt_databases import by_tensorstore, by_us, chunk, nothing_left_behind, store, write
 
@@ -38,7 +39,7 @@ VALUES = st.dictionaries(
     limit=st.sampled_from([None, 6000]),
     memory=st.sampled_from([0, 4000, 1 << 20]),
 )
-@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=examples(60), suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_tensorstore_reads_everything(
     values: dict[str, tuple[bool, bool, int, int]],
     node: int,

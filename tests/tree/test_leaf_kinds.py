@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis.extra import numpy as hnp
 from orbax.checkpoint import v1
@@ -107,7 +108,7 @@ def trees_with(alphabet: str) -> st.SearchStrategy[Any]:
 
 @pytest.mark.slow
 @TREES
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(tree=trees_with("ab/~ é"), asynchronous=st.booleans())
 def test_any_tree_comes_back(tree: Any, asynchronous: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("trees")
@@ -151,7 +152,7 @@ def as_read(leaf: Any) -> Any:
 
 @pytest.mark.slow
 @TREES
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 # Orbax itself cannot read a str below a key with "/" or "~".
 @given(tree=st.dictionaries(st.text(alphabet="ab-é_>", min_size=1), trees_with("ab ?é+"), min_size=1, max_size=2))
 def test_plain_orbax_reads_any_tree(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:

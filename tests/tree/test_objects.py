@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from examples import examples
 from hypothesis import strategies as st
 
 import jaxckpt
@@ -270,7 +271,7 @@ json_values = st.recursive(
 
 
 @hypothesis.given(state=st.one_of(json_values, st.binary()))
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=examples(25))
 def test_any_json_state_comes_back(state: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = jaxckpt.Checkpoint(it=[Stateful(state)]).write(tmp_path_factory.mktemp("json") / "c")
     # Bytes and JSON are told apart by the target, which has a state of the same kind.

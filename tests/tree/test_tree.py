@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import examples
 from flax import nnx
 from hypothesis import strategies as st
 
@@ -79,7 +80,7 @@ def rebuilt(flat: flatten.Flat, values: list[Any]) -> tuple[Any, list[Change]]:
 
 
 @hypothesis.given(trees)
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=examples(200))
 def test_taken_apart_and_put_together_again(value: Any) -> None:
     flat = flatten.flatten("top", value)
     assert [leaf.value for leaf in flat.leaves] == jax.tree.leaves(value)
@@ -95,7 +96,7 @@ def test_taken_apart_and_put_together_again(value: Any) -> None:
 
 
 @hypothesis.given(trees)
-@hypothesis.settings(max_examples=100)
+@hypothesis.settings(max_examples=examples(100))
 def test_every_leaf_and_every_empty_container_has_its_own_name(value: Any) -> None:
     flat = flatten.flatten("top", value)
     names = [leaf.name for leaf in flat.leaves] + [leaf_name(node.path) for node in flat.empties]
@@ -103,7 +104,7 @@ def test_every_leaf_and_every_empty_container_has_its_own_name(value: Any) -> No
 
 
 @hypothesis.given(paths, paths)
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(300))
 def test_two_paths_never_share_a_name(one: list[str], other: list[str]) -> None:
     names = [leaf_name([Key(text) for text in path]) for path in (one, other)]
     assert (names[0] == names[1]) == (one == other)

@@ -11,6 +11,7 @@ PROGRAMS = [
     user_programs.choose_options,
     user_programs.shard_by_callback,
     user_programs.manage,
+    user_programs.keep_the_best,
     user_programs.look_at_a_directory,
     user_programs.read_without_targets,
     user_programs.load_a_config,

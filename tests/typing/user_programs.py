@@ -12,6 +12,7 @@ from typing import Any, assert_type
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp  # pyright: ignore[reportMissingTypeStubs]
 
 import jaxckpt
 
@@ -127,6 +128,29 @@ def manage(directory: Path) -> None:
     jaxckpt.CheckpointManager(checkpoint, directory, None)
 
 
+def keep_the_best(directory: Path) -> None:
+    """Policies of Orbax, metrics, and saving after SIGTERM."""
+    checkpoint = jaxckpt.Checkpoint(step=0)
+    manager = jaxckpt.CheckpointManager(
+        checkpoint,
+        directory,
+        None,
+        step_counter=lambda: checkpoint.step,
+        preservation_policy=ocp.checkpoint_managers.LatestN(2),
+        save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
+        numbers="step",
+    )
+    config = jaxckpt.TerminationConfig(exit_fn=lambda: print("bye"), grace_period=30)
+    with jaxckpt.PreemptionCheckpointHandler(manager, config) as handler:
+        for step in range(3):
+            checkpoint.step = step
+            assert_type(manager.save(metrics={"loss": 1.0 - step, "step": np.int32(step)}), str | None)
+            handler.save_checkpoint_if_preempted()
+    best = assert_type(manager.best_checkpoint("loss", mode="max"), str | None)
+    assert best is not None
+    assert_type(jaxckpt.load_checkpoint(best).metrics, dict[str, Any])
+
+
 def look_at_a_directory(directory: Path) -> None:
     """What a directory of checkpoints says, under both names of its argument."""
     jaxckpt.Checkpoint(x=1).save(directory / "ckpt")
@@ -219,5 +243,7 @@ def mistakes(directory: Path) -> None:
     jaxckpt.CheckpointOptions(synchronous=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     jaxckpt.OrbaxSettings(compression="gzip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     jaxckpt.CheckpointManager(checkpoint, directory)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    jaxckpt.CheckpointManager(checkpoint, directory, 1, numbers="steps")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    jaxckpt.CheckpointManager(checkpoint, directory, 1, preservation_policy=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     jaxckpt.latest_checkpoint()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     jaxckpt.save(directory)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

@@ -29,8 +29,8 @@ class Records:
       last_preserved: registration time of the last checkpoint that `keep_checkpoint_every_n_hours` preserved; 0.0 if unknown.
       borders: by the part of the name before the number, a time (seconds since the epoch): only checkpoints committed after it are
         adopted. The key "" stands for every name.
-      version: generation (version number) of the object from which the records were read; None outside of buckets, or if there
-        was no object.
+      version: generation (version number) of the object from which the records were read; None outside of buckets, or if the
+        object did not exist.
       unsealed: whether the file lacks the checksum at its end: jaxckpt 0.1, TensorFlow or the user wrote it.
       edited: whether the user wrote or changed the file: its checksum is wrong, or it lacks both a checksum and the times of its
         entries.

@@ -49,7 +49,7 @@ def is_sealed(text: str) -> bool:
 
 
 def is_edited(text: str) -> bool:
-    """Whether a text has a seal that is wrong, so that somebody changed the text."""
+    """Whether a text has a wrong seal, which means that the text was changed."""
     return _SEAL in text and not is_sealed(text)
 
 

@@ -1,6 +1,7 @@
 """The texts by which processes compare their leaves: descriptions, which must agree, and contents of host leaves, which should agree."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -32,15 +33,16 @@ def stored_values(
     return Contribution(digest_of(described), lambda: described, digest_of(hosts), lambda: hosts, facts)
 
 
-def targets(leaves: Sequence[Leaf], plan: Plan) -> Contribution:
+def targets(leaves: Sequence[Leaf], plan: Plan, facts: Mapping[str, Any] = MappingProxyType({})) -> Contribution:
     """Returns the contribution of a process to the meeting of a restore. The values of the targets are not compared.
 
     Args:
       leaves: the targets.
       plan: a plan, for the texts of shardings.
+      facts: values that the center wants every process to know.
     """
     described = descriptions(leaves, plan)
-    return Contribution(digest_of(described), lambda: described)
+    return Contribution(digest_of(described), lambda: described, facts=facts)
 
 
 @quiet_gc()

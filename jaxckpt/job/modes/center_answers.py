@@ -1,17 +1,19 @@
 """Restoring with an IO process, its side: it opens the checkpoint, and answers the requests of its peers."""
 
+import contextlib
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.job.modes.local_answers import LocalAnswers
-from jaxckpt.job.modes.remote import PAGE, ReadKey
+from jaxckpt.job.modes.remote import PAGE, runs_of
+from jaxckpt.job.modes.shared_reads import SharedReads
+from jaxckpt.job.modes.wanted import BoxKey
 from jaxckpt.job.protocol.messages import (
+    Announce,
     AskBoxes,
     AskInfos,
     AskSlots,
@@ -21,6 +23,7 @@ from jaxckpt.job.protocol.messages import (
     Leaves,
     Pieces,
     Put,
+    Shared,
     Stream,
     Texts,
 )
@@ -28,8 +31,6 @@ from jaxckpt.job.session.session import Answer, PeerHandlers
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.source import OpenCheckpoint
 
-# Most bytes of boxes that are kept because another peer may ask for them too.
-_CACHE_BYTES = 32 << 20
 # Most bytes of answers that are being read or sent.
 _ANSWER_BYTES = 64 << 20
 
@@ -37,21 +38,20 @@ _ANSWER_BYTES = 64 << 20
 class CenterAnswers:
     """The IO process's side: answers the requests of its peers about an open checkpoint."""
 
-    def __init__(self, stored: OpenCheckpoint, local_peers: Sequence[int] = ()) -> None:
+    def __init__(self, stored: OpenCheckpoint, reads: SharedReads, local_peers: Sequence[int] = ()) -> None:
         """Prepares the answers.
 
         Args:
           stored: the open checkpoint.
+          reads: reads what several processes want.
           local_peers: indices of the peers that are on this host.
         """
         self._stored = stored
+        self._reads = reads
         self._local = LocalAnswers(stored, local_peers)
         self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
         # A leaf with several names comes several times; the first time under its own.
         self._lines = (*stored.tree.leaves, *stored.tree.aliases)
-        self._lock = threading.Lock()
-        self._recent: OrderedDict[ReadKey, Future[np.ndarray]] = OrderedDict()
-        self._held = 0
         self._changed = threading.Condition()
         # Bytes of the answer that is being read or sent, by peer.
         self._granted: dict[int, int] = {}
@@ -62,17 +62,17 @@ class CenterAnswers:
             AskStored: self._leaves,
             AskInfos: self._infos,
             AskTexts: self._texts,
+            Announce: self._announce,
             AskBoxes: self._read,
             AskSlots: self._local.share,
-            Put: lambda process, request: self._local.put(process, request, self._array_infos, self._arrays),
-            Stream: lambda process, request: self._local.stream(process, request, self._array_infos, self._arrays),
+            Put: lambda process, request: self._local.put(process, request, self._array_infos, self._fill),
+            Stream: lambda process, request: self._local.stream(process, request, self._array_infos, self._hold),
         }
 
     def close(self) -> None:
         """Frees the memory that is kept for answers. Idempotent."""
         self._local.close()
-        with self._lock:
-            self._recent.clear()
+        self._reads.close()
 
     def _leaves(self, process: int, request: AskStored) -> Answer:
         leaves = self._lines
@@ -90,7 +90,9 @@ class CenterAnswers:
         wanted = set(request.names)
         leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
         infos = self._stored.infos(leaves)
-        return Infos({name: (info.shape, info.dtype.name, info.chunk_shape) for name, info in infos.items()}), None
+        return Infos(
+            {name: (info.shape, info.dtype.name, info.chunk_shape or info.grid) for name, info in infos.items()}
+        ), None
 
     def _array_infos(self, names: Iterable[str]) -> Mapping[str, ArrayInfo]:
         return self._stored.infos([self._by_name[name] for name in names])
@@ -103,8 +105,47 @@ class CenterAnswers:
     def _read(self, process: int, request: AskBoxes) -> Answer:
         boxes = request.boxes
         infos = self._array_infos({name for name, _, _ in boxes})
-        self._grant(process, sum(math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes))
-        return Pieces(), [np.ascontiguousarray(array) for array in self._arrays(boxes)]
+        nbytes = sum(math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes)
+        shared = [key for key in boxes if self._reads.is_shared(key)]
+        rest = [key for key in boxes if not self._reads.is_shared(key)]
+        # First the tiles, then the room for the answer: what waits for room must not keep others from taking theirs.
+        with self._reads.taken(shared) as parts:
+            self._grant(process, nbytes)
+            found = dict(zip(shared, map(np.ascontiguousarray, parts), strict=True))
+            del parts
+        arrays = self._stored.read([(name, slices_of(start, shape)) for name, start, shape in rest]) if rest else []
+        found |= zip(rest, map(np.ascontiguousarray, arrays), strict=True)
+        return Pieces(), [found[key] for key in boxes]
+
+    def _announce(self, process: int, request: Announce) -> Answer:
+        return Shared(runs_of(self._reads.announce(process, request.boxes))), None
+
+    def _fill(self, boxes: Sequence[BoxKey], targets: Sequence[np.ndarray]) -> None:
+        """Fills arrays with parts of stored arrays."""
+        rest, into = [], []
+        shared, places = [], []
+        for key, target in zip(boxes, targets, strict=True):
+            name, start, shape = key
+            if self._reads.is_shared(key):
+                shared.append(key)
+                places.append(target)
+            else:
+                rest.append((name, slices_of(start, shape)))
+                into.append(target)
+        if rest:
+            self._stored.read(rest, into)
+        with self._reads.taken(shared) as parts:
+            for place, part in zip(places, parts, strict=True):
+                place[...] = part
+
+    def _hold(self, key: BoxKey) -> contextlib.AbstractContextManager[np.ndarray] | None:
+        """Returns a context with a part that several processes want; None if no other process wants it."""
+        return self._taken(key) if self._reads.is_shared(key) else None
+
+    @contextlib.contextmanager
+    def _taken(self, key: BoxKey) -> Iterator[np.ndarray]:
+        with self._reads.taken([key]) as (part,):
+            yield part
 
     def _grant(self, process: int, nbytes: int) -> None:
         """Waits until there is room for an answer. The wait is bounded: a peer that does not take its answer is given up at the timeout.
@@ -127,58 +168,3 @@ class CenterAnswers:
         with self._changed:
             self._granted.pop(process, None)
             self._changed.notify_all()
-
-    def _arrays(self, boxes: Sequence[ReadKey]) -> list[np.ndarray]:
-        """Reads boxes. A box that another peer has just asked for (of a replicated array) is read only once."""
-        futures: list[Future[np.ndarray]] = []
-        mine: list[ReadKey] = []
-        with self._lock:
-            for key in boxes:
-                future = self._recent.get(key)
-                if future is None:
-                    future = self._recent[key] = Future()
-                    mine.append(key)
-                else:
-                    self._recent.move_to_end(key)
-                futures.append(future)
-        if mine:
-            self._fill(mine)
-        # This ends, because the checkpoint has a timeout for each read.
-        return [future.result() for future in futures]
-
-    def _fill(self, keys: Sequence[ReadKey]) -> None:
-        with self._lock:
-            futures = [self._recent[key] for key in keys]
-        try:
-            arrays = self._stored.read([(name, slices_of(start, shape)) for name, start, shape in keys])
-            # Copy small views: a view would keep its whole chunk in memory.
-            arrays = [
-                array if array.base is None or array.nbytes * 2 > _root_bytes(array) else array.copy()
-                for array in arrays
-            ]
-        except BaseException as error:
-            with self._lock:
-                for key, future in zip(keys, futures, strict=True):
-                    self._recent.pop(key, None)
-                    future.set_exception(error)
-            return
-        with self._lock:
-            for future, array in zip(futures, arrays, strict=True):
-                future.set_result(array)
-                self._held += array.nbytes
-            for key in list(self._recent):
-                if self._held <= _CACHE_BYTES:
-                    break
-                if self._recent[key].done():
-                    self._held -= self._recent.pop(key).result().nbytes
-
-
-def _root_bytes(array: np.ndarray) -> int:
-    base = array.base
-    return (
-        base.nbytes
-        if isinstance(base, np.ndarray)
-        else len(base)
-        if isinstance(base, (bytes, bytearray))
-        else array.nbytes
-    )

@@ -66,7 +66,7 @@ class Fetcher:
     def _has_large_pieces(self) -> bool:
         contents = [entry.content for entry in self._entries]
         return any(
-            math.prod(content.share.layout.grid) * content.dtype.itemsize > SMALL_BYTES
+            content.nbytes > SMALL_BYTES
             for content in contents
             if isinstance(content, ArrayContent) and content.share is not None
         )

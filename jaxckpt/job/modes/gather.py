@@ -49,7 +49,7 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
             assert isinstance(content, ArrayContent)
             share = content.share
             if shape != content.shape:
-                share = share._replace(layout=share.plan.host_layout(shape))
+                share = share.plan.host_share(shape)
             entries[found] = entry._replace(
                 content=content._replace(shape=shape, dtype=dtype, write_shape=shape, share=share)
             )
@@ -67,13 +67,12 @@ class _AllPieces(Sequence[Piece]):
         self._itemsize = content.dtype.itemsize
 
     def __len__(self) -> int:
-        return len(self._share.layout.boxes)
+        return sum(1 for _ in self._share.all())
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        layout, turn, plan = self._share
-        return self._piece(layout.boxes[index], layout.owner(index, turn, plan.center))
+            return [self._piece(box, owner) for box, owner in list(self._share.all())[index]]
+        return self._piece(*list(self._share.all())[index])
 
     def __iter__(self) -> Iterator[Piece]:
         for box, owner in self._share.all():

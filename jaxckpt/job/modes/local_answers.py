@@ -14,17 +14,18 @@ import numpy as np
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import SharedMemory
-from jaxckpt.job.modes.remote import UNDER_WAY, ReadKey
+from jaxckpt.job.modes.remote import UNDER_WAY
+from jaxckpt.job.modes.wanted import BoxKey
 from jaxckpt.job.protocol.messages import AskSlots, Filled, Put, Slots, Stream
 from jaxckpt.job.protocol.parts import SlotOffer
 from jaxckpt.job.session.session import Answer
-from jaxckpt.storage import stores
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.source import OpenCheckpoint
 from jaxckpt.storage.source import Stream as StoredStream
 
 Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
-Arrays = Callable[[Sequence[ReadKey]], list[np.ndarray]]
+Fill = Callable[[Sequence[BoxKey], Sequence[np.ndarray]], None]
+Hold = Callable[[BoxKey], contextlib.AbstractContextManager[np.ndarray] | None]
 # Bytes in a larger slot would leave the processor's cache before the peer takes them.
 _SLOT_BYTES = 2 << 20
 _MEMORY_BYTES = 96 << 20
@@ -83,14 +84,14 @@ class LocalAnswers:
             raise ProcessError(f"process {process} asked for {nbytes} bytes in slot {slot}, which it does not have")
         return self._memory.array(self._at(process, slot), nbytes)
 
-    def put(self, process: int, request: Put, infos_of: Infos, arrays_of: Arrays) -> Answer:
+    def put(self, process: int, request: Put, infos_of: Infos, fill: Fill) -> Answer:
         """Reads small boxes into a slot, one after the other.
 
         Args:
           process: index of the peer.
           request: its request.
           infos_of: returns shapes and dtypes of arrays, by Orbax's names.
-          arrays_of: reads boxes that several peers may ask for.
+          fill: reads boxes into arrays.
         """
         boxes = request.boxes
         infos = infos_of({name for name, _, _ in boxes})
@@ -100,51 +101,59 @@ class LocalAnswers:
         for (name, _, shape), size in zip(boxes, sizes, strict=True):
             targets.append(memory[at : at + size].view(infos[name].dtype).reshape(shape))
             at += size
-        if not stores.is_local(self._stored.path):
-            for target, array in zip(targets, arrays_of(boxes), strict=True):
-                target[...] = array
-        else:
-            # If another peer asks for the box too, it is read again: from the page cache, which is as fast as a cache of our own.
-            self._stored.read([(name, slices_of(start, shape)) for name, start, shape in boxes], targets)
+        fill(boxes, targets)
         return Filled(at), None
 
-    def stream(self, process: int, request: Stream, infos_of: Infos, arrays_of: Arrays) -> Answer:
+    def stream(self, process: int, request: Stream, infos_of: Infos, hold: Hold) -> Answer:
         """Puts the next bytes of a large box into a slot.
 
         Args:
           process: index of the peer.
           request: its request.
           infos_of: returns shapes and dtypes of arrays, by Orbax's names.
-          arrays_of: reads boxes that several peers may ask for.
+          hold: returns a context with a box that several processes want, or None for other boxes.
         """
         first, last = request.first, request.last
         target = self._slot(process, request.slot, last - first)
         if first == 0:
-            self._streams[process] = self._open(request.box, infos_of, arrays_of)
+            self._streams[process] = self._open(request.box, infos_of, hold)
         stream = self._streams[process]
         stream.fill(target)
         if last >= stream.nbytes:
             del self._streams[process]
         return Filled(target.size), None
 
-    def _open(self, key: ReadKey, infos_of: Infos, arrays_of: Arrays) -> "_Stream":
+    def _open(self, key: BoxKey, infos_of: Infos, hold: Hold) -> "_Stream":
         name, start, shape = key
         infos_of([name])
+        if (held := hold(key)) is not None:
+            return _Held(held)
         found = self._stored.stream(name, slices_of(start, shape))
-        return _ReadBefore(arrays_of([key])[0]) if found is None else found
+        if found is not None:
+            return found
+        return _Held(contextlib.nullcontext(self._stored.read([(name, slices_of(start, shape))])[0]))
 
 
-class _ReadBefore:
-    """A box that had to be read as a whole, and is now handed out block by block."""
+class _Held:
+    """A box that is read as a whole, and is handed out block by block."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self._bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    def __init__(self, context: contextlib.AbstractContextManager[np.ndarray]) -> None:
+        """Reads the box.
+
+        Args:
+          context: reads it, and keeps it until all of it is handed out.
+        """
+        self._stack = contextlib.ExitStack()
+        self._bytes = np.ascontiguousarray(self._stack.enter_context(context)).reshape(-1).view(np.uint8)
         self._at = 0
         self.nbytes = self._bytes.size
 
     def fill(self, target: np.ndarray) -> None:
         target[...] = self._bytes[self._at : self._at + target.size]
         self._at += target.size
+        if self._at >= self.nbytes:
+            self._bytes = self._bytes[:0]
+            self._stack.close()
 
 
-_Stream = StoredStream | _ReadBefore
+_Stream = StoredStream | _Held

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,35 +10,34 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxckpt._lib.aligned import aligned_empty
-from jaxckpt._lib.boxes import Slices
+from jaxckpt._lib.boxes import Slices, slices_of
 from jaxckpt._lib.quiet_gc import quiet_gc
+from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import OpenedMemory, open_offered
-from jaxckpt.job.protocol.messages import AskBoxes, AskInfos, AskSlots, AskStored, AskTexts, Put, Stream
+from jaxckpt.job.modes.tiles import PART_BYTES
+from jaxckpt.job.modes.wanted import BoxKey, Wanted
+from jaxckpt.job.protocol.messages import Announce, AskBoxes, AskInfos, AskSlots, AskStored, AskTexts, Put, Stream
 from jaxckpt.job.protocol.parts import Request
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
+from jaxckpt.storage.source import OpenCheckpoint
 
 # Most leaves that one message describes.
 PAGE = 10_000
-# Most bytes that one request asks for.
-_REQUEST_BYTES = 16 << 20
 # Most boxes of one request. The next request must fit into the buffers of the connection while an answer is on its way.
 _REQUEST_BOXES = 256
 # Most requests whose answers have not been taken. The IO process keeps as many slots for each peer on its host.
 UNDER_WAY = 2
 
-# Orbax's name of a leaf, and the first index and the extents of a box.
-ReadKey = tuple[str, tuple[int, ...], tuple[int, ...]]
 # The array that receives the bytes of a box, and the box.
-_Part = tuple[np.ndarray, ReadKey]
+_Part = tuple[np.ndarray, BoxKey]
 # A request, the arrays that receive the bytes of its answer (or None), and a function to call once the answer has come.
 _Asked = tuple[Request[Any], Sequence[np.ndarray] | None, Callable[[], None]]
 
 
 class RemoteCheckpoint:
-    """A checkpoint that the IO process has open. Restoring uses it like a `StoredCheckpoint`.
+    """A checkpoint that the IO process has open. Restoring uses it like a `OpenCheckpoint`.
 
     Attributes:
       path: path of the checkpoint on the IO process.
@@ -47,13 +45,15 @@ class RemoteCheckpoint:
       record: the values that its save stored beside the tree, such as the save counter.
     """
 
-    def __init__(self, path: str, session: Peer) -> None:
-        """Asks the IO process for the leaves of the checkpoint.
+    def __init__(self, path: str, session: Peer, own: OpenCheckpoint | None = None) -> None:
+        """Asks the center for the leaves of the checkpoint.
 
         Args:
-          path: path of the checkpoint, which the IO process has opened.
-          session: the session with the IO process.
+          path: path of the checkpoint, which the center has opened.
+          session: the session with the center.
+          own: the checkpoint, if this process has opened it too. Then only what other processes want too is asked for.
         """
+        self._own = own
         self.path = path
         self._session = session
         self._memory: OpenedMemory | None = None
@@ -63,14 +63,18 @@ class RemoteCheckpoint:
         self._texts: dict[str, str] = {}
         self.record: dict[str, Any] = {}
         leaves: list[StoredLeaf] = []
-        position: int | None = 0
+        position: int | None = 0 if own is None else None
         while position is not None:
             page = session.request(AskStored(position), f"reading {path}")
             leaves += [StoredLeaf(*line) for line in page.leaves]
             self.record |= page.record
             position = page.next
-        own, others = _told_apart(leaves)
-        self.tree = StoredTree(own, use_zarr3=True, complete_chunks=True, by_jaxckpt=None, aliases=others)
+        if own is None:
+            names, others = _told_apart(leaves)
+            self.tree = StoredTree(names, use_zarr3=True, complete_chunks=True, by_jaxckpt=None, aliases=others)
+        else:
+            self.tree, self.record = own.tree, own.record
+        self._positions = {leaf.param_name: position for position, leaf in enumerate(self.tree.leaves)}
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name. Raises the error of the IO process.
@@ -78,21 +82,27 @@ class RemoteCheckpoint:
         Args:
           leaves: the leaves.
         """
+        if self._own is not None:
+            infos = self._own.infos(leaves)
+            self._infos |= infos
+            return infos
         names = [leaf.param_name for leaf in leaves]
         wanted = [name for name in names if name not in self._infos]
         for page in _pages(wanted):
-            infos = self._session.request(AskInfos(page), f"reading {self.path}").infos
-            for name, (shape, dtype, chunks) in infos.items():
+            answer = self._session.request(AskInfos(page), f"reading {self.path}").infos
+            for name, (shape, dtype, chunks) in answer.items():
                 self._infos[name] = ArrayInfo(shape, _dtype(dtype), chunks)
         return {name: self._infos[name] for name in names}
 
     def nbytes(self, leaf: StoredLeaf) -> int:
         """Returns the size in bytes of an array leaf. Call `infos` for the leaf before."""
         info = self._infos[leaf.param_name]
-        return math.prod(info.shape) * info.dtype.itemsize
+        return info.nbytes
 
     def string(self, leaf: StoredLeaf) -> str:
         """Returns the value of a str leaf."""
+        if self._own is not None:
+            return self._own.string(leaf)
         if leaf.param_name not in self._texts:
             names = [each.param_name for each in self.tree.leaves if each.is_string]
             for page in _pages(names):
@@ -101,35 +111,23 @@ class RemoteCheckpoint:
 
     @quiet_gc()
     def read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
-        """Reads arrays, or boxes of them, as `StoredCheckpoint.read` does.
+        """Reads arrays, or boxes of them, as `OpenCheckpoint.read` does.
 
         Args:
           requests: Orbax's name of an array, and a box of it; None for the whole array.
         """
         self._open_memory()
-        out: list[np.ndarray] = []
-        parts: list[_Part] = []
-        for name, box in requests:
-            info = self._infos[name]
-            spans = [
-                part.indices(extent)[:2] for part, extent in zip(box or _whole(info.shape), info.shape, strict=True)
-            ]
-            start = tuple(first for first, _ in spans)
-            array = aligned_empty(tuple(last - first for first, last in spans), info.dtype)
-            out.append(array)
-            if array.nbytes == 0:
-                continue
-            for part, extents in _parts(start, array.shape, info):
-                if extents == array.shape:
-                    parts.append((array, (name, part, extents)))
-                    continue
-                inside = tuple(
-                    slice(first - origin, first - origin + extent)
-                    for first, origin, extent in zip(part, start, extents, strict=True)
-                )
-                parts.append((array[inside], (name, part, extents)))
-        self._fetch(parts)
-        return out
+        wanted = Wanted(requests, self._infos, self._positions)
+        runs = self._session.request(Announce(tuple(wanted.boxes)), f"reading {self.path}").runs
+        if self._own is None:
+            self._fetch([wanted.target(part) for part in wanted.parts])
+            return wanted.arrays
+        shared, rest = wanted.divided(flags_of(runs, len(wanted.parts)))
+        self._fetch([wanted.target(part) for part in shared])
+        if rest:
+            boxes = [(name, slices_of(start, shape)) for _, (name, start, shape) in rest]
+            self._own.read(boxes, [target for target, _ in rest])
+        return wanted.arrays
 
     def _open_memory(self) -> None:
         """Opens the memory that the center shares, if it is on this host. Later calls do nothing."""
@@ -159,7 +157,7 @@ class RemoteCheckpoint:
 
     def _through_connection(self, parts: Sequence[_Part]) -> Iterator[_Asked]:
         """Yields requests whose answers come through the connection."""
-        for batch in _batches(parts, _REQUEST_BYTES):
+        for batch in _batches(parts, PART_BYTES):
             targets = [target for target, _ in batch]
             # The array that receives a box must be contiguous. If the target is not, the box is copied to it afterwards.
             into = [target if target.flags.c_contiguous else np.empty(target.shape, target.dtype) for target in targets]
@@ -230,45 +228,35 @@ def _batches(parts: Sequence[_Part], limit: int) -> Iterator[list[_Part]]:
         yield batch
 
 
-def _parts(
-    start: tuple[int, ...], shape: tuple[int, ...], info: ArrayInfo
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Divides a box into parts of at most `_REQUEST_BYTES`. They follow the chunks, so that few chunks have to be read twice.
+def flags_of(runs: Sequence[int], count: int) -> list[bool]:
+    """Returns which parts are shared.
 
     Args:
-      start: first index of the box.
-      shape: extents of the box.
-      info: description of the stored array.
+      runs: as `Shared.runs`.
+      count: number of parts.
+
+    Raises:
+      ProcessError: the center told about another number of parts.
     """
-    if math.prod(shape) * info.dtype.itemsize <= _REQUEST_BYTES:
-        yield start, shape
-        return
-    steps = list(shape)
-    grid = info.chunk_shape or (1,) * len(shape)
-    for axis in range(len(shape)):
-        rest = math.prod(steps[axis + 1 :]) * info.dtype.itemsize
-        fits = max(1, _REQUEST_BYTES // rest)
-        steps[axis] = min(shape[axis], max(1, fits // grid[axis]) * grid[axis] if fits >= grid[axis] else fits)
-        if steps[axis] * rest <= _REQUEST_BYTES and steps[axis] > 1:
+    flags: list[bool] = []
+    for number, run in enumerate(runs):
+        if run < 0 or len(flags) + run > count:
             break
-    ranges = [
-        # The first part ends at the end of a chunk, so that all others begin at one.
-        _cuts(first, first + extent, step, chunk)
-        for first, extent, step, chunk in zip(start, shape, steps, grid, strict=True)
-    ]
-    for spans in itertools.product(*ranges):
-        yield tuple(first for first, _ in spans), tuple(last - first for first, last in spans)
+        flags += [number % 2 == 1] * run
+    if len(flags) != count:
+        raise ProcessError(f"The center told about other parts of arrays than the {count} that this process wants.")
+    return flags
 
 
-def _cuts(first: int, last: int, step: int, chunk: int) -> list[tuple[int, int]]:
-    cuts = []
-    while first < last:
-        end = first + step
-        if step >= chunk:
-            end = max(first + 1, end // chunk * chunk)
-        cuts.append((first, min(last, end)))
-        first = min(last, end)
-    return cuts
+def runs_of(flags: Iterable[bool]) -> tuple[int, ...]:
+    """Returns the lengths of the runs of equal flags; the first one is of False, and may be empty."""
+    runs, last = [0], False
+    for flag in flags:
+        if flag != last:
+            runs.append(0)
+            last = flag
+        runs[-1] += 1
+    return tuple(runs)
 
 
 def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -276,12 +264,8 @@ def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(names[start : start + PAGE])
 
 
-def _whole(shape: tuple[int, ...]) -> Slices:
-    return tuple(slice(0, extent) for extent in shape)
-
-
 def _told_apart(leaves: Sequence[StoredLeaf]) -> tuple[tuple[StoredLeaf, ...], tuple[StoredLeaf, ...]]:
-    """Returns the leaves under their own names, and under other names; see `Provider`."""
+    """Returns the leaves under their own names, and under other names; see `CenterAnswers`."""
     own: list[StoredLeaf] = []
     others: list[StoredLeaf] = []
     seen: set[str] = set()

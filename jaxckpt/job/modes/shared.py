@@ -10,8 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -21,10 +20,13 @@ from jaxckpt._lib.uninterrupted import start
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
-from jaxckpt.job.modes.mode import Arrange, Commit, Reading, empty_nodes, no_file_access, patient
-from jaxckpt.job.plan import Plan
+from jaxckpt.job.modes import center_reading
+from jaxckpt.job.modes.mode import Arrange, Commit, Reading, no_file_access, patient
+from jaxckpt.job.modes.remote import RemoteCheckpoint
+from jaxckpt.job.modes.several import Several
 from jaxckpt.job.protocol.messages import Done, Look, Seen, WritePart
 from jaxckpt.job.session.center import Center
+from jaxckpt.job.session.peer import Peer
 from jaxckpt.job.session.session import Answer, Handlers, Session
 from jaxckpt.storage import owner, stores
 from jaxckpt.storage.commit import temporary
@@ -37,34 +39,35 @@ from jaxckpt.tree.flatten import Leaf
 # Network file systems may show a new file a little later: look for it for so long.
 _LOOK_SECS = 5.0
 _POLL_SECS = 0.05
+CENTER = 0
+# The fact that the center tells: whether it reads what several processes want.
+_READS_ONCE = "reads_once"
 _ADVICE = (
     "Without experimental_io_device every process writes its own part, so all of them need the same directory: use a shared directory, or "
     "set experimental_io_device on every process (to the process whose disk has the directory)."
 )
 
 
-class SharedDirectory:
+class SharedDirectory(Several):
     """The mode of a job without ``experimental_io_device``. Process 0 is the center of every session."""
 
-    def plan(self) -> Plan:
-        """Returns a plan in which every process owns its share; see `Mode`."""
-        return Plan(jax.process_index(), None)
+    def __init__(self, reads_once: Callable[[], bool]) -> None:
+        """Creates the mode.
+
+        Args:
+          reads_once: tells whether a restore reads what several processes want once, on the center. Called there only.
+        """
+        self._reads_once = reads_once
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
         """Arranges the arrays that this process writes; see `Mode`."""
         storage.check_part(path, settings)
         return arrange(taken)
 
-    def agree_to_save(
-        self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
-    ) -> Contribution:
-        """Describes the values; see `Mode`."""
-        assert plan is not None
-        return agreed.stored_values(leaves, plan, empty_nodes(leaves, taken), facts)
-
     def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
         """Describes the targets; see `Mode`."""
-        return agreed.targets(targets, self.plan())
+        facts = {_READS_ONCE: self._reads_once()} if jax.process_index() == CENTER else {}
+        return agreed.targets(targets, self.plan(), facts)
 
     def write(
         self,
@@ -83,7 +86,14 @@ class SharedDirectory:
 
     def open(self, session: Session, path: str, seconds: float) -> Reading:
         """Opens the files that this process sees; see `Mode`."""
-        return Reading(storage.open_checkpoint(path, seconds, has_targets=True), session.vote)
+        if not session.facts.get(_READS_ONCE):
+            return Reading(storage.open_checkpoint(path, seconds, has_targets=True), session.vote)
+        if isinstance(session, Center):
+            stored = storage.open_checkpoint(path, seconds, check_data=False, has_targets=True)
+            return center_reading.serve(session, stored, seconds)
+        assert isinstance(session, Peer)
+        stored = storage.open_checkpoint(path, seconds, has_targets=True)
+        return Reading(RemoteCheckpoint(path, session, stored), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Adds advice to a FileNotFoundError: perhaps this process does not see the directory; see `Mode`."""

@@ -61,7 +61,7 @@ SAYS: _Table = {
         Side.LISTENER: (say.Decided, say.Failed),
         Side.DIALER: (
             say.Vote,
-            *(say.AskStored, say.AskInfos, say.AskTexts, say.AskBoxes),
+            *(say.AskStored, say.AskInfos, say.AskTexts, say.Announce, say.AskBoxes),
             *(say.AskSlots, say.Put, say.Stream),
         ),
     },
@@ -81,6 +81,7 @@ ANSWERS: Mapping[type[Message], type[Message]] = {
     say.AskStored: say.Leaves,
     say.AskInfos: say.Infos,
     say.AskTexts: say.Texts,
+    say.Announce: say.Shared,
     say.AskBoxes: say.Pieces,
     say.AskSlots: say.Slots,
     say.Put: say.Filled,

@@ -256,6 +256,20 @@ class AskTexts(Request[Texts]):
 
 
 @dataclass(frozen=True)
+class Shared(Message):
+    """Which announced parts the center reads for several processes: lengths of runs, in turn of parts that it does not and does."""
+
+    runs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Announce(Request[Shared]):
+    """A peer tells which boxes of a group of leaves it wants. The answer comes when every process has told it."""
+
+    boxes: tuple[BoxOf, ...]
+
+
+@dataclass(frozen=True)
 class AskBoxes(Request[Pieces]):
     """A peer asks for boxes of stored arrays."""
 

@@ -229,18 +229,24 @@ class Center(Session):
 
     # -- every process works, and peers ask -------------------------------------------------------------------------------------------
 
-    def serve(self, handlers: PeerHandlers, sent: Callable[[int], None] = lambda process: None) -> Finish:
+    def serve(
+        self,
+        handlers: PeerHandlers,
+        sent: Callable[[int], None] = lambda process: None,
+        ended: Callable[[int, BaseException | None], None] = lambda process, error: None,
+    ) -> Finish:
         """Begins to answer the requests of the peers, on one thread per peer, until each has voted.
 
         Args:
           handlers: functions that answer requests, by the class of the request. Their arguments are the peer's index and the request.
           sent: called with the peer's index when an answer has been sent, or could not be sent.
+          ended: called with the peer's index, and its error or None, when the peer has voted or was lost. It must not raise.
 
         Returns:
           The method `vote`: a function that takes this process's own vote and waits for the others' votes.
         """
         # `vote` must know of it before it begins: after an interrupt the caller may not get what this method returns.
-        self._serving = serving = Serving(self, self._links, self._interrupts, handlers, sent)
+        self._serving = serving = Serving(self, self._links, self._interrupts, handlers, sent, ended)
         uninterrupted(serving.begin)
         return self.vote
 

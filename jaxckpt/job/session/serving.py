@@ -46,6 +46,7 @@ class Serving:
         interrupts: Interrupts,
         handlers: PeerHandlers,
         sent: Callable[[int], None],
+        ended: Callable[[int, BaseException | None], None],
     ) -> None:
         """Creates the object. `begin` starts the threads.
 
@@ -55,12 +56,14 @@ class Serving:
           interrupts: the interrupts of the call.
           handlers: functions that answer requests, by the class of the request. Their arguments are the peer's index and the request.
           sent: called with the peer's index when an answer has been sent, or could not be sent.
+          ended: called with the peer's index, and its error or None, when the peer has voted or was lost.
         """
         self._center = center
         self._links = links
         self._interrupts = interrupts
         self._handlers = handlers
         self._sent = sent
+        self._ended = ended
         self._votes: dict[int, BaseException | None] = {}
         # The errors so far, of any process, oldest first.
         self._errors: list[BaseException] = []
@@ -128,6 +131,7 @@ class Serving:
         self._votes[process] = vote
         if vote is not None:
             self._errors.append(vote)
+        self._ended(process, vote)
         self._has_voted[process].set()
 
     def _serve_until_vote(self, process: int) -> BaseException | None:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,39 +24,91 @@ _ASK_BYTES = 1 << 20
 _ZSTD_BYTES = 1024
 
 
+class Part(NamedTuple):
+    """A box of a chunk, and where it goes.
+
+    Attributes:
+      box: the box of the chunk.
+      target: array of the shape of the box, which is filled.
+    """
+
+    box: Slices
+    target: np.ndarray
+
+    def is_beginning_of(self, shape: tuple[int, ...]) -> bool:
+        """Whether the target is contiguous, and the box is the beginning of the chunk's bytes.
+
+        Then it is the first indices along the first axis longer than one.
+
+        Args:
+          shape: shape of the chunk.
+        """
+        if not self.target.flags.c_contiguous:
+            return False
+        for axis, extent in enumerate(shape):
+            if self.box[axis].start != 0:
+                return False
+            if extent != 1:
+                rest = zip(self.box[axis + 1 :], shape[axis + 1 :], strict=True)
+                return all(box.start == 0 and box.stop == whole for box, whole in rest)
+        return True
+
+
 class Read(NamedTuple):
-    """A chunk to read.
+    """A chunk to read, once for all boxes that want a part of it.
 
     Attributes:
       owner: Orbax's name of the array, for errors.
       place: where the chunk and its crc32c are.
       shape: shape of the whole chunk.
-      part: the wanted box of the chunk.
-      target: array of the shape of that box, which is filled.
+      dtype: dtype of the array.
       is_compressed: whether zstd has compressed the chunk.
+      parts: the wanted boxes of the chunk; at least one.
     """
 
     owner: str
     place: Place
     shape: tuple[int, ...]
-    part: Slices
-    target: np.ndarray
-    is_compressed: bool = False
+    dtype: np.dtype[Any]
+    is_compressed: bool
+    parts: list[Part]
 
     @property
-    def is_of_first_bytes(self) -> bool:
-        """Whether the wanted box is the beginning of the chunk's bytes: the first indices along the first axis longer than one."""
-        for axis, extent in enumerate(self.shape):
-            if self.part[axis].start != 0:
-                return False
-            if extent != 1:
-                rest = zip(self.part[axis + 1 :], self.shape[axis + 1 :], strict=True)
-                return all(box.start == 0 and box.stop == whole for box, whole in rest)
-        return True
+    def nbytes(self) -> int:
+        """Size of the decoded chunk in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Reads:
+    """The chunks to read for one call. A chunk that several boxes want is in it once."""
+
+    def __init__(self) -> None:
+        """Makes an empty plan."""
+        self._reads: dict[tuple[str, Place], Read] = {}
+
+    def add(self, owner: str, place: Place, info: ArrayInfo, part: Part) -> None:
+        """Adds a wanted box of a chunk.
+
+        Args:
+          owner: Orbax's name of the array.
+          place: where the chunk is.
+          info: metadata of the array.
+          part: the box, and where it goes.
+        """
+        found = self._reads.get((owner, place))
+        if found is None:
+            assert info.chunk_shape is not None
+            self._reads[owner, place] = Read(owner, place, info.chunk_shape, info.dtype, info.is_compressed, [part])
+        else:
+            found.parts.append(part)
+
+    def in_file_order(self) -> list[Read]:
+        """Returns the chunks in the order of their places on disk."""
+        return sorted(self._reads.values(), key=lambda read: read.place)
 
 
 def plan(
-    places: Places, name: str, info: ArrayInfo, box: Slices | None, reads: list[Read], target: np.ndarray | None
+    places: Places, name: str, info: ArrayInfo, box: Slices | None, reads: Reads, target: np.ndarray | None
 ) -> np.ndarray:
     """Returns an array for a box, and adds the reads that will fill it to `reads`.
 
@@ -65,7 +117,7 @@ def plan(
       name: Orbax's name of the array.
       info: metadata of the array.
       box: the wanted box of the array; None for the whole array.
-      reads: list to which the reads are added.
+      reads: plan to which the chunks are added.
       target: array of the shape of the box, to be filled; None for a new one.
 
     Returns:
@@ -95,9 +147,9 @@ def plan(
         plausible.check_memory(math.prod(shape) * info.dtype.itemsize)
     array = aligned_empty(shape, info.dtype) if target is None else target
     if isinstance(found, Place) and array.size:
-        reads.append(Read(name, found, chunk, tuple([slice(*span) for span in spans]), array, info.is_compressed))
+        reads.add(name, found, info, Part(tuple([slice(*span) for span in spans]), array))
     elif array.size:
-        reads.extend(_reads(places, name, array, [start for start, _ in spans], info))
+        _add(places, name, array, [start for start, _ in spans], info, reads)
     return array
 
 
@@ -124,8 +176,8 @@ def _chunk(places: Places, key: str, nbytes: int, is_compressed: bool) -> bytes 
     return found
 
 
-def _reads(places: Places, name: str, array: np.ndarray, start: Sequence[int], info: ArrayInfo) -> Iterator[Read]:
-    """Yields the reads that fill a box of an array. Copies chunks that are in the index into the array at once.
+def _add(places: Places, name: str, array: np.ndarray, start: Sequence[int], info: ArrayInfo, reads: Reads) -> None:
+    """Adds the chunks that fill a box of an array. Copies chunks that are in the index into the array at once.
 
     Args:
       places: where the chunks are.
@@ -133,6 +185,7 @@ def _reads(places: Places, name: str, array: np.ndarray, start: Sequence[int], i
       array: array of the shape of the box, to be filled.
       start: first index of the box along each axis of the whole array.
       info: metadata of the array.
+      reads: plan to which the chunks are added.
     """
     path = layout.array_path(name)
     chunk, shape, is_compressed = info.chunk_shape, info.shape, info.is_compressed
@@ -158,7 +211,7 @@ def _reads(places: Places, name: str, array: np.ndarray, start: Sequence[int], i
             array[tuple(target)] = decode(found, array.dtype, chunk, is_compressed)[tuple(part)]
         else:
             # The ellipsis makes the result an array even if it has no axes.
-            yield Read(name, found, chunk, tuple(part), array[(*target, ...)], is_compressed)  # type: ignore[arg-type]
+            reads.add(name, found, info, Part(tuple(part), array[(*target, ...)]))  # type: ignore[arg-type]
 
 
 def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], is_compressed: bool = False) -> np.ndarray:
@@ -182,21 +235,6 @@ def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], is_compre
         raise DamagedError(f"its data is {len(data)} bytes long, expected {expected}")
     if not checksum.is_sealed(data, value[-layout.CHECKSUM_BYTES :]):
         raise DamagedError("the checksum of its data does not match")
-    return decompressed(data, dtype, shape) if is_compressed else np.frombuffer(data, dtype).reshape(shape)
-
-
-def decompressed(data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Decompresses a chunk whose checksum has been checked.
-
-    Args:
-      data: the compressed bytes, without their crc32c.
-      dtype: dtype of the array.
-      shape: shape of the chunk.
-
-    Returns:
-      The chunk, read-only.
-
-    Raises:
-      DamagedError: the bytes do not decompress to the length of the chunk.
-    """
-    return np.frombuffer(zstd.decompress_exactly(data, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+    if is_compressed:
+        data = zstd.decompress_exactly(data, expected)
+    return np.frombuffer(data, dtype).reshape(shape)

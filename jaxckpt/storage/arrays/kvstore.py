@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxckpt.storage import stores
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
-from jaxckpt.storage.stores import bucket
+from jaxckpt.storage.stores.servers import CONTEXT
 
 
 def check_path(path: str) -> None:
@@ -33,7 +33,7 @@ def context(concurrency: int = 16) -> Any:
         {
             "file_io_concurrency": {"limit": concurrency},
             "data_copy_concurrency": {"limit": max(2, min(16, os.cpu_count() or 1))},
-            **bucket.CONTEXT,
+            **CONTEXT,
             "cache_pool": {"total_bytes_limit": 0},
             "cache_pool#ocdbt": {"total_bytes_limit": 64 << 20},
         }

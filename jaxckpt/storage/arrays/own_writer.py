@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from jaxckpt._lib import checksum
+from jaxckpt._lib.blocks import blocks, scratch
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError
 from jaxckpt.storage import faults
@@ -20,6 +21,9 @@ from jaxckpt.storage.ocdbt.model import Entry as Value
 from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.stores.inside import Inside
+
+# What is copied is checksummed and written while it is in the cache that each core has for itself.
+_COPY_BYTES = 256 << 10
 
 
 def write(
@@ -138,4 +142,27 @@ def _load(
         data = data.whole()
     if data.shape != shape or data.dtype != dtype:
         raise ValueError(f"{entry.name}: expected data of shape {shape} and {dtype}, got {data.shape} and {data.dtype}")
-    return padded(data, chunk)
+    if data.shape == chunk and data.flags.c_contiguous:
+        return data
+    return _copied(data, chunk)
+
+
+def _copied(data: np.ndarray, chunk: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yields the bytes of a chunk whose data is not contiguous, or does not fill it. Each block is valid until the next one is asked for.
+
+    Args:
+      data: the elements of the chunk that are in the array.
+      chunk: shape of the chunk. Elements outside of the array are zeros.
+    """
+    itemsize = data.dtype.itemsize
+    for block in blocks(chunk, itemsize, _COPY_BYTES):
+        shape = tuple([span.stop - span.start for span in block])
+        memory = scratch(math.prod(shape) * itemsize)
+        array = memory.view(data.dtype).reshape(shape)
+        found = data[block]
+        if found.shape == shape:
+            array[...] = found
+        else:
+            array[...] = 0
+            array[tuple([slice(0, extent) for extent in found.shape])] = found
+        yield memory

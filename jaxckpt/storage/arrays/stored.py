@@ -13,7 +13,7 @@ from jaxckpt._lib.documents import DamagedError, damage
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import faults
 from jaxckpt.storage.arrays import chunks, engine, kvstore, plausible, pread, zarr_metadata
-from jaxckpt.storage.arrays.chunks import Read
+from jaxckpt.storage.arrays.chunks import Reads
 from jaxckpt.storage.arrays.places import InDatabase, InFiles, Places
 from jaxckpt.storage.arrays.tensorstore_reader import Request, TensorStoreReader
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo as ArrayInfo
@@ -117,7 +117,7 @@ class StoredArrays:
         """
         self._begin()
         out: list[Any] = [None] * len(requests)
-        reads: list[Read] = []
+        reads = Reads()
         rest: list[Request] = []
         places = self._open()
         for position, (name, box) in enumerate(requests):
@@ -134,7 +134,7 @@ class StoredArrays:
                 except (DamagedError, OSError, MemoryError) as error:
                     raise self._fault(error, name) from error
         try:
-            pread.run(self._inside, reads, self._deadline)
+            pread.run(self._inside, reads.in_file_order(), self._deadline)
         except pread.ReadError as error:
             cause = error.__cause__
             assert cause is not None
@@ -165,14 +165,17 @@ class StoredArrays:
         self._begin()
         info = self._infos[name]
         places = self._open()
-        if places is None or 0 in info.shape or info.is_compressed or not self._is_direct(info):
+        if places is None or 0 in info.shape or not self._is_direct(info):
             return None
-        reads: list[Read] = []
+        plan = Reads()
         try:
-            array = chunks.plan(places, name, info, box, reads, None)
+            array = chunks.plan(places, name, info, box, plan, None)
+            reads = plan.in_file_order()
             # The array is never filled, so it takes no memory.
-            if len(reads) == 1 and reads[0].target.shape == array.shape and reads[0].is_of_first_bytes:
-                return ArrayStream(self._fault, name, pread.ChunkStream(self._inside, reads[0]))
+            if len(reads) == 1:
+                (part,) = reads[0].parts
+                if part.target.shape == array.shape and part.is_beginning_of(reads[0].shape):
+                    return ArrayStream(self._fault, name, pread.ChunkStream(self._inside, reads[0]))
         except (DamagedError, OSError, MemoryError) as error:
             raise self._fault(error, name) from error
         return None

@@ -231,7 +231,8 @@ def _boxes(entry: Entry, content: ArrayContent, settings: WriteSettings) -> Iter
         return
     chunks = layout.chunks_of(content, settings)
     for piece in content.pieces:
-        if not piece.is_remote:
+        # A small array is written chunk by chunk.
+        if not piece.is_remote and (chunks != content.write_shape or piece.shape == chunks):
             yield _Part(entry, content, piece, piece.start, piece.shape)
             continue
         for _, start, shape in layout.chunks_in(piece.start, piece.shape, chunks, content.shape):

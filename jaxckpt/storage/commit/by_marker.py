@@ -65,6 +65,9 @@ class MarkerCommitter:
         """See `Committer`. A checkpoint that is being replaced counts as committed."""
         entries = [key.split("/") for key in stores.tree(directory)]
         named = [(entry[0], entry[1:]) for entry in entries if wanted(entry[0])]
+        if stores.is_local(directory):
+            # Plain Orbax may have written some of them, without a marker.
+            return [name for name in {name for name, _ in named} if self.is_committed(os.path.join(directory, name))]
         has_marker = {name for name, rest in named if rest == [MARKER]}
         has_lease = {name for name, rest in named if rest == [leases.FILE]} - has_marker
         return [
@@ -106,6 +109,7 @@ class MarkerCommitter:
 
     def replace_file(self, path: CheckpointPath, content: bytes, expected: bytes) -> None:
         """See `Committer`."""
+        leases.require_conditions(str(path))
         stores.write_if(str(path), content, expected)
 
     def leftovers(self, directory: str, name: str | None = None) -> list[Leftover]:

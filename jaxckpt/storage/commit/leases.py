@@ -22,6 +22,8 @@ from jaxckpt.storage.owner import Owner
 
 FILE = "_JAXCKPT_OWNER"
 RENEW_SECS = 30.0
+# Creations of one object at the same time, of which one may succeed.
+_TRIES = 6
 # The clocks of machines differ by less. And if a storage server is away for longer, the save fails anyway.
 DEAD_AFTER_SECS = 900.0
 Action = Literal["save", "stage", "replace", "delete"]
@@ -110,6 +112,37 @@ def _is_staged(staged: str, directory: str) -> bool:
     return beside == parent and owner.is_temporary(temporary_name) and owner.final_name(temporary_name) == name
 
 
+def _content(action: Action, staged: str | None, owner: Owner) -> bytes:
+    """Returns the content of a lease that is written now."""
+    process = {"host": owner.host, "pid": owner.pid, "start": owner.start, "token": owner.token}
+    return json.dumps({"action": action, "staged": staged, **process, "time": time.time()}).encode()
+
+
+def require_conditions(path: str) -> None:
+    """Makes sure that conditional writes work where a path is. Call it before the first one. Asks the server once in each bucket.
+
+    Args:
+      path: path of the directory or file for which one is needed.
+
+    Raises:
+      OSError: with errno; ENOTSUP if the storage server ignores the conditions of writes.
+    """
+    directory, name = os.path.split(path)
+    work, token = Owner.new(token_bytes=4), _Trial()
+    work.begin(token)
+    scratch = owner.temporary_path(os.path.join(directory, owner.final_name(name)), work)
+    content = _content("stage", None, work)
+    try:
+        # It is a lease, so that a sweep removes it if this process is killed meanwhile. Spaces tell the contents apart.
+        stores.require_conditions(os.path.join(scratch, FILE), [content + b" " * number for number in range(_TRIES)])
+    finally:
+        work.end()
+
+
+class _Trial:
+    """Represents a running trial of conditional writes."""
+
+
 class Lease:
     """A lease that this process holds on a directory, from `__init__` until `release` or `stop`."""
 
@@ -126,6 +159,7 @@ class Lease:
           FileExistsError: a running process works in the directory.
           OSError: with errno.
         """
+        require_conditions(directory)
         self._path = os.path.join(directory, FILE)
         self._action, self._staged = action, staged
         self._owner = Owner.new(token_bytes=8)
@@ -156,16 +190,10 @@ class Lease:
             )
             self._renewing.start()
 
-    def _content(self) -> bytes:
-        owner = self._owner
-        fields = {"action": self._action, "staged": self._staged}
-        process = {"host": owner.host, "pid": owner.pid, "start": owner.start, "token": owner.token}
-        return json.dumps({**fields, **process, "time": time.time()}).encode()
-
     def _write(self, expected: bytes) -> bytes:
         """Overwrites the lease that has the expected version, and returns the new version. Raises ChangedError if another was written."""
         try:
-            return stores.write_if(self._path, self._content(), expected)
+            return stores.write_if(self._path, _content(self._action, self._staged, self._owner), expected)
         except stores.ChangedError:
             there, version = read_versioned(os.path.dirname(self._path))
             if there is None or there.owner != self._owner:

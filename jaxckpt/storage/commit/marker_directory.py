@@ -13,7 +13,7 @@ and no marker, readers read the staged checkpoint. If the process dies meanwhile
 import logging
 
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit import leases
+from jaxckpt.storage.commit import leases, recognition
 from jaxckpt.storage.commit.leases import Lease
 from jaxckpt.storage.item import description
 from jaxckpt.storage.item.description import MARKER
@@ -35,6 +35,9 @@ def home(path: str) -> str | None:
     if is_marked(path):
         return path
     lease = leases.read(path)
+    if lease is None and stores.is_local(path) and recognition.has_files(path) and not recognition.is_temporary(path):
+        # A program that can rename here, such as plain Orbax, has written it elsewhere and given it its name when it was whole.
+        return path if leases.read(path) is None else None
     if lease is None or lease.action != "replace" or lease.staged is None:
         return None
     if is_marked(lease.staged):

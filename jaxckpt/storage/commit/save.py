@@ -14,7 +14,7 @@ from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.commit.checkpoint_path import CheckpointPath
 from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Pending
-from jaxckpt.storage.item import digests
+from jaxckpt.storage.item import digests, layout, metrics
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
@@ -51,6 +51,7 @@ def save(
       TimeoutError: after `settings.timeout_secs`.
     """
     committer = committer_of(path.directory)
+    settings = layout.limited(settings, stores.store_of(path.directory).largest_file)
     with stores.within(Deadline(settings.timeout_secs, f"Saving {path}")):
         try:
             pending = committer.begin(path, replace=replace)
@@ -82,6 +83,8 @@ def _fill(
     try:
         pending.prepare(snapshot.nbytes if settings.compression is None else None)
         write_item(pending.new, snapshot, settings, fill)
+        if snapshot.metrics is not None:
+            metrics.write(pending.new, snapshot.metrics)
         digests.write(pending.new, late=True, ignored=pending.own_files)
         pending.seal()
         ready()

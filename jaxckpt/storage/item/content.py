@@ -165,12 +165,15 @@ class Snapshot:
       entries: the leaves of the tree.
       record: facts about the save that are not in the tree, such as its number: names and JSON values. They are stored in the metadata
         of the checkpoint (see `jaxckpt.storage.item.description`), so the program's targets need not have them.
+      metrics: the program's metrics of this save, numbers by name; None if there are none. They are a file of their own (see
+        `jaxckpt.storage.item.metrics`).
       groups: the array entries again, in groups with the pieces that belong to them. No two groups share a data file. None if the
         engine may share files as it likes.
     """
 
     entries: tuple[Entry, ...]
     record: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] | None = None
     groups: tuple[tuple[Entry, ...], ...] | None = None
 
     @property

@@ -6,6 +6,7 @@ program; jaxckpt keeps its record of the save there, as one object under the key
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,8 @@ from jaxckpt.storage import stores
 FILE = "_CHECKPOINT_METADATA"
 # Key in a record: the value of Checkpoint.save_counter.
 COUNTER = "save_counter"
+# Key in a record: the training step, if the save knew it.
+STEP = "step"
 MARKER = "commit_success.txt"
 # Orbax writes this handler name for a PyTree. It reads the name, but does not need it.
 _OWN = "jaxckpt"
@@ -73,7 +76,9 @@ def check(record: Mapping[str, Any]) -> None:
 
 
 def mark(directory: str, final: str) -> None:
-    """Writes Orbax's marker of a committed checkpoint.
+    """Writes Orbax's marker of a committed checkpoint. Its content differs from that of every other one.
+
+    (Some storage servers make the version of an object of its content.)
 
     Args:
       directory: directory of the checkpoint.
@@ -82,7 +87,8 @@ def mark(directory: str, final: str) -> None:
     Raises:
       OSError: with errno.
     """
-    stores.write(os.path.join(directory, MARKER), f"Checkpoint commit was successful to {final}".encode())
+    text = f"Checkpoint commit was successful to {final}\nCommit {secrets.token_hex(8)}\n"
+    stores.write(os.path.join(directory, MARKER), text.encode())
 
 
 def commit_seconds(path: str) -> float:

@@ -3,6 +3,7 @@
 A crc32c (the codec of the zarr v3 standard) follows every chunk, so every zarr reader detects a flipped bit.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxckpt._lib import checksum
 from jaxckpt.storage.item.content import ArrayContent
+from jaxckpt.storage.item.tiles import tile
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Path, leaf_name
 
@@ -118,6 +120,18 @@ def chunk_key(index: tuple[int, ...]) -> str:
     return "/".join(("c", *map(str, index)))
 
 
+def limited(settings: WriteSettings, largest_file: int | None) -> WriteSettings:
+    """Returns settings with which no file exceeds the largest one that a store takes.
+
+    Args:
+      settings: how to write.
+      largest_file: see `Store.largest_file`.
+    """
+    if largest_file is None or (settings.max_file_size is not None and settings.max_file_size <= largest_file):
+        return settings
+    return dataclasses.replace(settings, max_file_size=largest_file)
+
+
 def largest_chunk(settings: WriteSettings) -> int:
     """Returns the size in bytes of the largest chunk that the settings allow, without its checksum."""
     limit = settings.chunk_byte_size
@@ -167,8 +181,15 @@ def chunks_of(content: ArrayContent, settings: WriteSettings) -> tuple[int, ...]
     limit = largest_chunk(settings)
     if content.nbytes <= min(SMALL_BYTES, limit):
         return content.write_shape
-    is_strict = settings.max_file_size is not None
-    return chunk_shape(content.shape, content.write_shape, content.dtype.itemsize, limit, is_strict=is_strict)
+    itemsize = content.dtype.itemsize
+    # Where each chunk is a file of its own, more chunks would cost more.
+    pieces = tile(content.shape, content.write_shape, itemsize) if uses_ocdbt(settings) else content.write_shape
+    shape = chunk_shape(content.shape, pieces, itemsize, limit, is_strict=False)
+    if settings.max_file_size is not None:
+        most = settings.max_file_size // 4 if uses_ocdbt(settings) else limit
+        if math.prod(shape) * itemsize > most:
+            return chunk_shape(content.shape, pieces, itemsize, limit)
+    return shape
 
 
 def chunks_in(

@@ -1,11 +1,15 @@
 """Decompresses zstd frames of strangers: a frame never takes more memory than its caller allows."""
 
+from typing import Any, Protocol
+
+import numpy as np
 import zstandard
 
 from jaxckpt._lib.documents import DamagedError
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK = 128 << 10
+_READ_BYTES = 1 << 20
 
 
 def decompress(frame: bytes, limit: int) -> bytes:
@@ -26,7 +30,7 @@ def decompress(frame: bytes, limit: int) -> bytes:
     return _content(frame, size)
 
 
-def decompress_exactly(frame: bytes | memoryview, nbytes: int) -> bytes:
+def decompress_exactly(frame: bytes, nbytes: int) -> bytes:
     """Returns the content of a single frame, which must have `nbytes` bytes. The frame need not say how many it has.
 
     Args:
@@ -49,6 +53,48 @@ def decompress_exactly(frame: bytes | memoryview, nbytes: int) -> bytes:
     if len(content) != nbytes:
         raise DamagedError(f"it decompresses to {len(content)} bytes, expected {nbytes}")
     return content
+
+
+class Source(Protocol):
+    """Compressed bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Returns the next bytes, at most `size`; none at the end."""
+
+
+class Content:
+    """The content of a single frame, decompressed part by part. It takes no more memory than the window of the frame, at most 128 MiB."""
+
+    def __init__(self, source: Source) -> None:
+        """Does not read yet.
+
+        Args:
+          source: the compressed bytes.
+        """
+        # The library needs no other method of a file.
+        file: Any = source
+        self._reader = zstandard.ZstdDecompressor().stream_reader(file, read_size=_READ_BYTES)
+
+    def fill(self, target: np.ndarray) -> None:
+        """Fills an array of uint8 with the next bytes. Raises DamagedError if the frame is damaged, or has fewer bytes."""
+        done = 0
+        while done < target.size:
+            got = self._next(target[done:])
+            if not got:
+                raise DamagedError("it decompresses to fewer bytes than expected")
+            done += got
+
+    def end(self) -> None:
+        """Raises DamagedError if the frame is damaged, or has more bytes."""
+        if self._next(np.empty(1, np.uint8)):
+            raise DamagedError("it decompresses to more bytes than expected")
+
+    def _next(self, target: np.ndarray) -> int:
+        try:
+            got: int = self._reader.readinto(target.data)
+        except zstandard.ZstdError as error:
+            raise DamagedError("its compressed content is not readable") from error
+        return got
 
 
 def largest_content(frame: bytes) -> int:
@@ -76,7 +122,7 @@ def largest_content(frame: bytes) -> int:
     raise DamagedError("its compressed content ends early")
 
 
-def _content(frame: bytes | memoryview, size: int) -> bytes:
+def _content(frame: bytes, size: int) -> bytes:
     """Decompresses a frame. Its content has the size that it claims, or at most `size` bytes if it claims none."""
     try:
         # The library takes a size of 0 for "unknown". An empty frame still has to be a valid one.

@@ -1,4 +1,4 @@
-"""The few file operations that checkpoints need, for local directories and for buckets (``gs://``).
+"""The few file operations that checkpoints need, for local directories and for buckets (``gs://``, ``s3://``).
 
 `store_of` is the only place that chooses a store by the path. Each function below calls the method of the same name on the store of its
 path; `Store` documents the methods.
@@ -7,6 +7,7 @@ path; `Store` documents the methods.
 import os
 from collections.abc import Collection, Sequence
 
+from jaxckpt.storage.stores import networked, servers
 from jaxckpt.storage.stores.bucket_store import BucketStore
 from jaxckpt.storage.stores.local_store import LocalStore
 from jaxckpt.storage.stores.store import ABSENT as ABSENT
@@ -15,7 +16,10 @@ from jaxckpt.storage.stores.store import Store as Store
 from jaxckpt.storage.stores.store import within as within
 
 _LOCAL = LocalStore()
-_BUCKETS = (BucketStore("gs://", "gcs"),)
+_BUCKETS = (
+    BucketStore("gs://", servers.gcs),
+    BucketStore("s3://", servers.s3, largest_file=servers.S3_LARGEST, keeps_conditions=False),
+)
 
 
 def store_of(path: str) -> Store:
@@ -33,6 +37,11 @@ def store_of(path: str) -> Store:
 def is_local(path: str) -> bool:
     """Whether a path is a local one, not an address in a bucket; see `Store.is_local`."""
     return store_of(path).is_local
+
+
+def is_networked(path: str) -> bool:
+    """Whether files at a path are reached over a network: those in a bucket, and on a disk of another machine."""
+    return not is_local(path) or networked.is_networked(path)
 
 
 def absolute(path: str) -> str:
@@ -123,6 +132,11 @@ def write(path: str, content: bytes) -> None:
 def write_if(path: str, content: bytes, expected: bytes) -> bytes:
     """See `Store.write_if`."""
     return store_of(path).write_if(path, content, expected)
+
+
+def require_conditions(scratch: str, contents: Sequence[bytes]) -> None:
+    """See `Store.require_conditions`."""
+    store_of(scratch).require_conditions(scratch, contents)
 
 
 def remove(path: str) -> None:

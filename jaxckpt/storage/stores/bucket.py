@@ -5,18 +5,16 @@ The deadline of the operation (`store.within`) bounds every wait; without a dead
 
 import errno
 import functools
+import json
 import os
 import re
 from typing import Any
 
 from jaxckpt.storage import faults
+from jaxckpt.storage.stores.servers import CONTEXT
 from jaxckpt.storage.stores.store import current_deadline
 
 _WAIT_SECS = 120.0
-# This allows half a minute of retries. TensorStore's own default is a quarter of an hour.
-RETRIES = {"max_retries": 8, "initial_delay": "250ms", "max_delay": "8s"}
-# The settings that a TensorStore context needs to reach buckets.
-CONTEXT = {"gcs_request_retries": RETRIES}
 # TensorStore's errors for a range beyond the end of an object. It reports the second one for an empty object.
 _BEYOND = re.compile("OUT_OF_RANGE|Unexpected Content-Range")
 # Objects that a directory of checkpoints has (the state file) or that a checkpoint has (the marker, the lease that names its owner).
@@ -25,10 +23,11 @@ _MOST_KEY_BYTES = 1024
 
 
 @functools.cache
-def _context() -> Any:
+def _opened() -> tuple[Any, dict[str, Any]]:
+    """Returns the TensorStore context of this process, and the buckets that it has opened in it, by their specs as text."""
     import tensorstore as ts
 
-    return ts.Context(CONTEXT)
+    return ts.Context(CONTEXT), {}
 
 
 def open_store(spec: dict[str, Any], key: str, path: str) -> Any:
@@ -46,7 +45,11 @@ def open_store(spec: dict[str, Any], key: str, path: str) -> Any:
 
     if len(key.encode()) > _MOST_KEY_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-    return wait(ts.KvStore.open(spec, context=_context()), path)
+    context, opened = _opened()
+    text = json.dumps(spec)
+    if text not in opened:
+        opened[text] = wait(ts.KvStore.open(spec, context=context), path)
+    return opened[text]
 
 
 def wait(future: Any, path: str) -> Any:
@@ -83,16 +86,19 @@ def listed(store: Any, key: str, path: str) -> list[str]:
     """
     start = key + "/" if key else ""
     found = _list(store, start, path)
-    # If the server refuses to list, TensorStore returns an empty list. So an empty list is checked: without the permission to list,
+    # If the server refuses to list, TensorStore may return an empty list. So an empty list is checked: without the permission to list,
     # reading an absent object fails as refused; and if it does not, an object that can be read proves that the list is wrong.
     if not found and (seen := _readable(store, start, path)) is not None:
         # Another process may have written the object after the first listing.
         found = _list(store, start, path)
         if not found:
+            permission = (
+                "s3:ListBucket" if path.startswith("s3://") else "storage.objects.list (role Storage Object User)"
+            )
             raise OSError(
                 errno.EACCES,
                 f"The storage server refuses to list this directory, although {seen} in it can be read; the account needs "
-                "the permission storage.objects.list (role Storage Object User)",
+                f"the permission {permission}",
                 path,
             )
     return [os.fsdecode(name) for name in found if name]
@@ -102,7 +108,11 @@ def _list(store: Any, start: str, path: str) -> list[bytes]:
     import tensorstore as ts
 
     span = ts.KvStore.KeyRange(start, start[:-1] + "0") if start else ts.KvStore.KeyRange()
-    found: list[bytes] = wait(store.list(span, strip_prefix_length=len(start.encode())), path)
+    try:
+        found: list[bytes] = wait(store.list(span, strip_prefix_length=len(start.encode())), path)
+    except FileNotFoundError:
+        # The bucket does not exist.
+        return []
     return found
 
 

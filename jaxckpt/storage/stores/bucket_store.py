@@ -1,13 +1,14 @@
 """The store of buckets. An object is a file; a directory exists while its name begins the name of an object."""
 
 import errno
+import json
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from jaxckpt._lib.arguments import refusal
-from jaxckpt.storage.stores import bucket
+from jaxckpt.storage.stores import bucket, conditions
 from jaxckpt.storage.stores.store import ABSENT, ChangedError
 
 # A copy holds this many objects in memory at a time.
@@ -19,15 +20,28 @@ class BucketStore:
 
     is_local = False
 
-    def __init__(self, scheme: str, driver: str) -> None:
+    def __init__(
+        self,
+        scheme: str,
+        server: Callable[[str], dict[str, Any]],
+        *,
+        largest_file: int | None = None,
+        keeps_conditions: bool = True,
+    ) -> None:
         """Does not contact the server yet.
 
         Args:
           scheme: beginning of the addresses, such as ``gs://``.
-          driver: TensorStore's name for the kind of server.
+          server: returns the TensorStore spec of the bucket with a name; see `servers`.
+          largest_file: the largest size of an object in bytes; None for no limit that matters.
+          keeps_conditions: whether all servers of this kind are known to check the conditions of writes.
         """
         self.scheme = scheme
-        self._driver = driver
+        self.largest_file = largest_file
+        self._keeps_conditions = keeps_conditions
+        self._server = server
+        # Specs of buckets whose server was found to check conditions.
+        self._proven: set[str] = set()
 
     def check_address(self, path: str, argument: str) -> None:
         """See `Store`."""
@@ -80,12 +94,12 @@ class BucketStore:
     def spec(self, directory: str) -> dict[str, Any]:
         """See `Store`."""
         name, key = self.split(directory)
-        return {"driver": self._driver, "bucket": name, "path": key and key + "/"}
+        return {**self._server(name), "path": key and key + "/"}
 
     def _open(self, path: str) -> tuple[Any, str]:
         """Returns the store of a whole bucket, and the key of `path` in it."""
         name, key = self.split(path)
-        return bucket.open_store({"driver": self._driver, "bucket": name}, key, path), key
+        return bucket.open_store(self._server(name), key, path), key
 
     def _keys(self, directory: str) -> list[str]:
         """Returns the names of all objects below a directory, relative to it, including placeholders of folders."""
@@ -157,6 +171,15 @@ class BucketStore:
         if not stamp.generation:
             raise ChangedError(errno.EAGAIN, "Another writer changed it at the same time", path)
         return bytes(stamp.generation)
+
+    def require_conditions(self, scratch: str, contents: Sequence[bytes]) -> None:
+        """See `Store`."""
+        if self._keeps_conditions:
+            return
+        proven = json.dumps(self._server(self.split(scratch)[0]))
+        if proven not in self._proven:
+            conditions.require(*self._open(scratch), scratch, contents)
+            self._proven.add(proven)
 
     def remove(self, path: str) -> None:
         """See `Store`."""

@@ -1,7 +1,8 @@
 """Conditional writes of local files, as storage servers have them: a file is replaced only if its version is the expected one.
 
 The new content is first written beside the file, in a temporary directory. Then it is renamed over the file, while a lock on the old file
-keeps other writers out. On a file system without locks, one of two simultaneous writers may overwrite the other's content.
+keeps other writers out. On a file system without locks, one of two simultaneous writers may overwrite the other's content. On one that
+renames no files, the file is written in place.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ if sys.platform != "win32":
 # A writer holds the lock for milliseconds. One that holds it for longer was stopped, or hangs on a dead disk.
 _WAIT_SECS = 30.0
 _POLL_SECS = 0.01
+# What a file system says that has no rename, or no links.
+_NO_RENAME = (errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EMLINK, errno.EIO)
 # A sweep recognizes a leftover by this name; see `commit.temporary`.
 _CONTENT = "checkpoint"
 
@@ -81,12 +84,12 @@ def write(path: str, content: bytes, expected: bytes) -> bytes:
             os.fsync(file.fileno())
             version = _version(content, os.fstat(file.fileno()))
         if expected == ABSENT:
-            _create(new, path)
+            version = _create(new, path, content, version)
         else:
             with _locked(path):
                 if read(path)[1] != expected:
                     raise _changed(path)
-                os.replace(new, path)
+                version = _replace(new, path, content, version)
     except FileNotFoundError as error:
         raise _changed(path) from error
     except OSError as error:
@@ -110,13 +113,41 @@ def _changed(path: str) -> ChangedError:
     return ChangedError(errno.EAGAIN, "Another writer changed it at the same time", path)
 
 
-def _create(new: str, path: str) -> None:
-    """Renames a finished file to `path`. Raises ChangedError if `path` exists."""
+def _create(new: str, path: str, content: bytes, version: bytes) -> bytes:
+    """Renames a finished file to `path`, and returns its version. Raises ChangedError if `path` exists."""
     try:
-        if not renames.rename_new(new, path):
+        if renames.rename_new(new, path):
+            return version
+        try:
             os.link(new, path)
+        except OSError as error:
+            if error.errno not in _NO_RENAME:
+                raise
+            return _write_in_place(path, content, "xb")
     except FileExistsError as error:
         raise _changed(path) from error
+    return version
+
+
+def _replace(new: str, path: str, content: bytes, version: bytes) -> bytes:
+    """Renames a finished file over `path`, and returns its version."""
+    try:
+        os.replace(new, path)
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+        return _write_in_place(path, content, "wb")
+    return version
+
+
+def _write_in_place(path: str, content: bytes, mode: str) -> bytes:
+    """Writes a file on a file system that renames no files, such as a mounted bucket, where it appears whole when it is closed."""
+    with open(path, mode) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    # Such a file system may make up another inode number when the file is closed.
+    return read(path)[1]
 
 
 @contextlib.contextmanager

@@ -199,7 +199,7 @@ def _sync(path: str, flags: int) -> None:
         os.fsync(descriptor)
     except OSError as error:
         # Some network file systems cannot sync a directory.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             error.filename = path
             raise
     finally:

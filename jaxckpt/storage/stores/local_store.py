@@ -15,6 +15,7 @@ class LocalStore:
     """Local files. See `Store` for the methods."""
 
     is_local = True
+    largest_file = None
 
     def check_address(self, path: str, argument: str) -> None:
         """See `Store`. Refuses addresses with a scheme that has no store, such as ``ftp://``."""
@@ -22,8 +23,7 @@ class LocalStore:
             raise refusal(
                 ValueError,
                 f"{argument}={path!r}",
-                f"{scheme[1]}:// is not supported; local directories and gs:// are. "
-                "Mount the bucket, or save to a local directory",
+                f"{scheme[1]}:// is not supported; local directories, gs:// and s3:// are",
             )
         if re.match(r"(gs|s3):/", path):
             raise ValueError(
@@ -103,6 +103,9 @@ class LocalStore:
     def write_if(self, path: str, content: bytes, expected: bytes) -> bytes:
         """See `Store`."""
         return conditional.write(path, content, expected)
+
+    def require_conditions(self, scratch: str, contents: Sequence[bytes]) -> None:
+        """See `Store`. Renames and links keep it."""
 
     def remove(self, path: str) -> None:
         """See `Store`."""

@@ -50,6 +50,11 @@ class Store(Protocol):
         """Whether files have descriptors, sizes, times and inodes that are cheap to read. In another store, each look is a request."""
         ...
 
+    @property
+    def largest_file(self) -> int | None:
+        """The largest size in bytes that a file can have; None for no limit that matters."""
+        ...
+
     def check_address(self, path: str, argument: str) -> None:
         """Refuses a path that cannot name anything in this store.
 
@@ -181,6 +186,18 @@ class Store(Protocol):
         Raises:
           ChangedError: the file has another version. In a bucket this may be this write's own: the server wrote the file, its answer got
             lost, and the retry found the file changed.
+        """
+        ...
+
+    def require_conditions(self, scratch: str, contents: Sequence[bytes]) -> None:
+        """Makes sure that `write_if` keeps its promise here. If that depends on the server, tries it at the first call for a bucket.
+
+        Args:
+          scratch: path of a file that does not exist. Afterwards it does not exist either.
+          contents: three different contents or more, to be written there.
+
+        Raises:
+          OSError: with errno; ENOTSUP if the server ignores the conditions of writes, otherwise the error of a request.
         """
         ...
 

@@ -17,7 +17,9 @@ def index() -> int:
 
 def options(io: Any = None, *, asynchronous: bool = False, **more: Any) -> jaxckpt.CheckpointOptions:
     knobs = {
-        name: more.pop(name) for name in ("compression", "chunk_byte_size", "target_data_file_size") if name in more
+        name: more.pop(name)
+        for name in ("compression", "chunk_byte_size", "target_data_file_size", "read_once_per_job")
+        if name in more
     }
     orbax = jaxckpt.OrbaxSettings(timeout_secs=more.pop("timeout_secs", 30), **knobs)
     return jaxckpt.CheckpointOptions(io, enable_async=asynchronous, orbax=orbax, **more)
@@ -283,6 +285,31 @@ def restore_layouts(
     for name in ("rows", "grid"):
         assert mp_values.bits(checkpoint.tree[name]) == mp_values.bits(layout_value(names.index(name), dtype)), name
     return list(checkpoint.tree)
+
+
+def reshard_large(directory: str, io: int | None, saved: str, restored: str) -> tuple[int, int, int]:
+    """Restores 64 MiB into another layout. Returns the bytes that this process read from files, the bytes of its part, and its chunks."""
+    from jaxckpt.storage.arrays import counts
+
+    array = np.arange(4096 * 4096, dtype=np.int32).reshape(4096, 4096)
+    path = jaxckpt.Checkpoint(v=mp_values.spread(array, saved)).save(directory + "/ckpt", options(io))
+    where = mp_values.sharding(restored)
+    found = (0, 0, 0)
+    # The first restore of a process reads modules of Python.
+    for _ in range(2):
+        target = jaxckpt.Checkpoint(v=jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where))
+        chunks, before = counts.so_far().chunks, _bytes_read()
+        target.restore(path, options(io)).assert_consumed()
+        part = sum(shard.data.nbytes for shard in target.v.addressable_shards)
+        found = (_bytes_read() - before, part, counts.so_far().chunks - chunks)
+    for shard in target.v.addressable_shards:
+        np.testing.assert_array_equal(shard.data, array[shard.index])
+    return found
+
+
+def _bytes_read() -> int:
+    with open("/proc/self/io") as file:
+        return int(file.readline().removeprefix("rchar: "))
 
 
 # -- what goes wrong, and where it is told --------------------------------------------------------------------------------------------
@@ -935,3 +962,77 @@ def restore_from_tensorflow(prefix: str, io: int | None) -> tuple[list[Any], lis
     kernel = np.asarray(target.model["layers"]["0"]["kernel"].addressable_data(0))
     found = [kernel.tolist(), target.optimizer["_momentums"]["1"].tolist(), int(target.optimizer["_iterations"])]
     return [*found, target.step, target.save_counter], sorted(status.unexpected)
+
+
+# -- bytes moved --------------------------------------------------------------------------------------------------------------------
+
+
+def save_replicas(directory: str, io: int | None, layout: str, **more: Any) -> str:
+    """Saves three arrays of which every process has a replica, or every second process the same half."""
+    tree = {
+        name: mp_values.spread(mp_values.full((512, 512), seed=seed), layout)
+        for seed, name in enumerate(("a", "b", "c"))
+    }
+    tree["keys"] = mp_values.keys(mp_values.sharding(layout), 7)
+    path = jaxckpt.Checkpoint(tree=tree).save(directory + "/ckpt", options(io, **more))
+    target = jaxckpt.Checkpoint(**mp_values.blank({"tree": tree}, abstract=False))
+    target.restore(path, options(io)).assert_consumed()
+    mp_values.assert_same({"tree": target.tree}, {"tree": tree})
+    return path
+
+
+def save_replicas_of_accelerators(directory: str, layout: str) -> str:
+    """Takes the path of accelerators, which cuts on the device what has to travel to the host. There is no accelerator to test with."""
+    from unittest import mock
+
+    slices = []
+    cut = jax.lax.slice
+
+    def counted(*arguments: Any) -> Any:
+        slices.append(arguments[0].shape)
+        return cut(*arguments)
+
+    with mock.patch.object(jax, "default_backend", return_value="gpu"), mock.patch.object(jax.lax, "slice", counted):
+        path = save_replicas(directory, None, layout)
+    assert (512, 512) in slices
+    return path
+
+
+def save_rows(directory: str, io: int | None, layout: str, **more: Any) -> str:
+    tree = {"a": mp_values.spread(mp_values.full((2048, 1024), seed=1), layout), "small": np.arange(1000.0)}
+    tree["b"] = mp_values.spread(mp_values.full((1024, 1024), seed=2), layout)
+    return jaxckpt.Checkpoint(tree=tree).save(directory + "/ckpt", options(io, **more))
+
+
+def bytes_read_by_restore(path: str, io: int | None, layout: str, **more: Any) -> int:
+    """Returns how many bytes of files this process reads in a restore, by what the kernel counts. Messages do not count."""
+
+    def restore() -> int:
+        target = jaxckpt.Checkpoint(
+            tree={
+                "a": jax.ShapeDtypeStruct((2048, 1024), np.float32, sharding=mp_values.sharding(layout)),
+                "small": np.zeros(1000),
+                "b": jax.ShapeDtypeStruct((1024, 1024), np.float32, sharding=mp_values.sharding(layout)),
+            }
+        )
+        before = read_bytes()
+        target.restore(path, options(io, **more)).assert_consumed()
+        after = read_bytes()
+        mp_values.assert_same(
+            {"a": target.tree["a"], "b": target.tree["b"]},
+            {
+                "a": mp_values.spread(mp_values.full((2048, 1024), seed=1), layout),
+                "b": mp_values.spread(mp_values.full((1024, 1024), seed=2), layout),
+            },
+        )
+        assert (target.tree["small"] == np.arange(1000.0)).all()
+        return after - before
+
+    # Modules are read in the first one.
+    restore()
+    return restore()
+
+
+def read_bytes() -> int:
+    with open("/proc/self/io", encoding="ascii") as file:
+        return int(file.read().split("rchar:")[1].split()[0])

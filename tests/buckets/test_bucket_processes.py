@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gs_programs
+import bucket_programs
 import numpy as np
 import pytest
-from storage_server import Bucket, Request, StorageServer
+from storage_server import Bucket, Request, Server
 
 from jaxckpt import storage, testing
 from jaxckpt.storage import joint, stores
@@ -23,25 +23,29 @@ pytestmark = [pytest.mark.job, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
-def job(storage_server: StorageServer) -> Iterator[testing.Job]:
-    with testing.Job(processes=2, devices=2, timeout=90, env=storage_server.environment()) as job:
-        job.run(gs_programs.impatient, {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"})
+def job(gs_server: Server, s3_server: Server) -> Iterator[testing.Job]:
+    environment = {**gs_server.environment(), **s3_server.environment()}
+    with testing.Job(processes=2, devices=2, timeout=90, env=environment) as job:
+        job.run(bucket_programs.impatient, {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"})
         yield job
 
 
 @pytest.mark.parametrize(
-    ("io", "asynchronous", "orbax"),
+    ("bucket", "io", "asynchronous", "orbax"),
     [
-        (0, False, {}),
-        (1, True, {}),
-        (None, False, {"chunk_byte_size": 4096}),
-        (None, True, {"compression": "zstd"}),
+        ("gs", 0, False, {}),
+        ("gs", 1, True, {}),
+        ("gs", None, False, {"chunk_byte_size": 4096}),
+        ("gs", None, True, {"compression": "zstd"}),
+        ("s3", 1, True, {}),
+        ("s3", None, False, {}),
     ],
+    indirect=["bucket"],
 )
 def test_saves_and_restores(
     job: testing.Job, bucket: Bucket, io: int | None, asynchronous: bool, orbax: dict[str, Any]
 ) -> None:
-    found = job.run(gs_programs.round_trip, str(bucket), io, asynchronous, orbax)
+    found = job.run(bucket_programs.round_trip, str(bucket), io, asynchronous, orbax)
     run = bucket.path("run")
     kept = [f"{run}/ckpt-2", f"{run}/ckpt-3"]
     assert found == [[bucket.path("exact"), kept, kept[-1]]] * 2
@@ -53,9 +57,9 @@ def test_saves_and_restores(
     assert not any(key.endswith((leases.FILE, "/mark")) for key in bucket.keys)
 
 
-def test_plain_orbax_reads_what_several_processes_wrote(job: testing.Job, bucket: Bucket, tmp_path: Path) -> None:
+def test_plain_orbax_reads_what_several_processes_wrote(job: testing.Job, gs_bucket: Bucket, tmp_path: Path) -> None:
     pytest.importorskip("gcsfs", reason="plain Orbax reaches buckets only with gcsfs")
-    path, _ = job.run(gs_programs.saved, str(bucket), None)
+    path, _ = job.run(bucket_programs.saved, str(gs_bucket), None)
     program = """
         import sys
         import numpy as np
@@ -77,7 +81,7 @@ def test_plain_orbax_reads_what_several_processes_wrote(job: testing.Job, bucket
     rng = np.random.default_rng(0)
     with np.load(output) as found:
         for name in ("rows", "columns", "same"):
-            np.testing.assert_array_equal(found[name], rng.standard_normal(gs_programs.SHAPE).astype(np.float32))
+            np.testing.assert_array_equal(found[name], rng.standard_normal(bucket_programs.SHAPE).astype(np.float32))
         np.testing.assert_array_equal(found["array"], rng.standard_normal(700))
 
 
@@ -91,17 +95,17 @@ def test_refused_writes_fail_on_every_process_and_leave_nothing(
         return 403 if request.action == "write" and part in request.name else None
 
     bucket.rule(refuse)
-    for kinds, text in job.run(gs_programs.outcome, str(bucket), io):
+    for kinds, text in job.run(bucket_programs.outcome, str(bucket), io):
         assert "PermissionError" in kinds or "ProcessError" in kinds
         assert "refuses permission" in text
     bucket.rule(None)
     assert bucket.keys == set()
-    assert job.run(gs_programs.saved, str(bucket), io) == [bucket.path("ckpt-1")] * 2
+    assert job.run(bucket_programs.saved, str(bucket), io) == [bucket.path("ckpt-1")] * 2
 
 
 def test_a_process_that_does_not_see_the_bucket_is_named(job: testing.Job, bucket: Bucket) -> None:
     bucket.rule(lambda request: 404 if request.action == "read" and request.name.endswith("/mark") else None)
-    for kinds, text in job.run(gs_programs.outcome, str(bucket), None, timeout_secs=8):
+    for kinds, text in job.run(bucket_programs.outcome, str(bucket), None, timeout_secs=8):
         assert "ProcessError" in kinds
         assert "experimental_io_device" in text
     bucket.rule(None)
@@ -109,11 +113,11 @@ def test_a_process_that_does_not_see_the_bucket_is_named(job: testing.Job, bucke
 
 
 def test_an_object_for_each_chunk_needs_an_io_process(job: testing.Job, bucket: Bucket) -> None:
-    for kinds, text in job.run(gs_programs.outcome_with_small_files, str(bucket), None):
+    for kinds, text in job.run(bucket_programs.outcome_with_small_files, str(bucket), None):
         assert "ValueError" in kinds
         assert "max_shard_size" in text
     assert bucket.keys == set()
-    assert job.run(gs_programs.outcome_with_small_files, str(bucket), 1) == [([], "")] * 2
+    assert job.run(bucket_programs.outcome_with_small_files, str(bucket), 1) == [([], "")] * 2
 
 
 def part() -> Snapshot:

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from storage_server import Bucket
+from storage_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import storage
 from jaxckpt.storage import stores
+from jaxckpt.storage.arrays import counts
 
 VARIANTS = {
     "packed": {},
@@ -191,12 +192,6 @@ class TestReading:
         cleaned = cli("clean", bucket.path("run"))
         assert cleaned.returncode == 0, cleaned.stderr
 
-    def test_the_demo_needs_a_local_directory(self, cli: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
-        refused = cli("demo", "--dir", "gs://bucket/demo", cwd=tmp_path)
-        assert refused.returncode != 0
-        assert "choose a local directory" in refused.stderr
-        assert list(tmp_path.iterdir()) == []
-
 
 def test_config(bucket: Bucket) -> None:
     directory = bucket.path("run")
@@ -206,3 +201,31 @@ def test_config(bucket: Bucket) -> None:
     manager.sync()
     assert path == bucket.path("run/ckpt-1")
     assert_holds(path, 1)
+
+
+def test_each_chunk_is_read_once(bucket: Bucket) -> None:
+    """Eight devices want a part of each chunk."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:8]), ("x",))
+    rows, columns = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)) for spec in (("x",), (None, "x"))
+    )
+    value = np.arange(512 * 1024, dtype=np.int32).reshape(512, 1024)
+    options = jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(chunk_byte_size=64 << 10))
+    path = jaxckpt.Checkpoint(value=jax.device_put(value, rows)).write(bucket.path("run/c"), options)
+    requests: list[str] = []
+
+    def watch(request: Request) -> None:
+        if request.action == "read" and "/d/" in request.name:
+            requests.append(request.name)
+
+    target = jaxckpt.Checkpoint(value=jax.device_put(np.zeros_like(value), columns))
+    before = counts.so_far()
+    bucket.rule(watch)
+    try:
+        target.read(path).assert_consumed()
+    finally:
+        bucket.rule(None)
+    np.testing.assert_array_equal(np.asarray(target.value), value)
+    assert counts.so_far().chunks - before.chunks == 32
+    # Some requests are for nodes of the index.
+    assert len(requests) <= 32 + 8

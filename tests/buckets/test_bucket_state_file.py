@@ -134,5 +134,5 @@ def test_that_of_tensorflow_is_left_alone(state: bool, bucket: Bucket) -> None:
 
 def test_a_run_of_orbax_is_recognised(bucket: Bucket) -> None:
     stores.write(bucket.path("run/10/default/_METADATA"), b"{}")
-    with pytest.warns(UserWarning, match=r"holds Orbax checkpoints.*checkpoint.restore\('gs://.*/run/10/default'\)"):
+    with pytest.warns(UserWarning, match=rf"holds Orbax checkpoints.*checkpoint.restore\('{bucket}/run/10/default'\)"):
         jaxckpt.CheckpointManager(jaxckpt.Checkpoint(value=np.zeros(3)), bucket.path("run"), 1)

@@ -1,4 +1,6 @@
-"""Plain Orbax and jaxckpt read each other's checkpoints in a bucket. Orbax runs in a process of its own: it caches listings."""
+"""Plain Orbax and jaxckpt read each other's checkpoints in a bucket of Google Cloud Storage, which is all that Orbax writes.
+
+Orbax runs in a process of its own: it caches listings."""
 
 import importlib.util
 import json
@@ -69,13 +71,13 @@ def run(program: str, *arguments: str) -> str:
     return finished.stdout
 
 
-def test_orbax_reads_ours(bucket: Bucket) -> None:
+def test_orbax_reads_ours(gs_bucket: Bucket) -> None:
     saved = jaxckpt.Checkpoint(value=np.arange(3.0), text="text")
-    whole = saved.save(bucket.path("run/ckpt"))
-    replaced = bucket.path("best")
+    whole = saved.save(gs_bucket.path("run/ckpt"))
+    replaced = gs_bucket.path("best")
     saved.write(replaced)
     saved.write(replaced)
-    half = saved.write(bucket.path("half"))
+    half = saved.write(gs_bucket.path("half"))
     stores.remove(f"{half}/commit_success.txt")
     stores.write(f"{half}/_JAXCKPT_OWNER", b"{}")
     found = json.loads(run(READER, whole, replaced, half).splitlines()[-1])
@@ -86,15 +88,15 @@ def test_orbax_reads_ours(bucket: Bucket) -> None:
     assert found[half] == {"v0": "ValueError", "v1": "InvalidLayoutError", "finalized": False, "is": False}
 
 
-def test_ours_reads_orbax(bucket: Bucket) -> None:
-    run(WRITER, bucket.path("orbax"))
+def test_ours_reads_orbax(gs_bucket: Bucket) -> None:
+    run(WRITER, gs_bucket.path("orbax"))
     for name in ("v0", "files", "v1", "manager/3", "manager/3/default"):
-        path = bucket.path(f"orbax/{name}")
+        path = gs_bucket.path(f"orbax/{name}")
         assert storage.is_checkpoint(path)
         tree = jaxckpt.load_checkpoint(path).tree()
         np.testing.assert_array_equal(tree["value"], np.arange(4.0))
         assert tree["nested"] == [1, {"text": "text"}]
         assert storage.verify(path).ok
-    stores.remove(bucket.path("orbax/v0/commit_success.txt"))
+    stores.remove(gs_bucket.path("orbax/v0/commit_success.txt"))
     with pytest.raises(jaxckpt.CheckpointError, match="not a committed"):
-        jaxckpt.load_checkpoint(bucket.path("orbax/v0"))
+        jaxckpt.load_checkpoint(gs_bucket.path("orbax/v0"))

@@ -95,7 +95,7 @@ def no_leftovers(bucket: Bucket) -> bool:
         at("write", "/_METADATA"),
         at("write", "/commit_success.txt"),
         at("write", "run/checkpoint"),
-        at("delete", leases.FILE),
+        at("delete", leases.FILE, "run/ckpt-2/"),
     ],
     ids=["data", "metadata", "commit", "register", "after-registration"],
 )
@@ -140,7 +140,7 @@ def test_killed_while_saving(bucket: Bucket, when: Callable[[Request], bool], re
     ],
     ids=["stage", "staged", "lease", "uncommit", "remove", "copy", "commit", "release", "clean"],
 )
-@pytest.mark.parametrize("look_first", [True, False])
+@pytest.mark.parametrize(("bucket", "look_first"), [("gs", True), ("gs", False), ("s3", True)], indirect=["bucket"])
 def test_killed_while_replacing(bucket: Bucket, when: Callable[[Request], bool], look_first: bool) -> None:
     path = checkpoint(1).write(bucket.path("best"))
     run_and_kill(bucket, "write", path, when)

@@ -8,15 +8,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxckpt
-from jaxckpt.storage.stores import bucket
+from jaxckpt.storage.stores import bucket, servers
 
 SHAPE = (64, 96)
 
 
 def impatient(retries: dict[str, Any]) -> None:
     """Sets how often a request is tried again, in the processes of the job."""
-    bucket.RETRIES.update(retries)
-    bucket._context.cache_clear()
+    servers.RETRIES.update(retries)
+    bucket._opened.cache_clear()
 
 
 def options(io: int | None, asynchronous: bool = False, **more: Any) -> jaxckpt.CheckpointOptions:

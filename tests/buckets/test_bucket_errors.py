@@ -16,6 +16,7 @@ from jaxckpt.directory import paths
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import leases
 from jaxckpt.storage.stores import bucket as client
+from jaxckpt.storage.stores import servers
 
 
 def checkpoint() -> jaxckpt.Checkpoint:
@@ -26,21 +27,21 @@ def checkpoint() -> jaxckpt.Checkpoint:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few retries."""
     for name, value in {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"}.items():
-        monkeypatch.setitem(client.RETRIES, name, value)
-    client._context.cache_clear()
+        monkeypatch.setitem(servers.RETRIES, name, value)
+    client._opened.cache_clear()
     yield
-    client._context.cache_clear()
+    client._opened.cache_clear()
 
 
 class TestMissingBucket:
     def test_saving(self, bucket: Bucket) -> None:
         with pytest.raises(FileNotFoundError, match="No such bucket"):
-            checkpoint().save("gs://test-nobody-made-this/run/ckpt")
+            checkpoint().save(f"{bucket.server.scheme}test-nobody-made-this/run/ckpt")
 
     def test_reading(self, bucket: Bucket) -> None:
         with pytest.raises(FileNotFoundError):
-            checkpoint().restore("gs://test-nobody-made-this/run/ckpt-1")
-        assert jaxckpt.latest_checkpoint("gs://test-nobody-made-this/run") is None
+            checkpoint().restore(f"{bucket.server.scheme}test-nobody-made-this/run/ckpt-1")
+        assert jaxckpt.latest_checkpoint(f"{bucket.server.scheme}test-nobody-made-this/run") is None
 
 
 class TestRefusedPermission:
@@ -81,6 +82,12 @@ class TestRefusedPermission:
     @pytest.mark.parametrize("status", [400, 401, 403, 404])
     def test_listing_alone(self, status: int, bucket: Bucket) -> None:
         """The store answers with "not found" where it could have said "refused"."""
+        if bucket.server.scheme == "gs://":
+            expected = r"refuses to list.*storage\.objects\.list"
+        elif status == 400:
+            pytest.skip("an answer that has another meaning")
+        else:
+            expected = {401: "does not know who", 403: r"s3:ListBucket", 404: r"refuses to list.*s3:ListBucket"}[status]
         saved = checkpoint()
         paths = [saved.save(bucket.path("run/ckpt")) for _ in range(2)]
         before = {key: stores.read(bucket.path(key)) for key in bucket.keys}
@@ -97,11 +104,12 @@ class TestRefusedPermission:
             lambda: storage.leftovers(bucket.path("run")),
             lambda: storage.delete(storage.CheckpointPath.of(paths[0])),
         ):
-            with pytest.raises(PermissionError, match=r"refuses to list.*storage\.objects\.list") as caught:
+            with pytest.raises(PermissionError, match=expected) as caught:
                 call()
             assert caught.value.errno == errno.EACCES
         assert jaxckpt.latest_checkpoint(bucket.path("run")) == paths[1]
-        checkpoint().restore(paths[1]).assert_consumed()
+        if bucket.server.scheme == "gs://":
+            checkpoint().restore(paths[1]).assert_consumed()
         bucket.rule(None)
         assert {key: stores.read(bucket.path(key)) for key in bucket.keys} == before
 
@@ -199,6 +207,7 @@ def test_a_save_that_is_running(bucket: Bucket) -> None:
         checkpoint().restore(path)
 
 
+@pytest.mark.parametrize("bucket", ["gs"], indirect=True)
 class TestDamage:
     def test_every_object(self, bucket: Bucket) -> None:
         path = jaxckpt.Checkpoint(value=np.arange(60_000.0), small=np.arange(5), text="text").save(bucket.path("ckpt"))
@@ -244,9 +253,13 @@ class TestAddresses:
     @pytest.mark.parametrize(
         ("bad", "why"),
         [
-            ("s3://bucket/run/ckpt", "s3:// is not supported"),
+            ("ftp://bucket/run/ckpt", "ftp:// is not supported"),
             ("S3://bucket/run/ckpt", "is not supported"),
             ("gs:/bucket/run/ckpt", "one slash"),
+            ("s3:/bucket/run/ckpt", "one slash"),
+            ("s3://", "not name a bucket"),
+            ("s3://bucket", "names only a bucket"),
+            ("s3://bucket/a/../b", "'..'"),
             ("gs://", "not name a bucket"),
             ("gs:///ckpt", "not name a bucket"),
             ("gs://bucket", "names only a bucket"),
@@ -271,8 +284,8 @@ class TestAddresses:
         with pytest.raises(OSError, match="too long") as caught:
             checkpoint().save(bucket.path("n" * 1100 + "/ckpt"))
         assert caught.value.errno == errno.ENAMETOOLONG
-        with pytest.raises(ValueError, match="Invalid GCS bucket name"):
-            checkpoint().save("gs://Not a bucket/ckpt")
+        with pytest.raises(ValueError, match=r"Invalid (GCS|S3) bucket name"):
+            checkpoint().save(f"{bucket.server.scheme}Not a bucket/ckpt")
 
     def test_names_with_special_characters(self, bucket: Bucket) -> None:
         path = checkpoint().save(bucket.path("run ü #1?%41&x=[y]*/ck pt"))
@@ -280,9 +293,9 @@ class TestAddresses:
         assert jaxckpt.latest_checkpoint(bucket.path("run ü #1?%41&x=[y]*")) == path
         assert storage.list_numbered(bucket.path("run ü #1?%41&x=[y]*/ck pt")) == [1]
 
-    def test_s3_is_refused_everywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_other_schemes_are_refused_everywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        address = "s3://bucket/run"
+        address = "ftp://bucket/run"
         for call in (
             lambda: checkpoint().restore(address),
             lambda: checkpoint().read(address),
@@ -292,7 +305,7 @@ class TestAddresses:
             lambda: jaxckpt.checkpoints_iterator(address),
             lambda: jaxckpt.load_checkpoint(address),
         ):
-            with pytest.raises(ValueError, match="s3:// is not supported"):
+            with pytest.raises(ValueError, match="ftp:// is not supported"):
                 call()
         assert os.listdir(tmp_path) == []
 

@@ -1,0 +1,201 @@
+"""The center reads what several processes want once, in bounded memory, whichever process is ahead. The processes are threads here."""
+
+import math
+import random
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxckpt
+from jaxckpt._lib.boxes import slices_of
+from jaxckpt.errors import CorruptCheckpointError
+from jaxckpt.job.modes import shared_reads, tiles
+from jaxckpt.job.modes.remote import flags_of, runs_of
+from jaxckpt.job.modes.shared_reads import SharedReads
+from jaxckpt.job.modes.wanted import Wanted
+from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.opened import StoredCheckpoint
+
+Requests = Sequence[tuple[str, tuple[slice, ...] | None]]
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[ArrayInfo, tuple[int, ...], tuple[int, ...]]:
+    shape = tuple(draw(st.lists(st.integers(1, 40), max_size=3)))
+    chunks = tuple(draw(st.integers(1, extent)) for extent in shape)
+    dtype = np.dtype(draw(st.sampled_from([np.uint8, np.float64, ml_dtypes.bfloat16])))
+    start = tuple(draw(st.integers(0, extent - 1)) for extent in shape)
+    extents = tuple(draw(st.integers(1, whole - first)) for first, whole in zip(start, shape, strict=True))
+    return ArrayInfo(shape, dtype, chunks), start, extents
+
+
+@settings(max_examples=200, deadline=None)
+@given(box=boxes(), tile=st.integers(1, 4000), part=st.integers(8, 4000))
+def test_parts_fill_a_box_and_lie_in_one_tile(box: Any, tile: int, part: int) -> None:
+    info, start, extents = box
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "_TILE_BYTES", tile)
+        patch.setattr(tiles, "PART_BYTES", part)
+        whole = tiles.tile_of(info)
+        seen = np.zeros(info.shape, int)
+        for number, first, shape in tiles.parts_of(start, extents, info):
+            seen[slices_of(first, shape)] += 1
+            assert math.prod(shape) * info.dtype.itemsize <= part
+            begin, size = tiles.box_of(number, whole, info.shape)
+            for at, extent, low, most in zip(first, shape, begin, size, strict=True):
+                assert low <= at
+                assert at + extent <= low + most
+            assert tiles.tile_at(first, whole) == number
+    expected = np.zeros(info.shape, int)
+    expected[slices_of(start, extents)] = 1
+    assert (seen == expected).all()
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_flags_travel_as_runs(flags: list[bool]) -> None:
+    assert flags_of(runs_of(flags), len(flags)) == flags
+
+
+@pytest.mark.parametrize("runs", [(3,), (1, 2), (-1, 3), (0, 9)])
+def test_runs_of_another_number_of_parts_are_refused(runs: tuple[int, ...]) -> None:
+    with pytest.raises(jaxckpt.ProcessError, match="other parts"):
+        flags_of(runs, 2)
+
+
+class Counting(StoredCheckpoint):
+    """Counts the bytes of arrays that are read."""
+
+    counted = 0
+
+    def read(self, requests: Any, into: Any = None) -> list[np.ndarray]:
+        arrays = super().read(requests, into)
+        self.counted += sum(array.nbytes for array in arrays)
+        return arrays
+
+
+STATE = {"a": np.arange(256 * 48, dtype=np.float32).reshape(256, 48), "b": np.arange(300.0), "c": np.array(7)}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    options = jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(chunk_byte_size=4096))
+    return jaxckpt.Checkpoint(**STATE).write(tmp_path_factory.mktemp("shared") / "c", options)
+
+
+class Job:
+    """Processes that read groups of boxes, each on a thread, with random pauses."""
+
+    def __init__(self, path: str, processes: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tiles, "_TILE_BYTES", 1024)
+        monkeypatch.setattr(tiles, "PART_BYTES", 700)
+        monkeypatch.setattr(shared_reads, "_WINDOW_BYTES", window)
+        monkeypatch.setattr(shared_reads, "_AHEAD_BYTES", window // 2)
+        self.stored = Counting(path)
+        self.infos = self.stored.infos(self.stored.tree.leaves)
+        self.positions = {leaf.param_name: number for number, leaf in enumerate(self.stored.tree.leaves)}
+        self.reads = SharedReads(self.stored, range(processes), 20)
+        self.errors: list[BaseException] = []
+        self.found: dict[int, list[np.ndarray]] = {}
+
+    def process(self, index: int, groups: Sequence[Requests], seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            for requests in groups:
+                wanted = Wanted(requests, self.infos, self.positions)
+                shared, rest = wanted.divided(self.reads.announce(index, wanted.boxes))
+                while shared:
+                    some = [wanted.target(part) for part in shared[: rng.randint(1, 5)]]
+                    del shared[: len(some)]
+                    if rng.random() < 0.2:
+                        threading.Event().wait(0.002)
+                    with self.reads.taken([key for _, key in some]) as parts:
+                        for (target, _), part in zip(some, parts, strict=True):
+                            target[...] = part
+                for target, (name, start, shape) in rest:
+                    self.stored.read([(name, slices_of(start, shape))], [target])
+                self.found.setdefault(index, []).extend(wanted.arrays)
+            self.reads.leave(index)
+        except BaseException as error:
+            self.errors.append(error)
+            self.reads.fail(error)
+
+    def run(self, works: Sequence[Sequence[Requests]], seed: int) -> None:
+        threads = [
+            threading.Thread(target=self.process, args=(index, groups, seed + index))
+            for index, groups in enumerate(works)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def columns(process: int, processes: int) -> Requests:
+    width = 48 // processes
+    return [
+        ("a", (slice(0, 256), slice(process * width, (process + 1) * width))),
+        ("b", None),
+        ("c", None),
+    ]
+
+
+@pytest.mark.parametrize("window", [1, 10_000, 1 << 20])
+@pytest.mark.parametrize("seed", range(5))
+def test_each_byte_is_read_once(path: str, window: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(path, 4, window, monkeypatch)
+    whole: Requests = [("a", None), ("c", None)]
+    # Three groups: columns of one array and the whole of others; the same for all; and one process that leaves early.
+    works: list[Sequence[Requests]] = [[columns(process, 4), whole, whole] for process in range(4)]
+    works[2] = [columns(2, 4), whole]
+    job.run(works, seed)
+
+    assert not job.errors
+    for process in range(4):
+        expected = [STATE["a"][:, process * 12 : (process + 1) * 12], STATE["b"], STATE["c"], STATE["a"], STATE["c"]]
+        expected += [] if process == 2 else [STATE["a"], STATE["c"]]
+        for found, right in zip(job.found[process], expected, strict=True):
+            assert (found == right).all()
+    nbytes = {name: value.nbytes for name, value in STATE.items()}
+    assert job.stored.counted == 3 * nbytes["a"] + nbytes["b"] + 3 * nbytes["c"]
+
+
+@pytest.mark.parametrize("dead", [0, 3])
+def test_the_failure_of_one_ends_the_waits_of_all(path: str, dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(path, 4, 2048, monkeypatch)
+    works: list[Sequence[Requests]] = [[columns(process, 4)] for process in range(4)]
+    works[dead] = [[("a", (slice(0, 99, 0),))]]
+    job.run(works, 0)
+
+    assert len(job.errors) == 4
+    assert len({id(error) for error in job.errors}) == 1
+
+
+def test_damage_reaches_all_that_wanted_it(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "c"
+    shutil.copytree(path, damaged)
+    file = max(damaged.glob("d/*"), key=lambda each: each.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[content.index(STATE["a"][0, :4].tobytes())] ^= 1
+    file.write_bytes(content)
+    job = Job(str(damaged), 3, 2048, monkeypatch)
+    monkeypatch.setattr(job.reads, "fail", lambda error: None)
+    job.run([[[("a", None)]]] * 3, 0)
+
+    # All of them get it from the tile itself.
+    assert len(job.errors) == 3
+    assert all(isinstance(error, CorruptCheckpointError) and "a: " in str(error) for error in job.errors)
+
+
+def test_a_part_that_was_not_announced_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(path, 1, 2048, monkeypatch)
+    job.reads.announce(0, [("b", (0,), (300,))])
+    with pytest.raises(jaxckpt.ProcessError, match="not announced"), job.reads.taken([("b", (0,), (10,))]):
+        pass
