@@ -5,13 +5,14 @@
 # make lint         check formatting, lint rules, types, spelling, and which part imports which
 # make format       apply formatting and the fixes that are safe
 # make install      only make .venv
-# make clean        remove .venv and .venv-oldest, caches and build results
+# make clean        remove the environments (.venv, .venv-oldest, .venv-tensorflow), caches and build results
 #
 # Everything happens in .venv, made on first use with the first Python >= 3.11 that is found; PYTHON=/path/to/python chooses one.
 
 SHELL := /bin/sh
 VENV := .venv
 OLDEST := .venv-oldest
+TENSORFLOW := .venv-tensorflow
 BIN := $(VENV)/bin
 PYTHON ?=
 JOBS ?= 2
@@ -39,8 +40,10 @@ demo: $(VENV)/installed-demo
 	@$(BIN)/jaxckpt demo $(ARGS)
 
 # worksteal: an idle worker takes tests from a busy one, so one slow file does not keep a core waiting.
-test: $(VENV)/installed-test
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+# Some tests let TensorFlow write checkpoints. It lives in an environment of its own: where Flax finds TensorFlow, it imports it, and
+# programs that read TensorFlow's checkpoints must not need it.
+test: $(VENV)/installed-test $(TENSORFLOW)/installed
+	@REQUIRE_TENSORFLOW=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not job and not bucket' \
@@ -66,7 +69,7 @@ format: $(VENV)/installed-lint
 install: $(VENV)/installed-test
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(TENSORFLOW) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Sets $found to the first of the given Pythons that can make an environment.
@@ -104,4 +107,14 @@ $(OLDEST)/installed: pyproject.toml .ci/oldest.txt
 	"$$found" -m venv $(OLDEST); \
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/oldest.txt \
 	  -e . 'flax==0.12.1' hypothesis pytest pytest-timeout pytest-xdist; \
+	touch $@
+
+# TensorFlow has no wheels for the newest Python either, and takes 2 GB.
+$(TENSORFLOW)/installed: tests/from_tensorflow/requirements.txt
+	@set -eu; \
+	$(call find-python,$(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)); \
+	echo "Making $(TENSORFLOW) with $$found and TensorFlow (a minute or two, once)"; \
+	rm -rf $(TENSORFLOW); \
+	"$$found" -m venv $(TENSORFLOW); \
+	$(TENSORFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/from_tensorflow/requirements.txt; \
 	touch $@

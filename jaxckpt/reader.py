@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import os
 import warnings
 from typing import Any, overload
 
@@ -10,17 +9,16 @@ import numpy as np
 
 from jaxckpt import storage
 from jaxckpt._lib.arguments import StrPath, also_named
-from jaxckpt._lib.documents import damage
 from jaxckpt.directory import latest, paths
 from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.described import LeafMetadata
 from jaxckpt.leaf_kinds.registry import stored_kind
+from jaxckpt.restoring import untargeted
 from jaxckpt.storage.arrays.stored import ArrayInfo
-from jaxckpt.storage.item import notes, tree_metadata
+from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree import state_objects
-from jaxckpt.tree.containers import Container
 from jaxckpt.tree.names import PROCESS
 
 # TensorFlow appends this to the name of a variable.
@@ -32,17 +30,23 @@ _COUNTER_LEAF = StoredLeaf(((COUNTER, False),), COUNTER, "scalar", None, None)
 class Reader:
     """Reads the leaves of one checkpoint as numpy arrays (TensorFlow: `tf.train.CheckpointReader`).
 
-    It reads any Orbax checkpoint of a tree, on any number of devices. Data that jaxckpt wrote is verified when it is read.
+    It reads any Orbax checkpoint of a tree, on any number of devices, TensorFlow's checkpoints, and safetensors files. Data that jaxckpt or
+    TensorFlow wrote is verified when it is read.
     """
 
     def __init__(self, path: str) -> None:
         """Opens the checkpoint at `path`. Programs call `load_checkpoint` instead."""
-        self._stored = storage.StoredCheckpoint(path)
+        self._stored = storage.open_checkpoint(path)
         self._leaves = {leaf.name: leaf for leaf in self._stored.tree.leaves if not leaf.is_empty}
         counter = self._stored.record.get(COUNTER)
         self._counter = None if counter is None else np.asarray(counter, np.int64)
         if self._counter is not None:
             self._leaves[COUNTER] = _COUNTER_LEAF
+        # Other names of the same leaves: those of variables that several objects of a TensorFlow program share.
+        self._aliases = {leaf.name: leaf for leaf in self._stored.tree.aliases}
+        if self._stored.tree.has_nested:
+            # The names in the files, such as "model/kernel/.ATTRIBUTES/VARIABLE_VALUE".
+            self._aliases = {leaf.param_name: leaf for leaf in self._leaves.values()} | self._aliases
         self._shardings: dict[str, str] | None = None
 
     @property
@@ -64,11 +68,19 @@ class Reader:
             return dict(storage.read_facts(self.path).metrics or {})
 
     def keys(self) -> list[str]:
-        """Returns the names of all leaves, sorted."""
+        """Returns the names of all leaves, sorted. A leaf with several names (see `aliases`) is listed under one of them."""
         return sorted(self._leaves)
 
+    def aliases(self) -> dict[str, str]:
+        """Returns the other names of leaves, and for each of them the name under which `keys` lists the leaf.
+
+        A TensorFlow checkpoint stores a variable that several objects share once. Every name works, here and in a restore.
+        """
+        own = {leaf.param_name: leaf.name for leaf in self._stored.tree.leaves}
+        return {leaf.name: own[leaf.param_name] for leaf in self._stored.tree.aliases}
+
     def __contains__(self, name: object) -> bool:
-        return name in self._leaves
+        return name in self._leaves or name in self._aliases
 
     def __len__(self) -> int:
         return len(self._leaves)
@@ -76,27 +88,35 @@ class Reader:
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of the leaf `name`; () for a str or a scalar. Raises KeyError if the checkpoint has no such leaf."""
         leaf = self._leaf(name)
-        return () if leaf.is_string or leaf.is_foreign else self._info(leaf).shape
+        if leaf.is_foreign:
+            return self._stored.shape_of(leaf)
+        return () if leaf.is_string else self._info(leaf).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Returns the dtype of the array that `get_tensor` returns for the leaf `name`. Raises what `get_tensor` raises."""
-        leaf = self._readable(name)
+        leaf = self._leaf(name)
+        if leaf.is_foreign:
+            return self._stored.peculiar(leaf).dtype
         return _text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
 
     def get_tensor(self, name: str) -> np.ndarray:
         """Returns a leaf as a numpy array: a str as an array of str, bytes as an array of uint8, a PRNG key as its key data.
+
+        A tensor of strings in a TensorFlow checkpoint is an array of bytes objects, as TensorFlow returns it.
 
         Args:
           name: name of the leaf.
 
         Raises:
           KeyError: the checkpoint has no leaf of this name.
-          CheckpointError: only a type handler of the program that saved the leaf can read it.
+          CheckpointError: only the program that saved the leaf can read it: by a type handler of its own, or a type of TensorFlow's.
           CorruptCheckpointError: the data of the leaf is damaged.
           FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
         """
-        leaf = self._readable(name)
+        leaf = self._leaf(name)
         self._stored.presence.check()
+        if leaf.is_foreign:
+            return self._stored.peculiar(leaf)
         if leaf.is_string:
             return _text_array(self._stored.string(leaf))
         if leaf is _COUNTER_LEAF:
@@ -127,7 +147,7 @@ class Reader:
                 name, "str", (), None, len(self._stored.string(leaf).encode("utf-8", "surrogatepass")), None, None
             )
         if leaf.is_foreign:
-            return LeafMetadata(name, leaf.value_type, (), None, 0, None, None)
+            return LeafMetadata(name, leaf.value_type, self._stored.shape_of(leaf), None, 0, None, None)
         if self._shardings is None:
             self._shardings = self._stored.shardings()
         info = self._info(leaf)
@@ -152,7 +172,9 @@ class Reader:
           BaseException: as `get_tensor`, and the error of the object, which is a ValueError if the state does not fit it.
         """
         others = [each for each in self._leaves if each.startswith(PROCESS) and each.partition("/")[2] == name]
-        leaf = self._readable(f"{PROCESS}{process}/{name}" if others and process else name)
+        leaf = self._leaf(f"{PROCESS}{process}/{name}" if others and process else name)
+        if leaf.is_foreign:
+            raise CheckpointError(leaf.foreign(self.path))
         if leaf.is_string:
             state_objects.restore(target, self._stored.string(leaf), leaf.name)
             return
@@ -164,63 +186,29 @@ class Reader:
         """Returns the whole tree: nested dicts and lists of numpy arrays, Python and numpy scalars, str and bytes.
 
         A PRNG key is returned as its key data (`metadata` tells the implementation), and a named tuple as a dict, as Orbax does. For a
-        leaf that only a type handler of the program that saved it can read, the tree has None, and a UserWarning is issued.
+        leaf that only the program that saved it can read, the tree has None, and a UserWarning is issued. A leaf below another leaf, such
+        as a slot variable of TensorFlow's, is left out, with a UserWarning too.
 
         Raises:
           CorruptCheckpointError: stored data is damaged.
           FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
         """
         self._stored.presence.check()
-        stored = self._stored.tree.leaves
-        foreign = [leaf.name for leaf in stored if leaf.is_foreign]
-        if foreign:
-            warnings.warn(
-                f"{self.path}: these leaves are None, because only a type handler of the program that saved them can read them: "
-                f"{', '.join(foreign)}",
-                UserWarning,
-                stacklevel=2,
-            )
-        arrays = [leaf for leaf in stored if not (leaf.is_empty or leaf.is_string or leaf.is_foreign)]
-        self._stored.infos(arrays)
-        values = dict(
-            zip(
-                (leaf.param_name for leaf in arrays),
-                self._stored.read([(leaf.param_name, None) for leaf in arrays]),
-                strict=True,
-            )
-        )
-        if len(arrays) == 1 and not arrays[0].path:
-            # One array is the whole tree.
-            return _value(arrays[0], values[arrays[0].param_name])
-        root = Container(self._stored.tree.sequences)
-        with damage(os.path.join(self._stored.directory, tree_metadata.FILE)):
-            for leaf in stored:
-                value = (
-                    _empty(leaf)
-                    if leaf.is_empty or leaf.is_foreign
-                    else self._stored.string(leaf)
-                    if leaf.is_string
-                    else _value(leaf, values[leaf.param_name])
-                )
-                root.put(leaf.path, value)
-            if self._counter is not None:
-                root.put(_COUNTER_LEAF.path, self._counter.item())
-            return root.build()
+        counter = None if self._counter is None else (_COUNTER_LEAF.path, self._counter.item())
+        values, left_out = untargeted.tree(self._stored, counter)
+        for reason, names in left_out.items():
+            warnings.warn(f"{self.path}: {reason}: {', '.join(names)}", UserWarning, stacklevel=2)
+        return values
 
     def _leaf(self, name: str) -> StoredLeaf:
-        try:
-            return self._leaves[name]
-        except KeyError:
+        found = self._leaves.get(name) or self._aliases.get(name)
+        if found is None:
             bare = str(name).removesuffix(_TENSORFLOW_SUFFIX)
-            close = [bare] if bare in self._leaves else difflib.get_close_matches(bare, self._leaves, n=3)
+            known = [*self._leaves, *self._aliases]
+            close = [bare] if bare in self else difflib.get_close_matches(bare, known, n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise KeyError(f"{self.path} has no leaf {name!r}.{hint}") from None
-
-    def _readable(self, name: str) -> StoredLeaf:
-        leaf = self._leaf(name)
-        if leaf.is_foreign:
-            raise CheckpointError(leaf.foreign(self.path))
-        return leaf
+            raise KeyError(f"{self.path} has no leaf {name!r}.{hint}")
+        return found
 
     def _read_infos(self) -> None:
         """Reads the shapes of all arrays in one step, which is faster than reading them one by one."""
@@ -234,10 +222,6 @@ class Reader:
         return self._stored.infos([leaf])[leaf.param_name]
 
 
-def _empty(leaf: StoredLeaf) -> Any:
-    return {"Dict": {}, "List": [], "Tuple": ()}.get(leaf.value_type)
-
-
 def _kind(leaf: StoredLeaf) -> str:
     return stored_kind(leaf).reader_name
 
@@ -245,11 +229,6 @@ def _kind(leaf: StoredLeaf) -> str:
 def _text_array(text: str) -> np.ndarray:
     # An array of numpy's str dtype drops null characters at the end of the text.
     return np.array(text, dtype=object) if text.endswith("\0") else np.asarray(text)
-
-
-def _value(leaf: StoredLeaf, array: np.ndarray) -> Any:
-    with damage(leaf.name, "its stored value"):
-        return stored_kind(leaf).read(array)
 
 
 @overload

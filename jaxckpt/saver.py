@@ -235,7 +235,9 @@ class Saver:
             self._saves.restored()
             if loaded.counter is not None:
                 self.counter.number = int(loaded.counter)
-            return CheckpointLoadStatus(path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast)
+            return CheckpointLoadStatus(
+                path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast, loaded.near
+            )
 
     @property
     def is_saving(self) -> bool:

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 
@@ -25,6 +25,7 @@ class CheckpointLoadStatus:
         missing: Sequence[str],
         unexpected: Sequence[str],
         cast: Sequence[str] = (),
+        near: Mapping[str, str] | None = None,
     ) -> None:
         """Creates the status; `Checkpoint.restore` does this.
 
@@ -34,9 +35,11 @@ class CheckpointLoadStatus:
           missing: names of targets that the checkpoint does not have.
           unexpected: names of stored leaves for which there is no target.
           cast: names of leaves that were converted.
+          near: for some of the missing names, a stored name that is much like it.
         """
         self._path = path
         self._matched = len(matched)
+        self._near = dict(near or {})
         self.missing: tuple[str, ...] = tuple(missing)
         self.unexpected: tuple[str, ...] = tuple(unexpected)
         self.cast: tuple[str, ...] = tuple(cast)
@@ -69,7 +72,7 @@ class CheckpointLoadStatus:
         """
         self._acknowledge()
         if self.missing:
-            raise AssertionError(f"{self._path}: not in the checkpoint: {_listing(self.missing)}")
+            raise AssertionError(f"{self._path}: not in the checkpoint: {self._missing()}")
         return self
 
     def assert_nontrivial_match(self) -> Self:
@@ -118,10 +121,15 @@ class CheckpointLoadStatus:
     def _describe(self) -> str:
         parts = []
         if self.missing:
-            parts.append(f"not in the checkpoint (they kept their values): {_listing(self.missing)}")
+            parts.append(f"not in the checkpoint (they kept their values): {self._missing()}")
         if self.unexpected:
             parts.append(f"in the checkpoint, but not asked for: {_listing(self.unexpected)}")
         return f"{self._path}: " + "; ".join(parts)
+
+    def _missing(self) -> str:
+        """Returns the missing names, with similar stored names."""
+        near = self._near
+        return _listing([f"{name} (did you mean {near[name]}?)" if name in near else name for name in self.missing])
 
     def __repr__(self) -> str:
         counts = f"{self._matched} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"

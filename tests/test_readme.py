@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,8 @@ def tensorflow_page() -> list[str]:
 @pytest.mark.slow
 def test_the_page_for_users_of_tensorflow_runs(tmp_path: Path) -> None:
     blocks = [block for block in tensorflow_page() if "import tensorflow" not in block]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
+    shutil.copytree(ROOT / "tests/from_tensorflow/golden/tree", tmp_path / "tf_run")
     printed = run("\n".join(blocks), tmp_path)
     assert "save() appends a number ('ckpt-1') and returns the full path; pass that one" in printed
     assert (tmp_path / "checkpoints" / "ckpt-1").is_dir()
@@ -104,6 +106,7 @@ LINKS = [
         "CONTRIBUTING.md",
         "SECURITY.md",
         "docs/architecture.md",
+        "docs/cli.md",
         "docs/from_tensorflow.md",
         "docs/managers.md",
         "docs/preemption.md",

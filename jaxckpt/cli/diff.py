@@ -124,6 +124,8 @@ def _compare(a: Reader, b: Reader, name: str) -> Difference | None:
         return Difference(name, "type", f"{_describe(of_a)} in A, {_describe(of_b)} in B")
     if of_a.kind in ("str", "bytes"):
         return _compare_text(name, of_a.kind, a.get_tensor(name), b.get_tensor(name))
+    if of_a.kind == of_b.kind == "TensorFlow string":
+        return _compare_strings(name, a.get_tensor(name), b.get_tensor(name))
     if of_a.shape != of_b.shape:
         return Difference(name, "shape", f"{of_a.shape} in A, {of_b.shape} in B")
     if of_a.dtype != of_b.dtype:
@@ -155,6 +157,14 @@ def _compare_text(name: str, kind: str, a: np.ndarray, b: np.ndarray) -> Differe
             for word, value in zip(words, (left, right), strict=True)
         ]
     return Difference(name, "value", f"{words[0]} in A, {words[1]} in B")
+
+
+def _compare_strings(name: str, a: np.ndarray, b: np.ndarray) -> Difference | None:
+    if a.shape != b.shape:
+        return Difference(name, "shape", f"{a.shape} in A, {b.shape} in B")
+    differing = sum(left != right for left, right in zip(a.ravel(), b.ravel(), strict=True))
+    text = f"{differing:,} of {count(a.size, 'string')}"
+    return Difference(name, "value", text, differing, a.size) if differing else None
 
 
 def _first_difference(a: Any, b: Any) -> int:

@@ -62,14 +62,28 @@ def existing_directory(path: str) -> str:
 
 
 def size_of(path: str) -> int | None:
-    """Returns the total size in bytes of the files in a directory. Files that vanish meanwhile do not count. None for a bucket."""
+    """Returns the total size in bytes of the files of a checkpoint, which may be TensorFlow's. None for a bucket.
+
+    Files that vanish meanwhile do not count.
+
+    Args:
+      path: path of the checkpoint.
+    """
     if not stores.is_local(path):
         return None
+    if os.path.isdir(path):
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    elif os.path.isfile(path):
+        files = [path]
+    else:
+        folder, own = os.path.split(stores.absolute(path))
+        files = [
+            os.path.join(folder, name) for name in _names(folder) if name.startswith((f"{own}.index", f"{own}.data-"))
+        ]
     total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except OSError:
-                continue
+    for file in files:
+        try:
+            total += os.lstat(file).st_size
+        except OSError:
+            continue
     return total

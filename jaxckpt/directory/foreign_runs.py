@@ -46,6 +46,11 @@ class ForeignRun:
         )
 
 
+def is_tensorflow(path: str) -> bool:
+    """Whether `path` is the prefix of a TensorFlow checkpoint."""
+    return stores.is_file(index_of(path))
+
+
 def index_of(prefix: str) -> str:
     """Returns the path of the index file of the TensorFlow checkpoint with this prefix."""
     return prefix + _INDEX
@@ -79,14 +84,14 @@ def tensorflow_error(directory: str, prefixes: Sequence[str]) -> CheckpointError
 
 def refuse_prefix(path: str) -> None:
     """Raises CheckpointError if `path` is the prefix of a TensorFlow checkpoint."""
-    if stores.is_file(index_of(path)):
+    if is_tensorflow(path):
         raise tensorflow_error(os.path.dirname(stores.absolute(path)), [os.path.basename(path)])
 
 
 def _tensorflow_advice(newest: str) -> str:
     return (
-        "This version of jaxckpt does not read them. To go on from them, choose another directory, load "
-        f"tf.train.load_checkpoint({newest!r}) with TensorFlow, put the values into the Checkpoint, and save it there."
+        f"To continue from them, choose another directory: restore with checkpoint.restore({newest!r}), and save, or make the manager, "
+        "in the other directory."
     )
 
 

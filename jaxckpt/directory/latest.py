@@ -131,7 +131,8 @@ def latest_checkpoint(
 ) -> str | None:
     """Returns the path of the latest checkpoint of a directory (TensorFlow: `tf.train.latest_checkpoint`).
 
-    The latest is the one that was saved last, not the one with the highest number.
+    The latest is the one that was saved last, not the one with the highest number. In a directory of TensorFlow's checkpoints it is
+    TensorFlow's: `Checkpoint.restore` takes that, too.
 
     Args:
       directory: the directory with the checkpoints. TensorFlow's keyword `checkpoint_dir` is accepted too.
@@ -162,7 +163,7 @@ def latest_here(directory: str, name: str = state_file.FILE) -> str | None:
     """
     state = _read_here(directory, name)
     for _ in range(_LOOKS):
-        if state is None or storage.is_checkpoint(state.model_checkpoint_path):
+        if state is None or _is_there(state.model_checkpoint_path):
             break
         # Retention may have deleted the checkpoint after the file was read. Then the file names a newer one now.
         before, state = state.model_checkpoint_path, _read_here(directory, name)
@@ -174,10 +175,11 @@ def latest_here(directory: str, name: str = state_file.FILE) -> str | None:
 def latest_of(state: CheckpointState) -> str | None:
     """Returns the path of the latest checkpoint that a state file names; None, after a warning, if the checkpoint is gone."""
     path = state.model_checkpoint_path
-    if storage.is_checkpoint(path):
+    if _is_there(path):
         return path
-    if stores.is_file(foreign_runs.index_of(path)):
-        _logger.warning("%s is a TensorFlow checkpoint, which this version of jaxckpt does not read.", path)
-    else:
-        _logger.warning("%s, which the state file names as the latest, does not exist.", path)
+    _logger.warning("%s, which the state file names as the latest, does not exist.", path)
     return None
+
+
+def _is_there(path: str) -> bool:
+    return storage.is_checkpoint(path) or foreign_runs.is_tensorflow(path)

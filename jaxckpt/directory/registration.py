@@ -54,7 +54,7 @@ def refuse_tensorflow(directory: str) -> None:
     found = foreign_runs.tensorflow_prefixes(names)
     if records is not None and records.latest is not None:
         latest = stores.join(directory, records.latest)
-        if not stores.exists(latest) and stores.is_file(foreign_runs.index_of(latest)):
+        if not stores.exists(latest) and foreign_runs.is_tensorflow(latest):
             found = [records.latest]
     if found:
         raise foreign_runs.tensorflow_error(directory, found)

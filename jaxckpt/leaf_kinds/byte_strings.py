@@ -10,7 +10,7 @@ from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, LeafKind, OtherKindError, Terms
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import notes
-from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.item.tree_metadata import STR_OR_BYTES, StoredLeaf
 from jaxckpt.tree.flatten import Leaf
 
 
@@ -30,12 +30,12 @@ class _ByteStrings(LeafKind):
         return contents.checksum(np.frombuffer(value, np.uint8))
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
-        if info is None or leaf.note != notes.BYTES.word:
+        if leaf.note != STR_OR_BYTES and (info is None or leaf.note != notes.BYTES.word):
             raise OtherKindError
         return None
 
     def place(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Delivery:
-        return Delivery(WHOLE, (), _build)
+        return Delivery((), (), _encode) if leaf.is_string else Delivery(WHOLE, (), _build)
 
     def describe_stored(self, leaf: StoredLeaf, info: ArrayInfo | None) -> str:
         assert info is not None
@@ -50,3 +50,7 @@ BYTE_STRINGS = _ByteStrings()
 
 def _build(arrays: Sequence[Any]) -> Any:
     return arrays[0].tobytes()
+
+
+def _encode(texts: Sequence[Any]) -> Any:
+    return texts[0].encode()

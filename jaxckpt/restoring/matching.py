@@ -1,5 +1,6 @@
 """Matches targets with stored leaves by name."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,9 @@ from jaxckpt.tree.flatten import Leaf
 from jaxckpt.tree.names import PROCESS, VALUE, leaf_name
 
 Pair = tuple[Leaf, StoredLeaf]
+# Names for which a similar one is looked for, and among how many; each comparison takes time.
+_NEAR = 5
+_NEAR_AMONG = 1000
 
 
 @dataclass
@@ -23,12 +27,14 @@ class Matched:
       skipped: names of slot variables that keep their values.
       missing: names of targets that are not stored.
       unexpected: names of stored leaves that have no target.
+      near: for some of the missing names, a stored name that is much like it.
     """
 
     pairs: list[Pair] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    near: dict[str, str] = field(default_factory=dict)
 
 
 def match(
@@ -50,7 +56,8 @@ def match(
       ValueError: Orbax cannot tell the names of two targets apart; or processes had different states, and now there are more or fewer.
       CheckpointError: only a type handler of the program that saved a target's leaf can read it.
     """
-    by_name = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
+    own = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
+    by_name = {leaf.name: leaf for leaf in stored.tree.aliases} | own
     found = Matched()
     layout.refuse_collisions([target.path for target in targets])
     # There may be thousands of names: build each of them once.
@@ -75,7 +82,16 @@ def match(
     for _, leaf in found.pairs:
         if leaf.is_foreign:
             raise CheckpointError(f"{leaf.foreign(stored.path)} Leave it out of the Checkpoint to restore the others.")
-    found.unexpected = [name for name in by_name if name not in names and name != ignore]
+    asked = {by_name[name].param_name for name in names if name in by_name} if stored.tree.aliases else set()
+    found.unexpected = [
+        name for name, leaf in own.items() if name not in names and name != ignore and leaf.param_name not in asked
+    ]
+    free = [*found.unexpected, *(leaf.name for leaf in stored.tree.aliases if leaf.param_name not in asked)]
+    for name in found.missing[:_NEAR]:
+        for other in difflib.get_close_matches(name, free[:_NEAR_AMONG]):
+            # Names of different leaves of one container are always alike.
+            if difflib.get_close_matches(name.rpartition("/")[2], [other.rpartition("/")[2]]):
+                found.near.setdefault(name, other)
     return found
 
 

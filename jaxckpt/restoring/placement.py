@@ -35,13 +35,15 @@ def load_group(
       group: validated pairs whose leaves are arrays.
       infos: shapes and dtypes of the stored arrays, by Orbax's name.
       stored: the checkpoint.
-      conversions: conversions of the arrays that need one, by Orbax's name.
+      conversions: conversions of the arrays that need one, by name of the target.
       memory: if the group has a single array that is larger than so many bytes, its boxes are read and transferred in several steps.
 
     Returns:
       New values by name of the leaf.
     """
     requests: list[tuple[str, Slices | None]] = []
+    # The target of each request.
+    askers: list[str] = []
     # Target, position of its first request, and its delivery.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
     # For each transfer: the position of the request whose array is transferred, its target, and its device or sharding.
@@ -58,6 +60,7 @@ def load_group(
             requests.append((name, None))
         else:
             requests += [(name, box) for box in boxes]
+        askers += [target.name] * (len(requests) - first)
         for place, position in places:
             sources.append(first + position)
             owners.append(target)
@@ -66,7 +69,7 @@ def load_group(
     placed: list[Any] = [None] * len(sources)
     for step in _steps(requests, infos, memory) if len(group) == 1 else (range(len(requests)),):
         for position, array in zip(step, stored.read([requests[position] for position in step]), strict=True):
-            conversion = conversions.get(requests[position][0])
+            conversion = conversions.get(askers[position])
             arrays[position] = array if conversion is None else conversion(array)
         chosen = set(step)
         transfers = [number for number, source in enumerate(sources) if source in chosen]

@@ -65,7 +65,8 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False, memory: i
                 raise _other_kind((target, leaf), info, stored.path) from None
             raise
         if conversion is not None:
-            conversions[leaf.param_name] = conversion
+            # Not by the stored leaf: several targets may have one, under different names.
+            conversions[target.name] = conversion
     values = {
         target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in pairs if leaf.is_string
     }

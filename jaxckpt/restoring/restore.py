@@ -29,6 +29,7 @@ class Loaded:
       missing: names of targets that are not stored.
       unexpected: names of stored leaves that have no target.
       cast: names of leaves that were converted to another dtype.
+      near: for some of the missing names, a stored name that is much like it.
     """
 
     new: dict[str, Any]
@@ -37,6 +38,7 @@ class Loaded:
     missing: list[str]
     unexpected: list[str]
     cast: list[str]
+    near: dict[str, str]
 
 
 class Restore:
@@ -152,7 +154,8 @@ def _read(
             f"{COUNTER}: {stored.path} holds {counter}, which cannot be the number of a save. Use read() instead of restore()."
         )
     matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
-    return Loaded(new.values, counter if with_counter else None, matched, found.missing, found.unexpected, new.cast)
+    kept = counter if with_counter else None
+    return Loaded(new.values, kept, matched, found.missing, found.unexpected, new.cast, found.near)
 
 
 def carry_out(changes: Iterable[Callable[[], Undo]], agree: Callable[[BaseException | None], None]) -> None:

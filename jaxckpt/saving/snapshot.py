@@ -53,7 +53,7 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             _start_transfers([leaf for leaf in leaves if id(leaf) not in shared])
             entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
-    _refuse_collisions(entries)
+    refuse_collisions(entries)
     if plan is None:
         return Snapshot(tuple(entries))
     states = [(leaf.path, leaf.value) for leaf in leaves if leaf.is_state]
@@ -114,10 +114,16 @@ def _is_text(name: str) -> bool:
 _told_apart: tuple[Path, ...] = ()
 
 
-def _refuse_collisions(entries: Sequence[Entry]) -> None:
+def refuse_collisions(entries: Sequence[Entry]) -> None:
     """Refuses names that Orbax cannot tell apart.
 
     The paths of the last call are remembered: a training loop saves the same path objects (see `jaxckpt.tree.flatten`) each time.
+
+    Args:
+      entries: the leaves of a snapshot.
+
+    Raises:
+      ValueError: two names collide, or one is not text; the message names them.
     """
     global _told_apart
     paths = tuple([entry.path for entry in entries])

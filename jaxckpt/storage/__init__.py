@@ -8,6 +8,7 @@ from jaxckpt.storage.commit.save import save
 from jaxckpt.storage.facts import NO_FACTS, SaveFacts, read_facts
 from jaxckpt.storage.joint import check_part, write_jointly, write_part
 from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.opening import open_checkpoint
 from jaxckpt.storage.orbax_runs import latest_step
 from jaxckpt.storage.verify import Problem, VerifyReport, verify
 
@@ -27,6 +28,7 @@ __all__ = [
     "latest_step",
     "leftovers",
     "list_numbered",
+    "open_checkpoint",
     "read_facts",
     "save",
     "sweep",

@@ -22,6 +22,8 @@ _STATE_BYTES = 1 << 20
 _SHOWN = 5
 _SAVE_AGAIN = "Then put the values into a jaxckpt.Checkpoint, and save that."
 _TENSORFLOW_PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})", re.DOTALL)
+# The end of every table of LevelDB. In the format V1, a checkpoint is one.
+_TABLE_END = bytes.fromhex("57fb808b247547db")
 _FLAX_NAME = re.compile(r"checkpoint_(\d+)")
 
 
@@ -54,40 +56,18 @@ def broken_link(path: str) -> str | None:
     return os.readlink(path)
 
 
-def nothing_at(path: str) -> str:
-    """Returns the error message for a path at which there is nothing. It suggests the path that the caller may have meant."""
-    directory, name = os.path.split(path)
-    if not stores.is_directory(directory):
-        return "No checkpoint at this path: its directory does not exist"
-    prefix = numbering.prefix_of(name)
-    numbers = checkpoints.list_numbered(os.path.join(directory, prefix or name))
-    shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])
-    held = f"Its directory holds {'..., ' if len(numbers) > _SHOWN else ''}{shown}"
-    if prefix is not None and numbers:
-        return f"No checkpoint at this path. {held}"
-    advice = "save() appends a number ('ckpt-1') and returns the full path; pass that one"
-    return f"No checkpoint at this path. {advice}{f'. {held}' if numbers else ''}"
-
-
 def is_tensorflow_prefix(path: str) -> bool:
     """Whether `path` is that of a TensorFlow checkpoint, such as ``ckpt-3``: then there is a file ``ckpt-3.index``."""
-    return stores.is_local(path) and os.path.isfile(f"{path}.index")
+    return os.path.isfile(f"{path}.index") if stores.is_local(path) else stores.is_file(f"{path}.index")
 
 
 def _describe(path: str) -> str | None:
     if is_tensorflow_prefix(path):
-        return _tensorflow(path)
+        return f"it is a TensorFlow checkpoint ({os.path.basename(path)}.index)."
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         return _directory(path)
     return _file(path) if stat.S_ISREG(mode) else "it is neither a file nor a directory."
-
-
-def _tensorflow(prefix: str) -> str:
-    return (
-        f"it is a TensorFlow checkpoint ({os.path.basename(prefix)}.index). Read it with "
-        f"tf.train.load_checkpoint({prefix!r})."
-    )
 
 
 def _file(path: str) -> str | None:
@@ -95,8 +75,11 @@ def _file(path: str) -> str | None:
     if (part := _TENSORFLOW_PART.fullmatch(name)) and is_tensorflow_prefix(
         prefix := os.path.join(os.path.dirname(path), part[1])
     ):
+        return f"it is a part of the TensorFlow checkpoint {prefix}. Pass that: {prefix!r}."
+    if _last_bytes(path, len(_TABLE_END)) == _TABLE_END:
         return (
-            f"it is a part of the TensorFlow checkpoint {prefix}. Read that with tf.train.load_checkpoint({prefix!r})."
+            "it is a TensorFlow checkpoint in the format V1, from before TensorFlow 1.0, which jaxckpt does not read. TensorFlow does "
+            f"(tf.train.load_checkpoint({path!r})), and saves in the format V2."
         )
     return _format(name, _first_bytes(path))
 
@@ -112,7 +95,12 @@ def _format(name: str, start: bytes) -> str | None:
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "it is an HDF5 file, such as Keras writes. Read it with h5py, or keras.models.load_model."
     if len(start) > 9 and start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 32:
-        return "it is a safetensors file. Read it with safetensors.flax.load_file."
+        how = (
+            "Pass its path"
+            if name.endswith(".safetensors")
+            else "Give it a name that ends in .safetensors, and pass that"
+        )
+        return f"it is a safetensors file. {how}."
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "it is a pickle, such as torch.save writes. Read it with torch.load or pickle.load, if you trust it as code."
     if _is_msgpack_mapping(start):
@@ -163,7 +151,7 @@ def _directory(path: str) -> str | None:
         return f"it is a SavedModel of TensorFlow. Read it with tf.saved_model.load({path!r})."
     if prefixes := [each.removesuffix(".index") for each in names if each.endswith(".index")]:
         latest = os.path.join(path, _latest_name(path) or _highest(prefixes))
-        return f"it is a directory of TensorFlow checkpoints ({_list(prefixes)}). Read one with tf.train.load_checkpoint({latest!r})."
+        return f"it is a directory of TensorFlow checkpoints ({_list(prefixes)}). Pass one of them, such as {latest!r}."
     if flax := [each for each in names if _FLAX_NAME.fullmatch(each)]:
         return f"it is a directory of Flax checkpoints ({_list(flax)}). {_convert_flax(repr(path))}"
     if found := _old_orbax(path, names):
@@ -257,6 +245,15 @@ def _list(names: list[str]) -> str:
 def _names(directory: str) -> list[str]:
     with os.scandir(directory) as entries:
         return sorted((entry.name for entry in itertools.islice(entries, _MAX_NAMES)), key=numbering.natural)
+
+
+def _last_bytes(path: str, size: int) -> bytes:
+    """Returns the end of a regular file that `_first_bytes` has looked at, or would."""
+    if not _first_bytes(path):
+        return b""
+    with open(path, "rb") as file:
+        file.seek(-min(size, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read(size)
 
 
 def _first_bytes(path: str, size: int = _FIRST_BYTES) -> bytes:

@@ -16,7 +16,7 @@ from jaxckpt._lib import bounds
 from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import faults, foreign, orbax_runs, stores
+from jaxckpt.storage import absent, checks, faults, foreign, orbax_runs, stores
 from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
 from jaxckpt.storage.commit import checkpoints, in_flight, recognition
@@ -121,9 +121,7 @@ class StoredCheckpoint:
                     "checkpoints_iterator() in another program",
                     path,
                 )
-            if foreign.is_tensorflow_prefix(path):
-                raise CheckpointError(f"{path} is not an Orbax checkpoint: {foreign.describe(path)}")
-            raise FileNotFoundError(errno.ENOENT, foreign.nothing_at(path), path)
+            raise FileNotFoundError(errno.ENOENT, absent.nothing_there(path), path)
         if (target := foreign.broken_link(path)) is not None:
             what = f"This link leads to {target}, which does not exist: the checkpoint was deleted or moved. Pass one that exists"
             raise FileNotFoundError(errno.ENOENT, what, path)
@@ -187,6 +185,27 @@ class StoredCheckpoint:
         content = self.read_file(description.FILE)
         digests.check(self.directory, description.FILE, content, noted)
         return description.read(os.path.join(self.directory, description.FILE), content)
+
+    @property
+    def is_checksummed(self) -> bool:
+        """Whether a changed bit is noticed."""
+        return self.digests is not None
+
+    def peculiar(self, leaf: tree_metadata.StoredLeaf) -> np.ndarray:
+        """Raises CheckpointError: only a type handler of the program that saved the leaf can read it; see `OpenCheckpoint.peculiar`."""
+        raise CheckpointError(leaf.foreign(self.path))
+
+    def shape_of(self, leaf: tree_metadata.StoredLeaf) -> tuple[int, ...]:
+        """Returns (): see `OpenCheckpoint.shape_of`."""
+        return ()
+
+    def check_files(self) -> tuple[int, list[checks.Damage]]:
+        """Checks all files but the data files; see `OpenCheckpoint.check_files`."""
+        return checks.files(self.inside, self.digests, self.read_file)
+
+    def exchanged_files(self) -> list[checks.Damage]:
+        """Looks for data files that were exchanged for others; see `OpenCheckpoint.exchanged_files`."""
+        return checks.exchanged(self.inside, self.digests)
 
     def check_data_files(self) -> None:
         """Checks that no data file was exchanged for another. Call it after a read, whose errors say more: they name the leaf."""

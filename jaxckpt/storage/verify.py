@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from jaxckpt._lib.groups import groups
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import stores
-from jaxckpt.storage.item import description, digests, layout, tree_metadata
-from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.item import description, layout, tree_metadata
+from jaxckpt.storage.opening import open_checkpoint
+from jaxckpt.storage.source import OpenCheckpoint
 
 _GROUP_BYTES = 256 << 20
 
@@ -33,11 +33,13 @@ class VerifyReport:
     Attributes:
       path: path of the checkpoint.
       problems: the damaged leaves and files.
-      checksummed: whether the checkpoint has checksums. Plain Orbax does not write any; then only data that cannot be decoded is found.
+      checksummed: whether the checkpoint has checksums. Plain Orbax does not write any, and safetensors files have none; then only
+        data that cannot be decoded is found.
       leaves: number of leaves.
       bytes: size in bytes of all arrays that were read.
       files: number of files that were checked.
-      unread: names of leaves that were not read, because only the type handler of the program that saved them can read them.
+      unread: names of leaves that were not read, because only the program that saved them can read them: by a type handler of its own,
+        or a type of TensorFlow's that numpy does not have.
     """
 
     path: str
@@ -64,9 +66,7 @@ class VerifyReport:
                 "  has no checksums (not written by jaxckpt): data that can be read may still contain flipped bits"
             )
         if self.unread:
-            lines.append(
-                f"  not read, because only the program's own type handler can read it: {', '.join(self.unread)}"
-            )
+            lines.append(f"  not read, because only the program that saved it can read it: {', '.join(self.unread)}")
         lines += [f"  {problem.where}: {problem.what}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -89,7 +89,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     path = os.fspath(path)
     try:
         # Data files are checked below, one by one.
-        stored = StoredCheckpoint(path, check_data=False)
+        stored = open_checkpoint(path, check_data=False)
     except CheckpointError as error:
         if type(error) is CheckpointError:
             raise
@@ -101,9 +101,10 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     return report
 
 
-def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | None) -> VerifyReport:
+def _verified(stored: OpenCheckpoint, progress: Callable[[int, int], None] | None) -> VerifyReport:
     problems: list[Problem] = []
-    files = _check_files(stored, problems)
+    files, damaged = stored.check_files()
+    problems += [Problem(where, what) for where, what in damaged]
     arrays = [leaf for leaf in stored.tree.leaves if not (leaf.is_empty or leaf.is_string or leaf.is_foreign)]
     readable = []
     for leaf in arrays:
@@ -130,14 +131,23 @@ def _verified(stored: StoredCheckpoint, progress: Callable[[int, int], None] | N
                 stored.string(leaf)
             except CheckpointError as error:
                 problems.append(_problem(error, leaf.name))
+    unread = []
+    for leaf in stored.tree.leaves:
+        if leaf.is_foreign:
+            try:
+                stored.peculiar(leaf)
+            except CorruptCheckpointError as error:
+                problems.append(_problem(error, leaf.name))
+            except CheckpointError:
+                unread.append(leaf.name)
     if not problems:
-        _check_data_files(stored, problems)
+        # A leaf's own problem says more than one of a data file.
+        problems += [Problem(where, what) for where, what in stored.exchanged_files()]
     # The save counter counts as a leaf, whether it is stored in the tree or in the record.
     leaves = sum(not leaf.is_empty for leaf in stored.tree.leaves) + (description.COUNTER in stored.record)
-    unread = tuple(leaf.name for leaf in stored.tree.leaves if leaf.is_foreign)
     # A problem of the whole database was reported once for every leaf.
     problems = list(dict.fromkeys(problems))
-    return VerifyReport(stored.path, tuple(problems), stored.digests is not None, leaves, total, files, unread)
+    return VerifyReport(stored.path, tuple(problems), stored.is_checksummed, leaves, total, files, tuple(unread))
 
 
 def _problem(error: CheckpointError, where: str) -> Problem:
@@ -152,39 +162,10 @@ def _problem(error: CheckpointError, where: str) -> Problem:
     return Problem(where, str(error))
 
 
-def _readable(stored: StoredCheckpoint, group: list[tree_metadata.StoredLeaf]) -> bool:
+def _readable(stored: OpenCheckpoint, group: list[tree_metadata.StoredLeaf]) -> bool:
     """Whether a whole group of leaves can be read. If not, the caller reads them one by one to find the damaged ones."""
     try:
         stored.read([(leaf.param_name, None) for leaf in group])
     except CheckpointError:
         return False
     return True
-
-
-def _check_files(stored: StoredCheckpoint, problems: list[Problem]) -> int:
-    if stored.digests is None:
-        return len(stores.tree(stored.directory))
-    for name, what in digests.check_sizes(stored.inside, stored.digests):
-        problems.append(Problem(os.path.join(stored.directory, name), what))
-    damaged = {problem.where for problem in problems}
-    for name, expected in stored.digests.items():
-        path = os.path.join(stored.directory, name)
-        if path in damaged:
-            continue
-        if expected.is_of_data:
-            continue
-        try:
-            digests.check(stored.directory, name, stored.read_file(name), stored.digests)
-        except CheckpointError as error:
-            problems.append(_problem(error, path))
-    return len(stored.digests) + 1
-
-
-def _check_data_files(stored: StoredCheckpoint, problems: list[Problem]) -> None:
-    """Looks for data files that were exchanged for others. Call it only if no leaf is damaged: a leaf's own problem says more."""
-    for name, expected in (stored.digests or {}).items():
-        if expected.is_of_data:
-            try:
-                digests.check_data(stored.inside, name, stored.digests or {})
-            except CheckpointError as error:
-                problems.append(_problem(error, os.path.join(stored.directory, name)))

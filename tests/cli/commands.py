@@ -9,6 +9,10 @@ OF_CHECKPOINTS = tuple(command for command in COMMANDS if command not in OF_CONF
 
 def with_path(command: str, path: object) -> list[str]:
     """Returns the arguments of a call of `command` that is about `path` alone."""
-    return {"demo": [command, "--config", str(path)], "diff": [command, str(path), str(path)]}.get(
-        command, [command, str(path)]
-    )
+    given = str(path)
+    several = {
+        "demo": [command, "--config", given],
+        "diff": [command, given, given],
+        "convert": [command, given, f"{given}-new"],
+    }
+    return several.get(command, [command, given])

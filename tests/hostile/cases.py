@@ -18,7 +18,7 @@ from pathlib import Path
 
 import google_crc32c
 from golden import make
-from hostile import documents, ocdbt
+from hostile import documents, foreign_cases, ocdbt
 
 GOLDEN = Path(make.__file__).parent
 BASES = [
@@ -27,6 +27,8 @@ BASES = [
     *("orbax-0.12.8/v0_zarr2_files", "orbax-0.12.8/v0_zarr2_ocdbt_zstd", "orbax-0.12.8/v0_zarr3_files_zstd"),
     *("orbax-0.12.8/v0_zarr3_ocdbt", "orbax-0.12.8/v1_zarr3_ocdbt_zstd", "orbax-0.12.8/v1_zarr2_files"),
 ]
+# `Case.values` of a case from another library.
+FOREIGN = "foreign"
 # Where links of hostile checkpoints lead.
 OUTSIDE = [
     "/dev/zero",
@@ -96,6 +98,9 @@ class Case:
 def make_case(seed: int, number: int, directory: Path) -> Case:
     """Writes a case into a directory that does not exist."""
     rng = random.Random(f"{seed}:{number}")
+    if number % 4 == 3:
+        path, what = foreign_cases.make(rng, number // 4, directory)
+        return Case(directory, path, FOREIGN, what)
     base = BASES[number % len(BASES)]
     path = directory / "ckpt-2"
     shutil.copytree(GOLDEN / base, directory / "ckpt-1")

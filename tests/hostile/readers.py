@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden import make
-from hostile.cases import Case
+from hostile import foreign_cases
+from hostile.cases import FOREIGN, Case
 
 import jaxckpt
 import jaxckpt.cli
@@ -55,7 +56,7 @@ def read_all(case: Case, rng: random.Random) -> Iterator[tuple[str, Callable[[],
 def targets(case: Case) -> dict[str, Any]:
     """Values of the kinds, shapes and dtypes that were saved."""
     if case.values not in _targets:
-        values = make.VALUES[case.values]()
+        values = foreign_cases.targets() if case.values == FOREIGN else make.VALUES[case.values]()
         _targets[case.values] = jax.tree.map(_blank, values)
     return _targets[case.values]
 

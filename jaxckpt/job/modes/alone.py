@@ -48,7 +48,7 @@ class Alone:
 
     def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files; see `Mode`."""
-        return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True, names=names), session.vote)
+        return Reading(storage.open_checkpoint(path, seconds, has_targets=True, names=names), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:
         """Returns the error unchanged; see `Mode`."""

@@ -29,7 +29,7 @@ from jaxckpt.job.protocol.messages import (
 )
 from jaxckpt.job.session.session import Answer, PeerHandlers
 from jaxckpt.storage.arrays.stored import ArrayInfo
-from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.source import OpenCheckpoint
 
 # Most bytes of answers that are being read or sent.
 _ANSWER_BYTES = 64 << 20
@@ -38,7 +38,7 @@ _ANSWER_BYTES = 64 << 20
 class CenterAnswers:
     """The IO process's side: answers the requests of its peers about an open checkpoint."""
 
-    def __init__(self, stored: StoredCheckpoint, reads: SharedReads, local_peers: Sequence[int] = ()) -> None:
+    def __init__(self, stored: OpenCheckpoint, reads: SharedReads, local_peers: Sequence[int] = ()) -> None:
         """Prepares the answers.
 
         Args:
@@ -50,6 +50,8 @@ class CenterAnswers:
         self._reads = reads
         self._local = LocalAnswers(stored, local_peers)
         self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
+        # A leaf with several names comes several times; the first time under its own.
+        self._lines = (*stored.tree.leaves, *stored.tree.aliases)
         self._changed = threading.Condition()
         # Bytes of the answer that is being read or sent, by peer.
         self._granted: dict[int, int] = {}
@@ -73,7 +75,7 @@ class CenterAnswers:
         self._reads.close()
 
     def _leaves(self, process: int, request: AskStored) -> Answer:
-        leaves = self._stored.tree.leaves
+        leaves = self._lines
         start = request.position
         page = tuple(
             [

@@ -15,13 +15,13 @@ from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.serving import Finish
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
-from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.source import OpenCheckpoint
 
 # Most bytes of parts that are taken at once. Other processes wait for the tiles that this one keeps meanwhile.
 _TAKEN_BYTES = 16 << 20
 
 
-def serve(session: Center, stored: StoredCheckpoint, seconds: float) -> Reading:
+def serve(session: Center, stored: OpenCheckpoint, seconds: float) -> Reading:
     """Begins to read for all processes. The peers use `RemoteCheckpoint`.
 
     Args:
@@ -45,7 +45,7 @@ def serve(session: Center, stored: StoredCheckpoint, seconds: float) -> Reading:
 
 def _finish(
     process: int,
-    stored: StoredCheckpoint,
+    stored: OpenCheckpoint,
     reads: SharedReads,
     answers: CenterAnswers,
     finish: Finish,
@@ -89,7 +89,7 @@ class CenterCheckpoint:
       record: jaxckpt's record of the save.
     """
 
-    def __init__(self, stored: StoredCheckpoint, reads: SharedReads, session: Center) -> None:
+    def __init__(self, stored: OpenCheckpoint, reads: SharedReads, session: Center) -> None:
         """Creates the object.
 
         Args:

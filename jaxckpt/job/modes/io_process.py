@@ -16,6 +16,7 @@ from jaxckpt.job.session.session import Session
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.source import OpenCheckpoint
 
 
 class IoProcess(Several):
@@ -56,10 +57,10 @@ class IoProcess(Several):
             session.decide(no_file_access)
             return Reading(RemoteCheckpoint(path, session), session.vote)
         assert isinstance(session, Center)
-        opened: list[storage.StoredCheckpoint] = []
+        opened: list[OpenCheckpoint] = []
         session.decide(
             lambda: opened.append(
-                storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True, names=names)
+                storage.open_checkpoint(path, seconds, check_data=False, has_targets=True, names=names)
             )
         )
         return center_reading.serve(session, opened[0], seconds)

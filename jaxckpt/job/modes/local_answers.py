@@ -19,7 +19,8 @@ from jaxckpt.job.modes.wanted import BoxKey
 from jaxckpt.job.protocol.messages import AskMemory, Filled, Memory, Put, Stream
 from jaxckpt.job.session.session import Answer
 from jaxckpt.storage.arrays.stored import ArrayInfo
-from jaxckpt.storage.opened import StoredCheckpoint, WatchedStream
+from jaxckpt.storage.source import OpenCheckpoint
+from jaxckpt.storage.source import Stream as StoredStream
 
 Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
 Fill = Callable[[Sequence[BoxKey], Sequence[np.ndarray]], None]
@@ -31,7 +32,7 @@ _MEMORY_BYTES = 96 << 20
 class LocalAnswers:
     """The IO process's answers to the peers on its host."""
 
-    def __init__(self, stored: StoredCheckpoint, peers: Sequence[int]) -> None:
+    def __init__(self, stored: OpenCheckpoint, peers: Sequence[int]) -> None:
         """Creates the object. The memory is created when a peer asks for it.
 
         Args:
@@ -149,4 +150,4 @@ class _Held:
             self._stack.close()
 
 
-_Stream = WatchedStream | _Held
+_Stream = StoredStream | _Held

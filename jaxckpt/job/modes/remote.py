@@ -20,7 +20,7 @@ from jaxckpt.job.protocol.parts import Request
 from jaxckpt.job.session.peer import Peer
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
-from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.source import OpenCheckpoint
 
 # Most leaves that one message describes.
 PAGE = 10_000
@@ -36,7 +36,7 @@ _Asked = tuple[Request[Any], Sequence[np.ndarray] | None, Callable[[], None]]
 
 
 class RemoteCheckpoint:
-    """A checkpoint that the IO process has open. Restoring uses it like a `StoredCheckpoint`.
+    """A checkpoint that the IO process has open. Restoring uses it like a `OpenCheckpoint`.
 
     Attributes:
       path: path of the checkpoint on the IO process.
@@ -44,7 +44,7 @@ class RemoteCheckpoint:
       record: the values that its save stored beside the tree, such as the save counter.
     """
 
-    def __init__(self, path: str, session: Peer, own: StoredCheckpoint | None = None) -> None:
+    def __init__(self, path: str, session: Peer, own: OpenCheckpoint | None = None) -> None:
         """Asks the center for the leaves of the checkpoint.
 
         Args:
@@ -68,7 +68,8 @@ class RemoteCheckpoint:
             self.record |= page.record
             position = page.next
         if own is None:
-            self.tree = StoredTree(tuple(leaves), use_zarr3=True, complete_chunks=True, by_jaxckpt=None)
+            names, others = _told_apart(leaves)
+            self.tree = StoredTree(names, use_zarr3=True, complete_chunks=True, by_jaxckpt=None, aliases=others)
         else:
             self.tree, self.record = own.tree, own.record
         self._positions = {leaf.param_name: position for position, leaf in enumerate(self.tree.leaves)}
@@ -108,7 +109,7 @@ class RemoteCheckpoint:
 
     @quiet_gc()
     def read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
-        """Reads arrays, or boxes of them, as `StoredCheckpoint.read` does.
+        """Reads arrays, or boxes of them, as `OpenCheckpoint.read` does.
 
         Args:
           requests: Orbax's name of an array, and a box of it; None for the whole array.
@@ -256,6 +257,18 @@ def runs_of(flags: Iterable[bool]) -> tuple[int, ...]:
 def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for start in range(0, len(names), PAGE):
         yield tuple(names[start : start + PAGE])
+
+
+def _told_apart(leaves: Sequence[StoredLeaf]) -> tuple[tuple[StoredLeaf, ...], tuple[StoredLeaf, ...]]:
+    """Returns the leaves under their own names, and under other names; see `CenterAnswers`."""
+    own: list[StoredLeaf] = []
+    others: list[StoredLeaf] = []
+    seen: set[str] = set()
+    for leaf in leaves:
+        (others if leaf.param_name in seen else own).append(leaf)
+        if not leaf.is_empty:
+            seen.add(leaf.param_name)
+    return tuple(own), tuple(others)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

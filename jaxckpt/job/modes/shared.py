@@ -90,12 +90,12 @@ class SharedDirectory(Several):
     def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files that this process sees; see `Mode`."""
         if not session.facts.get(_READS_ONCE):
-            return Reading(storage.StoredCheckpoint(path, seconds, has_targets=True, names=names), session.vote)
+            return Reading(storage.open_checkpoint(path, seconds, has_targets=True, names=names), session.vote)
         if isinstance(session, Center):
-            stored = storage.StoredCheckpoint(path, seconds, check_data=False, has_targets=True, names=names)
+            stored = storage.open_checkpoint(path, seconds, check_data=False, has_targets=True, names=names)
             return center_reading.serve(session, stored, seconds)
         assert isinstance(session, Peer)
-        stored = storage.StoredCheckpoint(path, seconds, has_targets=True, names=names)
+        stored = storage.open_checkpoint(path, seconds, has_targets=True, names=names)
         return Reading(RemoteCheckpoint(path, session, stored), session.vote)
 
     def explained(self, error: BaseException, process: int) -> BaseException:

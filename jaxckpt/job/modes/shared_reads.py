@@ -21,7 +21,7 @@ from jaxckpt.job.modes import tiles
 from jaxckpt.job.modes.tiles import Indices
 from jaxckpt.job.modes.wanted import BoxKey, Part, parts_of
 from jaxckpt.job.session.session import patience
-from jaxckpt.storage.opened import StoredCheckpoint
+from jaxckpt.storage.source import OpenCheckpoint
 
 # Most bytes of tiles that are kept because a process has not taken its parts yet.
 _WINDOW_BYTES = 128 << 20
@@ -58,7 +58,7 @@ class _Tile:
 class SharedReads:
     """The tiles that several processes want, group by group. All processes read the same groups of leaves in the same order."""
 
-    def __init__(self, stored: StoredCheckpoint, processes: Iterable[int], seconds: float) -> None:
+    def __init__(self, stored: OpenCheckpoint, processes: Iterable[int], seconds: float) -> None:
         """Creates the object.
 
         Args:

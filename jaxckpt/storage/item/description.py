@@ -66,8 +66,13 @@ def read(path: str, content: bytes) -> dict[str, Any]:
     with damage(path):
         found = as_dict(as_dict(parse(content), "it").get("custom_metadata") or {}, "custom_metadata")
         record = as_dict(found.get(_OWN, {}), f"custom_metadata.{_OWN}")
-        as_int(record.get(COUNTER, 0), COUNTER)
+        check(record)
         return record
+
+
+def check(record: Mapping[str, Any]) -> None:
+    """Raises DamagedError if a record holds what no save notes."""
+    as_int(record.get(COUNTER, 0), COUNTER)
 
 
 def mark(directory: str, final: str) -> None:

@@ -35,6 +35,8 @@ ARRAY_METADATAS = "array_metadatas"
 FORMAT = 1
 # Our key in `custom_metadata`.
 OWN = "jaxckpt"
+# `StoredLeaf.note` of a string that may be a str or bytes, because TensorFlow has one type for both.
+STR_OR_BYTES = "str or bytes"
 
 
 def read_shardings(content: bytes, where: str) -> dict[str, str]:
@@ -101,6 +103,14 @@ class StoredLeaf(NamedTuple):
         Args:
           path: path of the checkpoint.
         """
+        if self.value_type.startswith("safetensors "):
+            return f"{self.name}: {path} holds an array of dtype {self.value_type}, which numpy does not have."
+        if self.value_type.startswith("TensorFlow "):
+            what = "an array of strings" if self.value_type == "TensorFlow string" else f"a tensor of {self.value_type}"
+            return (
+                f"{self.name}: {path} holds {what}, which is not a leaf of a JAX program. "
+                "A reader (load_checkpoint) gives arrays of strings."
+            )
         return (
             f"{self.name}: {path} holds a leaf that Orbax's type handler for {self.value_type!r} stored. jaxckpt cannot read it; plain "
             "Orbax can, where that handler is registered."
@@ -120,6 +130,8 @@ class StoredTree:
       complete_chunks: whether every chunk was stored. Then a missing chunk is damage; otherwise it stands for the fill value.
       by_jaxckpt: number of jaxckpt's format, or None if plain Orbax wrote the checkpoint.
       sequences: paths (keys as text) of the containers that are sequences although they are described to Orbax as dicts.
+      has_nested: whether leaves may lie below other leaves, where a tree has no place. In an Orbax checkpoint that is damage.
+      aliases: leaves that are among `leaves` too, under other names: variables that several objects of a TensorFlow program share.
     """
 
     leaves: tuple[StoredLeaf, ...]
@@ -127,6 +139,8 @@ class StoredTree:
     complete_chunks: bool
     by_jaxckpt: int | None
     sequences: frozenset[tuple[str, ...]] = frozenset()
+    aliases: tuple[StoredLeaf, ...] = ()
+    has_nested: bool = False
 
     def below(self, name: str) -> "StoredTree":
         """Returns the tree as the value called `name` in a dict.

@@ -1004,6 +1004,23 @@ def nnx_values(directory: str, io: int | None) -> list[str]:
     return outcomes
 
 
+# -- checkpoints of TensorFlow ----------------------------------------------------------------------------------------------------
+
+
+def restore_from_tensorflow(prefix: str, io: int | None) -> tuple[list[Any], list[str]]:
+    """Restores arrays and scalars, under their own names and under other names."""
+    target = jaxckpt.Checkpoint(
+        model={"layers": {"0": {"kernel": mp_values.spread(np.zeros((4, 8), np.float32), "replicated")}}},
+        optimizer={"_momentums": {"1": np.zeros((4, 8), np.float32)}, "_iterations": np.int64(0)},
+        step=0,
+    )
+    status = target.restore(prefix, options(io))
+    status.assert_existing_objects_matched()
+    kernel = np.asarray(target.model["layers"]["0"]["kernel"].addressable_data(0))
+    found = [kernel.tolist(), target.optimizer["_momentums"]["1"].tolist(), int(target.optimizer["_iterations"])]
+    return [*found, target.step, target.save_counter], sorted(status.unexpected)
+
+
 # -- bytes moved --------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,266 @@
+"""One conversion: opens the source, chooses leaves and names, and writes them as a checkpoint or as safetensors files."""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxckpt import storage
+from jaxckpt.converting.leaves import ArrayLeaf
+from jaxckpt.converting.selection import Choice, Selected, select
+from jaxckpt.directory import foreign_runs, paths
+from jaxckpt.leaf_kinds import contents, dtypes
+from jaxckpt.saving.snapshot import refuse_collisions
+from jaxckpt.storage import CheckpointPath, stores
+from jaxckpt.storage.item import description, notes
+from jaxckpt.storage.item.content import (
+    ArrayContent,
+    EmptyContent,
+    EmptyType,
+    Entry,
+    Piece,
+    Snapshot,
+    StringContent,
+    ValueType,
+)
+from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.safetensors import header, writer
+from jaxckpt.storage.safetensors.source import INDEX_SUFFIX, SUFFIX
+from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.storage.source import OpenCheckpoint
+from jaxckpt.tree.names import Path, leaf_name
+
+# Orbax stores an empty named tuple as "None".
+_EMPTY: dict[str, EmptyType] = {"None": "None", "NamedTuple": "None", "Dict": "Dict", "List": "List", "Tuple": "Tuple"}
+# A conversion may take long. Its waits are bounded all the same.
+_TIMEOUT_SECS = 7 * 24 * 3600.0
+
+
+class Watch(Protocol):
+    """Follows a conversion."""
+
+    def begin(self, nbytes: int) -> None:
+        """Called before the first array, with the number of bytes of all arrays."""
+
+    def advance(self, nbytes: int) -> None:
+        """Called after each array, or part of one, with its number of bytes. Several threads may call it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a conversion.
+
+    Attributes:
+      source: path of the source.
+      target: path of the checkpoint, of the file, or of the index of several files.
+      leaves: number of leaves that were written.
+      bytes: size of all arrays that were written, in bytes.
+      left_out: names of leaves that were left out, each with the reason.
+    """
+
+    source: str
+    target: str
+    leaves: int
+    bytes: int
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def convert(
+    source: str,
+    target: str,
+    choice: Choice,
+    watch: Watch,
+    *,
+    cast: np.dtype[Any] | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = writer.SHARD_BYTES,
+) -> Report:
+    """Converts a checkpoint. At most a few leaves are in memory at a time.
+
+    Args:
+      source: path of a checkpoint of jaxckpt, Orbax or TensorFlow, or of a safetensors file.
+      target: path of the new checkpoint; or of the new safetensors file, if it ends in ``.safetensors``.
+      choice: which leaves to take, and their names.
+      watch: follows the conversion.
+      cast: the dtype that numbers of its kind (floating, integer, complex) get; None for none.
+      overwrite: whether to replace a target that exists.
+      shard_bytes: the largest size of a safetensors file in bytes.
+
+    Raises:
+      FileExistsError: the target exists, and is not to be replaced; or it is not of the form that is written.
+      ValueError: a leaf has a name or dtype that the target cannot hold, or a value that the dtype of the cast cannot.
+      CheckpointError: the source cannot be read.
+      OSError: with errno.
+    """
+    target = paths.checked_path(target, "TARGET")
+    is_file = target.endswith(SUFFIX)
+    if target.endswith(INDEX_SUFFIX):
+        raise ValueError(
+            f"Give {target.removesuffix(INDEX_SUFFIX) + SUFFIX!r}: an index is written if there are several files."
+        )
+    _refuse_target(target, overwrite, is_file=is_file)
+    stored = storage.open_checkpoint(source)
+    _refuse_itself(stored, target)
+    selected = select(stored.tree, choice)
+    record = dict(stored.record)
+    if selected.counter is not None:
+        record[description.COUNTER] = _counter(stored, selected.counter)
+    texts = [(path, stored.string(leaf)) for path, leaf in selected.leaves if leaf.is_string]
+    arrays = [
+        ArrayLeaf(path, leaf, stored, cast) for path, leaf in selected.leaves if not (leaf.is_string or leaf.is_empty)
+    ]
+    write = _write_files if is_file else _write_checkpoint
+    written = write(target, selected, arrays, texts, record, watch, overwrite, shard_bytes)
+    stored.check_data_files()
+    leaves = len(arrays) + len(texts) + (description.COUNTER in record)
+    return Report(stored.path, written, leaves, sum(array.nbytes for array in arrays), selected.left_out)
+
+
+def _refuse_target(target: str, overwrite: bool, *, is_file: bool) -> None:
+    if is_file and not stores.is_local(target):
+        raise ValueError(f"{target}: safetensors files are written to disks only. Write it there, and copy it.")
+    foreign_runs.refuse_prefix(target)
+    existing = (
+        writer.files_of(target)
+        if is_file
+        else [target]
+        if stores.exists(target) or storage.is_checkpoint(target)
+        else []
+    )
+    if not existing:
+        return
+    if not overwrite:
+        raise FileExistsError(errno.EEXIST, "The target exists already; --overwrite replaces it", existing[0])
+    is_sound = not os.path.isdir(existing[0]) if is_file else storage.is_checkpoint(target)
+    if not is_sound:
+        form = "a safetensors file" if is_file else "a checkpoint"
+        raise FileExistsError(
+            errno.EEXIST, f"Something else than {form} is there, which is never replaced", existing[0]
+        )
+
+
+def _refuse_itself(stored: OpenCheckpoint, target: str) -> None:
+    """Refuses a target that is the source: its files would be replaced while they are read."""
+    if stores.identity(stores.absolute(stored.path)) == stores.identity(stores.absolute(target)):
+        raise ValueError(f"{target} is the source itself. Give another target.")
+
+
+def _counter(stored: OpenCheckpoint, leaf: StoredLeaf) -> int:
+    info = stored.infos([leaf])[leaf.param_name]
+    if info.shape != () or info.dtype.kind not in "iu":
+        raise ValueError(
+            f"{leaf.name}: it has shape {info.shape} and dtype {info.dtype}, so it cannot be the number of a save. Rename it with --rename."
+        )
+    (array,) = stored.read([(leaf.param_name, None)])
+    return int(array)
+
+
+def _write_checkpoint(
+    target: str,
+    selected: Selected,
+    arrays: Sequence[ArrayLeaf],
+    texts: Sequence[tuple[Path, str]],
+    record: dict[str, Any],
+    watch: Watch,
+    overwrite: bool,
+    shard_bytes: int,
+) -> str:
+    entries = []
+    for array in arrays:
+        if (reason := dtypes.refusal(array.dtype)) is not None:
+            raise ValueError(
+                f"{array.name}: {reason} (--cast converts floating numbers, integers, or complex numbers.)"
+            )
+        if len(array.shape) > contents.AXES:
+            raise ValueError(
+                f"{array.name}: this array has {len(array.shape)} axes; a checkpoint allows {contents.AXES} at most."
+            )
+        entries.append(Entry(array.path, _content(array, watch)))
+    entries += [Entry(path, StringContent(text)) for path, text in texts]
+    for path, leaf in selected.leaves:
+        if leaf.is_empty:
+            entries.append(Entry(path, EmptyContent(_EMPTY[leaf.value_type])))
+    refuse_collisions(entries)
+    settings = WriteSettings(timeout_secs=_TIMEOUT_SECS)
+    snapshot = Snapshot(tuple(entries), record)
+    place = CheckpointPath.of(stores.absolute(target))
+    storage.check(stores.absolute(target), snapshot, settings)
+    watch.begin(sum(array.nbytes for array in arrays))
+    storage.save(place, snapshot, settings, replace=overwrite)
+    return target
+
+
+def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
+    leaf = array.leaf
+
+    def fetch(start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        part = array.box(start, shape)
+        watch.advance(part.nbytes)
+        return part
+
+    value_type: ValueType = "scalar" if leaf.value_type == "scalar" else "np.ndarray"
+    note, sharding = leaf.note, None
+    if leaf.key_impl is not None:
+        # Orbax keeps the implementation of keys for a jax.Array only, and needs its sharding. Every program has this device.
+        value_type, sharding = "jax.Array", jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    elif leaf.value_type == "jax.Array":
+        # Nothing knows the devices that it will be on, so it is described like an array that several processes saved.
+        note = note or notes.JAX_ARRAY.word
+    piece = Piece((0,) * len(array.shape), array.shape, fetch)
+    return ArrayContent(
+        value_type,
+        array.shape,
+        array.dtype,
+        array.shape,
+        (piece,),
+        note,
+        leaf.key_impl,
+        sharding,
+    )
+
+
+def _write_files(
+    target: str,
+    selected: Selected,
+    arrays: Sequence[ArrayLeaf],
+    texts: Sequence[tuple[Path, str]],
+    record: dict[str, Any],
+    watch: Watch,
+    overwrite: bool,
+    shard_bytes: int,
+) -> str:
+    listed = []
+    for array in arrays:
+        if header.name_of(array.dtype) is None:
+            raise ValueError(
+                f"{array.name}: safetensors does not have the dtype {array.dtype}. Convert the leaf with --cast, or leave it out with "
+                "--filter."
+            )
+        _check_name(array.name)
+        described = header.described(array.leaf, array.path)
+        listed.append(writer.Array(array.name, array.shape, array.dtype, described, array.load))
+    strings = {}
+    for path, text in texts:
+        _check_name(leaf_name(path))
+        strings[leaf_name(path)] = (text, {"type": "string", "indices": header.indices(path)})
+    for path, leaf in selected.leaves:
+        if leaf.is_empty:
+            selected.left_out[leaf_name(path)] = "an empty container, for which a safetensors file has no place"
+    watch.begin(sum(array.nbytes for array in arrays))
+    return writer.write(target, writer.Content(listed, strings, record), watch.advance, shard_bytes)
+
+
+def _check_name(name: str) -> None:
+    """Refuses a name that cannot be a key of a safetensors header."""
+    if name == header.METADATA:
+        raise ValueError(f"{name}: a safetensors file cannot hold a leaf of this name. Rename it with --rename.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name!a}: this name is not text, so a safetensors file cannot hold it. Rename it with --rename."
+        ) from None
