@@ -43,6 +43,11 @@ def docstrings(name: str, value: object) -> Iterator[tuple[str, str | None]]:
                 yield f"{name}.{member}", inspect.getdoc(getattr(value, member))
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Shows the default that help() shows, in place of the marker for "not given"."""
+    return html.replace("_NOT_GIVEN", "False")
+
+
 def on_env(env: Any, config: Any, files: Any) -> Any:
     """Compares the names with the anchors of the API reference, once all pages are made."""
     # Imported here, because the tests use this module without mkdocs.
