@@ -70,7 +70,7 @@ lint: $(VENV)/installed-lint
 
 docs: $(VENV)/installed-docs
 	@$(BIN)/python -m mkdocs build --strict
-	@echo "The site: $(CURDIR)/site/index.html"
+	@echo "The site: $(CURDIR)/site/index.html   (its search needs a server: python3 -m http.server -d site)"
 
 format: $(VENV)/installed-lint
 	@$(BIN)/ruff format .

@@ -18,7 +18,8 @@ def public_names() -> dict[str, object]:
             continue
         found[f"jaxckpt.{name}"] = value
         if isinstance(value, ModuleType):
-            found.update({f"jaxckpt.{name}.{inner}": getattr(value, inner) for inner in value.__all__})
+            # A name that the module makes when it is asked for, such as a marker of pytest, is not asked for.
+            found.update({f"jaxckpt.{name}.{inner}": vars(value).get(inner) for inner in value.__all__})
     return found
 
 
