@@ -16,9 +16,9 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob("**/*.md"))
 
 # Read from top to bottom, twice in the same directory: what a page begins, the second run continues.
-TWICE = ["recipes/clusters.md", "recipes/models.md"]
+TWICE = ["recipes/models.md"]
 # Read once, one after another in one process, each in a directory of its own.
-ONCE = ["index.md", "options.md", "recipes/data.md", "recipes/weights.md", "why.md"]
+ONCE = ["index.md", "options.md", "recipes/clusters.md", "recipes/data.md", "recipes/weights.md", "why.md"]
 BELOW = ["config.md", "quick_start.md", "recipes/evaluator.md", "recipes/hydra.md"]
 # Other tests that run the code of pages, and name the pages.
 OTHERS = ["test_readme.py", "testing/test_package.py", "job/processes/mp_programs.py"]
