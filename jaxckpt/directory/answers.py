@@ -9,7 +9,7 @@ from jaxckpt.directory.policies import CheckpointInfo, SaveDecisionPolicy
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.preemption import NOTICE
 from jaxckpt.options import CheckpointOptions
-from jaxckpt.storage.policies import decision_context, is_orbax
+from jaxckpt.storage.policies import alternatives, decision_context, is_orbax
 
 
 class ManagerAnswers:
@@ -39,8 +39,14 @@ class ManagerAnswers:
         """See `Answers`.
 
         Orbax's own policies are asked on every process, as Orbax does it: they look at the same data, or agree among themselves. That
-        needs no messages in most steps. Any other policy could answer differently, so one process asks it and tells the others.
+        needs no messages in most steps. Any other policy could answer differently, so one process asks it and tells the others. An
+        ``AnySavePolicy`` may combine both. Orbax counts how often some of its policies are asked, and makes names of signals from the
+        count, so such a policy must never be asked on one process only.
         """
+        parts = [policy] if not meeting.several() or is_orbax(policy) else alternatives(policy)
+        return any(self._wants_save(part, now, previous) for part in parts)
+
+    def _wants_save(self, policy: SaveDecisionPolicy, now: CheckpointInfo, previous: list[CheckpointInfo]) -> bool:
         reached = NOTICE.poll()
         process = file_process(self._options) or 0
 
