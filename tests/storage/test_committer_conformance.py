@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rooms import COMMITTERS, fill, place
@@ -22,6 +23,7 @@ from rooms import COMMITTERS, fill, place
 from jaxckpt.storage import CheckpointPath, stores
 from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Committer, Pending
+from jaxckpt.storage.commit.leases import Lease
 from jaxckpt.storage.stores import ABSENT, ChangedError
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +255,47 @@ class TestDeleting:
         assert ground.value("ckpt-1") == 2
         ground.committer.delete(ground.path("ckpt-1"), ground.committer.identity(path))
         assert ground.names() == []
+
+    def test_not_one_that_is_saved_while_it_begins(self, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not ground.committer.in_place:
+            pytest.skip("A checkpoint that can be renamed is looked at again after it was renamed away.")
+        path = ground.save("ckpt-1", 1)
+        old = ground.committer.identity(path)
+        init = Lease.__init__
+        saved: list[str] = []
+
+        def late(lease: Lease, directory: str, action: Any, *more: Any) -> None:
+            if action == "delete" and not saved:
+                saved.append(ground.save("ckpt-1", 2, replace=True))
+            init(lease, directory, action, *more)
+
+        monkeypatch.setattr(Lease, "__init__", late)
+        with pytest.raises(OSError, match="saved at this path meanwhile"):
+            ground.committer.delete(ground.path("ckpt-1"), old)
+        assert saved
+        assert ground.value("ckpt-1") == 2
+        assert ground.names() == ["ckpt-1"]
+        ground.save("ckpt-1", 3, replace=True)
+
+    def test_not_one_whose_replacement_a_killed_process_left(
+        self, ground: Ground, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not ground.committer.in_place:
+            pytest.skip("A rename replaces at once.")
+        path = ground.save("ckpt-1", 1)
+        old = ground.committer.identity(path)
+
+        def failing(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+            patch.setattr(stores, "copy", failing)
+            ground.save("ckpt-1", 2, replace=True)
+        with pytest.raises(OSError, match="saved at this path meanwhile"):
+            ground.committer.delete(ground.path("ckpt-1"), old)
+        assert ground.value("ckpt-1") == 2
+        ground.committer.sweep(ground.room, "ckpt")
+        assert ground.value("ckpt-1") == 2
 
 
 class TestUnfinishedWork:
