@@ -1,5 +1,6 @@
 """Answers what a manager's schedule asks: what is saved, and whether a policy wants to save. The same on every process of a job."""
 
+import functools
 from collections.abc import Callable
 
 from jaxckpt.directory import policies
@@ -43,19 +44,22 @@ class ManagerAnswers:
         ``AnySavePolicy`` may combine both. Orbax counts how often some of its policies are asked, and makes names of signals from the
         count, so such a policy must never be asked on one process only.
         """
-        parts = [policy] if not meeting.several() or is_orbax(policy) else alternatives(policy)
-        return any(self._wants_save(part, now, previous) for part in parts)
+        context = decision_context(
+            is_saving_in_progress=self._is_saving(),
+            reached_preemption=NOTICE.poll(),
+            process=file_process(self._options) or 0,
+        )
 
-    def _wants_save(self, policy: SaveDecisionPolicy, now: CheckpointInfo, previous: list[CheckpointInfo]) -> bool:
-        reached = NOTICE.poll()
-        process = file_process(self._options) or 0
-
-        def decide() -> bool:
-            context = decision_context(
-                is_saving_in_progress=self._is_saving(), reached_preemption=reached, process=process
-            )
-            return policies.wants_save(policy, now, previous, context)
+        def wants(one: SaveDecisionPolicy) -> bool:
+            return policies.wants_save(one, now, previous, context)
 
         if not meeting.several() or is_orbax(policy):
-            return decide()
-        return ask("CheckpointManager.save", self._directory, self._options, decide, always=True)
+            return wants(policy)
+        return any(
+            wants(one)
+            if is_orbax(one)
+            else ask(
+                "CheckpointManager.save", self._directory, self._options, functools.partial(wants, one), always=True
+            )
+            for one in alternatives(policy)
+        )

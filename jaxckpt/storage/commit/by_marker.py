@@ -153,6 +153,10 @@ class PendingMark:
         self.new = path if staged is None else staged
         self._path = path
         self._lease = Lease(self.new, "save" if staged is None else "stage")
+        if staged is None and marker_directory.is_marked(path):
+            # It was not there before the lease, and must not be mixed with this one.
+            marker_directory.release(self._lease)
+            raise FileExistsError(errno.EEXIST, "Another process has saved a checkpoint here at the same time", path)
         self._committing = False
 
     @property
