@@ -12,7 +12,7 @@ import numpy as np
 from jaxckpt.leaf_kinds import contents
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.dtypes import number_kind
-from jaxckpt.leaf_kinds.fitting import require_numbers
+from jaxckpt.leaf_kinds.fitting import require_numbers, require_shape
 from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, LeafKind, OtherKindError, Terms
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
@@ -50,8 +50,9 @@ class _PythonScalars(LeafKind):
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         found = require_numbers(leaf, info)
-        if found.shape != () or number_kind(found.dtype) != self._numbers:
+        if number_kind(found.dtype) != self._numbers:
             raise OtherKindError
+        require_shape(target, (), found, terms)
         return None
 
     def place(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Delivery:
