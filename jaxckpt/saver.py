@@ -229,9 +229,7 @@ class Saver:
                 renamed=loaded.renamed,
             )
 
-    def diff(
-        self, save_path: StrPath, options: CheckpointOptions | None, adaptation: Adaptation
-    ) -> CheckpointDiff:
+    def diff(self, save_path: StrPath, options: CheckpointOptions | None, adaptation: Adaptation) -> CheckpointDiff:
         """Compares the values with a checkpoint, without reading data.
 
         Args:

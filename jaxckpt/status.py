@@ -1,4 +1,4 @@
-"""The names that a restore matched (`CheckpointLoadStatus`, with the assertions of TensorFlow's status) or would match (`CheckpointDiff`)."""
+"""The names that a restore matched (`CheckpointLoadStatus`, with TensorFlow's assertions), or would match (`CheckpointDiff`)."""
 
 import warnings
 import weakref
@@ -212,7 +212,10 @@ class CheckpointDiff:
 
     def __str__(self) -> str:
         parts = [
-            ("not in the checkpoint; they would keep their values", [_hinted(name, self._hints) for name in self.missing]),
+            (
+                "not in the checkpoint; they would keep their values",
+                [_hinted(name, self._hints) for name in self.missing],
+            ),
             ("in the checkpoint, without a target", self.unexpected),
             ("of another dtype; restore(path, cast=True) converts them", self.cast),
             (

@@ -1,11 +1,32 @@
 """numpy's basic indexing of an array that is not in memory: the box to read, and the rest of the indexing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxckpt._lib.boxes import Slices
+
+
+def taken(index: Any, shape: Sequence[int], name: str, read: Callable[[Slices], np.ndarray]) -> np.ndarray:
+    """Returns a part of an array, of which only a box is read. The result is an array even if the index leads to one element.
+
+    Args:
+      index: as for `box_and_rest`.
+      shape: shape of the array.
+      name: name of the array, for errors.
+      read: reads a box, which may be empty.
+
+    Raises:
+      TypeError: the index is of another kind.
+      IndexError: it has too many parts, or a number out of range. The message names the array and its shape.
+    """
+    try:
+        box, rest = box_and_rest(index, shape)
+    except (IndexError, TypeError) as error:
+        raise type(error)(f"{name}, an array of shape {tuple(shape)}: {error}.") from None
+    # Without the dots, an element would not be an array.
+    return read(box)[(*rest, ...)]
 
 
 def box_and_rest(index: Any, shape: Sequence[int]) -> tuple[Slices, tuple[Any, ...]]:
@@ -53,7 +74,7 @@ def _check(part: Any) -> None:
     is_number = isinstance(part, (int, np.integer)) and not isinstance(part, bool)
     if not (is_number or part is None or part is Ellipsis or isinstance(part, slice)):
         raise TypeError(
-            f"an index consists of integers, slices, ... and None; got {type(part).__name__}. Read a box, and index the result."
+            f"an index consists of integers, slices, ... and None; got {type(part).__name__}. Read a box, and index the result"
         )
 
 

@@ -191,4 +191,3 @@ def _refuse_twice(names: Sequence[str], stored: Sequence[str]) -> None:
         other = seen.setdefault(new, name)
         if other != name:
             raise ValueError(f"rename: {other} and {name} would both be restored from {new!r}. Rename one of them.")
-

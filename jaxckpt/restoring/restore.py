@@ -82,9 +82,7 @@ class Restore:
         self._session = Session()
         self._sought = Sought(())
 
-    def meet(
-        self, prepare: Callable[[], Iterable[flatten.Leaf]], rename: Rename | None = None
-    ) -> list[flatten.Leaf]:
+    def meet(self, prepare: Callable[[], Iterable[flatten.Leaf]], rename: Rename | None = None) -> list[flatten.Leaf]:
         """Meets the other processes.
 
         Args:
@@ -245,9 +243,7 @@ def _read(
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
         pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
-    new = restoring.load(
-        pairs, stored, cast=adaptation.cast, skip_mismatched=adaptation.skip_mismatched, memory=memory
-    )
+    new = restoring.load(pairs, stored, cast=adaptation.cast, skip_mismatched=adaptation.skip_mismatched, memory=memory)
     counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(
