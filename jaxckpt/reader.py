@@ -177,7 +177,13 @@ class Reader:
         info = self._info(leaf)
         nbytes = math.prod(info.shape) * info.dtype.itemsize
         return LeafMetadata(
-            name, stored_kind(leaf).reader_name, info.shape, info.dtype, nbytes, self._shardings.get(leaf.param_name), leaf.key_impl
+            name,
+            stored_kind(leaf).reader_name,
+            info.shape,
+            info.dtype,
+            nbytes,
+            self._shardings.get(leaf.param_name),
+            leaf.key_impl,
         )
 
     def restore_state(self, name: str, target: Any, *, process: int = 0) -> None:
@@ -250,7 +256,9 @@ class Reader:
         part = self._stored.tree.at(tuple(key.text for key in path_of(prefix.rstrip("/"))))
         if prefix and not part.leaves:
             names = [*self._leaves, *self._aliases]
-            raise KeyError(self._nothing(prefix, {"/".join(name.split("/")[: prefix.count("/") + 1]) for name in names}))
+            raise KeyError(
+                self._nothing(prefix, {"/".join(name.split("/")[: prefix.count("/") + 1]) for name in names})
+            )
         return part
 
     def _with_warning(self, found: tuple[Any, untargeted.LeftOut]) -> Any:
