@@ -66,8 +66,8 @@ def warm_start(directory: str, io: int | None, read_once: bool | None) -> dict[s
     refused(rename=RULES if index() else {"model": "old"}, cast=True, skip_mismatched=True)
     refused(rename=RULES if index() == 1 else None, cast=True, skip_mismatched=True)
     refused(rename=RULES, cast=True, skip_mismatched=index() != 1)
-    refused(rename={"modell": "old"} if index() == 1 else RULES, cast=True, skip_mismatched=True)
-    refused(rename={"model": "olt"}, cast=True, skip_mismatched=True)
+    refused(rename={"models": "old"} if index() == 1 else RULES, cast=True, skip_mismatched=True)
+    refused(rename={"model": "other"}, cast=True, skip_mismatched=True)
     refused(rename={"model/body": "step"}, cast=True)
     # The job goes on.
     found["after"] = _target().diff(path, given).missing

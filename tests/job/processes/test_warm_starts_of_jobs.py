@@ -26,8 +26,8 @@ def test_all_processes_start_from_the_same(jobs, private: bool, io: int | None, 
         ("ProcessError", r"model/body .*renamed to 'old/body' on process 0.*'old/trunk' on process 1"),
         ("ProcessError", r"the trees differ: model/body is .* on process 0, and .*renamed to 'old/trunk' on process 1"),
         ("ProcessError", r"skip_mismatched is True on process 0 and False on process 1"),
-        ("ValueError", r"no target has the name 'modell'"),
-        ("ValueError", r"has no leaf of such a name. model/body is looked for as 'olt/body'"),
+        ("ValueError", r"no target has the name 'models'"),
+        ("ValueError", r"has no leaf of such a name. model/body is looked for as 'other/body'"),
         ("ValueError", r"model/body and step would both be restored from 'step'"),
     ]
     for process, one in enumerate(found):
