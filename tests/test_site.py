@@ -191,6 +191,13 @@ def test_every_public_name_is_in_the_reference_and_has_a_docstring() -> None:
     assert names.undocumented() == []
 
 
+def test_what_a_page_would_load_from_another_host_is_found() -> None:
+    loaded = site_module("no_network").LOADED
+    assert loaded.search('<img alt="x" src="https://example.com/x.png">')
+    assert loaded.search('<script async src="//example.com/x.js">')
+    assert not loaded.search('<a href="https://example.com">x</a> <img src="assets/x.png"> <script src="x.js">')
+
+
 def test_a_name_without_a_docstring_is_found() -> None:
     class Bare:
         """Has one."""
