@@ -156,12 +156,13 @@ def test_arguments_are_checked_also_without_a_checkpoint(argument: str) -> None:
     checkpoint.restore(None, rename={})
 
 
-keys = st.sampled_from(["a", "b", "a/b", "~", "a.b", "ab"])
+keys = st.sampled_from(["a", "b", "a/b", "~", "ab"])
 trees = st.dictionaries(keys, st.dictionaries(keys, st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @hypothesis.given(tree=trees, prefix=keys)
-@hypothesis.settings(max_examples=examples(60), deadline=None)
+@hypothesis.settings(max_examples=examples(30), deadline=None)
 def test_a_mapping_does_what_a_function_does(
     tree: dict[str, dict[str, int]], prefix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -169,7 +170,7 @@ def test_a_mapping_does_what_a_function_does(
     spelled = prefix.replace("~", "~0").replace("/", "~1")
     path = jaxckpt.Checkpoint(old=tree).save(tmp_path_factory.mktemp("names") / "c")
     blank = jax.tree.map(lambda _: -1, {("new" if key == prefix else key): below for key, below in tree.items()})
-    if len(blank) < len(tree) or any("." in key for key in (*tree, *(key for below in tree.values() for key in below))):
+    if len(blank) < len(tree):
         return
     checkpoint = jaxckpt.Checkpoint(model=blank)
     mapping: dict[str, str] = {"model": "old"}
