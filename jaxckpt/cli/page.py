@@ -82,7 +82,8 @@ def safe(text: object) -> str:
       text: any text, such as a leaf's name.
     """
     # Plotly replaces %{...} in some texts. A brace that is an entity is only a brace.
-    return html.escape(printable(str(text))).replace("{", "&#123;")
+    entities = {"'": "&#39;", '"': "&#34;", "{": "&#123;"}
+    return html.escape(printable(str(text)), quote=False).translate(str.maketrans(entities))
 
 
 def graphs() -> Any:
