@@ -20,6 +20,8 @@ _DOCTYPE = "<!doctype html>"
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; worker-src blob:"
 )
+# Plotly knows no named entity for quotes. It replaces %{...} in some texts; a brace that is an entity is only a brace.
+_ENTITIES = {ord("'"): "&#39;", ord('"'): "&#34;", ord("{"): "&#123;"}
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --faint: #667085; --line: #e4e7ec; --accent: #2a6fdb; }
 * { box-sizing: border-box; }
@@ -81,9 +83,7 @@ def safe(text: object) -> str:
     Args:
       text: any text, such as a leaf's name.
     """
-    # Plotly replaces %{...} in some texts. A brace that is an entity is only a brace.
-    entities = {"'": "&#39;", '"': "&#34;", "{": "&#123;"}
-    return html.escape(printable(str(text)), quote=False).translate(str.maketrans(entities))
+    return html.escape(printable(str(text)), quote=False).translate(_ENTITIES)
 
 
 def graphs() -> Any:
