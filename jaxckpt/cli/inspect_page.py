@@ -128,7 +128,7 @@ def _treemap(root: Node, statistics: Mapping[str, Statistics]) -> Any:
             customdata=texts,
             hovertemplate="%{customdata}<extra></extra>",
             texttemplate="%{label}<br>%{percentRoot:.1%}",
-            maxdepth=4,
+            maxdepth=7,
             tiling={"pad": 2},
             pathbar={"visible": True, "thickness": 24},
         )
@@ -140,7 +140,7 @@ def _treemap(root: Node, statistics: Mapping[str, Statistics]) -> Any:
                 x=[None],
                 y=[None],
                 mode="markers",
-                marker={"color": colour, "size": 11, "symbol": "square"},
+                marker={"color": colour, "size": 11},
                 name=safe(name),
             )
     hidden = {"visible": False, "fixedrange": True}
@@ -207,7 +207,9 @@ def _ranges(rows: Sequence[tuple[Node, str, Statistics]]) -> Any:
             hovertemplate="%{customdata}<extra></extra>",
         )
     figure.update_xaxes(type="log", gridcolor="#e4e7ec", side="top", exponentformat="power", dtick=_decades(rms, most))
-    figure.update_yaxes(tickvals=places, ticktext=labels, autorange="reversed", gridcolor="#f2f4f7", zeroline=False)
+    figure.update_yaxes(
+        tickvals=places, ticktext=labels, range=[len(rows) - 0.4, -0.6], gridcolor="#f2f4f7", zeroline=False
+    )
     figure.update_layout(
         height=90 + 22 * len(rows),
         margin={"l": 10, "r": 10, "t": 50, "b": 10},

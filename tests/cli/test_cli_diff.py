@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 import jaxckpt
-from jaxckpt.cli import diff, main
+from jaxckpt.cli import comparing, main
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_integer_distances_are_exact(dtype, data):
     shape = data.draw(st.integers(1, 5))
     a, b = (data.draw(nps.arrays(dtype, shape)) for _ in range(2))
     exact = [abs(int(x) - int(y)) for x, y in zip(a, b, strict=True)]
-    assert diff._distances(a, b).tolist() == exact
+    assert comparing._distances(a, b).tolist() == exact
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_integer_distances_are_exact(dtype, data):
 )
 def test_distances_of_every_kind_of_number(dtype):
     a, b = np.array([1, 0], dtype), np.array([0, 0], dtype)
-    found = diff._compare_arrays("x", a, b)
+    found = comparing.compare_arrays("x", a, b)
     assert (found.differing, found.elements, found.largest) == (1, 2, 1)
 
 
@@ -170,7 +170,7 @@ def test_distances_of_every_kind_of_number(dtype):
 def test_what_differs_is_what_has_other_bits(arrays):
     a, b = arrays
     differing = int((a.view(np.uint32) != b.view(np.uint32)).sum())
-    found = diff._compare_arrays("x", a, b)
+    found = comparing.compare_arrays("x", a, b)
     assert (found is None) == (differing == 0)
     if found is not None:
         assert found.differing == differing
@@ -182,13 +182,13 @@ def test_what_differs_is_what_has_other_bits(arrays):
 
 
 def test_blocks_cover_large_arrays(monkeypatch):
-    monkeypatch.setattr(diff, "_BLOCK", 7)
+    monkeypatch.setattr(comparing, "_BLOCK", 7)
     a = np.arange(100, dtype=np.float32)
     b = a.copy()
     b[[0, 6, 7, 99]] += 1
-    found = diff._compare_arrays("x", a.reshape(10, 10), np.asfortranarray(b.reshape(10, 10)))
+    found = comparing.compare_arrays("x", a.reshape(10, 10), np.asfortranarray(b.reshape(10, 10)))
     assert (found.differing, found.largest) == (4, 1.0)
-    assert diff._compare_arrays("x", jnp.zeros((0, 3)), jnp.zeros((0, 3))) is None
+    assert comparing.compare_arrays("x", jnp.zeros((0, 3)), jnp.zeros((0, 3))) is None
 
 
 def test_what_is_ignored_is_counted_and_not_called_identical(tmp_path, capsys):
