@@ -1,7 +1,7 @@
 """How a leaf differs between two checkpoints, bit for bit."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -196,3 +196,30 @@ def as_json(difference: Difference) -> dict[str, Any]:
             # JSON cannot express infinity.
             fields[name] = str(value)
     return fields
+
+
+def subtrees(names: Sequence[str], differences: Sequence[Difference]) -> list[tuple[str, ...]]:
+    """Returns a row for each subtree of one or two levels with differences, the worst first; none if there is no subtree.
+
+    Args:
+      names: the names of all leaves that were compared.
+      differences: the differences.
+    """
+    of: dict[str, list[str]] = {}
+    for name in names:
+        keys = name.split("/")
+        for depth in range(1, min(3, len(keys))):
+            of.setdefault("/".join(keys[:depth]), []).append(name)
+    by_name = {difference.name: difference for difference in differences}
+    found = []
+    for prefix, members in of.items():
+        differing = [by_name[name] for name in members if name in by_name]
+        if differing:
+            most, rms, relative = (
+                max((value for each in differing if (value := getattr(each, field)) is not None), default=None)
+                for field in ("largest", "rms", "relative")
+            )
+            cells = ["" if value is None else f"{value:.3g}" for value in (most, rms, relative)]
+            worst = max(each.badness for each in differing)
+            found.append((worst, (f"{prefix}/", str(len(differing)), str(len(members)), *cells)))
+    return [row for _, row in sorted(found, key=lambda item: [-each for each in item[0]])]

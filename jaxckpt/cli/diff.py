@@ -2,11 +2,10 @@
 
 import argparse
 import fnmatch
-from collections.abc import Sequence
 
 from jaxckpt._lib.output import count, human_bytes, print_json, print_line, print_table
 from jaxckpt._lib.progress import Progress
-from jaxckpt.cli.comparing import Difference, as_json, compare
+from jaxckpt.cli.comparing import as_json, compare, subtrees
 from jaxckpt.cli.resolve import checkpoint_at
 from jaxckpt.reader import Reader
 
@@ -93,33 +92,6 @@ def run(arguments: argparse.Namespace) -> int:
         print_table(("subtree", "differ", "of", "largest", "rms", "relative"), rows, right=range(1, 6))
     print_line(f"different: {len(differences)} of {count(len(names), 'leaf', 'leaves')}{left_out}", "bold yellow")
     return 1
-
-
-def subtrees(names: Sequence[str], differences: Sequence[Difference]) -> list[tuple[str, ...]]:
-    """Returns a row for each subtree of one or two levels with differences, the worst first; none if there is no subtree.
-
-    Args:
-      names: the names of all leaves that were compared.
-      differences: the differences.
-    """
-    of: dict[str, list[str]] = {}
-    for name in names:
-        keys = name.split("/")
-        for depth in range(1, min(3, len(keys))):
-            of.setdefault("/".join(keys[:depth]), []).append(name)
-    by_name = {difference.name: difference for difference in differences}
-    found = []
-    for prefix, members in of.items():
-        differing = [by_name[name] for name in members if name in by_name]
-        if differing:
-            most, rms, relative = (
-                max((value for each in differing if (value := getattr(each, field)) is not None), default=None)
-                for field in ("largest", "rms", "relative")
-            )
-            cells = ["" if value is None else f"{value:.3g}" for value in (most, rms, relative)]
-            worst = max(each.badness for each in differing)
-            found.append((worst, (f"{prefix}/", str(len(differing)), str(len(members)), *cells)))
-    return [row for _, row in sorted(found, key=lambda item: [-each for each in item[0]])]
 
 
 def _selected(names: list[str], patterns: list[str], progress: Progress) -> tuple[list[str], int]:

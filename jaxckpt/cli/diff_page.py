@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxckpt._lib.output import count
-from jaxckpt.cli.comparing import Difference
-from jaxckpt.cli.diff import subtrees
+from jaxckpt.cli.comparing import Difference, subtrees
 from jaxckpt.cli.folding import natural
 from jaxckpt.cli.page import Section, Table, graphs, safe, write_page
 

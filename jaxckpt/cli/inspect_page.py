@@ -29,6 +29,8 @@ _BRANCH = "#eef1f6"
 # Most pictures of layouts, rows of the picture of statistics, and parts that are drawn along an axis.
 _MOST_LAYOUTS = 12
 _MOST_ROWS = 120
+# Nodes up to which a treemap is open at first.
+_MOST_NODES = 600
 _MOST_PARTS = 64
 _FONT = {"family": "system-ui, DejaVu Sans, sans-serif", "size": 13}
 
@@ -128,7 +130,7 @@ def _treemap(root: Node, statistics: Mapping[str, Statistics]) -> Any:
             customdata=texts,
             hovertemplate="%{customdata}<extra></extra>",
             texttemplate="%{label}<br>%{percentRoot:.1%}",
-            maxdepth=7,
+            maxdepth=-1 if len(ids) <= _MOST_NODES else 5,
             tiling={"pad": 2},
             pathbar={"visible": True, "thickness": 24},
         )
@@ -285,7 +287,7 @@ def _layout(mesh: Mesh, shape: tuple[int, ...], members: Sequence[LeafMetadata])
             return ""
         names = mesh.spec[axis] if axis < len(mesh.spec) else ()
         divided = f"÷ {' × '.join(f'{name} ({dict(mesh.axes)[name]})' for name in names)}" if names else "whole"
-        return safe(f"axis {axis}: {shape[axis]:,} {divided}")
+        return f"{safe(f'axis {axis}: {shape[axis]:,}')}<br>{safe(divided)}"
 
     size = human_bytes(sum(leaf.nbytes for leaf in members))
     heading = f"{_short(mesh.partition_spec.removeprefix('PartitionSpec'), 40)} of {shape}"
@@ -303,7 +305,7 @@ def _layout(mesh: Mesh, shape: tuple[int, ...], members: Sequence[LeafMetadata])
         title_x=0.02,
         width=370,
         height=250 if height > 1 else 190,
-        margin={"l": 40, "r": 10, "t": 56, "b": 36},
+        margin={"l": 58, "r": 10, "t": 56, "b": 48},
         font={**_FONT, "size": 11},
         plot_bgcolor="white",
     )
