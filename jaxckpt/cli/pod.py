@@ -160,9 +160,8 @@ def _bytes(
         owned[owner] = owned.get(owner, 0) + math.prod(box.shape) * _ITEMSIZE
 
     def needed(process: int) -> int:
-        held: Sequence[Any] = [
-            box for box, holders in zip(layout.boxes, layout.holders, strict=True) if process in holders
-        ]
-        return sum([math.prod(box.shape) for box in held]) * _ITEMSIZE
+        parts_of = zip(layout.boxes, layout.holders, strict=True)
+        elements: int = sum(math.prod(box.shape) for box, holders in parts_of if process in holders)
+        return elements * _ITEMSIZE
 
     return lambda process: owned.get(process, 0), needed
