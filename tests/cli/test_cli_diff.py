@@ -54,7 +54,7 @@ def test_text(call, write):
         f"B: {b}",
         "only in A  gone  array int64[]",
         "only in B  new   str of 1 byte",
-        "value      w     2 of 6 elements, largest absolute difference 2.5",
+        "value      w     2 of 6 elements, largest absolute difference 2.5, rms 1.04",
         "different: 3 of 5 leaves",
     ]
 
@@ -221,3 +221,33 @@ def test_what_is_ignored_is_counted_and_not_called_identical(tmp_path, capsys):
         f"nothing compared; {everything} leaves left out by --ignore, not compared",
         "",
     )
+
+
+def test_rms_and_relative_differences(write, differences):
+    numbers = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    other = numbers.copy()
+    other[:100] += 1
+    _, found = differences(write("a", x=numbers, zero=np.zeros(4)), write("b", x=other, zero=np.array([0, 0, 0, 2.0])))
+    apart = (other.astype(np.float64) - numbers) ** 2
+    assert found["x"]["rms"] == pytest.approx(np.sqrt(apart.mean()))
+    assert found["x"]["relative"] == pytest.approx(np.sqrt(apart.mean() / (numbers.astype(np.float64) ** 2).mean()))
+    assert found["zero"]["rms"] == 1.0
+    assert found["zero"]["relative"] == "inf"
+
+
+def test_the_worst_come_first_and_subtrees_are_summed_up(call, write):
+    layers = [{"w": np.ones(4, np.float32)} for _ in range(3)]
+    other = [{"w": np.full(4, value, np.float32)} for value in (1.5, 1, 3)]
+    a, b = (
+        write("a", model={"layers": layers}, step=np.float32(100)),
+        write("b", model={"layers": other}, step=np.float32(101)),
+    )
+    lines = call("diff", a, b).stdout.splitlines()
+    assert [line.split()[1] for line in lines[2:5]] == ["model/layers/2/w", "model/layers/0/w", "step"]
+    assert "(50.00% of the rms of A)" in lines[3]
+    rows = [line.split() for line in lines[6:9]]
+    assert rows == [
+        ["subtree", "differ", "of", "largest", "rms", "relative"],
+        ["model/", "2", "3", "2", "2", "2"],
+        ["model/layers/", "2", "3", "2", "2", "2"],
+    ]
