@@ -194,7 +194,8 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     right = set(right)
-    if all(cell.isascii() for row in rows for cell in row):
+    # Below the first combining character, each takes one column.
+    if all(character < "\u0300" for row in rows for cell in row for character in cell):
         cells: Callable[[str], int] = len
     else:
         # Some characters take two columns, and some none.
