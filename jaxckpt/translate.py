@@ -43,12 +43,12 @@ class OrbaxTranslation:
     array_settings: WriteSettings
     exit_timeout_secs: float
     read_once_per_job: bool | None
-    _imagined: devices.Imagined | None = field(default=None, repr=False)
+    _processes: int | None = field(default=None, repr=False)
 
     @property
     def processes(self) -> int:
         """Number of processes of the job."""
-        return jax.process_count() if self._imagined is None else self._imagined.processes
+        return jax.process_count() if self._processes is None else self._processes
 
     @property
     def asynchronous(self) -> bool:
@@ -189,7 +189,9 @@ def translated(options: CheckpointOptions, imagined: devices.Imagined | None) ->
     )
     # The process that does all file access reads for all.
     once = orbax.read_once_per_job if settings.io_process is None else True
-    return OrbaxTranslation(copy.copy(options), settings, orbax.exit_timeout_secs, once, imagined)
+    return OrbaxTranslation(
+        copy.copy(options), settings, orbax.exit_timeout_secs, once, None if imagined is None else imagined.processes
+    )
 
 
 def _smallest(*sizes: int | None) -> int:

@@ -63,7 +63,9 @@ def test_how_arrays_lay_on_the_mesh_is_stored(jobs, capsys) -> None:
     (path, *_) = job.run(mp_programs.save_for_orbax, jobs.directory(job), None)
     assert main(["inspect", "--json", path]) == 0
     leaves = json.loads(capsys.readouterr().out)["leaves"]
-    noted = [leaf["sharding"] for leaf in leaves if leaf["sharding"] and leaf["sharding"]["sharding_type"] == "NamedSharding"]
+    noted = [
+        leaf["sharding"] for leaf in leaves if leaf["sharding"] and leaf["sharding"]["sharding_type"] == "NamedSharding"
+    ]
     assert any(6 in note["shape"] and any(note["partition_spec"]) for note in noted)
     # The list of devices of a large job is long, and would stand there for each array.
     assert all("device_mesh" not in note for note in noted)
