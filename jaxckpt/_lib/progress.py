@@ -61,6 +61,11 @@ class Progress:
         with self._count_lock:
             self._done_bytes += nbytes
 
+    def reach(self, done: int, nbytes: int) -> None:
+        """Sets how many bytes are done, and the number of all bytes."""
+        with self._count_lock:
+            self._done_bytes, self._total_bytes = done, nbytes
+
     def say(self, text: str, style: str = "") -> None:
         """Clears the progress line and prints a line on stdout; see `print_line`."""
         with self._lock:
