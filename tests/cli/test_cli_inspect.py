@@ -233,8 +233,8 @@ def test_nothing_is_lost_by_folding(leaves):
         assert len({(leaf.shape, leaf.nbytes) for leaf in node.leaves}) <= 1
 
 
-def test_names_of_thousands_of_keys(tmp_path):
-    described = [LeafMetadata("/".join(["k"] * 20_000), "scalar", (), np.dtype(np.int8), 1, None, None)]
+def test_names_of_thousands_of_keys():
+    described = [LeafMetadata("/".join(["k"] * 5_000), "scalar", (), np.dtype(np.int8), 1, None, None)]
     root = folding.tree_of(described)
     ((_, level, name),) = folding.shown(root)
-    assert (level, len(name)) == (1, 39_999)
+    assert (level, len(name)) == (1, 9_999)

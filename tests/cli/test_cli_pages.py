@@ -164,6 +164,7 @@ def test_where_parts_of_arrays_lay():
         assert shardings.described(leaf(**wrong))
 
 
+@pytest.mark.slow
 def test_most_commands_import_neither_rich_nor_plotly(pair):
     script = (
         "import sys, jaxckpt.cli\n"
