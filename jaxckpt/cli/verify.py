@@ -4,7 +4,8 @@ import argparse
 from typing import Any
 
 from jaxckpt import storage
-from jaxckpt._lib.output import Progress, count, describe, human_bytes, print_json
+from jaxckpt._lib.output import count, describe, human_bytes, print_json
+from jaxckpt._lib.progress import Progress
 from jaxckpt.cli.resolve import checkpoint_at
 from jaxckpt.errors import CheckpointError
 
@@ -56,7 +57,7 @@ def _verify(given: str, progress: Progress, position: str) -> storage.VerifyRepo
     def show(done: int, total: int) -> None:
         progress.update(f"verifying {path}{position}: {done} of {total} arrays")
 
-    return storage.verify(path, show)
+    return storage.verify(path, show, progress_bytes=progress.reach)
 
 
 def _lines(report: storage.VerifyReport) -> list[str]:
