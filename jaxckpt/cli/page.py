@@ -96,8 +96,8 @@ def graphs() -> Any:
         import plotly.graph_objects as found
     except ImportError as error:
         raise ImportError(
-            "pages with pictures (--html) need plotly, which is not installed. Install jaxckpt with its extra 'html': pip install "
-            '"jaxckpt[html]", or, in a clone, pip install ".[html]"'
+            "pages with pictures (--html) need plotly, which is not installed. Install jaxckpt with its extra 'html', "
+            "in a clone of the repository: pip install '.[html]'"
         ) from error
     return found
 
