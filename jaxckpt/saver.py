@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from jaxckpt import telemetry
 from jaxckpt._lib.arguments import StrPath
 from jaxckpt.directory import free_numbers, paths
 from jaxckpt.directory.counter import SaveCounter
@@ -19,6 +20,7 @@ from jaxckpt.saving.save import Save, call_of
 from jaxckpt.saving.saves import Saves
 from jaxckpt.status import CheckpointLoadStatus
 from jaxckpt.storage import NO_FACTS, SaveFacts
+from jaxckpt.telemetry import SaveTimes
 from jaxckpt.translate import to_orbax
 from jaxckpt.tree import flatten, optimizers
 from jaxckpt.tree.named_values import NamedValues
@@ -48,6 +50,8 @@ class Saver:
         self.lock = threading.RLock()
         self._checkpoint_id = checkpoint_id
         self._saves = Saves()
+        # The last save, from which the time to the next one is counted.
+        self._previous: SaveTimes | None = None
 
     def refuse_tracing(self, action: str) -> None:
         """Refuses a call inside a function that JAX traces: it would run once, during tracing, and not when the function runs.
@@ -156,6 +160,7 @@ class Saver:
         options = _checked(options)
         translation = to_orbax(options)
         turn = self._saves.turn(action)
+        times = SaveTimes(subject, asynchronous=translation.asynchronous, previous=self._previous)
         with self.lock, turn:
             save = Save(
                 action,
@@ -166,6 +171,7 @@ class Saver:
                 replace=replace,
                 details=details,
                 facts=facts,
+                times=times,
                 # `count` does this too, but an interrupt may keep it from running.
                 registered=lambda save: give(save.number),
             )
@@ -184,6 +190,8 @@ class Saver:
                 exit_timeout_secs=translation.exit_timeout_secs,
                 step=facts.step,
             )
+            self._previous = times
+            times.returned()
         return save.path
 
     def restore(
@@ -224,13 +232,18 @@ class Saver:
                 return [leaf for flat in flats.values() for leaf in flat.leaves]
 
             call = call_of(action, path, options, translation.array_settings, {"cast": cast})
-            with Restore(call, path, translation.io_process, translation.read_once_per_job) as restore:
+            with (
+                telemetry.restore(action, path) as transfer,
+                Restore(call, path, translation.io_process, translation.read_once_per_job) as restore,
+            ):
                 leaves = restore.meet(targets)
                 skip = (
                     optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
                 )
                 memory = translation.array_settings.memory_limit_bytes
-                loaded = restore.load(leaves, skip, with_counter=action == "restore", cast=cast, memory=memory)
+                loaded = restore.load(
+                    leaves, skip, with_counter=action == "restore", cast=cast, memory=memory, transfer=transfer
+                )
                 carry_out(self.values.changes(values, flats, loaded.new, is_same), restore.agree)
             self._saves.restored()
             if loaded.counter is not None:

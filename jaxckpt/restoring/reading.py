@@ -8,6 +8,7 @@ import jax
 
 from jaxckpt._lib.groups import groups
 from jaxckpt._lib.quiet_gc import quiet_gc
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule
 from jaxckpt.leaf_kinds.kind import OtherKindError, Terms
 from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
@@ -34,7 +35,14 @@ class New:
 
 
 @quiet_gc()
-def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False, memory: int = GROUP_BYTES) -> New:
+def load(
+    pairs: Sequence[Pair],
+    stored: Source,
+    *,
+    cast: bool = False,
+    memory: int = GROUP_BYTES,
+    transfer: Transfer | None = None,
+) -> New:
     """Validates all pairs, then reads and places them.
 
     Args:
@@ -43,6 +51,7 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False, memory: i
       cast: whether to convert arrays of another dtype of the same kind.
       memory: at most so many bytes of arrays are in memory on their way to devices. The part of one device is never divided, and parts
         that need the same chunks stay together, so that these are read once.
+      transfer: counts the bytes of the new values; None if nobody asks for them.
 
     Raises:
       ValueError: a stored shape, dtype or kind differs from the target's, or a value does not fit. The message names the leaf and both
@@ -70,9 +79,12 @@ def load(pairs: Sequence[Pair], stored: Source, *, cast: bool = False, memory: i
     values = {
         target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in pairs if leaf.is_string
     }
+    transfer = transfer or Transfer()
+    transfer.expect(sum(stored.nbytes(leaf) for _, leaf in arrays))
     # There is always a first group, even an empty one: the data files are checked with it.
     for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), memory)) or [[]]:
         values.update(placement.load_group(group, infos, stored, conversions, memory))
+        transfer.add(sum(stored.nbytes(leaf) for _, leaf in group))
     return New(values, [each.name for each in conversions.values() if each.rule is Rule.CAST])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxckpt import restoring
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
 from jaxckpt.job.modes import mode_of
@@ -88,6 +89,7 @@ class Restore:
         with_counter: bool,
         cast: bool = False,
         memory: int = restoring.GROUP_BYTES,
+        transfer: Transfer | None = None,
     ) -> Loaded:
         """Matches, validates and reads. Does not change a value; succeeds on every process or on none.
 
@@ -97,6 +99,7 @@ class Restore:
           with_counter: whether to read the save counter too.
           cast: whether to convert arrays of another dtype of the same kind.
           memory: at most so many bytes of arrays are in memory on their way to devices; see `restoring.load`.
+          transfer: counts the bytes of the new values; None if nobody asks for them.
 
         Raises:
           BaseException: as `Checkpoint.restore`.
@@ -109,7 +112,7 @@ class Restore:
             names = {target.name for target in targets}
             reading = self._mode.open(session, self._path, self._call.timeout, names)
             finish = reading.finish
-            loaded = _read(reading.source, list(targets), skip, with_counter, cast, memory)
+            loaded = _read(reading.source, list(targets), skip, with_counter, cast, memory, transfer)
         except BaseException as raised:
             error = self._mode.explained(raised, session.process)
         try:
@@ -139,7 +142,13 @@ def _reads_once(path: str, given: bool | None) -> bool:
 
 
 def _read(
-    stored: restoring.Source, targets: list[flatten.Leaf], skip: set[str], with_counter: bool, cast: bool, memory: int
+    stored: restoring.Source,
+    targets: list[flatten.Leaf],
+    skip: set[str],
+    with_counter: bool,
+    cast: bool,
+    memory: int,
+    transfer: Transfer | None,
 ) -> Loaded:
     found = restoring.match(targets, stored, skip, COUNTER, (jax.process_index(), jax.process_count()))
     pairs = found.pairs
@@ -147,7 +156,7 @@ def _read(
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
         pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
-    new = restoring.load(pairs, stored, cast=cast, memory=memory)
+    new = restoring.load(pairs, stored, cast=cast, memory=memory, transfer=transfer)
     counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(

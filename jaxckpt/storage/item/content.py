@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxckpt._lib.transfer import Transfer
+from jaxckpt.storage.item.account import Account
 from jaxckpt.tree.names import Path, leaf_name
 
 ValueType = Literal["jax.Array", "np.ndarray", "scalar"]
@@ -173,6 +175,9 @@ class Snapshot:
         engine may share files as it likes.
       states: in a job of several processes, the states of this process's objects, such as data iterators, each with its path.
       custom_metadata: what the program stores beside the tree, as JSON values; None for nothing.
+      transfer: counts the bytes that this process writes.
+      account: returns what the checkpoint is to remember of its save. Called once everything is written, right before the commit; None
+        for nothing.
     """
 
     entries: tuple[Entry, ...]
@@ -181,6 +186,8 @@ class Snapshot:
     groups: tuple[tuple[Entry, ...], ...] | None = None
     custom_metadata: Mapping[str, Any] | None = None
     states: tuple[tuple[Path, str | bytes], ...] = ()
+    transfer: Transfer = field(default_factory=Transfer, compare=False)
+    account: Callable[[], Account] | None = field(default=None, compare=False)
 
     @property
     def nbytes(self) -> int:
