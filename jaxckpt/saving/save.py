@@ -118,8 +118,7 @@ class Save:
         values: Callable[[], Iterable[flatten.Flat]],
         reserve: Callable[["Save"], tuple[int, str]],
     ) -> Contribution:
-        with self.times.waiting():
-            before()
+        self.times.wait(before)
         with quiet_gc():
             facts: dict[str, Any] = {}
             if jax.process_index() == self._call.center:

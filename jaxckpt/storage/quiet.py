@@ -3,27 +3,26 @@
 Only the threads on which jaxckpt drives Orbax are quiet. A program's own calls of Orbax log as before.
 """
 
-import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Iterator
 
 from jaxckpt.storage import owner
 
 _thread = threading.local()
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drops the lines up to INFO that Orbax logs on this thread inside the block."""
-    install()
-    before = getattr(_thread, "is_quiet", False)
-    _thread.is_quiet = True
-    try:
-        yield
-    finally:
-        _thread.is_quiet = before
+# Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some exception classes refuse.
+class quiet:  # noqa: N801
+    """Drops the lines up to INFO that Orbax logs inside the block, on the thread that enters it."""
+
+    def __enter__(self) -> None:
+        install()
+        self._before = getattr(_thread, "is_quiet", False)
+        _thread.is_quiet = True
+
+    def __exit__(self, *error: object) -> None:
+        _thread.is_quiet = self._before
 
 
 @functools.cache

@@ -1,9 +1,8 @@
 """The events that listeners of `jax.monitoring` get. All names are here."""
 
-import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 LOGGER = logging.getLogger("jaxckpt")
@@ -25,18 +24,23 @@ SAVE_FAILED = "/jaxckpt/save/failed"
 _mode: contextvars.ContextVar[Mode] = contextvars.ContextVar("mode", default="sync")
 
 
-@contextlib.contextmanager
-def within(mode: Mode) -> Iterator[None]:
-    """Makes `mode_here` return a mode inside the block: deletions belong to the save that causes them.
+# Not a generator with contextlib.contextmanager: that sets attributes of exceptions, which some exception classes refuse.
+class within:  # noqa: N801
+    """Makes `mode_here` return a mode inside the block: deletions belong to the save that causes them."""
 
-    Args:
-      mode: "async" if the block runs in the background.
-    """
-    token = _mode.set(mode)
-    try:
-        yield
-    finally:
-        _mode.reset(token)
+    def __init__(self, mode: Mode) -> None:
+        """Makes the context manager.
+
+        Args:
+          mode: "async" if the block runs in the background.
+        """
+        self._wanted = mode
+
+    def __enter__(self) -> None:
+        self._token = _mode.set(self._wanted)
+
+    def __exit__(self, *error: object) -> None:
+        _mode.reset(self._token)
 
 
 def mode_here() -> Mode:

@@ -1,45 +1,72 @@
-"""Tells about restores and deletions: a line of the log and events for each."""
+"""Tells about restores and deletions: a line of the log and events for each.
 
-import contextlib
+Their errors are not reported here: the caller gets them. The context managers are classes, because a generator with
+contextlib.contextmanager sets attributes of exceptions, which some exception classes refuse.
+"""
+
 import time
-from collections.abc import Iterator
+from types import TracebackType
 
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.telemetry import events, text
 from jaxckpt.telemetry.progress import GoingOn
 
 
-@contextlib.contextmanager
-def restore(action: str, path: str) -> Iterator[Transfer]:
-    """Surrounds a restore. Yields what counts its bytes. An error is not reported here: the caller gets it.
+class restore:  # noqa: N801
+    """Surrounds a restore, and returns what counts its bytes."""
 
-    Args:
-      action: the call: "restore" or "read".
-      path: path of the checkpoint.
-    """
-    began = time.monotonic()
-    transfer = Transfer()
-    with GoingOn(f"restoring {path}" if action == "restore" else f"reading {path}", transfer):
-        yield transfer
-    took = time.monotonic() - began
-    done = "restored" if action == "restore" else "read"
-    events.LOGGER.info("%s %s: %s in %s", done, path, text.size(transfer.total), text.seconds(took))
-    events.duration(events.RESTORE_SECS, took, "sync")
-    events.scalar(events.RESTORE_BYTES, transfer.total, "sync")
+    def __init__(self, action: str, path: str) -> None:
+        """Makes the context manager.
+
+        Args:
+          action: the call: "restore" or "read".
+          path: path of the checkpoint.
+        """
+        self._path = path
+        self._doing, self._done = ("restoring", "restored") if action == "restore" else ("reading", "read")
+        self._transfer = Transfer()
+        self._began = time.monotonic()
+        self._going_on = GoingOn(f"{self._doing} {path}", self._transfer)
+
+    def __enter__(self) -> Transfer:
+        self._going_on.__enter__()
+        return self._transfer
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._going_on.__exit__(kind, error, trace)
+        if error is not None:
+            return
+        took, nbytes = time.monotonic() - self._began, self._transfer.total
+        events.LOGGER.info("%s %s: %s in %s", self._done, self._path, text.size(nbytes), text.seconds(took))
+        events.duration(events.RESTORE_SECS, took, "sync")
+        events.scalar(events.RESTORE_BYTES, nbytes, "sync")
 
 
-@contextlib.contextmanager
-def deletion(path: str, nbytes: int | None) -> Iterator[None]:
-    """Surrounds the deletion of a checkpoint. An error is not reported here: the caller handles it.
+class deletion:  # noqa: N801
+    """Surrounds the deletion of a checkpoint."""
 
-    Args:
-      path: path of the checkpoint.
-      nbytes: size of its arrays; None if it is unknown.
-    """
-    began = time.monotonic()
-    size = "" if nbytes is None else f" ({text.size(nbytes)})"
-    with GoingOn(f"deleting {path}{size}"):
-        yield
-    took = time.monotonic() - began
-    events.LOGGER.info("deleted %s%s in %s", path, size, text.seconds(took))
-    events.duration(events.DELETE_SECS, took, events.mode_here())
+    def __init__(self, path: str, nbytes: int | None) -> None:
+        """Makes the context manager.
+
+        Args:
+          path: path of the checkpoint.
+          nbytes: size of its arrays; None if it is unknown.
+        """
+        self._what = path if nbytes is None else f"{path} ({text.size(nbytes)})"
+        self._began = time.monotonic()
+        self._going_on = GoingOn(f"deleting {self._what}")
+
+    def __enter__(self) -> None:
+        self._going_on.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._going_on.__exit__(kind, error, trace)
+        if error is not None:
+            return
+        took = time.monotonic() - self._began
+        events.LOGGER.info("deleted %s in %s", self._what, text.seconds(took))
+        events.duration(events.DELETE_SECS, took, events.mode_here())

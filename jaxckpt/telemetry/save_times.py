@@ -1,10 +1,9 @@
 """Measures one save, and tells about it: a line of the log, events, and what its checkpoint remembers."""
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from jaxckpt.telemetry import events, text
@@ -45,12 +44,15 @@ class SaveTimes:
         self._lock = threading.Lock()
         self._has_failed = False
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Surrounds the wait for the save before. Warns if it takes more than a second."""
+    def wait(self, until_over: Callable[[], None]) -> None:
+        """Waits for the save before. Warns if it takes more than a second.
+
+        Args:
+          until_over: waits, and raises the error of that save.
+        """
         began = time.monotonic()
         try:
-            yield
+            until_over()
         finally:
             self._waited = time.monotonic() - began
             if self._waited > WORTH_A_WARNING_SECS:
