@@ -432,6 +432,7 @@ def test_a_save_that_takes_too_long_leaves_nothing(kind: str, tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_everything_is_synced_before_it_is_named(tmp_path: Path) -> None:
     """Watched by strace: files and directories are synced before the rename, the parent after it, the state file last."""
     if shutil.which("strace") is None:

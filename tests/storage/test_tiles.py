@@ -100,6 +100,7 @@ def shardings(shape: tuple[int, ...]) -> Iterator[NamedSharding]:
             yield NamedSharding(mesh, PartitionSpec(*spec))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "dtype"), SHAPES, ids=[f"{shape}" for shape, _ in SHAPES])
 def test_what_four_processes_of_two_devices_read(shape: tuple[int, ...], dtype: Any) -> None:
     """Saved with any sharding of the two longest axes, restored with any other one."""
