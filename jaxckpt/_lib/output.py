@@ -1,7 +1,8 @@
-"""Output of the commands: lines, JSON, sizes, ages, tables, errors, warnings, and a progress line on stderr.
+"""Output of the commands: lines, JSON, sizes, ages, tables, errors and warnings. `progress` has the progress line on stderr.
 
 Leaf names, paths and messages may come from a stranger's file. Every line passes through `printable`, so that such text cannot move the
-cursor, forge a line or change the order of the text. Commands must print with the functions of this module only.
+cursor, forge a line or change the order of the text. Commands must print with the functions of these modules only. On a terminal, lines
+wrap between words, and rich colours them; elsewhere text is plain and complete. Rich is imported when needed, because that takes time.
 """
 
 import contextlib
@@ -10,13 +11,11 @@ import logging
 import os
 import shutil
 import sys
-import threading
-import time
 import traceback
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self, TextIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TextIO
 
 # Invisible characters that Unicode classifies as letters or marks: a combining joiner and the fillers of Hangul.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
@@ -45,14 +44,44 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
-def print_line(text: str = "") -> None:
-    """Prints a line on stdout. Characters that cannot be shown there are escaped."""
-    _print(text, sys.stdout)
+def print_line(text: str = "", style: str = "") -> None:
+    """Prints a line on stdout. Characters that cannot be shown there are escaped.
+
+    Args:
+      text: the line.
+      style: rich's name of a style, such as "bold green", for terminals; empty for none.
+    """
+    _print(text, sys.stdout, style)
 
 
 def print_error(text: str) -> None:
     """Prints a line on stderr. Characters that cannot be shown there are escaped."""
     _print(text, sys.stderr)
+
+
+def print_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = (), styles: Sequence[str] = ()
+) -> None:
+    """Prints a table on stdout.
+
+    On a terminal that is too narrow, the last column wraps between words; if that is not enough, each row takes several lines, its first
+    cell on a line of its own. No word is cut.
+
+    Args:
+      header: titles of the columns; empty for none.
+      rows: the cells, row by row.
+      right: indices of the columns that are aligned at the right.
+      styles: for each row rich's name of a style of its first cell on a terminal; empty for none.
+    """
+    rows = list(rows)
+    if sys.stdout.isatty() and rows:
+        from jaxckpt._lib import terminal
+
+        clean = [[shown(cell, sys.stdout) for cell in row] for row in rows]
+        terminal.print_table(header, clean, {*right}, styles)
+        return
+    for line in table([*([header] if header else []), *rows], right):
+        print_line(line)
 
 
 def print_traceback(error: BaseException) -> None:
@@ -61,13 +90,20 @@ def print_traceback(error: BaseException) -> None:
         print_error(line)
 
 
-def _print(text: str, stream: TextIO) -> None:
-    print(_encodable(printable(text), stream), file=stream, flush=True)
+def _print(text: str, stream: TextIO, style: str = "") -> None:
+    clean = shown(text, stream)
+    if stream.isatty() and (style or len(clean) >= shutil.get_terminal_size().columns):
+        from jaxckpt._lib import terminal
+
+        terminal.print_line(clean, stream, style)
+    else:
+        print(clean, file=stream, flush=True)
 
 
-def _encodable(text: str, stream: TextIO) -> str:
+def shown(text: str, stream: TextIO) -> str:
+    """Returns `text` as a stream can show it: `printable`, and without characters that its encoding lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextlib.contextmanager
@@ -112,6 +148,14 @@ def human_bytes(count: int | None) -> str:
     return f"{count / 1024**power:.1f} {units[power - 1]}"
 
 
+def human_count(number: int) -> str:
+    """Returns a number in words, such as ``"950"`` or ``"1.24 M"``."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
 def human_age(seconds: float) -> str:
     """Returns a duration in words, such as ``"3 min"``; "now" for less than a second, or a time in the future of this clock."""
     if seconds < 1:
@@ -142,14 +186,20 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     right = set(right)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    if all(cell.isascii() for row in rows for cell in row):
+        cells: Callable[[str], int] = len
+    else:
+        # Some characters take two columns, and some none.
+        from rich.cells import cell_len
+
+        cells = cell_len
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+
+    def padded(cell: str, index: int) -> str:
+        blank = " " * (widths[index] - cells(cell))
+        return blank + cell if index in right else cell + blank
+
+    return ["  ".join(padded(cell, index) for index, cell in enumerate(row)).rstrip() for row in rows]
 
 
 def describe(error: BaseException) -> str:
@@ -172,81 +222,3 @@ def _one_line(text: str) -> str:
     if lines and lines[0].endswith(":"):
         return f"{lines[0]} {'; '.join(lines[1:])}"
     return "; ".join(lines)
-
-
-class Progress:
-    """A progress line on stderr. It appears after a second, and only if stderr is a terminal.
-
-    Use it as a context manager. Inside the block, print with `say` and `complain` only.
-    """
-
-    _EVERY_SECS = 0.2
-
-    def __init__(self, text: str, *, after_secs: float = 1.0) -> None:
-        """Makes a progress line.
-
-        Args:
-          text: the text to begin with; `update` changes it.
-          after_secs: seconds from the beginning of the block until the line appears.
-        """
-        self._text = text
-        self._after = after_secs
-        self._began = 0.0
-        self._shown = False
-        self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        self._began = time.monotonic()
-        if sys.stderr.isatty():
-            self._thread = threading.Thread(target=self._draw_until_done, name="jaxckpt progress", daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread is not None:
-            self._done.set()
-            self._thread.join()
-            with self._lock:
-                self._clear()
-
-    def update(self, text: str) -> None:
-        """Changes the text of the line. The line is drawn a few times a second, however often this is called."""
-        self._text = text
-
-    def say(self, text: str) -> None:
-        """Clears the progress line and prints a line on stdout."""
-        with self._lock:
-            self._clear()
-            print_line(text)
-
-    def complain(self, text: str) -> None:
-        """Clears the progress line and prints a line on stderr."""
-        with self._lock:
-            self._clear()
-            print_error(text)
-
-    def _draw_until_done(self) -> None:
-        self._done.wait(self._after)
-        while not self._done.is_set():
-            with self._lock:
-                line = f"{self._text}  {human_age(max(1.0, time.monotonic() - self._began))}"
-                width = shutil.get_terminal_size().columns - 1
-                self._write(f"\r\x1b[K{_encodable(printable(line), sys.stderr)[:width]}")
-                self._shown = True
-            self._done.wait(self._EVERY_SECS)
-
-    def _clear(self) -> None:
-        if self._shown:
-            self._write("\r\x1b[K")
-            self._shown = False
-
-    @staticmethod
-    def _write(text: str) -> None:
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            # The terminal is gone. The command goes on without its progress line.
-            pass

@@ -4,7 +4,8 @@ import argparse
 from dataclasses import asdict
 
 from jaxckpt import storage
-from jaxckpt._lib.output import Progress, count, human_age, human_bytes, print_json, print_line, sum_bytes
+from jaxckpt._lib.output import count, human_age, human_bytes, print_json, print_line, sum_bytes
+from jaxckpt._lib.progress import Progress
 from jaxckpt.cli.resolve import existing_directory
 
 HELP = "remove the temporary directories that killed saves left"

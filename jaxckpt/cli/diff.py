@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
+from jaxckpt._lib.output import count, human_bytes, print_json, print_line, table
+from jaxckpt._lib.progress import Progress
 from jaxckpt.cli.resolve import checkpoint_at
 from jaxckpt.leaf_kinds.described import LeafMetadata
 from jaxckpt.reader import Reader

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxckpt._lib.documents import parse
-from jaxckpt._lib.output import Progress, count, human_bytes, print_json, print_line, table
+from jaxckpt._lib.output import count, human_bytes, print_json, print_line, table
+from jaxckpt._lib.progress import Progress
 from jaxckpt.cli.resolve import checkpoint_at, size_of
 from jaxckpt.leaf_kinds.described import LeafMetadata
 from jaxckpt.reader import Reader

@@ -11,7 +11,6 @@ from typing import Any
 from jaxckpt import storage
 from jaxckpt._lib import numbering
 from jaxckpt._lib.output import (
-    Progress,
     count,
     human_age,
     human_bytes,
@@ -21,6 +20,7 @@ from jaxckpt._lib.output import (
     sum_bytes,
     table,
 )
+from jaxckpt._lib.progress import Progress
 from jaxckpt.cli.resolve import existing_directory, size_of
 from jaxckpt.directory import on_disk
 from jaxckpt.directory.latest import CheckpointState, get_checkpoint_state, latest_checkpoint

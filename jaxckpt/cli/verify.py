@@ -4,7 +4,8 @@ import argparse
 from typing import Any
 
 from jaxckpt import storage
-from jaxckpt._lib.output import Progress, count, describe, human_bytes, print_json
+from jaxckpt._lib.output import count, describe, human_bytes, print_json
+from jaxckpt._lib.progress import Progress
 from jaxckpt.cli.resolve import checkpoint_at
 from jaxckpt.errors import CheckpointError
 

@@ -5,7 +5,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from jaxckpt._lib.output import Progress, count, human_millis, print_json, print_line
+from jaxckpt._lib.output import count, human_millis, print_json, print_line
+from jaxckpt._lib.progress import Progress
 from jaxckpt.demo.saves import SaveLog, median
 
 if TYPE_CHECKING:

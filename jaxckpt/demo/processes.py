@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxckpt import CheckpointConfig, testing
-from jaxckpt._lib.output import Progress, describe, human_bytes, table
+from jaxckpt._lib.output import describe, human_bytes, table
+from jaxckpt._lib.progress import Progress
 from jaxckpt.demo import remote
 from jaxckpt.demo.loop import Run
 from jaxckpt.demo.saves import SaveLog

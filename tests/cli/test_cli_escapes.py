@@ -13,7 +13,7 @@ import pytest
 from commands import OF_CHECKPOINTS, with_path
 
 import jaxckpt
-from jaxckpt._lib import output
+from jaxckpt._lib import output, progress
 from jaxckpt.cli import COMMANDS, main
 
 # What acts on a terminal, or is not seen: C0, escape sequences (title, colour, clipboard, cursor), DEL, C1, order of text,
@@ -192,10 +192,15 @@ def test_a_progress_line_is_escaped(monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    with output.Progress(f"reading {EVIL}{KEPT}", after_secs=0):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.Progress(f"reading {EVIL}{KEPT}", after_secs=0):
         while "reading" not in terminal.text:
             pass
-    drawn = terminal.text.replace("\r\x1b[K", "")
-    assert drawn
+    drawn = terminal.text
+    # What rich moves the cursor with.
+    for own in ("\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A", "\r"):
+        drawn = drawn.replace(own, "")
+    assert "reading \\x1b]0;owned" in drawn
     assert is_clean(drawn)
     assert drawn.isascii()

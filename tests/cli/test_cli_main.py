@@ -9,7 +9,7 @@ import pytest
 from commands import with_path
 
 import jaxckpt
-from jaxckpt._lib import output
+from jaxckpt._lib import output, progress
 from jaxckpt.cli import COMMANDS, main
 
 
@@ -169,22 +169,38 @@ class _Terminal:
 def test_progress_is_for_terminals_and_leaves_nothing_behind(is_terminal, monkeypatch, capsys):
     terminal = _Terminal(is_terminal)
     monkeypatch.setattr("sys.stderr", terminal)
-    with output.Progress("reading", after_secs=0) as progress:
-        progress.update("step 1 of 2")
-        while is_terminal and "step 1 of 2" not in terminal.text:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress.Progress("reading", after_secs=0) as line:
+        line.update("step 1 of 2")
+        line.begin(4 << 30)
+        line.advance(1 << 30)
+        while is_terminal and "1.0/4.3 GB" not in terminal.text and "1.0/4.0 GiB" not in terminal.text:
             pass
-        progress.say("a line")
+        line.say("a line")
+        assert terminal.text == "" or terminal.text.endswith("\r\x1b[1A\x1b[2K")
     assert capsys.readouterr().out == "a line\n"
     if is_terminal:
-        assert terminal.text.endswith("\r\x1b[K")
+        assert "step 1 of 2" in terminal.text
+        assert terminal.text.endswith("\r\x1b[1A\x1b[2K")
     else:
         assert terminal.text == ""
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_shows_no_progress(term, monkeypatch):
+    terminal = _Terminal(True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", term)
+    with progress.Progress("reading", after_secs=0) as line:
+        line._ended.wait(60)
+    assert terminal.text == ""
 
 
 def test_short_work_shows_no_progress(monkeypatch):
     terminal = _Terminal(True)
     monkeypatch.setattr("sys.stderr", terminal)
-    with output.Progress("reading", after_secs=60):
+    with progress.Progress("reading", after_secs=60):
         pass
     assert terminal.text == ""
 

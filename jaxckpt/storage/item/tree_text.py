@@ -39,7 +39,7 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
     shardings: dict[str, str] = {}
     arrays: list[str] = []
     kinds: dict[str, str] = {}
-    sharding_texts: dict[int, str | None] = {}
+    sharding_texts: dict[tuple[int, str], str | None] = {}
     entries = snapshot.entries or _NOTHING
     keys = _keys([entry.path for entry in entries])
     for entry in entries:
@@ -57,10 +57,13 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
             if content.value_type == "jax.Array":
                 write_shape = f', "write_shape": {_extents(content.write_shape)}'
                 arrays.append(_array_metadata(name, content, settings))
+            # An array of several processes has one too, though Orbax is told of a numpy array: people want to see how it lay.
+            if content.sharding is not None:
                 # Shardings are slow to hash, and thousands of leaves share a few.
-                key = id(content.sharding)
+                key = id(content.sharding), content.value_type
                 if key not in sharding_texts:
-                    sharding_texts[key] = compat.sharding_text(content.sharding)
+                    found = compat.sharding_text(content.sharding)
+                    sharding_texts[key] = found if content.value_type == "jax.Array" else _without_devices(found)
                 if (text := sharding_texts[key]) is not None:
                     shardings[base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()] = text
             value = f'{{"value_type": "{content.value_type}", "skip_deserialize": false{write_shape}}}'
@@ -86,6 +89,15 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
         stores.make_directory(os.path.join(directory, ARRAY_METADATAS))
         text = f'{{"array_metadatas": [{", ".join(arrays)}]}}'
         _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
+
+
+def _without_devices(text: str | None) -> str | None:
+    """Returns a sharding's text without the list of its devices. In a large job it is long, and it would be repeated for each array."""
+    if text is None:
+        return None
+    note = json.loads(text)
+    note.pop("device_mesh", None)
+    return json.dumps(note)
 
 
 class _Keys:
