@@ -7,8 +7,9 @@ contextlib.contextmanager sets attributes of exceptions, which some exception cl
 import time
 from types import TracebackType
 
+from jaxckpt._lib.output import human_bytes, human_seconds
 from jaxckpt._lib.transfer import Transfer
-from jaxckpt.telemetry import events, text
+from jaxckpt.telemetry import events
 from jaxckpt.telemetry.progress import GoingOn
 
 
@@ -39,7 +40,7 @@ class restore:  # noqa: N801
         if error is not None:
             return
         took, nbytes = time.monotonic() - self._began, self._transfer.total
-        events.LOGGER.info("%s %s: %s in %s", self._done, self._path, text.size(nbytes), text.seconds(took))
+        events.LOGGER.info("%s %s: %s in %s", self._done, self._path, human_bytes(nbytes), human_seconds(took))
         events.duration(events.RESTORE_SECS, took, "sync")
         events.scalar(events.RESTORE_BYTES, nbytes, "sync")
 
@@ -54,7 +55,7 @@ class deletion:  # noqa: N801
           path: path of the checkpoint.
           nbytes: size of its arrays; None if it is unknown.
         """
-        self._what = path if nbytes is None else f"{path} ({text.size(nbytes)})"
+        self._what = path if nbytes is None else f"{path} ({human_bytes(nbytes)})"
         self._began = time.monotonic()
         self._going_on = GoingOn(f"deleting {self._what}")
 
@@ -68,5 +69,5 @@ class deletion:  # noqa: N801
         if error is not None:
             return
         took = time.monotonic() - self._began
-        events.LOGGER.info("deleted %s in %s", self._what, text.seconds(took))
+        events.LOGGER.info("deleted %s in %s", self._what, human_seconds(took))
         events.duration(events.DELETE_SECS, took, events.mode_here())

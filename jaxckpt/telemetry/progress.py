@@ -7,9 +7,9 @@ import weakref
 from types import TracebackType
 from typing import Self
 
+from jaxckpt._lib.output import human_bytes, human_seconds
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt._lib.uninterrupted import start
-from jaxckpt.telemetry import text
 from jaxckpt.telemetry.events import LOGGER
 
 # Tests lower it.
@@ -55,13 +55,13 @@ class GoingOn:
 
     def tell(self) -> None:
         """Logs how far the work is."""
-        transfer, took = self._transfer, text.seconds(time.monotonic() - self._began)
+        transfer, took = self._transfer, human_seconds(time.monotonic() - self._began)
         if transfer is None or not transfer.total:
             LOGGER.info("%s goes on since %s", self._doing, took)
             return
         # Chunks at the edge of an array are counted whole.
         done = min(transfer.done, transfer.total)
-        LOGGER.info("%s: %s of %s after %s", self._doing, text.size(done), text.size(transfer.total), took)
+        LOGGER.info("%s: %s of %s after %s", self._doing, human_bytes(done), human_bytes(transfer.total), took)
 
 
 def _tell(work: "weakref.ref[GoingOn]", running: threading.Lock, every: float) -> None:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxckpt.telemetry import events, text
+from jaxckpt._lib.output import human_bytes, human_seconds
+from jaxckpt.telemetry import events
 
 # A wait for the save before is worth a warning if it takes longer.
 WORTH_A_WARNING_SECS = 1.0
@@ -59,7 +60,7 @@ class SaveTimes:
                 events.LOGGER.warning(
                     "Training waited %s for the save before, which was not yet written, when it began to save %s. Save less often, or "
                     "to a faster disk.",
-                    text.seconds(self._waited),
+                    human_seconds(self._waited),
                     self._subject,
                 )
 
@@ -106,7 +107,7 @@ class SaveTimes:
         events.LOGGER.info(
             "did not save %s after %s: %s",
             path or self._subject,
-            text.seconds(time.monotonic() - self._start),
+            human_seconds(time.monotonic() - self._start),
             type(error).__name__,
         )
         events.event(events.SAVE_FAILED, self.mode)
@@ -134,8 +135,8 @@ class SaveTimes:
         events.LOGGER.info(
             "saved %s: %s in %s; training was blocked for %s, %s of it waiting for the save before",
             self._path,
-            text.size(self.bytes),
-            text.seconds(self._written),
-            text.seconds(self._blocked),
-            text.seconds(self._waited),
+            human_bytes(self.bytes),
+            human_seconds(self._written),
+            human_seconds(self._blocked),
+            human_seconds(self._waited),
         )
