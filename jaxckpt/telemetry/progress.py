@@ -57,7 +57,7 @@ class GoingOn:
         """Logs how far the work is."""
         transfer, took = self._transfer, human_seconds(time.monotonic() - self._began)
         if transfer is None or not transfer.total:
-            LOGGER.info("%s goes on since %s", self._doing, took)
+            LOGGER.info("%s has taken %s so far", self._doing, took)
             return
         # Chunks at the edge of an array are counted whole.
         done = min(transfer.done, transfer.total)

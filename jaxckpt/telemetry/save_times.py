@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxckpt._lib.output import human_bytes, human_seconds
+from jaxckpt._lib.output import describe, human_bytes, human_seconds
 from jaxckpt.telemetry import events
 
 # A wait for the save before is worth a warning if it takes longer.
@@ -105,10 +105,11 @@ class SaveTimes:
                 return
             self._has_failed = True
         events.LOGGER.info(
-            "did not save %s after %s: %s",
+            "did not save %s after %s: %s: %s",
             path or self._subject,
             human_seconds(time.monotonic() - self._start),
             type(error).__name__,
+            describe(error),
         )
         events.event(events.SAVE_FAILED, self.mode)
 
