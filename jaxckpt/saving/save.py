@@ -200,6 +200,10 @@ class Save:
         assert taken is not None
         step = {} if self._facts.step is None else {STEP: self._facts.step}
         self.times.bytes = taken.nbytes
+        if self._settings.io_process is None:
+            transfer.expect(taken.share_bytes)
+        elif jax.process_index() == self._call.center:
+            transfer.expect(taken.nbytes)
         return dataclasses.replace(
             taken,
             record={COUNTER: self.number, **step},

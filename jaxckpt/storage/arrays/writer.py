@@ -13,7 +13,7 @@ from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import stores
 from jaxckpt.storage.arrays import engine, kvstore, own_writer, tensorstore_writer
 from jaxckpt.storage.item import layout, tree_text
-from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot
+from jaxckpt.storage.item.content import Entry, Snapshot
 from jaxckpt.storage.ocdbt.model import UnknownFormatError
 from jaxckpt.storage.settings import WriteSettings
 
@@ -64,7 +64,6 @@ def write_arrays(
       BaseException: the error that the source of a piece raised.
     """
     transfer = transfer or Transfer()
-    transfer.expect(sum(entry.content.share_bytes for entry in entries if isinstance(entry.content, ArrayContent)))
     stores.make_directory(directory)
     deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
     in_database = layout.uses_ocdbt(settings)

@@ -194,6 +194,11 @@ class Snapshot:
         """Size of all arrays in bytes."""
         return sum(entry.content.nbytes for entry in self.entries if isinstance(entry.content, ArrayContent))
 
+    @property
+    def share_bytes(self) -> int:
+        """Size of the pieces of arrays that this process has, in bytes. It must not have been completed with those of others yet."""
+        return sum(entry.content.share_bytes for entry in self.entries if isinstance(entry.content, ArrayContent))
+
 
 def padded(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Returns the data of a whole chunk, contiguous.
