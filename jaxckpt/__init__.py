@@ -37,9 +37,7 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.preemption import PreemptionCheckpointHandler as PreemptionCheckpointHandler
     from jaxckpt.preemption import TerminationConfig as TerminationConfig
     from jaxckpt.reader import Reader as Reader
-    from jaxckpt.reader import list_variables as list_variables
-    from jaxckpt.reader import load_checkpoint as load_checkpoint
-    from jaxckpt.reader import load_variable as load_variable
+    from jaxckpt.status import CheckpointDiff as CheckpointDiff
     from jaxckpt.status import CheckpointLoadStatus as CheckpointLoadStatus
     from jaxckpt.storage import Problem as Problem
     from jaxckpt.storage import VerifyReport as VerifyReport
@@ -47,6 +45,9 @@ if _typing.TYPE_CHECKING:
     from jaxckpt.storage.settings import WriteSettings as WriteSettings
     from jaxckpt.translate import OrbaxTranslation as OrbaxTranslation
     from jaxckpt.translate import to_orbax as to_orbax
+    from jaxckpt.variables import list_variables as list_variables
+    from jaxckpt.variables import load_checkpoint as load_checkpoint
+    from jaxckpt.variables import load_variable as load_variable
 
 __version__ = "0.1.0"
 
@@ -67,12 +68,13 @@ _HOME_OF = {
         "options.sharding": ("ShardableTensor", "ShardingCallback"),
         "orbax": ("orbax",),
         "preemption": ("PreemptionCheckpointHandler", "TerminationConfig"),
-        "reader": ("Reader", "list_variables", "load_checkpoint", "load_variable"),
-        "status": ("CheckpointLoadStatus",),
+        "reader": ("Reader",),
+        "status": ("CheckpointDiff", "CheckpointLoadStatus"),
         "storage": ("Problem", "VerifyReport", "verify"),
         "storage.settings": ("WriteSettings",),
         "testing": ("testing",),
         "translate": ("OrbaxTranslation", "to_orbax"),
+        "variables": ("list_variables", "load_checkpoint", "load_variable"),
     }.items()
     for name in names
 }

@@ -2,27 +2,25 @@
 
 import copy
 import functools
-from collections.abc import Iterable
 from traceback import format_exception
 from typing import Any, Self
 
 from jaxckpt._lib.arguments import StrPath
+from jaxckpt.attributes import ValueAttributes, check_name, set_saver
 from jaxckpt.directory import paths
 from jaxckpt.directory.counter import SaveCounter
 from jaxckpt.directory.hooks import SaveHooks
 from jaxckpt.options import CheckpointOptions
+from jaxckpt.restoring.adapting import Adaptation, Rename
 from jaxckpt.saver import Saver
-from jaxckpt.status import CheckpointLoadStatus
+from jaxckpt.status import CheckpointDiff, CheckpointLoadStatus
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.tree import objects
 from jaxckpt.tree.named_values import NamedValues
 from jaxckpt.tree.nested import NestedAdapter
 
-# The only attribute of a Checkpoint that is not a value.
-_SAVER = "_saver"
 
-
-class Checkpoint:
+class Checkpoint(ValueAttributes):
     """Named values that are saved and restored together (TensorFlow: `tf.train.Checkpoint`).
 
     The attributes are the values. They are read when they are saved, so they can be set and added at any time::
@@ -47,8 +45,6 @@ class Checkpoint:
     Several threads may use a Checkpoint at the same time. It saves one checkpoint after the other.
     """
 
-    _saver: Saver
-
     def __init__(self, root: Any = None, **named: Any) -> None:
         """Creates a Checkpoint of the given values.
 
@@ -64,34 +60,11 @@ class Checkpoint:
           TypeError: `root` has no named fields.
         """
         inner = values_of(root) if isinstance(root, Checkpoint) else None
-        check_name = functools.partial(_check_name, type(self))
-        self._become(NamedValues(root, named, inner=inner, check_name=check_name), SaveCounter())
+        check = functools.partial(check_name, type(self))
+        self._become(NamedValues(root, named, inner=inner, check_name=check), SaveCounter())
 
     def _become(self, values: NamedValues, counter: SaveCounter) -> None:
-        super().__setattr__(_SAVER, Saver(values, counter, id(self)))
-
-    # -- attributes are the named values ------------------------------------------------------------------------------------------
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == _SAVER:
-            raise AttributeError(name)
-        values = self._saver.values.current()
-        if name in values:
-            return values[name]
-        raise AttributeError(f"This Checkpoint has no value {name!r}; it has {', '.join(sorted(values)) or 'none'}.")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(getattr(type(self), name, None), property):
-            super().__setattr__(name, value)
-            return
-        self._saver.values.set(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if not self._saver.values.delete(name):
-            raise AttributeError(f"This Checkpoint has no value {name!r} of its own to delete.")
-
-    def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self._saver.values.current()]
+        set_saver(self, Saver(values, counter, id(self)))
 
     def __repr__(self) -> str:
         return f"<Checkpoint {', '.join(sorted(self._saver.values.current()))}; {COUNTER}={self.save_counter}>"
@@ -176,7 +149,9 @@ class Checkpoint:
         save_path: StrPath | None,
         options: CheckpointOptions | None = None,
         *,
+        rename: Rename | None = None,
         cast: bool = False,
+        skip_mismatched: bool = False,
     ) -> CheckpointLoadStatus:
         """Restores values and `save_counter` from a checkpoint (TensorFlow: `tf.train.Checkpoint.restore`).
 
@@ -191,9 +166,14 @@ class Checkpoint:
         Args:
           save_path: the path that `save` or `write` returned, or the path of any Orbax checkpoint of a tree; None restores nothing.
           options: how to restore; see `CheckpointOptions`.
+          rename: the stored names of targets that have other names now: a mapping ``{target prefix: stored prefix}``, or a function that
+            returns the stored name for the name of a target. A prefix is a name, or the beginning of one up to a ``/``; the longest one
+            that fits wins; the empty prefix stands for the whole tree.
           cast: whether to convert arrays whose stored dtype is another one of the same kind (float32 to bfloat16, int64 to int32). By
             default another dtype is an error. `CheckpointLoadStatus.cast` names the converted leaves. A value that the new dtype
             cannot hold, such as an int that is too large, is an error.
+          skip_mismatched: whether a target keeps its value if the stored leaf has another shape. By default another shape is an error.
+            `CheckpointLoadStatus.mismatched` names such targets; they do not count as matched.
 
         Returns:
           The names that matched, and those that did not; see `CheckpointLoadStatus`.
@@ -203,20 +183,23 @@ class Checkpoint:
           CheckpointError: `save_path` is not a checkpoint.
           CorruptCheckpointError: the checkpoint is damaged.
           ValueError: a leaf has another kind, shape or dtype, or a sharding does not fit (the message names the leaf and both sides);
-            or the checkpoint has two different values for one object that has two names (the message names both).
+            or the checkpoint has two different values for one object that has two names (the message names both);
+            or `rename` leads to nothing in the checkpoint, changes no name, or gives two targets one stored name.
           TypeError: a target is of a type that cannot be saved either (the message names the leaf), or the call is inside a function
             that JAX traces.
           OSError: a file cannot be read.
           BaseException: the error of the previous asynchronous save.
         """
-        return self._saver.restore("restore", save_path, options, cast=cast)
+        return self._saver.restore("restore", save_path, options, Adaptation(rename, cast, skip_mismatched))
 
     def read(
         self,
         save_path: StrPath | None,
         options: CheckpointOptions | None = None,
         *,
+        rename: Rename | None = None,
         cast: bool = False,
+        skip_mismatched: bool = False,
     ) -> CheckpointLoadStatus:
         """Restores values as `restore` does, but does not change `save_counter` (TensorFlow: `tf.train.Checkpoint.read`).
 
@@ -225,7 +208,12 @@ class Checkpoint:
         Args:
           save_path: the path that `save` or `write` returned, or the path of any Orbax checkpoint of a tree; None restores nothing.
           options: how to restore; see `CheckpointOptions`.
+          rename: the stored names of targets that have other names now: a mapping ``{target prefix: stored prefix}``, or a function that
+            returns the stored name for the name of a target. A prefix is a name, or the beginning of one up to a ``/``; the longest one
+            that fits wins; the empty prefix stands for the whole tree.
+          rename: the stored names of targets that have other names now; see `restore`.
           cast: whether to convert arrays whose stored dtype is another one of the same kind; see `restore`.
+          skip_mismatched: whether a target keeps its value if the stored leaf has another shape; see `restore`.
 
         Returns:
           The names that matched, and those that did not; see `CheckpointLoadStatus`.
@@ -233,7 +221,27 @@ class Checkpoint:
         Raises:
           BaseException: as `restore`.
         """
-        return self._saver.restore("read", save_path, options, cast=cast)
+        return self._saver.restore("read", save_path, options, Adaptation(rename, cast, skip_mismatched))
+
+    def diff(
+        self, save_path: StrPath, options: CheckpointOptions | None = None, *, rename: Rename | None = None
+    ) -> CheckpointDiff:
+        """Tells what a restore would do: which names match, and which leaves have another dtype or shape. Reads no data, changes nothing.
+
+        In a job of several processes, every process makes this call, as it does for a restore.
+
+        Args:
+          save_path: path of a checkpoint; see `restore`.
+          options: how a restore would be done; see `CheckpointOptions`.
+          rename: the stored names of targets that have other names now; see `restore`.
+
+        Returns:
+          The names, by what a restore would do; see `CheckpointDiff`. ``print(checkpoint.diff(path))`` shows them.
+
+        Raises:
+          BaseException: as `restore`, but not for the shapes, dtypes and kinds of leaves.
+        """
+        return self._saver.diff(save_path, options, Adaptation(rename))
 
     # -- waiting ------------------------------------------------------------------------------------------------------------------
 
@@ -277,10 +285,3 @@ def values_of(checkpoint: Checkpoint) -> NamedValues:
 
 
 objects.register(Checkpoint, NestedAdapter(values_of))
-
-
-def _check_name(owner: type, name: str) -> None:
-    if any(name in vars(kind) for kind in owner.__mro__) or name == _SAVER:
-        raise ValueError(
-            f"{name!r} is a reserved name: Checkpoint has a method or property of that name. Use another name."
-        )

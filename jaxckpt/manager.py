@@ -221,7 +221,7 @@ class CheckpointManager:
                 options,
                 hooks,
                 number=due.number if number is None else number,
-                facts=SaveFacts(due.step, values),
+                facts=SaveFacts(due.step, values()),
             )
         except BaseException:
             self._schedule.fail(due)

@@ -1,15 +1,19 @@
-"""Reading a checkpoint without targets (TensorFlow: `tf.train.load_checkpoint` and its relatives)."""
+"""Reading a checkpoint without targets (TensorFlow: `tf.train.CheckpointReader`)."""
 
 import difflib
+import fnmatch
 import math
 import warnings
-from typing import Any, overload
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from jaxckpt import storage
-from jaxckpt._lib.arguments import StrPath, also_named
-from jaxckpt.directory import latest, paths
+from jaxckpt._lib import html_tree
+from jaxckpt._lib.boxes import Slices, part_of
+from jaxckpt._lib.indexing import taken
+from jaxckpt._lib.output import human_bytes
 from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.described import LeafMetadata
 from jaxckpt.leaf_kinds.registry import stored_kind
@@ -17,9 +21,10 @@ from jaxckpt.restoring import untargeted
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.description import COUNTER
-from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
 from jaxckpt.tree import state_objects
 from jaxckpt.tree.names import PROCESS
+from jaxckpt.tree.renaming import path_of
 
 # TensorFlow appends this to the name of a variable.
 _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -67,9 +72,14 @@ class Reader:
         with self._stored.presence:
             return dict(storage.read_facts(self.path).metrics or {})
 
-    def keys(self) -> list[str]:
-        """Returns the names of all leaves, sorted. A leaf with several names (see `aliases`) is listed under one of them."""
-        return sorted(self._leaves)
+    def keys(self, pattern: str | None = None) -> list[str]:
+        """Returns the names of leaves, sorted. A leaf with several names (see `aliases`) is listed under one of them.
+
+        Args:
+          pattern: a pattern of `fnmatch`, in which ``*`` stands for any text, also with ``/`` in it; None for all leaves.
+        """
+        names = sorted(self._leaves)
+        return names if pattern is None else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
     def aliases(self) -> dict[str, str]:
         """Returns the other names of leaves, and for each of them the name under which `keys` lists the leaf.
@@ -99,31 +109,45 @@ class Reader:
             return self._stored.peculiar(leaf).dtype
         return _text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
 
-    def get_tensor(self, name: str) -> np.ndarray:
+    def get_tensor(self, name: str, index: Any = None) -> np.ndarray:
         """Returns a leaf as a numpy array: a str as an array of str, bytes as an array of uint8, a PRNG key as its key data.
 
         A tensor of strings in a TensorFlow checkpoint is an array of bytes objects, as TensorFlow returns it.
 
         Args:
           name: name of the leaf.
+          index: the part to read, as numpy's basic indexing takes it: integers, slices and ``...``, such as ``(0, slice(10, 20))`` or
+            ``np.s_[0, 10:20]``. Only the stored chunks that have something of it are read. None reads the whole leaf.
 
         Raises:
           KeyError: the checkpoint has no leaf of this name.
+          IndexError: the index does not fit the shape; the message names the leaf.
+          TypeError: the index is of another kind, such as an array.
           CheckpointError: only the program that saved the leaf can read it: by a type handler of its own, or a type of TensorFlow's.
           CorruptCheckpointError: the data of the leaf is damaged.
           FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
         """
         leaf = self._leaf(name)
         self._stored.presence.check()
+        whole = self._in_memory(leaf)
+
+        def read(box: Slices | None) -> np.ndarray:
+            if whole is not None:
+                return part_of(whole, box)
+            (array,) = self._stored.read([(leaf.param_name, box)])
+            return array
+
+        shape = self._info(leaf).shape if whole is None else whole.shape
+        array = read(None) if index is None else taken(index, shape, name, read)
+        return array if array.flags.writeable and array.flags.c_contiguous else array.copy()
+
+    def _in_memory(self, leaf: StoredLeaf) -> np.ndarray | None:
+        """Returns a leaf that is not stored as an array; None for an array."""
         if leaf.is_foreign:
             return self._stored.peculiar(leaf)
         if leaf.is_string:
             return _text_array(self._stored.string(leaf))
-        if leaf is _COUNTER_LEAF:
-            return np.array(self._counter)
-        self._info(leaf)
-        (array,) = self._stored.read([(leaf.param_name, None)])
-        return array if array.flags.writeable else array.copy()
+        return np.array(self._counter) if leaf is _COUNTER_LEAF else None
 
     def has_tensor(self, name: str) -> bool:
         """Returns whether the checkpoint has a leaf `name` (TensorFlow's word for `name in reader`)."""
@@ -153,7 +177,13 @@ class Reader:
         info = self._info(leaf)
         nbytes = math.prod(info.shape) * info.dtype.itemsize
         return LeafMetadata(
-            name, _kind(leaf), info.shape, info.dtype, nbytes, self._shardings.get(leaf.param_name), leaf.key_impl
+            name,
+            stored_kind(leaf).reader_name,
+            info.shape,
+            info.dtype,
+            nbytes,
+            self._shardings.get(leaf.param_name),
+            leaf.key_impl,
         )
 
     def restore_state(self, name: str, target: Any, *, process: int = 0) -> None:
@@ -182,33 +212,86 @@ class Reader:
             raise TypeError(f"{leaf.name} is not the state of an object.")
         state_objects.restore(target, self.get_tensor(leaf.name).tobytes(), leaf.name)
 
-    def tree(self) -> Any:
-        """Returns the whole tree: nested dicts and lists of numpy arrays, Python and numpy scalars, str and bytes.
+    def tree(self, prefix: str = "") -> Any:
+        """Returns a tree of leaves: nested dicts and lists of numpy arrays, Python and numpy scalars, str and bytes.
 
-        A PRNG key is returned as its key data (`metadata` tells the implementation), and a named tuple as a dict, as Orbax does. For a
-        leaf that only the program that saved it can read, the tree has None, and a UserWarning is issued. A leaf below another leaf, such
-        as a slot variable of TensorFlow's, is left out, with a UserWarning too.
+        Lists and tuples become lists; a sequence that has holes becomes a dict with integer keys. A PRNG key is returned as its key data
+        (`metadata` tells the implementation), and a named tuple as a dict, as Orbax does. For a leaf that only the program that saved it
+        can read, the tree has None, and a UserWarning is issued. A leaf below another leaf, such as a slot variable of TensorFlow's, is
+        left out, with a UserWarning too.
+
+        Args:
+          prefix: name of a container, whose tree is returned, or of a leaf, whose value is returned; empty for everything.
 
         Raises:
+          KeyError: the checkpoint has nothing of that name.
           CorruptCheckpointError: stored data is damaged.
           FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
         """
+        if prefix == COUNTER and self._counter is not None:
+            return self._counter.item()
+        counter = None if self._counter is None or prefix else (_COUNTER_LEAF.path, self._counter.item())
+        part = self._part(prefix)
+        return self._with_warning(untargeted.tree(self._stored, part, counter))
+
+    def pure_dict(self, prefix: str = "") -> Any:
+        """Returns a tree of leaves in the form that Flax NNX takes: ``nnx.replace_by_pure_dict(state, reader.pure_dict("model"))``.
+
+        It consists of nested dicts, with integer keys for the indices of sequences. Empty containers, None and `save_counter` are left
+        out. A PRNG key is a key, and not its data; everything else is as in `tree`. If every leaf is called ``value``, as in an
+        `nnx.State` that plain Orbax saved, that level is left out.
+
+        Args:
+          prefix: name of a container; empty for everything.
+
+        Raises:
+          KeyError: the checkpoint has nothing of that name.
+          CorruptCheckpointError: stored data is damaged.
+          FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
+        """
+        return self._with_warning(untargeted.pure_dict(self._stored, self._part(prefix)))
+
+    def _part(self, prefix: str) -> StoredTree:
         self._stored.presence.check()
-        counter = None if self._counter is None else (_COUNTER_LEAF.path, self._counter.item())
-        values, left_out = untargeted.tree(self._stored, counter)
+        part = self._stored.tree.at(tuple(key.text for key in path_of(prefix.rstrip("/"))))
+        if prefix and not part.leaves:
+            names = [*self._leaves, *self._aliases]
+            raise KeyError(
+                self._nothing(prefix, {"/".join(name.split("/")[: prefix.count("/") + 1]) for name in names})
+            )
+        return part
+
+    def _with_warning(self, found: tuple[Any, untargeted.LeftOut]) -> Any:
+        values, left_out = found
         for reason, names in left_out.items():
-            warnings.warn(f"{self.path}: {reason}: {', '.join(names)}", UserWarning, stacklevel=2)
+            warnings.warn(f"{self.path}: {reason}: {', '.join(names)}", UserWarning, stacklevel=3)
         return values
+
+    def __repr__(self) -> str:
+        return f"<Reader {self.path}: {len(self)} leaves>"
+
+    def _repr_html_(self) -> str:
+        """Returns a folded tree of the leaves, for notebooks."""
+        self._read_infos()
+        rows = []
+        for name in self.keys():
+            about = self.metadata(name)
+            shape = "" if about.dtype is None else f"{about.dtype} {list(about.shape)}"
+            rows.append((name, (about.kind, shape, human_bytes(about.nbytes))))
+        return html_tree.of(repr(self)[1:-1], rows)
 
     def _leaf(self, name: str) -> StoredLeaf:
         found = self._leaves.get(name) or self._aliases.get(name)
         if found is None:
-            bare = str(name).removesuffix(_TENSORFLOW_SUFFIX)
-            known = [*self._leaves, *self._aliases]
-            close = [bare] if bare in self else difflib.get_close_matches(bare, known, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise KeyError(f"{self.path} has no leaf {name!r}.{hint}")
+            raise KeyError(self._nothing(name, [*self._leaves, *self._aliases]))
         return found
+
+    def _nothing(self, name: str, known: Collection[str]) -> str:
+        """Returns the message about a name that is not among the known ones."""
+        bare = str(name).removesuffix(_TENSORFLOW_SUFFIX)
+        close = [bare] if bare in self else difflib.get_close_matches(bare, known, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        return f"{self.path} has no leaf {name!r}.{hint}"
 
     def _read_infos(self) -> None:
         """Reads the shapes of all arrays in one step, which is faster than reading them one by one."""
@@ -222,75 +305,6 @@ class Reader:
         return self._stored.infos([leaf])[leaf.param_name]
 
 
-def _kind(leaf: StoredLeaf) -> str:
-    return stored_kind(leaf).reader_name
-
-
 def _text_array(text: str) -> np.ndarray:
     # An array of numpy's str dtype drops null characters at the end of the text.
     return np.array(text, dtype=object) if text.endswith("\0") else np.asarray(text)
-
-
-@overload
-def load_checkpoint(path: StrPath) -> Reader: ...
-@overload
-def load_checkpoint(*, ckpt_dir_or_file: StrPath) -> Reader: ...
-@also_named("path", "ckpt_dir_or_file")
-def load_checkpoint(path: StrPath) -> Reader:
-    """Opens a checkpoint for reading without targets (TensorFlow: `tf.train.load_checkpoint`).
-
-    Args:
-      path: path of a checkpoint, or of a directory with a state file; then its latest checkpoint is opened. TensorFlow's keyword
-        `ckpt_dir_or_file` is accepted too.
-
-    Returns:
-      The reader of the checkpoint.
-
-    Raises:
-      FileNotFoundError: nothing exists at `path`.
-      CheckpointError: `path` is not a checkpoint.
-      CorruptCheckpointError: the checkpoint is damaged.
-    """
-    text = paths.spelled(paths.checked_path(path, "path"))
-    if not storage.is_checkpoint(text) and (found := latest.latest_checkpoint(text)) is not None:
-        text = found
-    return Reader(text)
-
-
-@overload
-def list_variables(path: StrPath) -> list[tuple[str, tuple[int, ...]]]: ...
-@overload
-def list_variables(*, ckpt_dir_or_file: StrPath) -> list[tuple[str, tuple[int, ...]]]: ...
-@also_named("path", "ckpt_dir_or_file")
-def list_variables(path: StrPath) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns name and shape of every leaf, sorted by name (TensorFlow: `tf.train.list_variables`).
-
-    Args:
-      path: path of a checkpoint, or of a directory with a state file; see `load_checkpoint`.
-
-    Raises:
-      CheckpointError: as `load_checkpoint`.
-      OSError: as `load_checkpoint`.
-    """
-    reader = load_checkpoint(path)
-    return [(name, tuple(shape)) for name, shape in reader.get_variable_to_shape_map().items()]
-
-
-@overload
-def load_variable(path: StrPath, name: str) -> np.ndarray: ...
-@overload
-def load_variable(*, ckpt_dir_or_file: StrPath, name: str) -> np.ndarray: ...
-@also_named("path", "ckpt_dir_or_file")
-def load_variable(path: StrPath, name: str) -> np.ndarray:
-    """Returns one leaf as a numpy array (TensorFlow: `tf.train.load_variable`).
-
-    Args:
-      path: path of a checkpoint, or of a directory with a state file; see `load_checkpoint`.
-      name: name of the leaf.
-
-    Raises:
-      KeyError: the checkpoint has no leaf of this name.
-      CheckpointError: as `load_checkpoint` and `Reader.get_tensor`.
-      OSError: as `load_checkpoint` and `Reader.get_tensor`.
-    """
-    return load_checkpoint(path).get_tensor(name)

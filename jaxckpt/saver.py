@@ -7,22 +7,21 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from jaxckpt import telemetry
 from jaxckpt._lib.arguments import StrPath
 from jaxckpt.directory import free_numbers, paths
 from jaxckpt.directory.counter import SaveCounter
 from jaxckpt.directory.hooks import SaveHooks, Unregistered
-from jaxckpt.leaf_kinds.registry import is_same
+from jaxckpt.loading import Loading
 from jaxckpt.options import CheckpointOptions, checked_options
-from jaxckpt.restoring.restore import Restore, carry_out
+from jaxckpt.restoring.adapting import Adaptation
 from jaxckpt.saving import tracing
-from jaxckpt.saving.save import Save, call_of
+from jaxckpt.saving.save import Save
 from jaxckpt.saving.saves import Saves
-from jaxckpt.status import CheckpointLoadStatus
+from jaxckpt.status import CheckpointDiff, CheckpointLoadStatus
 from jaxckpt.storage import NO_FACTS, SaveFacts
 from jaxckpt.telemetry import SaveTimes
 from jaxckpt.translate import to_orbax
-from jaxckpt.tree import flatten, optimizers
+from jaxckpt.tree import flatten
 from jaxckpt.tree.named_values import NamedValues
 
 
@@ -195,7 +194,7 @@ class Saver:
         return save.path
 
     def restore(
-        self, action: str, save_path: StrPath | None, options: CheckpointOptions | None, *, cast: bool
+        self, action: str, save_path: StrPath | None, options: CheckpointOptions | None, adaptation: Adaptation
     ) -> CheckpointLoadStatus:
         """Restores values. "restore" also restores the counter; "read" does not.
 
@@ -203,7 +202,7 @@ class Saver:
           action: the call: "restore" or "read".
           save_path: path of the checkpoint, as the caller gave it; None restores nothing.
           options: how to restore; None for the defaults.
-          cast: whether to convert arrays that were stored in another dtype of the same kind.
+          adaptation: the differences between values and stored leaves that the caller allows.
 
         Returns:
           The status, which tells which names matched and which did not.
@@ -212,45 +211,61 @@ class Saver:
           BaseException: as `Checkpoint.restore`.
         """
         options = _checked(options)
-        if not isinstance(cast, bool):
-            raise TypeError(f"cast must be True or False, got {type(cast).__name__}.")
         path = None if save_path is None else paths.checked_path(save_path, "save_path")
         self._saves.refuse_in_callback(action)
         self.refuse_tracing(action)
         with self.lock:
-            translation = to_orbax(options)
             if path is None:
+                # A device that does not exist is an error all the same.
+                to_orbax(options)
                 self.sync()
                 return CheckpointLoadStatus(None, (), (), ())
-            values: dict[str, Any] = {}
-            flats: dict[str, flatten.Flat] = {}
-
-            def targets() -> list[flatten.Leaf]:
-                self.sync()
-                values.update(self.values.current())
-                flats.update(self.values.flats(self._checkpoint_id, values))
-                return [leaf for flat in flats.values() for leaf in flat.leaves]
-
-            call = call_of(action, path, options, translation.array_settings, {"cast": cast})
-            with (
-                telemetry.restore(action, path) as transfer,
-                Restore(call, path, translation.io_process, translation.read_once_per_job) as restore,
-            ):
-                leaves = restore.meet(targets)
-                skip = (
-                    optimizers.slot_names(values, flats.values()) if options.experimental_skip_slot_variables else set()
-                )
-                memory = translation.array_settings.memory_limit_bytes
-                loaded = restore.load(
-                    leaves, skip, with_counter=action == "restore", cast=cast, memory=memory, transfer=transfer
-                )
-                carry_out(self.values.changes(values, flats, loaded.new, is_same), restore.agree)
+            loading = Loading(action, path, options, adaptation, self.values, self._checkpoint_id)
+            loaded = loading.restore(self.sync, with_counter=action == "restore")
             self._saves.restored()
             if loaded.counter is not None:
                 self.counter.number = int(loaded.counter)
             return CheckpointLoadStatus(
-                path, loaded.matched, loaded.missing, loaded.unexpected, loaded.cast, loaded.near
+                path,
+                loaded.matched,
+                loaded.missing,
+                loaded.unexpected,
+                loaded.cast,
+                loaded.near,
+                mismatched=loaded.mismatched,
+                renamed=loaded.renamed,
             )
+
+    def diff(self, save_path: StrPath, options: CheckpointOptions | None, adaptation: Adaptation) -> CheckpointDiff:
+        """Compares the values with a checkpoint, without reading data.
+
+        Args:
+          save_path: path of the checkpoint, as the caller gave it.
+          options: how a restore would be done; None for the defaults.
+          adaptation: gives the stored names of targets that have other names.
+
+        Raises:
+          BaseException: as `Checkpoint.diff`.
+        """
+        options = _checked(options)
+        path = paths.checked_path(save_path, "save_path")
+        self._saves.refuse_in_callback("diff")
+        self.refuse_tracing("diff")
+        with self.lock:
+            loading = Loading("diff", path, options, adaptation, self.values, self._checkpoint_id)
+            compared = loading.compare(self.sync)
+        found, validated = compared.found, compared.validated
+        return CheckpointDiff(
+            path,
+            [leaf.name for leaf, _ in validated.pairs] + found.skipped,
+            found.missing,
+            found.unexpected,
+            validated.cast,
+            mismatched={name: str(error) for name, error in validated.mismatched.items()},
+            refused={name: str(error) for name, error in validated.refused.items()},
+            near=found.near,
+            renamed=compared.renamed,
+        )
 
     @property
     def is_saving(self) -> bool:

@@ -291,6 +291,28 @@ class TestRetention:
         manager.save()
         assert names_in(tmp_path) == ["ckpt-3"]
 
+    def test_one_that_another_program_replaces_at_that_moment_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without an exchange of directories, nothing is there for a moment."""
+        aside, identity = tmp_path / "aside", storage.identity
+
+        def looked_at(path: str) -> object | None:
+            os.rename(path, aside)
+            try:
+                return identity(path)
+            finally:
+                os.rename(aside, path)
+
+        manager = make_manager(tmp_path, 1)
+        manager.save()
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "identity", looked_at)
+            manager.save()
+        assert names_in(tmp_path) == ["ckpt-1", "ckpt-2"]
+        manager.save()
+        assert names_in(tmp_path) == ["ckpt-3"]
+
     def test_a_raising_callback_changes_nothing(self, tmp_path: Path) -> None:
         def fail() -> None:
             raise ZeroDivisionError

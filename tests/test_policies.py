@@ -466,3 +466,27 @@ class TestMetrics:
         real = [loss for loss in losses if not math.isnan(loss)]
         expected = str(losses.index(mode(real))) if real else None
         assert policies.best(infos, "loss", 1 if mode is max else -1) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"checkpoint_interval": 2}, {"save_decision_policy": orbax.FixedIntervalPolicy(2), "numbers": "step"}],
+    ids=["interval", "policy"],
+)
+def test_metrics_are_awaited_only_if_a_save_is_due(arguments: dict[str, Any], tmp_path: Path) -> None:
+    """A value that a device still computes would hold up each step of a loop. A deleted one shows whether it is read."""
+    checkpoint: Any = jaxckpt.Checkpoint(value=np.zeros(2), step=2)
+    manager = jaxckpt.CheckpointManager(checkpoint, tmp_path, None, step_counter=lambda: checkpoint.step, **arguments)
+    path = manager.save(metrics={"loss": jnp.float32(0.5)})
+    assert jaxckpt.load_checkpoint(path or "").metrics == {"loss": 0.5}
+    gone = jnp.float32(0.25)
+    gone.delete()
+    checkpoint.step = 3
+    assert manager.save(metrics={"loss": gone}) is None
+    # What cannot be a metric is refused at once all the same.
+    with pytest.raises(TypeError, match=r"metrics\['loss'\]"):
+        manager.save(metrics={"loss": jnp.zeros(2)})
+    checkpoint.step = 4
+    with pytest.raises(TypeError, match=r"metrics\['loss'\] cannot be read"):
+        manager.save(metrics={"loss": gone})
+    assert manager.save(metrics={"loss": 1}) is not None

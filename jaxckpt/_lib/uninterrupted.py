@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from jaxckpt._lib.causes import cause_of
+from jaxckpt._lib.causes import cause_of, is_of_signal_handler
 
 _T = TypeVar("_T")
 _SLICE_SECS = 1.0
@@ -106,7 +106,8 @@ def finish_left(seconds: float) -> None:
 def start(thread: threading.Thread) -> None:
     """Starts a thread, and makes sure that an interrupt is raised as an interrupt. After one, the thread may or may not run.
 
-    `Thread.start` waits for the thread. An interrupt in that wait can become a RuntimeError ("release unlocked lock").
+    `Thread.start` waits for the thread. An interrupt in that wait can become a RuntimeError ("release unlocked lock"), and an exception
+    that a signal handler raises can become a KeyError.
 
     Args:
       thread: the thread to start.
@@ -116,21 +117,26 @@ def start(thread: threading.Thread) -> None:
     """
     try:
         thread.start()
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         if (interrupt := interrupt_of(error)) is not None:
             raise interrupt from None
         raise
 
 
 def interrupt_of(error: BaseException) -> BaseException | None:
-    """Returns the interrupt that became the RuntimeError `error` in one of Python's own waits; None if `error` is something else.
+    """Returns the interrupt that became `error` in one of Python's own functions; None if `error` is something else.
 
-    It happens in `Condition.wait`, which releases the lock before it waits: after an interrupt there, the `with` statement around it
-    releases the lock a second time, which raises the RuntimeError.
+    `Condition.wait` releases the lock before it waits: after an interrupt there, the `with` statement around it releases the lock a second
+    time, which raises a RuntimeError. `Thread.start`, which removes a thread that could not be started from a dictionary, raises a KeyError
+    if the thread has been started and has removed itself. An interrupt is also what a signal handler of the program raises.
     """
+    if isinstance(error, KeyError):
+        if not (error.args and isinstance(error.args[0], threading.Thread)):
+            return None
+        return cause_of(error)
     if not isinstance(error, RuntimeError) or str(error) not in _TWICE:
         return None
     cause: BaseException | None = error
-    while isinstance(cause, Exception):
+    while isinstance(cause, Exception) and not is_of_signal_handler(cause):
         cause = cause_of(cause)
     return cause

@@ -104,7 +104,7 @@ def convert(
         )
     _refuse_target(target, overwrite, is_file=is_file)
     stored = storage.open_checkpoint(source)
-    _refuse_itself(stored, target)
+    _refuse_itself(stored, target, is_file=is_file)
     selected = select(stored.tree, choice)
     record = dict(stored.record)
     if selected.counter is not None:
@@ -143,10 +143,26 @@ def _refuse_target(target: str, overwrite: bool, *, is_file: bool) -> None:
         )
 
 
-def _refuse_itself(stored: OpenCheckpoint, target: str) -> None:
-    """Refuses a target that is the source: its files would be replaced while they are read."""
-    if stores.identity(stores.absolute(stored.path)) == stores.identity(stores.absolute(target)):
-        raise ValueError(f"{target} is the source itself. Give another target.")
+def _refuse_itself(stored: OpenCheckpoint, target: str, *, is_file: bool) -> None:
+    """Refuses a target whose files are the source, hold it or lie in it: the source would be replaced, changed or deleted."""
+    written = _real(target)
+    replaced = [written, *map(_real, writer.files_of(target) if is_file else ())]
+    for place in map(_real, stored.places):
+        if place in replaced:
+            raise ValueError(f"{target} is the source itself, or a part of it. Give another target.")
+        if any(_is_inside(place, each) for each in replaced):
+            raise ValueError(f"{target} holds the source {place}, which would be deleted. Give another target.")
+        if _is_inside(written, place):
+            raise ValueError(f"{target} lies in the source {place}, which must not be changed. Give another target.")
+
+
+def _real(path: str) -> str:
+    path = stores.absolute(path)
+    return os.path.realpath(path) if stores.is_local(path) else stores.identity(path)
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    return path.startswith(directory.rstrip("/") + "/")
 
 
 def _counter(stored: OpenCheckpoint, leaf: StoredLeaf) -> int:

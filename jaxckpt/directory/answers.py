@@ -1,5 +1,6 @@
 """Answers what a manager's schedule asks: what is saved, and whether a policy wants to save. The same on every process of a job."""
 
+import functools
 from collections.abc import Callable
 
 from jaxckpt.directory import policies
@@ -9,7 +10,7 @@ from jaxckpt.directory.policies import CheckpointInfo, SaveDecisionPolicy
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.preemption import NOTICE
 from jaxckpt.options import CheckpointOptions
-from jaxckpt.storage.policies import decision_context, is_orbax
+from jaxckpt.storage.policies import alternatives, decision_context, is_orbax
 
 
 class ManagerAnswers:
@@ -39,17 +40,26 @@ class ManagerAnswers:
         """See `Answers`.
 
         Orbax's own policies are asked on every process, as Orbax does it: they look at the same data, or agree among themselves. That
-        needs no messages in most steps. Any other policy could answer differently, so one process asks it and tells the others.
+        needs no messages in most steps. Any other policy could answer differently, so one process asks it and tells the others. An
+        ``AnySavePolicy`` may combine both. Orbax counts how often some of its policies are asked, and makes names of signals from the
+        count, so such a policy must never be asked on one process only.
         """
-        reached = NOTICE.poll()
-        process = file_process(self._options) or 0
+        context = decision_context(
+            is_saving_in_progress=self._is_saving(),
+            reached_preemption=NOTICE.poll(),
+            process=file_process(self._options) or 0,
+        )
 
-        def decide() -> bool:
-            context = decision_context(
-                is_saving_in_progress=self._is_saving(), reached_preemption=reached, process=process
-            )
-            return policies.wants_save(policy, now, previous, context)
+        def wants(one: SaveDecisionPolicy) -> bool:
+            return policies.wants_save(one, now, previous, context)
 
         if not meeting.several() or is_orbax(policy):
-            return decide()
-        return ask("CheckpointManager.save", self._directory, self._options, decide, always=True)
+            return wants(policy)
+        return any(
+            wants(one)
+            if is_orbax(one)
+            else ask(
+                "CheckpointManager.save", self._directory, self._options, functools.partial(wants, one), always=True
+            )
+            for one in alternatives(policy)
+        )

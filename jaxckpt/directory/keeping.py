@@ -100,13 +100,15 @@ class Keeping:
         return {name for name, keeps in zip(infos, answers, strict=True) if not keeps} - {new}
 
     def _retain(self, root: str, load: Callable[[], View], due: Callable[[list[str]], set[str]]) -> None:
-        def evict() -> dict[str, object | None]:
+        def evict() -> dict[str, object]:
             view = load()
             records = view.records
             doomed = retention.evict(records, view.listed, due(view.listed), self._every_n_hours)
             if not _says(root, records):
                 state_file.write(root, records)
-            return {name: storage.identity(stores.join(root, name)) for name in doomed}
+            found = {name: storage.identity(stores.join(root, name)) for name in doomed}
+            # One that is not there may be about to be replaced by a new one, which nobody means to delete.
+            return {name: identity for name, identity in found.items() if identity is not None}
 
         doomed = update(root, evict)
         if not doomed:

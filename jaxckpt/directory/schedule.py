@@ -3,7 +3,7 @@
 import datetime
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from jaxckpt._lib.arguments import index, positive_int
 from jaxckpt.directory import policies
 from jaxckpt.directory.policies import CheckpointInfo, SaveDecisionPolicy
 from jaxckpt.directory.steps import SavedStep, SavedSteps, step_reader
+from jaxckpt.storage.policies import is_orbax
 
 NUMBERS = ("saves", "step")
 
@@ -112,12 +113,17 @@ class SaveSchedule:
         return self._current_step is not None and self._steps.last == self._current_step()
 
     def begin(
-        self, metrics: Mapping[str, float] | None, answers: Answers, *, check: bool, numbered: bool
+        self,
+        metrics: Callable[[], Mapping[str, float] | None],
+        answers: Answers,
+        *,
+        check: bool,
+        numbered: bool,
     ) -> Due | None:
         """Decides whether to save now. Counts the step as saved if so.
 
         Args:
-          metrics: the metrics of the save.
+          metrics: returns the metrics of the save. Called only if they are needed, because it may wait for a device.
           answers: answers what cannot be known here.
           check: whether to ask the interval or the policy. If not, every step is due that has not been saved last.
           numbered: whether the caller chooses the number, so that the checkpoint of that number may be replaced.
@@ -129,17 +135,20 @@ class SaveSchedule:
           BaseException: what the step counter, the policy or `answers` raised.
         """
         step = None if self._current_step is None else self._current_step()
-        now = CheckpointInfo(step or 0, datetime.datetime.now(datetime.UTC), metrics)
+        moment = datetime.datetime.now(datetime.UTC)
         if not self.watches_steps:
-            return Due(step, None, None, now)
+            return Due(step, None, None, CheckpointInfo(step or 0, moment, metrics()))
         assert step is not None
         if self._by_step and step < 0:
             raise ValueError(f'With numbers="step" the current step must not be negative, got {step}.')
         history = self._loaded(answers) if self._policy is not None or self._by_step else []
         last = self._steps.last
         if check:
-            if self._policy is not None and not answers.wants_save(self._policy, now, history):
-                return None
+            if self._policy is not None:
+                # Orbax's own policies do not look at metrics.
+                shown = None if is_orbax(self._policy) else metrics()
+                if not answers.wants_save(self._policy, CheckpointInfo(step, moment, shown), history):
+                    return None
             if last is not None and step < last:
                 self._warn(f"the step went back from {last}, which was saved, to {step}", "")
                 return None
@@ -152,7 +161,12 @@ class SaveSchedule:
                 f" save(checkpoint_number={step}) replaces it.",
             )
             return None
-        saved = self._steps.begin(step, self.interval if check else None)
+        interval = self.interval if check else None
+        if interval is not None and last is not None and step < last + interval:
+            # Not due: so that nothing waits for the metrics.
+            return None
+        now = CheckpointInfo(step, moment, metrics())
+        saved = self._steps.begin(step, interval)
         if saved is None:
             return None
         due = Due(step, step if self._by_step else None, saved, now)

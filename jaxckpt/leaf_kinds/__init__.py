@@ -15,7 +15,7 @@ method               asked by                                     question
 `place`              `restoring.placement`                        how the new value is made
 `is_same`            `registry.is_same`, for `tree.rebuilding`    whether two stored values for one object are equal
 `describe_stored`    `restoring.reading`, for errors              a stored leaf in words
-`read`               `jaxckpt.reader`                             a value without a target
+`read`               `restoring.untargeted`                       a value without a target
 ==================== ============================================ =====================================================
 
 **To add a kind of leaf**, write a new file with a class derived from `kind.LeafKind`, and add its line to the list in `registry`. If a

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule, scalar_rule
 from jaxckpt.leaf_kinds.dtypes import number_kind
-from jaxckpt.leaf_kinds.kind import OtherKindError, Terms
+from jaxckpt.leaf_kinds.kind import OtherKindError, OtherShapeError, Terms
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
@@ -59,10 +59,10 @@ def require_shape(target: Leaf, shape: tuple[int, ...], info: ArrayInfo, terms: 
       terms: the terms of the restore.
 
     Raises:
-      ValueError: the shapes differ; the message names the leaf and both shapes.
+      OtherShapeError: the shapes differ; the message names the leaf and both shapes.
     """
     if shape != info.shape:
-        raise ValueError(
+        raise OtherShapeError(
             f"{target.name}: the target has shape {tuple(shape)}, but {terms.path} holds shape {info.shape}."
         )
 

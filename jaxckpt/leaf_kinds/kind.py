@@ -20,6 +20,10 @@ class OtherKindError(Exception):
     """A stored leaf cannot become a value of the target's kind, whatever its shape and dtype. The caller tells the user."""
 
 
+class OtherShapeError(ValueError):
+    """A stored leaf is of the target's kind, but has another shape. The message names the leaf and both shapes."""
+
+
 class Terms(NamedTuple):
     """Facts about one restore that hold for all of its leaves.
 
@@ -163,7 +167,8 @@ class LeafKind(Protocol):
 
         Raises:
           OtherKindError: the stored leaf is of another kind.
-          ValueError: the shape or the dtype does not fit; the message names the leaf and both sides.
+          OtherShapeError: the shape does not fit; the message names the leaf and both sides.
+          ValueError: the dtype does not fit; likewise.
         """
 
     def place(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Delivery:

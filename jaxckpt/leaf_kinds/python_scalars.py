@@ -13,7 +13,7 @@ from jaxckpt.leaf_kinds import contents
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.dtypes import number_kind
 from jaxckpt.leaf_kinds.fitting import require_numbers
-from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, LeafKind, OtherKindError, Terms
+from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, LeafKind, OtherKindError, OtherShapeError, Terms
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree.flatten import Leaf
@@ -50,8 +50,13 @@ class _PythonScalars(LeafKind):
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         found = require_numbers(leaf, info)
-        if found.shape != () or number_kind(found.dtype) != self._numbers:
+        if number_kind(found.dtype) != self._numbers:
             raise OtherKindError
+        if found.shape != ():
+            raise OtherShapeError(
+                f"{target.name}: the target is a {type(target.value).__name__}, but {terms.path} holds an array of shape {found.shape} "
+                f"and dtype {found.dtype}."
+            )
         return None
 
     def place(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None) -> Delivery:

@@ -38,9 +38,14 @@ class Matched:
 
 
 def match(
-    targets: Sequence[Leaf], stored: Source, skip: set[str], ignore: str, process: tuple[int, int] = (0, 1)
+    targets: Sequence[Leaf],
+    stored: Source,
+    skip: set[str],
+    ignore: str,
+    process: tuple[int, int] = (0, 1),
+    sought: Sequence[Leaf] | None = None,
 ) -> Matched:
-    """Matches targets and stored leaves by name.
+    """Matches targets and stored leaves by name. The result has the names of the targets.
 
     If the states of an object differed between processes, each process's was stored. Each process gets its own back.
 
@@ -50,6 +55,7 @@ def match(
       skip: names of targets that keep their values and count as matched.
       ignore: a stored name that is not unexpected, although it has no target (the save counter).
       process: index of this process, and the number of processes.
+      sought: the targets as they are called in the checkpoint; None if they have the same names there.
 
     Raises:
       TypeError: a target is not of a kind that can be saved.
@@ -62,23 +68,30 @@ def match(
     layout.refuse_collisions([target.path for target in targets])
     # There may be thousands of names: build each of them once.
     target_names = [target.name for target in targets]
-    names = set(target_names)
+    if sought is None:
+        sought, sought_names = targets, target_names
+    else:
+        layout.refuse_collisions([leaf.path for leaf in sought])
+        sought_names = [leaf.name for leaf in sought]
+    names = set(sought_names)
     states = _states(by_name)
-    for target, name in zip(targets, target_names, strict=True):
-        if name in skip:
-            found.skipped.append(name)
+    wanted_by_missing: dict[str, str] = {}
+    for target, own_name, named, name in zip(targets, target_names, sought, sought_names, strict=True):
+        if own_name in skip:
+            found.skipped.append(own_name)
         elif target.is_state and name in states:
             found.pairs.append((target, by_name[_own_state(name, states[name], process, stored.path)]))
             names.update(states[name])
         elif name in by_name:
             found.pairs.append((target, by_name[name]))
         elif (reason := refusal(target.value, "restore")) is not None:
-            raise TypeError(f"{name}: {reason}")
-        elif (other := _other_name(target)) in by_name and other not in names:
+            raise TypeError(f"{own_name}: {reason}")
+        elif (other := _other_name(named)) in by_name and other not in names:
             found.pairs.append((target, by_name[other]))
             names.add(other)
         else:
-            found.missing.append(name)
+            found.missing.append(own_name)
+            wanted_by_missing[own_name] = name
     for _, leaf in found.pairs:
         if leaf.is_foreign:
             raise CheckpointError(f"{leaf.foreign(stored.path)} Leave it out of the Checkpoint to restore the others.")
@@ -88,9 +101,10 @@ def match(
     ]
     free = [*found.unexpected, *(leaf.name for leaf in stored.tree.aliases if leaf.param_name not in asked)]
     for name in found.missing[:_NEAR]:
-        for other in difflib.get_close_matches(name, free[:_NEAR_AMONG]):
+        wanted = wanted_by_missing[name]
+        for other in difflib.get_close_matches(wanted, free[:_NEAR_AMONG]):
             # Names of different leaves of one container are always alike.
-            if difflib.get_close_matches(name.rpartition("/")[2], [other.rpartition("/")[2]]):
+            if difflib.get_close_matches(wanted.rpartition("/")[2], [other.rpartition("/")[2]]):
                 found.near.setdefault(name, other)
     return found
 

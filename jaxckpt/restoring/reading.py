@@ -1,7 +1,7 @@
 """Reads the leaves of one restore: validates all of them, and then reads, converts and places them in groups."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jaxckpt._lib.groups import groups
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule
-from jaxckpt.leaf_kinds.kind import OtherKindError, Terms
+from jaxckpt.leaf_kinds.kind import OtherKindError, OtherShapeError, Terms
 from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
 from jaxckpt.restoring import placement
 from jaxckpt.restoring.matching import Pair
@@ -28,10 +28,82 @@ class New:
     Attributes:
       values: by name of the leaf; each has the kind, dtype and sharding of its target.
       cast: names of the leaves whose stored dtype differs from the target's.
+      mismatched: names of the leaves whose stored shape differs from the target's. They have no new value.
     """
 
     values: dict[str, Any]
     cast: list[str]
+    mismatched: list[str]
+
+
+@dataclass
+class Validated:
+    """Pairs, by the result of the validation.
+
+    Attributes:
+      pairs: those that fit.
+      infos: shapes and dtypes of the stored arrays, by Orbax's name.
+      conversions: conversions of the arrays that need one, by name of the target.
+      mismatched: by name of the target, the error about a stored shape that differs.
+      refused: by name of the target, any other error.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    infos: dict[str, ArrayInfo] = field(default_factory=dict)
+    conversions: dict[str, Conversion] = field(default_factory=dict)
+    mismatched: dict[str, ValueError] = field(default_factory=dict)
+    refused: dict[str, ValueError | TypeError] = field(default_factory=dict)
+
+    @property
+    def cast(self) -> list[str]:
+        """Names of the leaves whose dtype is converted because the caller asked for it."""
+        return [each.name for each in self.conversions.values() if each.rule is Rule.CAST]
+
+
+def validate(pairs: Sequence[Pair], stored: Source, *, cast: bool, tolerant: bool = False) -> Validated:
+    """Validates pairs, without reading data.
+
+    Args:
+      pairs: targets and their stored leaves.
+      stored: the checkpoint.
+      cast: whether arrays of another dtype of the same kind may be converted.
+      tolerant: whether to go on after an error other than that of a shape.
+
+    Raises:
+      ValueError: unless `tolerant`, a stored dtype or kind differs from the target's. The message names the leaf and both sides.
+      TypeError: unless `tolerant`, a target cannot be restored.
+    """
+    found = Validated(infos=stored.infos([leaf for _, leaf in pairs if not leaf.is_string]))
+    terms = Terms(stored.path, cast, jax.process_count() == 1)
+    for pair in pairs:
+        target, leaf = pair
+        try:
+            conversion = _conversion(pair, found.infos.get(leaf.param_name), terms)
+        except OtherShapeError as error:
+            found.mismatched[target.name] = error
+        except (ValueError, TypeError) as error:
+            if not tolerant:
+                raise
+            found.refused[target.name] = error
+        else:
+            found.pairs.append(pair)
+            if conversion is not None:
+                # Not by the stored leaf: several targets may have one, under different names.
+                found.conversions[target.name] = conversion
+    return found
+
+
+def _conversion(pair: Pair, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
+    target, leaf = pair
+    try:
+        return kind_of(target.value).validate(target, leaf, info, terms)
+    except (OtherKindError, ValueError) as error:
+        if (reason := refusal(target.value, "restore")) is not None:
+            raise TypeError(f"{target.name}: {reason}") from None
+        found = _other_kind(pair, info, terms.path) if isinstance(error, OtherKindError) else error
+        if leaf.name == target.name:
+            raise found from None
+        raise type(found)(f"{found} The leaf is stored as {leaf.name!r}.") from None
 
 
 @quiet_gc()
@@ -40,6 +112,7 @@ def load(
     stored: Source,
     *,
     cast: bool = False,
+    skip_mismatched: bool = False,
     memory: int = GROUP_BYTES,
     transfer: Transfer | None = None,
 ) -> New:
@@ -49,6 +122,7 @@ def load(
       pairs: targets and their stored leaves.
       stored: the checkpoint.
       cast: whether to convert arrays of another dtype of the same kind.
+      skip_mismatched: whether to leave out leaves of another shape.
       memory: at most so many bytes of arrays are in memory on their way to devices. The part of one device is never divided, and parts
         that need the same chunks stay together, so that these are read once.
       transfer: counts the bytes of the new values; None if nobody asks for them.
@@ -59,33 +133,23 @@ def load(
       CorruptCheckpointError: stored data is damaged.
       Exception: JAX's error about a leaf. The message names the leaf.
     """
-    arrays = [pair for pair in pairs if not pair[1].is_string]
-    infos = stored.infos([leaf for _, leaf in arrays])
-    terms = Terms(stored.path, cast, jax.process_count() == 1)
-    conversions: dict[str, Conversion] = {}
-    for target, leaf in pairs:
-        info = infos.get(leaf.param_name)
-        try:
-            conversion = kind_of(target.value).validate(target, leaf, info, terms)
-        except (OtherKindError, ValueError) as error:
-            if (reason := refusal(target.value, "restore")) is not None:
-                raise TypeError(f"{target.name}: {reason}") from None
-            if isinstance(error, OtherKindError):
-                raise _other_kind((target, leaf), info, stored.path) from None
-            raise
-        if conversion is not None:
-            # Not by the stored leaf: several targets may have one, under different names.
-            conversions[target.name] = conversion
+    found = validate(pairs, stored, cast=cast)
+    if found.mismatched and not skip_mismatched:
+        error = next(iter(found.mismatched.values()))
+        raise ValueError(f"{error} To let it keep its value, call restore(path, skip_mismatched=True).")
     values = {
-        target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in pairs if leaf.is_string
+        target.name: placement.load_text(target, leaf, stored.string(leaf))
+        for target, leaf in found.pairs
+        if leaf.is_string
     }
+    arrays = [pair for pair in found.pairs if not pair[1].is_string]
     transfer = transfer or Transfer()
     transfer.expect(sum(stored.nbytes(leaf) for _, leaf in arrays))
     # There is always a first group, even an empty one: the data files are checked with it.
     for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), memory)) or [[]]:
-        values.update(placement.load_group(group, infos, stored, conversions, memory))
+        values.update(placement.load_group(group, found.infos, stored, found.conversions, memory))
         transfer.add(sum(stored.nbytes(leaf) for _, leaf in group))
-    return New(values, [each.name for each in conversions.values() if each.rule is Rule.CAST])
+    return New(values, found.cast, list(found.mismatched))
 
 
 def _other_kind(pair: Pair, info: ArrayInfo | None, path: str) -> ValueError:

@@ -1,9 +1,9 @@
 """One restore: match stored leaves with the current values, read them, and replace the values, on every process or on none."""
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax
 
@@ -12,11 +12,15 @@ from jaxckpt._lib.transfer import Transfer
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
 from jaxckpt.job.modes import mode_of
+from jaxckpt.job.plan import digest_of
 from jaxckpt.job.session.session import Session
+from jaxckpt.restoring.adapting import AS_IT_IS, Adaptation, Rename, Sought, sought
 from jaxckpt.storage import stores
 from jaxckpt.storage.item.description import COUNTER
 from jaxckpt.tree import flatten
 from jaxckpt.tree.builders import Undo
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Loaded:
       missing: names of targets that are not stored.
       unexpected: names of stored leaves that have no target.
       cast: names of leaves that were converted to another dtype.
+      mismatched: names of targets that keep their values because the stored shape differs.
       near: for some of the missing names, a stored name that is much like it.
+      renamed: the stored names of targets that have another name there, by the target's name.
     """
 
     new: dict[str, Any]
@@ -39,7 +45,24 @@ class Loaded:
     missing: list[str]
     unexpected: list[str]
     cast: list[str]
+    mismatched: list[str]
     near: dict[str, str]
+    renamed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a restore would do.
+
+    Attributes:
+      found: targets and stored leaves, matched by name.
+      validated: the pairs, validated as with ``cast=True``.
+      renamed: as `Loaded.renamed`.
+    """
+
+    found: restoring.Matched
+    validated: restoring.Validated
+    renamed: Mapping[str, str]
 
 
 class Restore:
@@ -58,28 +81,33 @@ class Restore:
         self._path = path
         self._mode = mode_of(io_process, functools.partial(_reads_once, path, read_once))
         self._session = Session()
+        self._sought = Sought(())
 
-    def meet(self, prepare: Callable[[], Iterable[flatten.Leaf]]) -> list[flatten.Leaf]:
+    def meet(self, prepare: Callable[[], Iterable[flatten.Leaf]], rename: Rename | None = None) -> list[flatten.Leaf]:
         """Meets the other processes.
 
         Args:
           prepare: waits for the save in flight, and returns the targets.
+          rename: as `Adaptation.rename`.
 
         Returns:
           The targets.
 
         Raises:
           ProcessError: as `meeting.meet`.
-          BaseException: the error of `prepare`.
+          BaseException: the error of `prepare`, and those of `adapting.sought`.
         """
         targets: list[flatten.Leaf] = []
-        self._session = meeting.meet(self._call, functools.partial(self._contribution, prepare, targets))
+        self._session = meeting.meet(self._call, functools.partial(self._contribution, prepare, targets, rename))
         self._session.adopt()
         return targets
 
-    def _contribution(self, prepare: Callable[[], Iterable[flatten.Leaf]], targets: list[flatten.Leaf]) -> Contribution:
+    def _contribution(
+        self, prepare: Callable[[], Iterable[flatten.Leaf]], targets: list[flatten.Leaf], rename: Rename | None
+    ) -> Contribution:
         targets.extend(restoring.resolved(prepare()))
-        return self._mode.agree_to_restore(targets)
+        self._sought = sought(targets, rename)
+        return _with_names(self._mode.agree_to_restore(targets), self._sought.renamed)
 
     def load(
         self,
@@ -87,7 +115,7 @@ class Restore:
         skip: set[str],
         *,
         with_counter: bool,
-        cast: bool = False,
+        adaptation: Adaptation = AS_IT_IS,
         memory: int = restoring.GROUP_BYTES,
         transfer: Transfer | None = None,
     ) -> Loaded:
@@ -97,30 +125,63 @@ class Restore:
           targets: leaves of the current values.
           skip: names of targets that keep their values.
           with_counter: whether to read the save counter too.
-          cast: whether to convert arrays of another dtype of the same kind.
+          adaptation: the differences between targets and stored leaves that the caller allows. `meet` has got its `rename`.
           memory: at most so many bytes of arrays are in memory on their way to devices; see `restoring.load`.
           transfer: counts the bytes of the new values; None if nobody asks for them.
 
         Raises:
           BaseException: as `Checkpoint.restore`.
         """
+
+        def read(stored: restoring.Source) -> Loaded:
+            return _read(stored, list(targets), self._sought, skip, with_counter, adaptation, memory, transfer)
+
+        return self._with_source(read)
+
+    def compare(self, targets: Iterable[flatten.Leaf], skip: set[str]) -> Compared:
+        """Matches and validates. Reads no data; succeeds on every process or on none.
+
+        Args:
+          targets: leaves of the current values.
+          skip: names of targets that keep their values.
+
+        Raises:
+          BaseException: as `Checkpoint.diff`.
+        """
+
+        def work(stored: restoring.Source) -> Compared:
+            found = _match(stored, list(targets), self._sought, skip)
+            return Compared(
+                found, restoring.validate(found.pairs, stored, cast=True, tolerant=True), self._sought.renamed
+            )
+
+        return self._with_source(work)
+
+    def _with_source(self, work: Callable[[restoring.Source], _Result]) -> _Result:
+        """Opens the checkpoint and does some work on it, on every process or on none.
+
+        Args:
+          work: its argument is the open checkpoint.
+
+        Returns:
+          The result of the work.
+        """
         session = self._session
-        loaded: Loaded | None = None
+        results: list[_Result] = []
         error: BaseException | None = None
         finish: Callable[[BaseException | None], None] = session.vote
         try:
-            names = {target.name for target in targets}
+            names = {leaf.name for leaf in self._sought.leaves}
             reading = self._mode.open(session, self._path, self._call.timeout, names)
             finish = reading.finish
-            loaded = _read(reading.source, list(targets), skip, with_counter, cast, memory, transfer)
+            results.append(work(reading.source))
         except BaseException as raised:
             error = self._mode.explained(raised, session.process)
         try:
             finish(error)
         finally:
             del error
-        assert loaded is not None
-        return loaded
+        return results[0]
 
     def agree(self, error: BaseException | None) -> None:
         """Ends the restore: raises on every process if any of them failed.
@@ -141,30 +202,78 @@ def _reads_once(path: str, given: bool | None) -> bool:
     return stores.is_networked(path) if given is None else given
 
 
+def _with_names(contribution: Contribution, renamed: Mapping[str, str]) -> Contribution:
+    """Adds the stored names of renamed targets to what the processes compare: they must agree, but functions cannot be compared.
+
+    Args:
+      contribution: the contribution about the targets.
+      renamed: as `Sought.renamed`.
+    """
+    if not renamed:
+        return contribution
+    described = contribution.leaves
+
+    def leaves() -> Sequence[tuple[str, str]]:
+        return [
+            (name, f"{text}, renamed to {renamed[name]!r}" if name in renamed else text) for name, text in described()
+        ]
+
+    return replace(contribution, digest=digest_of([("", contribution.digest), *renamed.items()]), leaves=leaves)
+
+
+def _match(
+    stored: restoring.Source, targets: Sequence[flatten.Leaf], wanted: Sought, skip: set[str]
+) -> restoring.Matched:
+    process = jax.process_index(), jax.process_count()
+    renamed = wanted.leaves if wanted.renamed else None
+    found = restoring.match(targets, stored, skip, COUNTER, process, renamed)
+    wanted.require_hits(found.missing, stored.path)
+    return found
+
+
 def _read(
     stored: restoring.Source,
-    targets: list[flatten.Leaf],
+    targets: Sequence[flatten.Leaf],
+    wanted: Sought,
     skip: set[str],
     with_counter: bool,
-    cast: bool,
+    adaptation: Adaptation,
     memory: int,
     transfer: Transfer | None,
 ) -> Loaded:
-    found = restoring.match(targets, stored, skip, COUNTER, (jax.process_index(), jax.process_count()))
+    found = _match(stored, targets, wanted, skip)
     pairs = found.pairs
     counter = stored.record.get(COUNTER)
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
         pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
-    new = restoring.load(pairs, stored, cast=cast, memory=memory, transfer=transfer)
+    new = restoring.load(
+        pairs,
+        stored,
+        cast=adaptation.cast,
+        skip_mismatched=adaptation.skip_mismatched,
+        memory=memory,
+        transfer=transfer,
+    )
     counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(
             f"{COUNTER}: {stored.path} holds {counter}, which cannot be the number of a save. Use read() instead of restore()."
         )
-    matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
+    left = set(new.mismatched)
+    matched = [leaf.name for leaf, _ in found.pairs if leaf.name not in left] + found.skipped
     kept = counter if with_counter else None
-    return Loaded(new.values, kept, matched, found.missing, found.unexpected, new.cast, found.near)
+    return Loaded(
+        new.values,
+        kept,
+        matched,
+        found.missing,
+        found.unexpected,
+        new.cast,
+        new.mismatched,
+        found.near,
+        wanted.renamed,
+    )
 
 
 def carry_out(changes: Iterable[Callable[[], Undo]], agree: Callable[[BaseException | None], None]) -> None:

@@ -187,6 +187,11 @@ class StoredCheckpoint:
         return description.read(os.path.join(self.directory, description.FILE), content)
 
     @property
+    def places(self) -> list[str]:
+        """The absolute path of the checkpoint."""
+        return [stores.absolute(self.path)]
+
+    @property
     def is_checksummed(self) -> bool:
         """Whether a changed bit is noticed."""
         return self.digests is not None

@@ -1,5 +1,6 @@
-"""What Orbax's policies (``ocp.checkpoint_managers``) are called with."""
+"""What Orbax's policies (``ocp.checkpoint_managers``) are called with, and what they are made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 # Where Orbax defines its policies. They decide alike on all processes that give them the same arguments, or agree among themselves.
@@ -28,6 +29,18 @@ def decision_context(*, is_saving_in_progress: bool, reached_preemption: bool, p
         reached_preemption=reached_preemption,
         multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=process),
     )
+
+
+def alternatives(policy: Any) -> Sequence[Any]:
+    """Returns the save decision policies of which Orbax's ``AnySavePolicy`` asks one after the other until one wants to save.
+
+    Returns the policy itself if it is another one.
+    """
+    import orbax.checkpoint as ocp
+
+    if type(policy) is not ocp.checkpoint_managers.AnySavePolicy:
+        return (policy,)
+    return [part for each in policy.policies for part in alternatives(each)]
 
 
 def is_orbax(policy: Any) -> bool:

@@ -85,6 +85,10 @@ class OpenCheckpoint(Source, Protocol):
         """Absolute path of the directory of the files."""
 
     @property
+    def places(self) -> list[str]:
+        """Absolute paths of the files, or of the directory, that make up the checkpoint."""
+
+    @property
     def is_checksummed(self) -> bool:
         """Whether a changed bit is noticed."""
 

@@ -12,13 +12,17 @@ _DIGITS = 19
 class Container:
     """A dict or list under construction: `put` adds leaves below it, then `build` makes it."""
 
-    def __init__(self, sequences: Collection[tuple[str, ...]], path: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, sequences: Collection[tuple[str, ...]], path: tuple[str, ...] = (), *, has_lists: bool = True
+    ) -> None:
         """Makes an empty container.
 
         Args:
           sequences: paths of the containers that are sequences even if their keys are not marked as indices.
           path: path of this container.
+          has_lists: whether a sequence without holes becomes a list; otherwise each sequence becomes a dict with integer keys.
         """
+        self._has_lists = has_lists
         self._sequences = sequences
         self._path = path
         self._children: dict[str, Any] = {}
@@ -39,7 +43,9 @@ class Container:
             node._is_indexed = node._is_indexed and is_index
             below = node._children.get(text)
             if below is None:
-                below = node._children[text] = Container(self._sequences, (*node._path, text))
+                below = node._children[text] = Container(
+                    self._sequences, (*node._path, text), has_lists=self._has_lists
+                )
             elif not isinstance(below, Container):
                 raise DamagedError("a leaf lies below another leaf")
             node = below
@@ -68,7 +74,7 @@ class Container:
             return built
         items = {index: built[str(index)] for index in sorted(map(int, built))}
         # A sequence with holes keeps its indices.
-        return list(items.values()) if len(items) == max(items) + 1 else items
+        return list(items.values()) if self._has_lists and len(items) == max(items) + 1 else items
 
 
 def _is_index(text: str) -> bool:

@@ -31,6 +31,11 @@ class Rule(NamedTuple):
             raise ValueError(f"{text!r} is not of the form OLD=NEW, such as model/dense=model/hidden")
         return cls(_keys(old), _keys(new), text)
 
+    @classmethod
+    def of(cls, old: str, new: str) -> Self:
+        """Returns the rule that replaces the name `old`, or this beginning of a name, by `new`. An empty name is that of the whole tree."""
+        return cls(_keys(old), _keys(new), f"{old!r}: {new!r}")
+
     def apply(self, path: Iterable[tuple[str, int]]) -> Path | None:
         """Returns the new path of a leaf; None if the rule does not apply to it.
 
@@ -43,6 +48,10 @@ class Rule(NamedTuple):
         return (*(Key(text) for text in self.new), *keys[len(self.old) :])
 
 
+def path_of(name: str) -> Path:
+    """Returns the path of a name; the empty path for the empty name."""
+    return tuple(Key(part.replace("~1", "/").replace("~0", "~")) for part in name.split("/")) if name else ()
+
+
 def _keys(name: str) -> tuple[str, ...]:
-    name = name.rstrip("/")
-    return tuple(part.replace("~1", "/").replace("~0", "~") for part in name.split("/")) if name else ()
+    return tuple(key.text for key in path_of(name.rstrip("/")))

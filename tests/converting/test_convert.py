@@ -1,5 +1,6 @@
 """``jaxckpt convert``: any source to checkpoints and safetensors files, and back, bit for bit."""
 
+import errno
 import json
 import os
 import signal
@@ -276,6 +277,70 @@ def test_several_files(source: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert several(1 << 30, overwrite=True) == f"{tmp_path}/x.safetensors"
     assert [path.name for path in tmp_path.glob("*x*safetensors*")] == ["x.safetensors"]
     assert cli.main(["diff", source, f"{tmp_path}/x.safetensors"]) == 0
+
+
+def test_a_target_that_touches_its_source(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = convert(source, f"{tmp_path}/x.safetensors", Choice(), NoWatch(), shard_bytes=40).target
+    shard = sorted(tmp_path.glob("x-*.safetensors"))[0]
+    step = jaxckpt.Checkpoint(value=np.ones(2)).write(tmp_path / "step")
+    item = jaxckpt.Checkpoint(value=np.zeros(3), more=np.ones(1)).write(os.path.join(step, "state"))
+    os.symlink(source, tmp_path / "link")
+    os.symlink(index, tmp_path / "link.safetensors.index.json")
+
+    def content() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = content()
+    for given, target, why in [
+        # What is replaced holds the source.
+        (index, "x.safetensors", "a part of it"),
+        (tmp_path / "x.safetensors", "x.safetensors", "a part of it"),
+        (tmp_path / "link.safetensors.index.json", "x.safetensors", "a part of it"),
+        (shard, "x.safetensors", "a part of it"),
+        (item, "step", "holds the source"),
+        (tmp_path / "link", "ckpt-1", "the source itself"),
+        (source, "link", "the source itself"),
+        # The target would be within the source.
+        (source, "ckpt-1/x.safetensors", "lies in the source"),
+        (source, "link/d/inner", "lies in the source"),
+    ]:
+        assert run(given, tmp_path / target, "--overwrite") == 1, (given, target)
+        assert why in capsys.readouterr().err
+        assert content() == before
+    # Beside the source, nothing is in the way.
+    assert run(source, f"{source}-copy") == 0
+    assert run(item, f"{step}/other", "--filter", "value") == 0
+
+
+def test_files_of_others_stay_that_an_index_names(source: str, tmp_path: Path) -> None:
+    """An index may name any file of its directory. Only those with the name of the target are replaced with it."""
+    other = tmp_path / "other.safetensors"
+    assert run(source, other, "--filter", "model/*") == 0
+    names = dict.fromkeys(safetensors.safe_open(other, "np").keys(), other.name)
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    before = other.read_bytes()
+    assert run(source, tmp_path / "x.safetensors", "--overwrite") == 0
+    assert other.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("*safetensors*")) == ["other.safetensors", "x.safetensors"]
+
+
+def test_nothing_stays_of_several_files_that_cannot_all_be_placed(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, done = os.replace, []
+
+    def failing(old: str, new: str) -> None:
+        if len(done) == 2:
+            raise OSError(errno.EIO, "Input/output error", new)
+        done.append(new)
+        replace(old, new)
+
+    before = sorted(os.listdir(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(os, "replace", failing)
+        convert(source, f"{tmp_path}/x.safetensors", Choice(), NoWatch(), shard_bytes=40)
+    assert len(done) == 2
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.parametrize(

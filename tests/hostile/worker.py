@@ -95,11 +95,24 @@ def _run(seed: int, number: int, directory: Path, answers: Any) -> dict[str, Any
 
 
 def _measured(call: Any, expected: tuple[type[BaseException], ...], on_disk: int) -> tuple[dict[str, str], float, int]:
-    """Returns how a call ended, the seconds that it took, and the bytes of memory besides those on disk."""
+    """Returns how a call ended, the seconds that it took, and the bytes of memory besides those on disk.
+
+    The time in which this thread could have run, but other programs had the processors, does not count.
+    """
     before = _reset_peak()
-    start = time.monotonic()
+    start = time.monotonic() - _delayed()
     ending = _ending(call, expected)
-    return ending, time.monotonic() - start, _status("VmHWM") - before - on_disk
+    return ending, time.monotonic() - _delayed() - start, _status("VmHWM") - before - on_disk
+
+
+def _delayed() -> float:
+    """Returns the seconds that this thread has waited for a processor."""
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except OSError:
+        # The kernel does not count them.
+        return 0.0
 
 
 def _ending(call: Any, expected: tuple[type[BaseException], ...]) -> dict[str, str]:

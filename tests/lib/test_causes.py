@@ -1,6 +1,9 @@
 """An error names what it came from, never what its caller was handling."""
 
 import errno
+import functools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,3 +86,59 @@ def test_an_error_of_a_save_while_another_is_handled_stays_itself(tmp_path: Path
     except OSError:
         with pytest.raises(ValueError, match="of the callback"):
             checkpoint.save(tmp_path / "ckpt", jaxckpt.CheckpointOptions(experimental_write_callbacks=[refuse]))
+
+
+class AlarmError(Exception):
+    """What signal handlers raise here."""
+
+
+def _ring(*_: object) -> None:
+    raise AlarmError
+
+
+class _Bell:
+    def ring(self, *_: object) -> None:
+        raise AlarmError
+
+    __call__ = ring
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [_ring, _Bell().ring, _Bell(), functools.partial(_ring, "more")],
+    ids=["function", "method", "object", "partial"],
+)
+def test_what_a_signal_interrupted_is_no_cause(handler: Callable[..., None]) -> None:
+    def work() -> None:
+        try:
+            raise FileExistsError(errno.EEXIST, "File exists")
+        except FileExistsError:
+            signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        error = _caught(work)
+        assert isinstance(error, AlarmError)
+        assert cause_of(error) is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_save_raises_what_a_signal_handler_raised_while_an_error_was_handled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`os.makedirs` handles a FileExistsError if the directory is there already."""
+    isdir = os.path.isdir
+
+    def interrupted(path: str) -> bool:
+        if path == str(tmp_path):
+            signal.raise_signal(signal.SIGUSR1)
+        return isdir(path)
+
+    before = signal.signal(signal.SIGUSR1, _ring)
+    try:
+        monkeypatch.setattr(os.path, "isdir", interrupted)
+        with pytest.raises(AlarmError):
+            jaxckpt.Checkpoint(value=np.zeros(3)).save(tmp_path / "ckpt")
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -234,6 +234,51 @@ def test_an_interrupt_of_one_of_pythons_waits_is_recognized() -> None:
         _wait()
     assert isinstance(interrupt_of(caught.value), KeyboardInterrupt)
     assert interrupt_of(KeyboardInterrupt()) is None
+
+
+def test_an_exception_of_a_signal_handler_is_raised_as_itself_while_a_thread_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes when the thread runs already, and Python then looks in vain for the thread among those that wait to be started."""
+
+    class AlarmError(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise AlarmError
+
+    def started(run: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        begin(run, arguments)
+        assert thread._started.wait(10)  # type: ignore[attr-defined]
+        while thread in threading._limbo:  # type: ignore[attr-defined]
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGUSR1)
+
+    begin = threading._start_new_thread  # type: ignore[attr-defined]
+    monkeypatch.setattr(threading, "_start_new_thread", started)
+    before = signal.signal(signal.SIGUSR1, ring)
+    thread = threading.Thread(target=lambda: None)
+    try:
+        with pytest.raises(AlarmError):
+            start(thread)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        thread.join(10)
+
+
+def test_an_exception_of_a_signal_handler_in_one_of_pythons_waits_is_recognized() -> None:
+    def ring(*_: object) -> None:
+        raise ValueError
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    lock = threading.Lock()
+    try:
+        with pytest.raises(RuntimeError) as caught, lock:
+            lock.release()
+            signal.raise_signal(signal.SIGUSR1)
+        assert isinstance(interrupt_of(caught.value), ValueError)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_what_the_handler_of_an_interrupt_meets_is_no_interrupt() -> None:

@@ -15,13 +15,16 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rooms import COMMITTERS, fill, place
 
 from jaxckpt.storage import CheckpointPath, stores
+from jaxckpt.storage.commit import marker_directory
 from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.commit.committer import Committer, Pending
+from jaxckpt.storage.commit.leases import Lease, StoredLease
 from jaxckpt.storage.stores import ABSENT, ChangedError
 
 ROOT = Path(__file__).parents[2]
@@ -234,6 +237,30 @@ def test_a_new_one_that_cannot_be_registered_is_taken_back(ground: Ground) -> No
     assert ground.names() == []
 
 
+def test_a_save_that_began_earlier_is_not_mixed_with_one_that_ended_meanwhile(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ground.committer.in_place:
+        pytest.skip("Each save has a directory of its own until it is renamed.")
+    init = Lease.__init__
+    saved: list[str] = []
+
+    def late(lease: Lease, *arguments: Any) -> None:
+        if not saved:
+            saved.append("")
+            saved.append(ground.save("ckpt-1", 2))
+        init(lease, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "__init__", late)
+        with pytest.raises(FileExistsError, match="at the same time"):
+            ground.begin("ckpt-1", 1)
+    assert len(saved) == 2
+    assert ground.value("ckpt-1") == 2
+    assert ground.names() == ["ckpt-1"]
+    ground.save("ckpt-1", 3, replace=True)
+
+
 class TestDeleting:
     def test_a_checkpoint(self, ground: Ground) -> None:
         ground.save("ckpt-1", 1)
@@ -253,6 +280,47 @@ class TestDeleting:
         assert ground.value("ckpt-1") == 2
         ground.committer.delete(ground.path("ckpt-1"), ground.committer.identity(path))
         assert ground.names() == []
+
+    def test_not_one_that_is_saved_while_it_begins(self, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+        if not ground.committer.in_place:
+            pytest.skip("A checkpoint that can be renamed is looked at again after it was renamed away.")
+        path = ground.save("ckpt-1", 1)
+        old = ground.committer.identity(path)
+        init = Lease.__init__
+        saved: list[str] = []
+
+        def late(lease: Lease, directory: str, action: Any, *more: Any) -> None:
+            if action == "delete" and not saved:
+                saved.append(ground.save("ckpt-1", 2, replace=True))
+            init(lease, directory, action, *more)
+
+        monkeypatch.setattr(Lease, "__init__", late)
+        with pytest.raises(OSError, match="saved at this path meanwhile"):
+            ground.committer.delete(ground.path("ckpt-1"), old)
+        assert saved
+        assert ground.value("ckpt-1") == 2
+        assert ground.names() == ["ckpt-1"]
+        ground.save("ckpt-1", 3, replace=True)
+
+    def test_not_one_whose_replacement_a_killed_process_left(
+        self, ground: Ground, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not ground.committer.in_place:
+            pytest.skip("A rename replaces at once.")
+        path = ground.save("ckpt-1", 1)
+        old = ground.committer.identity(path)
+
+        def failing(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+            patch.setattr(stores, "copy", failing)
+            ground.save("ckpt-1", 2, replace=True)
+        with pytest.raises(OSError, match="saved at this path meanwhile"):
+            ground.committer.delete(ground.path("ckpt-1"), old)
+        assert ground.value("ckpt-1") == 2
+        ground.committer.sweep(ground.room, "ckpt")
+        assert ground.value("ckpt-1") == 2
 
 
 class TestUnfinishedWork:
@@ -292,6 +360,75 @@ class TestUnfinishedWork:
         ground.save("ckpt-3", 3)
         assert [left.final for left in ground.committer.leftovers(ground.room)] == [str(ground.path("other-1"))]
         assert ground.checkpoints() == ["ckpt-3"]
+
+    def test_that_is_committed_while_a_sweep_begins_stays(
+        self, ground: Ground, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not ground.committer.in_place:
+            pytest.skip("What a rename commits is no longer among the unfinished work.")
+        pending = ground.begin("ckpt-1", 1)
+        tree = stores.tree
+
+        def listed(directory: str) -> list[str]:
+            # The process that saves commits, and is killed before it removes its lease.
+            found = tree(directory)
+            marker_directory.mark(pending.new)
+            pending._lease.stop()  # type: ignore[attr-defined]
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stores, "tree", listed)
+            assert ground.committer.sweep(ground.room) == []
+        assert ground.value("ckpt-1") == 1
+        assert ground.names() == ["ckpt-1"]
+
+    def test_another_save_that_begins_while_a_sweep_removes_one_stays(
+        self, ground: Ground, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not ground.committer.in_place:
+            pytest.skip("Each save has a directory of its own until it is renamed.")
+        ground.begin("ckpt-1", 1)._lease.stop()  # type: ignore[attr-defined]
+        is_live = StoredLease.live.fget
+        saved: list[str] = []
+
+        def live(lease: StoredLease) -> bool:
+            found = is_live(lease)
+            if not saved:
+                saved.append("")
+                saved.append(ground.save("ckpt-1", 2))
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StoredLease, "live", property(live))
+            assert ground.committer.sweep(ground.room) == []
+        assert len(saved) == 2
+        assert ground.value("ckpt-1") == 2
+        assert ground.names() == ["ckpt-1"]
+
+    def test_a_replacement_that_begins_while_a_sweep_removes_a_lease_keeps_its_own(
+        self, ground: Ground, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not ground.committer.in_place:
+            pytest.skip("There are no leases.")
+        path = ground.save("ckpt-1", 1)
+        Lease(path, "delete").stop()
+        is_live = StoredLease.live.fget
+        looked: list[StoredLease] = []
+        held: list[Lease] = []
+
+        def live(lease: StoredLease) -> bool:
+            looked.append(lease)
+            if len(looked) == 1:
+                held.append(Lease(path, "replace"))
+                return False
+            return is_live(lease)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StoredLease, "live", property(live))
+            assert ground.committer.sweep(ground.room) == []
+        held[0].confirm()
+        held[0].release()
+        assert ground.value("ckpt-1") == 1
 
     def test_of_another_process_is_left_alone(self, ground: Ground) -> None:
         path = str(ground.path("ckpt-1"))

@@ -8,6 +8,7 @@ import user_programs
 
 PROGRAMS = [
     user_programs.save_and_restore,
+    user_programs.start_warm,
     user_programs.choose_options,
     user_programs.shard_by_callback,
     user_programs.manage,

@@ -47,6 +47,30 @@ def save_and_restore(directory: Path) -> None:
     checkpoint.close()
 
 
+def start_warm(directory: Path) -> None:
+    """Names by a mapping and by a function, and what does not fit."""
+    path = jaxckpt.Checkpoint(old={"kernel": jnp.ones((4, 3))}).write(directory / "old")
+    checkpoint = jaxckpt.Checkpoint(model={"kernel": jnp.ones((4, 2))})
+    diff = assert_type(checkpoint.diff(path, rename={"model": "old"}), jaxckpt.CheckpointDiff)
+    assert_type(diff.matched, tuple[str, ...])
+    assert_type(diff.missing, tuple[str, ...])
+    assert_type(diff.unexpected, tuple[str, ...])
+    assert_type(diff.cast, tuple[str, ...])
+    assert_type(diff.refused, tuple[str, ...])
+    assert assert_type(diff.mismatched, tuple[str, ...]) == ("model/kernel",)
+    assert assert_type(diff.reasons, dict[str, str]).keys() == {"model/kernel"}
+
+    def stored(name: str) -> str:
+        return name.replace("model", "old")
+
+    names: Mapping[str, str] = {"model": "old"}
+    status = checkpoint.restore(path, rename=stored, cast=True, skip_mismatched=True).expect_partial()
+    assert assert_type(status.mismatched, tuple[str, ...]) == diff.mismatched
+    assert_type(
+        checkpoint.read(path, rename=names, skip_mismatched=True).expect_partial(), jaxckpt.CheckpointLoadStatus
+    )
+
+
 def choose_options(directory: Path) -> None:
     """Options, with callbacks of both forms."""
     written: list[str] = []
@@ -177,11 +201,15 @@ def read_without_targets(directory: Path) -> None:
         assert_type(reader.shape(name), tuple[int, ...])
         assert_type(reader.dtype(name), np.dtype[Any])
         array: np.ndarray = reader.get_tensor(name)
+        part: np.ndarray = reader.get_tensor(name, np.s_[:1] if array.shape else ())
+        assert part.ndim == array.ndim
         assert array.shape == reader.shape(name)
         leaf = assert_type(reader.metadata(name), jaxckpt.LeafMetadata)
         assert_type(leaf.nbytes, int)
         assert_type(leaf.dtype, np.dtype[Any] | None)
         assert_type(leaf.sharding, str | None)
+    assert_type(reader.keys("model/*"), list[str])
+    assert reader.tree("model")["kernel"].shape == reader.pure_dict("model")["kernel"].shape == (4, 3)
     assert_type("model/kernel" in reader, bool)
     assert_type(len(reader), int)
     assert_type(reader.get_variable_to_shape_map(), dict[str, list[int]])
@@ -239,6 +267,7 @@ def mistakes(directory: Path) -> None:
     checkpoint = jaxckpt.Checkpoint(x=1)
     checkpoint.save(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     checkpoint.restore(directory, jaxckpt.OrbaxSettings())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    checkpoint.restore(directory, rename=[("a", "b")])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     jaxckpt.CheckpointOptions(enable_async="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     jaxckpt.CheckpointOptions(synchronous=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     jaxckpt.OrbaxSettings(compression="gzip")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

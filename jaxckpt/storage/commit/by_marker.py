@@ -90,15 +90,22 @@ class MarkerCommitter:
         return None if content is None else version
 
     def delete(self, path: CheckpointPath, expected: object | None = None) -> None:
-        """See `Committer`. Removes the marker first. A checkpoint that is saved here after the check of `expected` is deleted too."""
+        """See `Committer`. Removes the marker first."""
         text = stores.absolute(str(path))
-        if expected is not None and self.identity(text) not in (None, expected):
-            raise OSError(errno.EBUSY, _REPLACED, text)
+        if expected is not None:
+            self._refuse_another(text, expected)
         if not stores.exists(text):
             return
         if not marker_directory.is_marked(text) and leases.read(text) is None:
             raise OSError(errno.EINVAL, "This is not a checkpoint, so it was not deleted", text)
         lease = Lease(text, "delete")
+        if expected is not None:
+            try:
+                # Before the lease, another process may have saved here. From now on none can.
+                self._refuse_another(text, expected)
+            except BaseException:
+                marker_directory.release(lease)
+                raise
         try:
             marker_directory.clear(text)
         except BaseException:
@@ -106,6 +113,12 @@ class MarkerCommitter:
             raise
         lease.release()
         stores.prune(text)
+
+    def _refuse_another(self, path: str, expected: object) -> None:
+        """Raises OSError (EBUSY) if another checkpoint is at a path than the one of an identity, or will be once a sweep completes it."""
+        home = marker_directory.home(path)
+        if self.identity(path) not in (None, expected) or home not in (None, path):
+            raise OSError(errno.EBUSY, _REPLACED, path)
 
     def replace_file(self, path: CheckpointPath, content: bytes, expected: bytes) -> None:
         """See `Committer`."""
@@ -140,6 +153,10 @@ class PendingMark:
         self.new = path if staged is None else staged
         self._path = path
         self._lease = Lease(self.new, "save" if staged is None else "stage")
+        if staged is None and marker_directory.is_marked(path):
+            # It was not there before the lease, and must not be mixed with this one.
+            marker_directory.release(self._lease)
+            raise FileExistsError(errno.EEXIST, "Another process has saved a checkpoint here at the same time", path)
         self._committing = False
 
     @property

@@ -5,6 +5,7 @@ import os
 from jaxckpt.storage import owner, stores
 from jaxckpt.storage.commit import leases, marker_directory
 from jaxckpt.storage.commit.committer import Leftover
+from jaxckpt.storage.commit.leases import Lease
 from jaxckpt.storage.commit.rename_leftovers import is_for
 from jaxckpt.storage.item.description import MARKER
 
@@ -43,19 +44,45 @@ def sweep(directory: str, name: str | None = None) -> list[str]:
     # Staged checkpoints come last, because a replacement may need them.
     for entry, is_marked in sorted(_leased(directory, name), key=lambda item: owner.is_temporary(item[0])):
         path = f"{directory}/{entry}"
-        lease = leases.read(path)
+        lease, version = leases.read_versioned(path)
         if lease is None or lease.live:
             continue
         if not owner.is_temporary(entry):
-            if is_marked:
-                # The process died after the commit of its save, or before its deletion removed the marker.
-                stores.remove(f"{path}/{leases.FILE}")
-                continue
-            if marker_directory.finish_replacement(path):
+            if not is_marked and marker_directory.finish_replacement(path):
                 removed.append(lease.staged or path)
-                continue
-        elif marker_directory.is_needed(path, f"{directory}/{owner.final_name(entry)}"):
+            elif _remove(path, version):
+                removed.append(path)
+            continue
+        if marker_directory.is_needed(path, f"{directory}/{owner.final_name(entry)}"):
             continue
         marker_directory.remove(path)
         removed.append(path)
     return removed
+
+
+def _remove(path: str, version: bytes) -> bool:
+    """Removes the unfinished checkpoint of a dead process; of a committed one, removes the lease only. Returns whether it was unfinished.
+
+    Another process may begin to save here at any moment, and the dead process may have committed since the directory was listed. So this
+    process leases the directory, and looks again.
+
+    Args:
+      path: path of the checkpoint.
+      version: version of the lease of the dead process.
+    """
+    try:
+        lease = Lease(path, "delete", over=version)
+    except FileExistsError:
+        return False
+    if marker_directory.is_marked(path):
+        # The process died after the commit of its save, or before its deletion removed the marker.
+        marker_directory.release(lease)
+        return False
+    try:
+        marker_directory.clear(path)
+    except BaseException:
+        lease.stop()
+        raise
+    lease.release()
+    stores.prune(path)
+    return True

@@ -57,6 +57,11 @@ class FlatCheckpoint:
         self._lock = threading.Lock()
         self._last: tuple[str, np.ndarray] | None = None
 
+    @property
+    def places(self) -> list[str]:
+        """Absolute paths of the files."""
+        return [os.path.join(self.directory, name) for name in self.files]
+
     def take(self, leaves: Sequence[StoredLeaf], infos: dict[str, ArrayInfo], aliases: Sequence[StoredLeaf]) -> None:
         """Sets the leaves.
 

@@ -151,6 +151,20 @@ class StoredTree:
         leaves = tuple(leaf._replace(path=((name, False), *leaf.path)) for leaf in self.leaves)
         return replace(self, leaves=leaves, sequences=frozenset((name, *path) for path in self.sequences))
 
+    def at(self, keys: tuple[str, ...]) -> "StoredTree":
+        """Returns the part of the tree below some keys, which its paths no longer have. It has the leaves of other names too.
+
+        Args:
+          keys: the keys from the root; none for the whole tree, without the leaves of other names.
+        """
+        depth = len(keys)
+        found: dict[tuple[tuple[str, bool], ...], StoredLeaf] = {}
+        for leaf in (*self.leaves, *self.aliases) if keys else self.leaves:
+            if tuple(text for text, _ in leaf.path[:depth]) == keys:
+                found.setdefault(leaf.path[depth:], leaf._replace(path=leaf.path[depth:]))
+        sequences = frozenset(path[depth:] for path in self.sequences if path[:depth] == keys)
+        return replace(self, leaves=tuple(found.values()), sequences=sequences, aliases=())
+
 
 @quiet_gc()
 def read(inside: Inside, content: bytes) -> StoredTree:

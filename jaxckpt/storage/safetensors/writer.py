@@ -71,8 +71,13 @@ def files_of(path: str) -> list[str]:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             with open(index, encoding="utf-8") as file:
                 names = {str(name) for name in json.load(file)["weight_map"].values()}
-            # Nothing outside of the directory is ours.
-            inside = [name for name in names if os.path.basename(name) == name and name.endswith(SUFFIX)]
+            # A file of another name, or outside of the directory, may belong to others too.
+            own = os.path.basename(path).removesuffix(SUFFIX) + "-"
+            inside = [
+                name
+                for name in names
+                if os.path.basename(name) == name and name.startswith(own) and name.endswith(SUFFIX)
+            ]
             found += [os.path.join(os.path.dirname(index), name) for name in inside]
     return [each for each in found if os.path.lexists(each)]
 
@@ -109,6 +114,7 @@ def write(path: str, content: Content, written: Callable[[int], None], shard_byt
             names = [f"{stem}-{token}-{each.removeprefix(stem + '-')}" for each in names]
     os.makedirs(directory, exist_ok=True)
     made: list[str] = []
+    placed: list[str] = []
     try:
         for number, (shard, file) in enumerate(zip(shards, names, strict=True)):
             made.append(_temporary(directory, file, token))
@@ -120,11 +126,17 @@ def write(path: str, content: Content, written: Callable[[int], None], shard_byt
         for temporary, file in zip(list(made), names, strict=True):
             os.replace(temporary, os.path.join(directory, file))
             made.remove(temporary)
+            placed.append(os.path.join(directory, file))
     except BaseException:
+        if len(shards) > 1 and os.path.lexists(_temporary(directory, stem + INDEX_SUFFIX, token)):
+            # The index is not in its place, so nothing refers to the files that are. Their names were free.
+            made += placed
         for temporary in made:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
         raise
+    # The old files may go when the new ones are certain to stay.
+    _sync_directory(directory)
     new = [os.path.join(directory, file) for file in names]
     for each in old:
         if os.path.abspath(each) not in new:

@@ -28,6 +28,13 @@ class Broken:
         raise KeyError("asked to preserve")
 
 
+def orbax_count() -> int:
+    """Orbax makes names of signals from this count. If it differs between processes, they wait for each other for ever."""
+    from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
+
+    return int(OperationIdGenerator.get_current_operation_id())
+
+
 def manage(directory: str, io: int | None, asynchronous: bool) -> dict[str, Any]:
     """Saves with policies and metrics, and returns what every process saw."""
     checkpoint: Any = jaxckpt.Checkpoint(value=np.zeros(3), step=0)
@@ -69,6 +76,11 @@ def manage(directory: str, io: int | None, asynchronous: bool) -> dict[str, Any]
     seen["stubborn"] = train(manager, range(10, 16))
     manager = make(save_decision_policy=orbax.ContinuousCheckpointingPolicy(minimum_interval_secs=3600))
     seen["continuous"] = train(manager, range(20, 24))
+    before = orbax_count()
+    mixed = orbax.AnySavePolicy([Stubborn(), orbax.ContinuousCheckpointingPolicy(minimum_interval_secs=3600)])
+    manager = make(save_decision_policy=mixed)
+    seen["mixed"] = train(manager, range(24, 27))
+    seen["counted"] = orbax_count() - before
     manager = make(save_decision_policy=Broken())
     checkpoint.step = 30
     try:

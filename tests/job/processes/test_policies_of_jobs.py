@@ -34,6 +34,8 @@ def test_all_processes_decide_the_same(jobs, private: bool, io: int | None, asyn
             "stubborn": [path(step) if (step + writer) % 2 == 0 else None for step in range(10, 16)],
             # The first one is due only if none is younger than an hour.
             "continuous": [None] * 4,
+            "mixed": [path(step) if (step + writer) % 2 == 0 else None for step in range(24, 27)],
+            "counted": sum((step + writer) % 2 for step in range(24, 27)),
             "broken": (True, True),
             "unbroken": [path(31)],
             "restored": path(31),
