@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from jaxckpt import telemetry
 from jaxckpt.leaf_kinds.registry import is_same
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.restoring.adapting import Adaptation
@@ -60,10 +61,15 @@ class Loading:
         Raises:
           BaseException: as `Checkpoint.restore`.
         """
-        with self._begin() as restore:
+        with telemetry.restore(self._call.action, self._path) as transfer, self._begin() as restore:
             targets = self._meet(restore, sync)
             loaded = restore.load(
-                targets, self._slots(), with_counter=with_counter, adaptation=self._adaptation, memory=self._memory
+                targets,
+                self._slots(),
+                with_counter=with_counter,
+                adaptation=self._adaptation,
+                memory=self._memory,
+                transfer=transfer,
             )
             carry_out(self._named.changes(self._values, self._flats, loaded.new, is_same), restore.agree)
         return loaded

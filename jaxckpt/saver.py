@@ -19,6 +19,7 @@ from jaxckpt.saving.save import Save
 from jaxckpt.saving.saves import Saves
 from jaxckpt.status import CheckpointDiff, CheckpointLoadStatus
 from jaxckpt.storage import NO_FACTS, SaveFacts
+from jaxckpt.telemetry import SaveTimes
 from jaxckpt.translate import to_orbax
 from jaxckpt.tree import flatten
 from jaxckpt.tree.named_values import NamedValues
@@ -48,6 +49,8 @@ class Saver:
         self.lock = threading.RLock()
         self._checkpoint_id = checkpoint_id
         self._saves = Saves()
+        # The last save, from which the time to the next one is counted.
+        self._previous: SaveTimes | None = None
 
     def refuse_tracing(self, action: str) -> None:
         """Refuses a call inside a function that JAX traces: it would run once, during tracing, and not when the function runs.
@@ -156,6 +159,7 @@ class Saver:
         options = _checked(options)
         translation = to_orbax(options)
         turn = self._saves.turn(action)
+        times = SaveTimes(subject, asynchronous=translation.asynchronous, previous=self._previous)
         with self.lock, turn:
             save = Save(
                 action,
@@ -166,6 +170,7 @@ class Saver:
                 replace=replace,
                 details=details,
                 facts=facts,
+                times=times,
                 # `count` does this too, but an interrupt may keep it from running.
                 registered=lambda save: give(save.number),
             )
@@ -184,6 +189,8 @@ class Saver:
                 exit_timeout_secs=translation.exit_timeout_secs,
                 step=facts.step,
             )
+            self._previous = times
+            times.returned()
         return save.path
 
     def restore(

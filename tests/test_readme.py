@@ -90,7 +90,7 @@ def test_the_wrapper_of_a_tensorflow_iterator_compiles() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["managers.md", "preemption.md", "warm_starts.md"])
+@pytest.mark.parametrize("page", ["managers.md", "observability.md", "preemption.md", "warm_starts.md"])
 def test_pages_that_are_read_from_top_to_bottom_run(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
@@ -109,6 +109,7 @@ LINKS = [
         "docs/cli.md",
         "docs/from_tensorflow.md",
         "docs/managers.md",
+        "docs/observability.md",
         "docs/preemption.md",
         "docs/orbax_programs.md",
         "docs/warm_starts.md",

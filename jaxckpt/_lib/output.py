@@ -180,6 +180,13 @@ def human_millis(seconds: float) -> str:
     return f"{millis:.{0 if millis >= 100 else 1 if millis >= 10 else 2}f} ms"
 
 
+def human_seconds(seconds: float) -> str:
+    """Returns a duration with about three digits, such as ``"4.56 ms"`` or ``"12.3 s"``."""
+    if seconds < 1:
+        return human_millis(seconds)
+    return f"{seconds:.{2 if seconds < 10 else 1 if seconds < 100 else 0}f} s"
+
+
 def count(number: int, singular: str, plural: str | None = None) -> str:
     """Returns a number with its noun: ``"1 leaf"``, ``"2 leaves"``."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

@@ -19,7 +19,7 @@ from jaxckpt import __version__
 from jaxckpt._lib.output import describe, print_error, print_traceback, printable, warnings_as_lines
 from jaxckpt.errors import CheckpointError, ConfigError
 
-COMMANDS = ("demo", "inspect", "verify", "diff", "convert", "explain", "list", "clean")
+COMMANDS = ("demo", "inspect", "verify", "diff", "convert", "explain", "list", "report", "clean")
 
 # Names of arguments that are paths, which shells complete.
 _PATHS = ("PATH", "DIR", "A", "B", "SOURCE", "TARGET", "CONFIG", "FILE")

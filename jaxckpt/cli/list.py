@@ -1,31 +1,25 @@
 """``jaxckpt list DIR``: shows the checkpoints of a directory, and leftovers of killed saves."""
 
 import argparse
-import math
 import os
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from jaxckpt import storage
-from jaxckpt._lib import numbering
 from jaxckpt._lib.output import (
     count,
     human_age,
     human_bytes,
-    print_error,
+    human_seconds,
     print_json,
     print_line,
+    print_table,
     sum_bytes,
     table,
 )
 from jaxckpt._lib.progress import Progress
-from jaxckpt.cli.resolve import existing_directory, size_of
-from jaxckpt.directory import on_disk
-from jaxckpt.directory.latest import CheckpointState, get_checkpoint_state, latest_checkpoint
-from jaxckpt.errors import CheckpointError
-from jaxckpt.storage import foreign, stores
+from jaxckpt.cli.listed import Listed, about, as_json, exit_code, look, refuse_checkpoint, versions
+from jaxckpt.cli.resolve import existing_directory
 
 HELP = "show the checkpoints of a directory: sizes, ages, the latest, leftovers"
 DESCRIPTION = (
@@ -33,31 +27,6 @@ DESCRIPTION = (
     "the latest. Also shows temporary directories of running and of killed saves (`jaxckpt clean` removes the latter). "
     "Exits with 1 if there is no checkpoint."
 )
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A checkpoint of the directory.
-
-    Attributes:
-      path: path of the checkpoint.
-      bytes: total size of its files; None in a bucket, where it is not known.
-      saved: when the checkpoint was committed, in seconds since the epoch.
-      age_secs: seconds since then.
-      registered: whether the state file lists the checkpoint.
-      latest: whether `jaxckpt.latest_checkpoint` returns the checkpoint.
-      step: the training step; None if the checkpoint does not know it.
-      metrics: its metrics, by name; None if it has none, or if they cannot be read.
-    """
-
-    path: str
-    bytes: int | None
-    saved: float
-    age_secs: float
-    registered: bool
-    latest: bool
-    step: int | None
-    metrics: dict[str, Any] | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,42 +37,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     directory = existing_directory(arguments.directory)
-    if storage.is_checkpoint(directory):
-        above = os.path.dirname(stores.absolute(directory))
-        raise ValueError(
-            f"{directory} is a checkpoint, not a directory of checkpoints. `jaxckpt inspect {directory}` shows it, "
-            f"and `jaxckpt list {above}` the checkpoints beside it."
-        )
+    refuse_checkpoint(directory)
     with Progress(f"looking through {directory}"):
-        state = get_checkpoint_state(directory)
-        latest = storage.latest_step(directory) if state is None else latest_checkpoint(directory)
-        checkpoints = _checkpoints(directory, state, latest)
+        looked = look(directory)
         leftovers = storage.leftovers(directory)
     if arguments.json:
         print_json(
             {
                 "directory": directory,
-                "latest": latest,
-                "checkpoints": [asdict(checkpoint) for checkpoint in checkpoints],
+                "latest": looked.latest,
+                "checkpoints": [as_json(checkpoint) for checkpoint in looked.checkpoints],
                 "leftovers": [asdict(leftover) for leftover in leftovers],
             }
         )
-        return _exit_code(directory, checkpoints)
-    # The steps of one of Orbax's managers, which has no state file.
-    is_run = state is None and latest is not None
-    total = sum_bytes(checkpoint.bytes for checkpoint in checkpoints)
-    print_line(f"{directory}: {count(len(checkpoints), 'checkpoint')}, {human_bytes(total)}")
+        return exit_code("list", directory, looked)
+    found = looked.checkpoints
+    total = sum_bytes(checkpoint.bytes for checkpoint in found)
+    print_line(f"{directory}: {count(len(found), 'checkpoint')}, {human_bytes(total)}")
     rows = [
         (
             f"  {os.path.basename(checkpoint.path)}",
             human_bytes(checkpoint.bytes),
             human_age(checkpoint.age_secs),
-            _about(checkpoint),
-            "latest" if checkpoint.latest else "" if checkpoint.registered or is_run else "not in the state file",
+            _took(checkpoint),
+            about(checkpoint),
+            "latest"
+            if checkpoint.latest
+            else ""
+            if checkpoint.registered or looked.is_run
+            else "not in the state file",
         )
-        for checkpoint in checkpoints
+        for checkpoint in found
     ]
-    for line in table(rows, right=[1, 2]):
+    print_table((), rows, right=[1, 2])
+    for line in _savers(found):
         print_line(line)
     if leftovers:
         dead = [leftover for leftover in leftovers if not leftover.live]
@@ -122,88 +89,25 @@ def run(arguments: argparse.Namespace) -> int:
             print_line(line)
         if dead:
             print_line(f"`jaxckpt clean {directory}` removes those that were left.")
-    return _exit_code(directory, checkpoints)
+    return exit_code("list", directory, looked)
 
 
-def _exit_code(directory: str, checkpoints: list[Listed]) -> int:
-    """Returns 0 if there are checkpoints; otherwise prints an error and returns 1."""
-    if checkpoints:
-        return 0
-    what = foreign.describe_directory(directory)
-    print_error(f"jaxckpt list: error: {directory} holds no checkpoint" + (f": {what}" if what else "."))
-    return 1
+def _took(checkpoint: Listed) -> str:
+    """Returns how long the save took and how long it blocked the program, as text."""
+    save = checkpoint.save
+    if save is None:
+        return ""
+    return f"in {human_seconds(save.written_secs)}, blocked {human_seconds(save.blocked_secs)}"
 
 
-def _checkpoints(directory: str, state: CheckpointState | None, latest: str | None) -> list[Listed]:
-    # The state file knows best when a checkpoint was saved, because the files of a copied directory have new times.
-    registered: dict[str, float] = {}
-    if state is not None:
-        registered = dict(
-            zip(
-                map(stores.absolute, state.all_model_checkpoint_paths),
-                state.all_model_checkpoint_timestamps,
-                strict=False,
+def _savers(found: Sequence[Listed]) -> Iterator[str]:
+    """Yields which programs saved the checkpoints, as lines, the newest first."""
+    by: dict[tuple[int, str], list[str]] = {}
+    for checkpoint in reversed(found):
+        if checkpoint.save is not None:
+            by.setdefault((checkpoint.save.processes, versions(checkpoint.save)), []).append(
+                os.path.basename(checkpoint.path)
             )
-        )
-    now = time.time()
-    found = []
-    for name in stores.names(directory):
-        path = os.path.join(directory, name)
-        try:
-            if not storage.is_checkpoint(path):
-                continue
-            saved = registered.get(stores.absolute(path)) or _changed(path)
-            size = size_of(path)
-        except FileNotFoundError:
-            # The manager has deleted it meanwhile.
-            continue
-        same = stores.absolute(path)
-        is_latest = latest is not None and same == stores.absolute(latest)
-        facts = _facts(path)
-        found.append(
-            Listed(
-                path,
-                size,
-                saved,
-                max(0.0, now - saved),
-                same in registered,
-                is_latest,
-                facts.step,
-                None if facts.metrics is None else _finite(facts.metrics),
-            )
-        )
-    if state is None and latest is not None:
-        # The steps of one of Orbax's managers.
-        return sorted(found, key=lambda checkpoint: numbering.natural(checkpoint.path))
-    return sorted(found, key=lambda checkpoint: (checkpoint.saved, numbering.natural(checkpoint.path)))
-
-
-def _facts(path: str) -> storage.SaveFacts:
-    try:
-        return storage.read_facts(path)
-    except (OSError, CheckpointError):
-        # `jaxckpt verify` says what is damaged. A list has to name damaged checkpoints too.
-        return storage.NO_FACTS
-
-
-def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns metrics as JSON values: NaN and infinities, which JSON lacks, become text."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in metrics.items()
-    }
-
-
-def _about(checkpoint: Listed) -> str:
-    """Returns step and metrics as text."""
-    step = [] if checkpoint.step is None else [f"step {checkpoint.step}"]
-    metrics = checkpoint.metrics or {}
-    numbers = [
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in metrics.items()
-    ]
-    return "  ".join([*step, *numbers])
-
-
-def _changed(path: str) -> float:
-    modified = stores.modified(path)
-    return on_disk.commit_time(path) if modified is None else modified
+    for (processes, text), names in by.items():
+        which = f"{names[0]} and {count(len(names) - 1, 'older one')}" if len(names) > 1 else names[0]
+        yield f"saved by {count(processes, 'process', 'processes')} with {text}: {which}"

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jaxckpt import storage
+from jaxckpt import storage, telemetry
 from jaxckpt._lib.uninterrupted import uninterrupted
 from jaxckpt.directory import policies, retention, state_file
 from jaxckpt.directory.lock import update
 from jaxckpt.directory.policies import CheckpointInfo, PreservationPolicy
 from jaxckpt.directory.state_file import Records, UnreadableStateError
+from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import CheckpointPath, stores
 
 _logger = logging.getLogger("jaxckpt")
@@ -116,10 +117,24 @@ class Keeping:
         # meanwhile, so each is deleted only if it still has the identity found above.
         for name, identity in doomed.items():
             try:
-                storage.delete(CheckpointPath(root, name), identity)
+                path = stores.join(root, name)
+                with telemetry.deletion(path, _nbytes(path)):
+                    storage.delete(CheckpointPath(root, name), identity)
             except (OSError, ValueError) as error:
                 _logger.warning("Could not delete the old checkpoint %s: %s", os.path.join(root, name), error)
         update(root, lambda: state_file.write(root, load().records))
+
+
+def _nbytes(path: str) -> int | None:
+    """Returns the size of a checkpoint's arrays, for the log; None if it does not say, or if nobody reads the log."""
+    if not _logger.isEnabledFor(logging.INFO):
+        return None
+    try:
+        account = storage.read_facts(path).account
+    except (OSError, CheckpointError):
+        # Also damaged checkpoints are deleted when they are old.
+        return None
+    return None if account is None else account.bytes
 
 
 def _says(root: str, records: Records) -> bool:

@@ -8,6 +8,7 @@ import jax
 
 from jaxckpt._lib.groups import groups
 from jaxckpt._lib.quiet_gc import quiet_gc
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule
 from jaxckpt.leaf_kinds.kind import OtherKindError, OtherShapeError, Terms
 from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
@@ -113,6 +114,7 @@ def load(
     cast: bool = False,
     skip_mismatched: bool = False,
     memory: int = GROUP_BYTES,
+    transfer: Transfer | None = None,
 ) -> New:
     """Validates all pairs, then reads and places them.
 
@@ -123,6 +125,7 @@ def load(
       skip_mismatched: whether to leave out leaves of another shape.
       memory: at most so many bytes of arrays are in memory on their way to devices. The part of one device is never divided, and parts
         that need the same chunks stay together, so that these are read once.
+      transfer: counts the bytes of the new values; None if nobody asks for them.
 
     Raises:
       ValueError: a stored shape, dtype or kind differs from the target's, or a value does not fit. The message names the leaf and both
@@ -140,9 +143,12 @@ def load(
         if leaf.is_string
     }
     arrays = [pair for pair in found.pairs if not pair[1].is_string]
+    transfer = transfer or Transfer()
+    transfer.expect(sum(stored.nbytes(leaf) for _, leaf in arrays))
     # There is always a first group, even an empty one: the data files are checked with it.
     for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), memory)) or [[]]:
         values.update(placement.load_group(group, found.infos, stored, found.conversions, memory))
+        transfer.add(sum(stored.nbytes(leaf) for _, leaf in group))
     return New(values, found.cast, list(found.mismatched))
 
 

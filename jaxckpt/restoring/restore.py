@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from jaxckpt import restoring
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
 from jaxckpt.job.modes import mode_of
@@ -116,6 +117,7 @@ class Restore:
         with_counter: bool,
         adaptation: Adaptation = AS_IT_IS,
         memory: int = restoring.GROUP_BYTES,
+        transfer: Transfer | None = None,
     ) -> Loaded:
         """Matches, validates and reads. Does not change a value; succeeds on every process or on none.
 
@@ -125,13 +127,14 @@ class Restore:
           with_counter: whether to read the save counter too.
           adaptation: the differences between targets and stored leaves that the caller allows. `meet` has got its `rename`.
           memory: at most so many bytes of arrays are in memory on their way to devices; see `restoring.load`.
+          transfer: counts the bytes of the new values; None if nobody asks for them.
 
         Raises:
           BaseException: as `Checkpoint.restore`.
         """
 
         def read(stored: restoring.Source) -> Loaded:
-            return _read(stored, list(targets), self._sought, skip, with_counter, adaptation, memory)
+            return _read(stored, list(targets), self._sought, skip, with_counter, adaptation, memory, transfer)
 
         return self._with_source(read)
 
@@ -236,6 +239,7 @@ def _read(
     with_counter: bool,
     adaptation: Adaptation,
     memory: int,
+    transfer: Transfer | None,
 ) -> Loaded:
     found = _match(stored, targets, wanted, skip)
     pairs = found.pairs
@@ -243,7 +247,14 @@ def _read(
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
         pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
-    new = restoring.load(pairs, stored, cast=adaptation.cast, skip_mismatched=adaptation.skip_mismatched, memory=memory)
+    new = restoring.load(
+        pairs,
+        stored,
+        cast=adaptation.cast,
+        skip_mismatched=adaptation.skip_mismatched,
+        memory=memory,
+        transfer=transfer,
+    )
     counter = new.values.pop(COUNTER, counter)
     if counter is not None and not 0 <= counter < 2**63:
         raise ValueError(

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
-from jaxckpt import storage
+from jaxckpt import storage, telemetry
 from jaxckpt._lib.quiet_gc import quiet_gc
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.directory import free_numbers, paths
 from jaxckpt.directory.hooks import SaveHooks
 from jaxckpt.job.agree import meeting
@@ -23,9 +24,11 @@ from jaxckpt.options import CheckpointOptions, callbacks, policy_of, sharding, s
 from jaxckpt.saving import snapshot
 from jaxckpt.storage import NO_FACTS, CheckpointPath, SaveFacts
 from jaxckpt.storage.arrays.writer import Fill
+from jaxckpt.storage.item.account import Account, versions
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.item.description import COUNTER, STEP
 from jaxckpt.storage.settings import WriteSettings
+from jaxckpt.telemetry import SaveTimes
 from jaxckpt.tree import flatten
 
 
@@ -35,6 +38,7 @@ class Save:
     Attributes:
       path: path of the checkpoint, as the call returns it.
       number: the value of `save_counter` after the save.
+      times: measures the save, and tells about it.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Save:
         replace: bool,
         details: Any = (),
         facts: SaveFacts = NO_FACTS,
+        times: SaveTimes,
         registered: Callable[["Save"], None] = lambda save: None,
     ) -> None:
         """Creates a save that has not been prepared.
@@ -61,12 +66,14 @@ class Save:
           replace: whether to replace a checkpoint that exists at the path.
           details: names and values that must be the same on every process, besides the options.
           facts: what the program says about this save. Those of the process that does the file access are stored.
+          times: measures the save, and tells about it.
           registered: called with this save as soon as it is registered, on the process that does the file access. It is called even if
             an interrupt ends the save right after that.
         """
         self._registered = registered
         self.path = ""
         self.number = 0
+        self.times = times
         self._settings = settings
         self._facts = facts
         self._mode = mode_of(settings.io_process)
@@ -111,7 +118,7 @@ class Save:
         values: Callable[[], Iterable[flatten.Flat]],
         reserve: Callable[["Save"], tuple[int, str]],
     ) -> Contribution:
-        before()
+        self.times.wait(before)
         with quiet_gc():
             facts: dict[str, Any] = {}
             if jax.process_index() == self._call.center:
@@ -168,19 +175,45 @@ class Save:
                     raise
                 saved()
                 self._hooks.saved()
-                session.decide(lambda: self._conclude(session))
+                self.times.written(self.path)
+                with telemetry.within(self.times.mode):
+                    session.decide(lambda: self._conclude(session))
+        except BaseException as error:
+            self.times.failed(self.path, error)
+            raise
         finally:
             self._release()
 
     def _write(self, session: Session) -> None:
-        self._mode.write(session, self._give_away, self._settings, self._arranged, self._commit)
+        transfer = Transfer()
+        with telemetry.GoingOn(f"saving {self.path}", transfer):
+            give = functools.partial(self._give_away, transfer)
+            self._mode.write(session, give, self._settings, self._arranged, self._commit)
 
-    def _give_away(self) -> Snapshot:
-        """Returns the snapshot and drops our reference to it, so that memory is freed as parts are written or sent."""
+    def _give_away(self, transfer: Transfer) -> Snapshot:
+        """Returns the snapshot and drops our reference to it, so that memory is freed as parts are written or sent.
+
+        Args:
+          transfer: is to count the bytes that are written.
+        """
         taken, self._taken = self._taken, None
         assert taken is not None
         step = {} if self._facts.step is None else {STEP: self._facts.step}
-        return dataclasses.replace(taken, record={COUNTER: self.number, **step}, metrics=self._facts.metrics)
+        self.times.bytes = taken.nbytes
+        if self._settings.io_process is None:
+            transfer.expect(taken.share_bytes)
+        elif jax.process_index() == self._call.center:
+            transfer.expect(taken.nbytes)
+        return dataclasses.replace(
+            taken,
+            record={COUNTER: self.number, **step},
+            metrics=self._facts.metrics,
+            transfer=transfer,
+            account=self._account,
+        )
+
+    def _account(self) -> Account:
+        return Account(**self.times.account(), processes=jax.process_count(), versions=versions())
 
     def _commit(self, taken: Snapshot, settings: WriteSettings, fill: Fill) -> None:
         """Writes, commits and registers the checkpoint, on the process that does the file access."""
@@ -200,6 +233,7 @@ class Save:
         # If this process was suspended for a while, the others may have given up and closed their connections.
         self._session.check()
         self._hooks.register(self._place)
+        self.times.is_saved = True
         self._registered(self)
 
     def _conclude(self, session: Session) -> None:

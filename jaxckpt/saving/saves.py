@@ -120,11 +120,12 @@ class Saves:
                 count()
             else:
                 save.run(count)
-        except BaseException:
+        except BaseException as error:
             # An interrupt may come between any two steps. Abandon the save, so that the other processes don't wait for this one. But if
             # the background has taken the save, it goes on, and the next call waits for it.
             if not self._background.owns(flight):
                 save.abandon()
+                save.times.failed(save.path, error)
             raise
         assert seen is not None
         self._watch.saved(seen)

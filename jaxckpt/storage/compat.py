@@ -1,5 +1,6 @@
 """The only module that uses private names of Orbax and JAX. Each use is probed first; if a name is missing, the error says which."""
 
+import contextlib
 import functools
 import importlib
 from typing import Any, NamedTuple
@@ -54,6 +55,27 @@ def base_handler() -> type[Any]:
 def active_context() -> Any:
     """Returns the active Context of Orbax's v1, or one with the defaults. A handler is created, and called, while it is active."""
     return _import("orbax.checkpoint.experimental.v1._src.context.context", "get_context")()
+
+
+def wrap_background(checkpointer: Any, around: contextlib.AbstractContextManager[None]) -> None:
+    """Lets the thread in which an ocp.AsyncCheckpointer saves run inside of a context manager. Only lines of the log depend on it.
+
+    Does nothing if this version of Orbax starts its thread in another way.
+
+    Args:
+      checkpointer: the checkpointer, which saves once.
+      around: the context manager.
+    """
+    manager = getattr(checkpointer, "_async_manager", None)
+    work = getattr(manager, "_thread_func", None)
+    if not callable(work):
+        return
+
+    def wrapped(*arguments: Any, **more: Any) -> Any:
+        with around:
+            return work(*arguments, **more)
+
+    manager._thread_func = wrapped  # type: ignore[union-attr]
 
 
 @functools.cache

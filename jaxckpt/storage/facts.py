@@ -1,4 +1,4 @@
-"""What a checkpoint says about its save: step and metrics. They are read without opening its tree, and checked against the digests."""
+"""What a checkpoint says about its save: step, metrics, times and sizes. Read without opening its tree, checked against the digests."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.commit.choice import committer_of
 from jaxckpt.storage.item import description, digests, metrics
+from jaxckpt.storage.item.account import Account
 from jaxckpt.storage.stores.inside import Inside
 
 
@@ -20,10 +21,12 @@ class SaveFacts(NamedTuple):
     Attributes:
       step: the training step; None if the save did not know it.
       metrics: the metrics by name; None if the save was given none.
+      account: what was measured; None if plain Orbax or an earlier jaxckpt wrote the checkpoint, or `jaxckpt convert`.
     """
 
     step: int | None
     metrics: Mapping[str, Any] | None
+    account: Account | None = None
 
 
 NO_FACTS = SaveFacts(None, None)
@@ -44,13 +47,16 @@ def read_facts(path: str) -> SaveFacts:
     if home is None:
         raise CheckpointError(f"{path} is not a committed checkpoint.")
     inside = Inside(stores.absolute(home))
-    noted = digests.read(inside) if stores.is_file(os.path.join(inside.directory, digests.FILE)) else None
+    noted: digests.Digests | None = None
+    account: Account | None = None
+    if stores.is_file(os.path.join(inside.directory, digests.FILE)):
+        noted, account = digests.read_with_account(inside)
     record: Mapping[str, Any] = {}
     if noted is not None and description.FILE in noted:
         content = _read(inside, description.FILE, path)
         digests.check(inside.directory, description.FILE, content, noted)
         record = description.read(os.path.join(inside.directory, description.FILE), content)
-    return SaveFacts(_step(record, inside.directory), _metrics(inside, noted, path))
+    return SaveFacts(_step(record, inside.directory), _metrics(inside, noted, path), account)
 
 
 def _step(record: Mapping[str, Any], directory: str) -> int | None:

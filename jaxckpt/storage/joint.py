@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore, writer
 from jaxckpt.storage.commit import leases
@@ -62,7 +63,7 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
     settings = layout.limited(settings, stores.store_of(new).largest_file)
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
     try:
-        _write_part(new, entries, settings, process, snapshot.groups)
+        _write_part(new, entries, settings, process, snapshot.groups, snapshot.transfer)
     except Exception as error:
         found = None if isinstance(error, OSError) else faults.os_error(error, new)
         if found is None:
@@ -76,21 +77,22 @@ def _write_part(
     settings: WriteSettings,
     process: int,
     groups: Sequence[Sequence[Entry]] | None,
+    transfer: Transfer,
 ) -> None:
     if committer_of(new).in_place:
         check_part(new, settings)
         token = _token(new)
         directory = os.path.join(new, part_name(process, token))
         with _not_abandoned(new, token, directory):
-            writer.write_arrays(directory, entries, settings, groups)
+            writer.write_arrays(directory, entries, settings, groups, transfer)
     elif not layout.uses_ocdbt(settings):
         os.stat(new)
-        writer.write_arrays(new, entries, settings, groups)
+        writer.write_arrays(new, entries, settings, groups, transfer)
         stores.sync_tree(new)
     else:
         directory = os.path.join(new, part_name(process))
         os.mkdir(directory)
-        writer.write_arrays(directory, entries, settings, groups)
+        writer.write_arrays(directory, entries, settings, groups, transfer)
         stores.sync_tree(directory)
 
 

@@ -7,7 +7,6 @@ In every mode of a job, saves to a file system go through `write_item`: Orbax's 
 """
 
 import functools
-import logging
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ from jaxckpt.storage import stores
 from jaxckpt.storage.arrays.writer import Fill
 from jaxckpt.storage.item import description
 from jaxckpt.storage.item.content import Snapshot
+from jaxckpt.storage.quiet import quiet
 from jaxckpt.storage.settings import WriteSettings
 
 BARRIER_PREFIX = "jaxckpt"
@@ -112,9 +112,15 @@ def write_item(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill
         write_item_without_orbax(new, snapshot, settings, fill)
         description.mark(new, new)
         return
+    with quiet():
+        _drive(new, snapshot, settings, fill)
+
+
+def _drive(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill) -> None:
     import orbax.checkpoint as ocp
 
-    quieten()
+    from jaxckpt.storage import compat
+
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=True,
         use_zarr3=True,
@@ -122,6 +128,8 @@ def write_item(new: str, snapshot: Snapshot, settings: WriteSettings, fill: Fill
         handler_impl=_handler_class()(settings, fill),
     )
     driver = checkpointer(settings, handler, temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath)
+    if settings.asynchronous:
+        compat.wrap_background(driver, quiet())
     try:
         driver.save(new, args=ocp.args.PyTreeSave(snapshot), custom_metadata=description.custom(snapshot.record))
         if settings.asynchronous:
@@ -153,14 +161,6 @@ def write_item_without_orbax(new: str, snapshot: Snapshot, settings: WriteSettin
         os.mkdir(new)
     fill(new, snapshot, settings)
     description.write(new, began, snapshot.record)
-
-
-@functools.cache
-def quieten() -> None:
-    """Keeps Orbax from logging the traceback of every failed save. The caller gets the error anyway."""
-    logging.getLogger("absl").addFilter(
-        lambda record: "Failed to run" not in str(record.msg) or "Commit operations" not in str(record.msg)
-    )
 
 
 class _Write:

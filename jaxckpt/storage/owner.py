@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from jaxckpt._lib import processes
 
-_MARK = ".jaxckpt-tmp-"
+MARK = ".jaxckpt-tmp-"
 _NAME = re.compile(
     r"(?P<final>.+)\.jaxckpt-tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-(?P<token>[0-9a-f]{8})", re.DOTALL
 )
@@ -88,7 +88,7 @@ def temporary_path(final: str, owner: Owner) -> str:
       final: path of the checkpoint or file that the work is for. The directory is beside it.
       owner: the owner, whose token has four bytes.
     """
-    return f"{final}{_MARK}{owner.host}-{owner.pid}-{owner.start}-{owner.token}"
+    return f"{final}{MARK}{owner.host}-{owner.pid}-{owner.start}-{owner.token}"
 
 
 def of_temporary(name: str) -> tuple[str, Owner] | None:

@@ -70,7 +70,13 @@ def test_what_is_escaped_and_what_stays():
 @pytest.mark.parametrize("command", OF_CHECKPOINTS)
 def test_names_are_escaped(command, paths, capsys):
     directory, first, second = paths
-    arguments = {"list": [directory], "clean": [directory], "diff": [first, second], "verify": [first, second]}
+    arguments = {
+        "list": [directory],
+        "report": [directory],
+        "clean": [directory],
+        "diff": [first, second],
+        "verify": [first, second],
+    }
     arguments["convert"] = [second, f"{second}-new", "--overwrite"]
     given = [str(each) for each in arguments.get(command, [second])]
     assert main([command, *given]) == (1 if command == "diff" else 0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,10 +40,13 @@ def test_steps_and_metrics(tmp_path, capsys):
         manager.save(metrics=metrics)
     (tmp_path / "ckpt-3" / "_JAXCKPT").write_text("damaged")
     assert main(["list", str(tmp_path)]) == 0
-    first, second, third = capsys.readouterr().out.splitlines()[1:]
+    first, second, third, saved_by = capsys.readouterr().out.splitlines()[1:]
     assert "step 10  loss=0.123457  epoch=2" in first
     assert "step 20  loss=nan" in second
     assert "step" not in third
+    assert re.search(r"in [0-9.]+ m?s, blocked [0-9.]+ m?s +step 10", first)
+    assert saved_by.startswith(f"saved by 1 process with jaxckpt {jaxckpt.__version__}, jax ")
+    assert saved_by.endswith(": ckpt-2 and 1 older one")
     assert main(["list", "--json", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["checkpoints"]
     assert [(one["step"], one["metrics"]) for one in found] == [
@@ -96,7 +100,8 @@ def names(directory):
 def test_list_text(call, directory):
     done = call("list", directory)
     assert (done.returncode, done.stderr) == (0, "")
-    heading, *rows = done.stdout.splitlines()
+    heading, *rows, saved_by = done.stdout.splitlines()
+    assert saved_by.startswith("saved by 1 process with ")
     assert heading.startswith(f"{directory}: 3 checkpoints, ")
     cells = {row.split()[0]: row for row in rows}
     assert set(cells) == {"ckpt-2", "ckpt-3", "by-hand"}

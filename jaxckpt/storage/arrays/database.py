@@ -15,6 +15,7 @@ import numpy as np
 from jaxckpt._lib import checksum, durable
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.threads import Threads
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage.ocdbt import encode, tree
 from jaxckpt.storage.ocdbt.data_file import DataFile, write_all
 from jaxckpt.storage.ocdbt.encode import INLINE_BYTES
@@ -55,6 +56,7 @@ class Database:
       max_file_bytes: the largest size of a data file in bytes, or None.
       memory_bytes: at most this many bytes of chunks are in memory at once. One chunk is always allowed.
       deadline: when the write gives up.
+      transfer: counts the bytes of arrays; None if nobody asks for them.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class Database:
         max_file_bytes: int | None,
         memory_bytes: int,
         deadline: Deadline,
+        transfer: Transfer | None = None,
     ) -> None:
         self._directory = directory
         self._target, self._max = target_file_bytes, max_file_bytes
         self._memory = memory_bytes
+        self._transfer = transfer or Transfer()
         self._entries: list[Entry] = []
         self._writers = Threads(deadline, f"Writing {directory}")
         self._syncers = Threads(deadline, f"Syncing {directory}")
@@ -128,6 +132,7 @@ class Database:
                     stored = value.nbytes + checksum.BYTES
                     if value.group is None and stored <= INLINE_BYTES and isinstance(data, np.ndarray):
                         self._entries.append(Entry(value.key.encode(), checksum.sealed(data.tobytes())))
+                        self._transfer.add(value.nbytes)
                         continue
                     if file is not None and (
                         value.group != group
@@ -144,6 +149,7 @@ class Database:
                             f"{value.key}: got {place.length - checksum.BYTES} bytes, expected {value.nbytes}"
                         )
                     self._entries.append(Entry(value.key.encode(), place))
+                    self._transfer.add(value.nbytes)
                 finally:
                     data = None  # type: ignore[assignment]
                     self._leave(value)

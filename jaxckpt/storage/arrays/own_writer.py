@@ -11,6 +11,7 @@ from jaxckpt._lib import checksum
 from jaxckpt._lib.blocks import blocks, scratch
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import faults
 from jaxckpt.storage.arrays.database import Chunk, Database
 from jaxckpt.storage.item import layout
@@ -32,6 +33,7 @@ def write(
     groups: Sequence[Sequence[Entry]] | None,
     settings: WriteSettings,
     deadline: Deadline,
+    transfer: Transfer,
 ) -> None:
     """Writes the arrays among `entries` as a new database.
 
@@ -41,6 +43,7 @@ def write(
       groups: the array entries in groups that share no data files; see `Snapshot.groups`.
       settings: how to write them.
       deadline: when the write gives up.
+      transfer: counts the bytes.
 
     Raises:
       OSError: with errno.
@@ -53,6 +56,7 @@ def write(
         settings.max_file_size,
         settings.memory_limit_bytes,
         deadline,
+        transfer,
     )
     database.write(_values(entries, settings) if groups is None else _grouped_values(entries, groups, settings))
 

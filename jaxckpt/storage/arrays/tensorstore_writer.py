@@ -10,6 +10,7 @@ import numpy as np
 from jaxckpt._lib import checksum
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.threads import Threads
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore
 from jaxckpt.storage.arrays.database import REMOTE_CHUNKS
@@ -33,7 +34,9 @@ class _Part(NamedTuple):
         return int(np.prod(self.shape, dtype=object)) * self.content.dtype.itemsize
 
 
-def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, deadline: Deadline) -> None:
+def write(
+    directory: str, entries: Iterable[Entry], settings: WriteSettings, deadline: Deadline, transfer: Transfer
+) -> None:
     """Writes the arrays among `entries` in batches, so that the memory limit holds.
 
     Args:
@@ -41,6 +44,7 @@ def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, dea
       entries: the leaves. Those that are not arrays are left out.
       settings: how to write them.
       deadline: when the write gives up.
+      transfer: counts the bytes.
 
     Raises:
       OSError: with errno.
@@ -51,6 +55,7 @@ def write(directory: str, entries: Iterable[Entry], settings: WriteSettings, dea
     writer = _ArrayWriter(directory, settings, deadline)
     for metadata, boxes in _batches(entries, settings):
         writer.write(metadata, boxes)
+        transfer.add(sum(box.nbytes for box in boxes))
 
 
 def write_nothing(directory: str, settings: WriteSettings, deadline: Deadline) -> None:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.quiet_gc import quiet_gc
+from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import stores
 from jaxckpt.storage.arrays import engine, kvstore, own_writer, tensorstore_writer
 from jaxckpt.storage.item import layout, tree_text
@@ -33,7 +34,7 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings) -> None:
       TimeoutError: after `settings.timeout_secs`.
       BaseException: the error that the source of a piece raised.
     """
-    write_arrays(directory, snapshot.entries, settings, snapshot.groups)
+    write_arrays(directory, snapshot.entries, settings, snapshot.groups, snapshot.transfer)
     with quiet_gc():
         tree_text.write(directory, snapshot, settings)
 
@@ -43,6 +44,7 @@ def write_arrays(
     entries: Sequence[Entry],
     settings: WriteSettings,
     groups: Sequence[Sequence[Entry]] | None = None,
+    transfer: Transfer | None = None,
 ) -> None:
     """Writes the arrays among `entries`, and nothing else: into a database, or one file for each chunk if `max_file_size` is small.
 
@@ -54,21 +56,23 @@ def write_arrays(
       entries: the leaves. Those that are not arrays are left out.
       settings: how to write them.
       groups: the array entries in groups that share no data files; see `Snapshot.groups`.
+      transfer: counts the bytes; None if nobody asks for them.
 
     Raises:
       OSError: with errno.
       TimeoutError: after `settings.timeout_secs`.
       BaseException: the error that the source of a piece raised.
     """
+    transfer = transfer or Transfer()
     stores.make_directory(directory)
     deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
     in_database = layout.uses_ocdbt(settings)
     if engine.is_own() and in_database and settings.compression is None and stores.is_local(directory):
-        own_writer.write(directory, entries, groups, settings, deadline)
+        own_writer.write(directory, entries, groups, settings, deadline, transfer)
         return
     # TensorStore begins a new data file with every transaction, so groups do not share files. Arrays without elements are not in a group.
     for group in (entries,) if groups is None else (*groups, own_writer.without_pieces(entries)):
-        tensorstore_writer.write(directory, group, settings, deadline)
+        tensorstore_writer.write(directory, group, settings, deadline, transfer)
     # TensorStore does not make a database without keys, but readers of a local item expect one. In a bucket they do not.
     if in_database and stores.is_local(directory) and not kvstore.is_ocdbt(directory):
         tensorstore_writer.write_nothing(directory, settings, deadline)

@@ -85,7 +85,8 @@ def _fill(
         write_item(pending.new, snapshot, settings, fill)
         if snapshot.metrics is not None:
             metrics.write(pending.new, snapshot.metrics)
-        digests.write(pending.new, late=True, ignored=pending.own_files)
+        account = None if snapshot.account is None else snapshot.account()
+        digests.write(pending.new, late=True, ignored=pending.own_files, save=account)
         pending.seal()
         ready()
     except BaseException:

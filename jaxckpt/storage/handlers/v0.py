@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from jaxckpt.storage import quiet
 from jaxckpt.storage.handlers import arguments, engine
 from jaxckpt.storage.handlers.arguments import SaveArguments
 from jaxckpt.storage.handlers.engine import Engine
 from jaxckpt.storage.item.tree_metadata import OWN
-from jaxckpt.storage.orbax import quieten
 
 
 class Write:
@@ -143,7 +143,7 @@ def pytree_handler(made: Engine, began: Callable[[Write, str], None]) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    quieten()
+    quiet.install()
     plain = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
     return _bound(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True), _PyTreeMethods(made, plain, began))
 
@@ -157,7 +157,7 @@ def standard_handler(made: Engine, began: Callable[[Write, str], None]) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    quieten()
+    quiet.install()
     return _bound(ocp.StandardCheckpointHandler(), _StandardMethods(made, ocp.StandardCheckpointHandler(), began))
 
 

@@ -7,11 +7,10 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jaxckpt.storage import compat
+from jaxckpt.storage import compat, quiet
 from jaxckpt.storage.handlers import engine
 from jaxckpt.storage.handlers.arguments import SaveArguments, target_size
 from jaxckpt.storage.handlers.engine import Engine
-from jaxckpt.storage.orbax import quieten
 
 # What the engine takes from a context, or what does not concern it, because Orbax does it, or because it holds anyway.
 _HONOURED = {
@@ -42,7 +41,7 @@ def handler_class(make: Callable[[], Engine]) -> type[Any]:
         """Writes trees with jaxckpt's engine; loads and describes as Orbax's PyTreeHandler does."""
 
         def __init__(self) -> None:
-            quieten()
+            quiet.install()
             self._context = compat.active_context()
             self._engine = make()
             self._plain = ocp.handlers.PyTreeHandler()

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxckpt._lib.transfer import Transfer
+from jaxckpt.storage.item.account import Account
 from jaxckpt.tree.names import Path, leaf_name
 
 ValueType = Literal["jax.Array", "np.ndarray", "scalar"]
@@ -173,6 +175,9 @@ class Snapshot:
         engine may share files as it likes.
       states: in a job of several processes, the states of this process's objects, such as data iterators, each with its path.
       custom_metadata: what the program stores beside the tree, as JSON values; None for nothing.
+      transfer: counts the bytes that this process writes.
+      account: returns what the checkpoint is to remember of its save. Called once everything is written, right before the commit; None
+        for nothing.
     """
 
     entries: tuple[Entry, ...]
@@ -181,11 +186,18 @@ class Snapshot:
     groups: tuple[tuple[Entry, ...], ...] | None = None
     custom_metadata: Mapping[str, Any] | None = None
     states: tuple[tuple[Path, str | bytes], ...] = ()
+    transfer: Transfer = field(default_factory=Transfer, compare=False)
+    account: Callable[[], Account] | None = field(default=None, compare=False)
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
         return sum(entry.content.nbytes for entry in self.entries if isinstance(entry.content, ArrayContent))
+
+    @property
+    def share_bytes(self) -> int:
+        """Size of the pieces of arrays that this process has, in bytes. It must not have been completed with those of others yet."""
+        return sum(entry.content.share_bytes for entry in self.entries if isinstance(entry.content, ArrayContent))
 
 
 def padded(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -18,12 +18,15 @@ from jaxckpt._lib.documents import DamagedError, as_dict, as_int, as_list, as_te
 from jaxckpt._lib.inner_path import checked_name
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import faults, stores
-from jaxckpt.storage.item import description
+from jaxckpt.storage.item import account, description
+from jaxckpt.storage.item.account import Account
 from jaxckpt.storage.ocdbt.data_file import NAME_BYTES
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
 from jaxckpt.storage.stores.inside import Inside
 
 FILE = "_JAXCKPT"
+# The key of the account.
+_SAVE = "save"
 _NAMED = "named"
 _ENDS, _END = "ends ", 4096
 # A sample consists of this many parts of 64 bytes, and of the end of the file. The oldest checkpoints have the second kind.
@@ -55,13 +58,14 @@ class Noted(NamedTuple):
 Digests = Mapping[str, Noted]
 
 
-def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) -> None:
+def write(directory: str, *, late: bool = False, ignored: Collection[str] = (), save: Account | None = None) -> None:
     """Writes the digests of the files of a checkpoint.
 
     Args:
       directory: directory of the checkpoint, which is not committed yet.
       late: whether to include the files that Orbax writes last.
       ignored: names of files that do not belong to the checkpoint.
+      save: what the checkpoint remembers of its save; None for nothing. Readers that do not know it ignore it.
     """
     noted: dict[str, Any] = {}
     names = stores.tree(directory)
@@ -75,15 +79,26 @@ def write(directory: str, *, late: bool = False, ignored: Collection[str] = ()) 
         else:
             content = stores.read(path)
             noted[name] = [len(content), checksum(content)]
-    body = json.dumps({"format": 1, "files": noted}, sort_keys=True)
+    document: dict[str, Any] = {"format": 1, "files": noted}
+    if save is not None:
+        document[_SAVE] = save._asdict()
+    body = json.dumps(document, sort_keys=True)
     stores.write(os.path.join(directory, FILE), f"{body}\n{checksum(body.encode())}\n".encode())
 
 
 def read(inside: Inside) -> dict[str, Noted]:
-    """Returns the digest of every file, by its path in the checkpoint.
+    """Returns the digest of every file, by its path in the checkpoint. The arguments and errors are those of `read_with_account`."""
+    return read_with_account(inside)[0]
+
+
+def read_with_account(inside: Inside) -> tuple[dict[str, Noted], Account | None]:
+    """Returns the digest of every file, by its path in the checkpoint, and what the checkpoint remembers of its save.
 
     Args:
       inside: the files of the checkpoint.
+
+    Returns:
+      The digests, and the account; None if the checkpoint has none.
 
     Raises:
       CorruptCheckpointError: ``_JAXCKPT`` is missing or damaged.
@@ -106,10 +121,11 @@ def read(inside: Inside) -> dict[str, Noted]:
         document = as_dict(parse_strictly(body), "it")
         if document.get("format") != 1:
             raise DamagedError("its format is unknown")
-        return {
+        noted = {
             checked_name(name): _noted(as_list(value, "an entry"))
             for name, value in as_dict(document.get("files"), "files").items()
         }
+        return noted, None if document.get(_SAVE) is None else account.parsed(document[_SAVE])
 
 
 def _noted(value: list[Any]) -> Noted:
