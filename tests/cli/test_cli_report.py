@@ -120,5 +120,5 @@ def test_without_plotly(directory: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     assert main(["report", str(directory), "--html", str(tmp_path / "page.html")]) == 1
-    assert 'pip install "jaxckpt[html]"' in capsys.readouterr().err
+    assert "pip install '.[html]'" in capsys.readouterr().err
     assert main(["report", str(directory)]) == 0
