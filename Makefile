@@ -2,10 +2,11 @@
 # make test-fast    run the quick tests, which need neither jobs nor a bucket      ARGS="-k verify"   JOBS=2
 # make test         run all tests                              ARGS="tests/cli -m 'not slow'"               JOBS=2
 # make test-oldest  run the tests of storage with the oldest supported versions of Orbax, JAX and others (by hand; in .venv-oldest)
-# make lint         check formatting, lint rules, types, spelling, and which part imports which
+# make lint         check formatting, lint rules, types, spelling, which part imports which, and the site
+# make docs         build the documentation site into site/, strictly: a broken link or an undocumented public name is an error
 # make format       apply formatting and the fixes that are safe
 # make install      only make .venv
-# make clean        remove the environments (.venv, .venv-oldest, .venv-tensorflow), caches and build results
+# make clean        remove the environments (.venv, .venv-oldest, .venv-tensorflow), caches, the site and build results
 #
 # Everything happens in .venv, made on first use with the first Python >= 3.11 that is found; PYTHON=/path/to/python chooses one.
 
@@ -25,10 +26,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # an installation was interrupted, nothing in .venv can be trusted, and all of it is made again.
 INCLUDED_demo := demo
 INCLUDED_test := demo test
-INCLUDED_lint := demo test lint
+INCLUDED_docs := demo docs
+INCLUDED_lint := demo test docs lint
 INTERRUPTED := $(if $(wildcard $(VENV)/installing),interrupted)
 
-.PHONY: help demo test test-fast test-oldest lint format install clean interrupted
+# What mkdocs says at every start about its next version.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: help demo test test-fast test-oldest lint docs format install clean interrupted
 .DEFAULT_GOAL := help
 # Two installations into one environment must not run at once.
 .NOTPARALLEL:
@@ -60,7 +65,12 @@ lint: $(VENV)/installed-lint
 	@$(BIN)/mypy
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/codespell *.md Makefile pyproject.toml benchmarks configs docs jaxckpt tests
+	@$(BIN)/codespell *.md *.yml Makefile pyproject.toml benchmarks configs docs jaxckpt tests
+	@$(BIN)/python -m mkdocs build --strict --quiet
+
+docs: $(VENV)/installed-docs
+	@$(BIN)/python -m mkdocs build --strict
+	@echo "The site: $(CURDIR)/site/index.html   (its search needs a server: python3 -m http.server -d site)"
 
 format: $(VENV)/installed-lint
 	@$(BIN)/ruff format .
@@ -69,7 +79,7 @@ format: $(VENV)/installed-lint
 install: $(VENV)/installed-test
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(TENSORFLOW) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(TENSORFLOW) site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Sets $found to the first of the given Pythons that can make an environment.

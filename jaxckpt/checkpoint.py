@@ -23,7 +23,7 @@ from jaxckpt.tree.nested import NestedAdapter
 class Checkpoint(ValueAttributes):
     """Named values that are saved and restored together (TensorFlow: `tf.train.Checkpoint`).
 
-    The attributes are the values. They are read when they are saved, so they can be set and added at any time::
+    The attributes are the values. They are read when they are saved, so they can be set and added at any time:
 
         checkpoint = jaxckpt.Checkpoint(model=params, optimizer=opt_state, step=0)
         checkpoint.step = 100

@@ -9,6 +9,8 @@ from jaxckpt.options import CheckpointOptions
 from jaxckpt.storage.handlers import v1
 from jaxckpt.translate import to_orbax
 
+__all__ = ["PyTreeHandler", "StandardHandler", "v1_handler", "v1_registry"]
+
 
 class PyTreeHandler:
     """A handler for ``ocp.CheckpointManager``, ``ocp.Checkpointer`` and ``ocp.AsyncCheckpointer`` that writes with jaxckpt's engine.

@@ -3,7 +3,6 @@
 import difflib
 import fnmatch
 import math
-import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -231,8 +230,7 @@ class Reader:
         if prefix == COUNTER and self._counter is not None:
             return self._counter.item()
         counter = None if self._counter is None or prefix else (_COUNTER_LEAF.path, self._counter.item())
-        part = self._part(prefix)
-        return self._with_warning(untargeted.tree(self._stored, part, counter))
+        return untargeted.tree(self._stored, self._part(prefix), counter)
 
     def pure_dict(self, prefix: str = "") -> Any:
         """Returns a tree of leaves in the form that Flax NNX takes: ``nnx.replace_by_pure_dict(state, reader.pure_dict("model"))``.
@@ -245,27 +243,17 @@ class Reader:
           prefix: name of a container; empty for everything.
 
         Raises:
-          KeyError: the checkpoint has nothing of that name.
-          CorruptCheckpointError: stored data is damaged.
-          FileNotFoundError: the checkpoint was deleted or replaced since it was opened.
+          BaseException: as `tree`.
         """
-        return self._with_warning(untargeted.pure_dict(self._stored, self._part(prefix)))
+        return untargeted.pure_dict(self._stored, self._part(prefix))
 
     def _part(self, prefix: str) -> StoredTree:
         self._stored.presence.check()
         part = self._stored.tree.at(tuple(key.text for key in path_of(prefix.rstrip("/"))))
         if prefix and not part.leaves:
-            names = [*self._leaves, *self._aliases]
-            raise KeyError(
-                self._nothing(prefix, {"/".join(name.split("/")[: prefix.count("/") + 1]) for name in names})
-            )
+            known = {"/".join(name.split("/")[: prefix.count("/") + 1]) for name in (*self._leaves, *self._aliases)}
+            raise KeyError(self._nothing(prefix, known))
         return part
-
-    def _with_warning(self, found: tuple[Any, untargeted.LeftOut]) -> Any:
-        values, left_out = found
-        for reason, names in left_out.items():
-            warnings.warn(f"{self.path}: {reason}: {', '.join(names)}", UserWarning, stacklevel=3)
-        return values
 
     def __repr__(self) -> str:
         return f"<Reader {self.path}: {len(self)} leaves>"

@@ -240,15 +240,9 @@ class CheckpointDiff:
         return html_tree.of(repr(self)[1:-1], rows)
 
     def _counts(self) -> str:
-        counts = {
-            "matched": self.matched,
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "cast": self.cast,
-            "mismatched": self.mismatched,
-            "refused": self.refused,
-        }
-        return ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names) or "nothing to compare"
+        words = ("matched", "missing", "unexpected", "cast", "mismatched", "refused")
+        counts = {word: len(getattr(self, word)) for word in words}
+        return ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "nothing to compare"
 
 
 def _hints(missing: Sequence[str], near: Mapping[str, str], renamed: Mapping[str, str]) -> dict[str, str]:

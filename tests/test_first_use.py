@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = {
     "Checkpoint",
     "CheckpointConfig",
+    "CheckpointDiff",
     "CheckpointError",
     "CheckpointLoadStatus",
     "CheckpointManager",

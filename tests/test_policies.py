@@ -313,6 +313,16 @@ class TestNumbersOfSteps:
         assert other.step == again.last_checkpoint_step == 350
         assert train(again, [400, 450]) == [None, "ckpt-450"]
 
+    def test_a_finished_run_that_is_started_again(self, tmp_path: Path) -> None:
+        _, manager = make(tmp_path, numbers="step", checkpoint_interval=100)
+        train(manager, [300])
+        checkpoint, again = make(tmp_path, numbers="step", checkpoint_interval=100)
+        again.restore_or_initialize()
+        # The last line of a training program: no warning, which would be an error here.
+        assert again.save(check_interval=False) is None
+        checkpoint.step = 301
+        assert again.save(check_interval=False) == str(tmp_path / "ckpt-301")
+
     def test_a_step_that_repeats_or_goes_back(self, tmp_path: Path) -> None:
         checkpoint, manager = make(tmp_path, numbers="step")
         assert train(manager, [5]) == ["ckpt-5"]

@@ -60,25 +60,33 @@ def print_error(text: str) -> None:
 
 
 def print_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = (), styles: Sequence[str] = ()
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Iterable[int] = (),
+    styles: Sequence[str] = (),
+    *,
+    legend: bool = False,
+    optional: Sequence[int] = (),
 ) -> None:
     """Prints a table on stdout.
 
-    On a terminal that is too narrow, the last column wraps between words; if that is not enough, each row takes several lines, its first
-    cell on a line of its own. No word is cut.
+    On a terminal that is too narrow, optional columns are left out, and the last column wraps between words; if that is not enough, each
+    row takes several lines, its first cell on a line of its own. No word is cut.
 
     Args:
       header: titles of the columns; empty for none.
       rows: the cells, row by row.
       right: indices of the columns that are aligned at the right.
       styles: for each row rich's name of a style of its first cell on a terminal; empty for none.
+      legend: whether a terminal that is too narrow shows a number in the last column, and below the table what the numbers mean.
+      optional: indices of columns that a terminal may leave out, the first one first.
     """
     rows = list(rows)
     if sys.stdout.isatty() and rows:
         from jaxckpt._lib import terminal
 
         clean = [[shown(cell, sys.stdout) for cell in row] for row in rows]
-        terminal.print_table(header, clean, {*right}, styles)
+        terminal.print_table(header, clean, {*right}, styles, legend, optional)
         return
     for line in table([*([header] if header else []), *rows], right):
         print_line(line)
@@ -193,7 +201,8 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     right = set(right)
-    if all(cell.isascii() for row in rows for cell in row):
+    # Below the first combining character, each takes one column.
+    if all(character < "\u0300" for row in rows for cell in row for character in cell):
         cells: Callable[[str], int] = len
     else:
         # Some characters take two columns, and some none.

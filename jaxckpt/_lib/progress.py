@@ -27,6 +27,8 @@ class Progress:
         self._done_bytes = 0
         self._total_bytes: int | None = None
         self._lock = threading.Lock()
+        # Not the lock above, which is held while the line is drawn.
+        self._count_lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         # Rich's Progress once the line is shown, and its task.
@@ -55,8 +57,14 @@ class Progress:
         self._done_bytes, self._total_bytes = 0, nbytes
 
     def advance(self, nbytes: int) -> None:
-        """Adds bytes that are done."""
-        self._done_bytes += nbytes
+        """Adds bytes that are done. Several threads may call it."""
+        with self._count_lock:
+            self._done_bytes += nbytes
+
+    def reach(self, done: int, nbytes: int) -> None:
+        """Sets how many bytes are done, and the number of all bytes."""
+        with self._count_lock:
+            self._done_bytes, self._total_bytes = done, nbytes
 
     def say(self, text: str, style: str = "") -> None:
         """Clears the progress line and prints a line on stdout; see `print_line`."""

@@ -17,10 +17,12 @@ from typing import Any, NoReturn
 
 from jaxckpt import __version__
 from jaxckpt._lib.output import describe, print_error, print_traceback, printable, warnings_as_lines
-from jaxckpt.errors import CheckpointError
+from jaxckpt.errors import CheckpointError, ConfigError
 
 COMMANDS = ("demo", "inspect", "verify", "diff", "convert", "explain", "list", "report", "clean")
 
+# Names of arguments that are paths, which shells complete.
+_PATHS = ("PATH", "DIR", "A", "B", "SOURCE", "TARGET", "CONFIG", "FILE")
 # The exit code with which a shell reports SIGINT.
 _INTERRUPTED = 128 + 2
 # The exit code with which a shell reports SIGPIPE.
@@ -59,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug or not isinstance(error, _EXPECTED):
             print_traceback(error)
+        elif isinstance(error, ConfigError) and "\n" in str(error):
+            # Several problems of a config, each on a line.
+            print_error(f"jaxckpt {arguments.command}: error: {str(error).rstrip()}".partition("\n")[0])
+            for line in str(error).split("\n")[1:]:
+                print_error(line)
         else:
             print_error(f"jaxckpt {arguments.command}: error: {describe(error)}")
         return 1
@@ -69,6 +76,40 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuses a word that is no choice, such as an unknown command, and guesses which one was meant."""
+        choices = None if action.choices is None else [str(choice) for choice in action.choices]
+        if choices is not None and value not in choices:
+            close = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}.{hint} (choose from {', '.join(choices)})")
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints a script that lets a shell complete commands, options and paths, and ends the program."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        # Imported here, because most calls do not need it.
+        import shtab
+
+        for command in _subparsers(parser):
+            for action in command._actions:
+                if action.metavar in _PATHS:
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    return [
+        command
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for command in action.choices.values()
+    ]
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -100,6 +141,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         description="Shows, checks and compares checkpoints. `jaxckpt demo` shows how training uses them.",
     )
     parser.add_argument("--version", action="version", version=f"jaxckpt {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes commands, options and paths in this shell",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {}
     for name in COMMANDS:

@@ -1,13 +1,12 @@
 """``jaxckpt convert SOURCE TARGET``: turns any checkpoint that can be read into a checkpoint or a safetensors file."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from jaxckpt._lib.output import count, human_bytes, print_error, print_json, print_line
+from jaxckpt._lib.progress import Progress
 from jaxckpt.cli.resolve import checkpoint_at
 from jaxckpt.converting import Choice, convert
 from jaxckpt.converting.leaves import dtype_named
@@ -57,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
     source = checkpoint_at(arguments.source)
     choice = Choice(arguments.filter, arguments.rename)
-    with _Bar(arguments.target) as bar:
+    with Progress(f"writing {arguments.target}") as bar:
         report = convert(source, arguments.target, choice, bar, cast=arguments.cast, overwrite=arguments.overwrite)
     if report.left_out:
         listed = "".join(f"\n  {name}: {reason}" for name, reason in report.left_out.items())
@@ -83,48 +82,3 @@ def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parsed
-
-
-class _Bar:
-    """A bar on stderr, if that is a terminal."""
-
-    def __init__(self, target: str) -> None:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._progress = Progress(
-            TextColumn(escape(f"writing {target}")),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._progress.add_task("", total=None)
-
-    def begin(self, nbytes: int) -> None:
-        """Sets the number of all bytes."""
-        self._progress.update(self._task, total=nbytes)
-
-    def advance(self, nbytes: int) -> None:
-        """Adds written bytes."""
-        self._progress.update(self._task, advance=nbytes)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()

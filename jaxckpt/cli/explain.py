@@ -6,13 +6,20 @@ from typing import Any
 
 import jaxckpt
 from jaxckpt._lib.output import count, print_json, print_line
+from jaxckpt.cli import pod
 from jaxckpt.directory.policies import described
+from jaxckpt.job.devices import Imagined
+from jaxckpt.translate import translated
 
 HELP = "show the settings that a config file is translated into"
 DESCRIPTION = (
     "Checks a config file, and shows the manager's settings, the Orbax settings that its options are translated into, and "
     "the reasons. Does not write anything."
 )
+
+
+# Larger jobs take long to imagine.
+_MOST = 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +36,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="override a key, such as options.enable_async=true",
     )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=_number,
+        help="explain for a job of N processes, which does not have to run here: who writes and reads what",
+    )
+    parser.add_argument(
+        "--devices-per-process",
+        metavar="D",
+        type=_number,
+        help="how many devices each process of that job has (default: 1)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
+    if arguments.devices_per_process is not None and arguments.processes is None:
+        raise ValueError("--devices-per-process needs --processes, the number of processes of the job.")
     config = jaxckpt.load_config(arguments.config, arguments.overrides, section=arguments.section)
-    translation = jaxckpt.to_orbax(config.options)
+    job = None if arguments.processes is None else Imagined(arguments.processes, arguments.devices_per_process or 1)
+    translation = translated(config.options, job)
+    who = [] if job is None else pod.roles(translation, job)
     manager = {name: value for name, value in config.to_dict().items() if name != "options"}
     if arguments.json:
         print_json(
@@ -52,18 +75,45 @@ def run(arguments: argparse.Namespace) -> int:
                     "read_once_per_job": translation.read_once_per_job,
                 },
                 "explanation": str(translation).splitlines(),
+                **({} if job is None else {"job": {**job._asdict(), "roles": [role._asdict() for role in who]}}),
             }
         )
         return 0
     print_line("CheckpointManager")
+    usual = _defaults()
     for name, value in manager.items():
-        print_line(f"  {name}: {'null' if value is None else value}")
+        default = " (default)" if name in usual and value == usual[name] else ""
+        print_line(f"  {name}: {'null' if value is None else value}{default}")
     for line in _saves(config):
         print_line(f"  -> {line}")
     print_line()
     for line in str(translation).split("\n"):
-        print_line(line)
+        print_line(line, "" if line.startswith(" ") else "bold")
+    if job is not None:
+        print_line()
+        devices = f"{count(job.devices, 'device')}{' each' if job.processes > 1 else ''}"
+        print_line(f"In a job of {count(job.processes, 'process', 'processes')} with {devices}", "bold")
+        for role in who:
+            print_line(f"  {pod.heading(role)}")
+            for task in role.tasks:
+                print_line(f"    - {task}")
     return 0
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= _MOST:
+        raise argparse.ArgumentTypeError(f"must be between 1 and {_MOST:,}, got {number}")
+    return number
+
+
+def _defaults() -> dict[str, Any]:
+    """Returns the default values of the manager's settings that have one."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(jaxckpt.CheckpointConfig)
+        if field.default is not dataclasses.MISSING
+    }
 
 
 def _saves(config: jaxckpt.CheckpointConfig) -> list[str]:

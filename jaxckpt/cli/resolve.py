@@ -5,7 +5,7 @@ import os
 from jaxckpt import storage
 from jaxckpt._lib import numbering
 from jaxckpt.directory.latest import latest_checkpoint
-from jaxckpt.directory.paths import checked_path
+from jaxckpt.directory.paths import checked_path, expanded
 from jaxckpt.storage import stores
 
 
@@ -20,6 +20,7 @@ def checkpoint_at(path: str) -> str:
     Raises:
       ValueError: the directory has checkpoints, but not a state file that names the latest.
     """
+    path = expanded(path, "PATH")
     if "://" in path:
         checked_path(path, "PATH")
     path = stores.spelled(path)
@@ -54,6 +55,7 @@ def existing_directory(path: str) -> str:
       OSError: the path is not a directory, or cannot be listed.
       ValueError: the path is an address that jaxckpt does not support.
     """
+    path = expanded(path, "DIR")
     if "://" in path:
         checked_path(path, "DIR")
     path = stores.spelled(path)

@@ -57,7 +57,7 @@ def _verify(given: str, progress: Progress, position: str) -> storage.VerifyRepo
     def show(done: int, total: int) -> None:
         progress.update(f"verifying {path}{position}: {done} of {total} arrays")
 
-    return storage.verify(path, show)
+    return storage.verify(path, show, progress_bytes=progress.reach)
 
 
 def _lines(report: storage.VerifyReport) -> list[str]:

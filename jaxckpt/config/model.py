@@ -33,8 +33,8 @@ class CheckpointConfig:
     if all their values are equal. ``print(config)`` shows every effective value in the form of a YAML config file.
 
     Attributes:
-      directory: directory of the checkpoints, as it was given. A relative path is relative to the working directory.
-        Neither ``~`` nor environment variables are expanded.
+      directory: directory of the checkpoints. A relative path is relative to the working directory. ``~`` at its beginning is replaced
+        by the home directory; environment variables are not expanded.
       max_to_keep: how many checkpoints are kept; None keeps all of them.
       keep_checkpoint_every_n_hours: one checkpoint in this many hours is kept for ever; None to keep none for ever.
       checkpoint_name: the part of the names before the number; checkpoints are named ``<directory>/<checkpoint_name>-<number>``.

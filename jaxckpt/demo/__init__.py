@@ -190,8 +190,8 @@ def _require_packages() -> None:
     missing = [name for name in ("flax", "optax", "sklearn", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"the demo needs packages that are not installed: {', '.join(missing)}. Install jaxckpt with its extra 'demo': pip install "
-            '"jaxckpt[demo]", or, in a clone, pip install ".[demo]"'
+            f"the demo needs packages that are not installed: {', '.join(missing)}. Install jaxckpt with its extra 'demo', "
+            "in a clone of the repository: pip install '.[demo]'"
         )
 
 

@@ -8,7 +8,7 @@ from jaxckpt.storage import stores
 
 
 def checked_path(value: Any, argument: str) -> str:
-    """Returns a path argument as a str.
+    """Returns a path argument as a str. A home directory at its beginning (``~``, ``~user``) is replaced by its path, as in a shell.
 
     Args:
       value: the argument's value.
@@ -16,13 +16,17 @@ def checked_path(value: Any, argument: str) -> str:
 
     Raises:
       TypeError: `value` is neither a str nor an os.PathLike of str.
-      ValueError: `value` is empty, contains a null character, has a reserved name, or is an address that jaxckpt does not support.
+      ValueError: `value` is empty, contains a null character, has a reserved name, begins with ``~`` and a name that is no user's, or is
+        an address that jaxckpt does not support.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{argument} must be a str or os.PathLike, got {type(value).__name__}.")
     path = os.fspath(value)
     if not isinstance(path, str):
         raise TypeError(f"{argument} must be a str or os.PathLike of str, got a PathLike of {type(path).__name__}.")
+    if argument == "file_prefix" and path.startswith("~") and "/" not in path.rstrip("/"):
+        raise ValueError(f"{argument}={path!r} is a home directory; add the name of a checkpoint, such as '~/ckpt'.")
+    path = expanded(path, argument)
     if not path:
         raise ValueError(
             f"{argument} is empty; give the directory and name of the checkpoint, such as '/checkpoints/ckpt'."
@@ -40,6 +44,31 @@ def checked_path(value: Any, argument: str) -> str:
         )
     stores.store_of(path).check_address(path, argument)
     return path
+
+
+def expanded(path: str, argument: str) -> str:
+    """Returns a path with the home directory that it begins with (``~``, ``~user``) as its path.
+
+    Args:
+      path: the path.
+      argument: the argument's name, for errors.
+
+    Raises:
+      ValueError: there is no such user. Otherwise a directory would be made that is called ``~name``.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        found = os.path.expanduser(path)
+    except ValueError:
+        # A null character, which `checked_path` names.
+        return path
+    if found.startswith("~"):
+        raise ValueError(
+            f"{argument}={path!r}: {path.partition('/')[0]!r} is no user's home directory. For a directory of that name, write "
+            f"{'./' + path!r}."
+        )
+    return found
 
 
 def checked_prefix(value: Any) -> str:

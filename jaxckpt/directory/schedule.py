@@ -155,7 +155,7 @@ class SaveSchedule:
         if last == step and self.interval is None:
             self._warn(f"step {step} is saved already", "")
             return None
-        if self._by_step and not numbered and step in self._taken:
+        if self._by_step and not numbered and step != last and step in self._taken:
             self._warn(
                 f"there is a checkpoint of step {step} already, of an earlier run",
                 f" save(checkpoint_number={step}) replaces it.",

@@ -8,13 +8,26 @@ they meant "this process", every process would write a checkpoint of its own.
 import numbers
 import re
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 
 from jaxckpt._lib.arguments import refusal
 
 IoDevice: TypeAlias = str | int | jax.Device | None
+
+
+class Imagined(NamedTuple):
+    """A job that does not run here, for which options are explained.
+
+    Attributes:
+      processes: number of its processes.
+      devices: number of devices of each process, of whatever type.
+    """
+
+    processes: int
+    devices: int
+
 
 _NAME = "experimental_io_device"
 _ONE_TASK_JOBS = ("localhost", "chief", "coordinator", "master")
@@ -126,11 +139,12 @@ def _hint(text: str, part: str) -> str:
     return ""
 
 
-def resolve_process(value: object) -> int | None:
+def resolve_process(value: object, imagined: Imagined | None = None) -> int | None:
     """Returns the index of the process that accesses the file system, after checking that it and its device exist.
 
     Args:
       value: any value that `parse_device` accepts.
+      imagined: the job; None for this one.
 
     Returns:
       A process index, the same on every process; None for None.
@@ -141,7 +155,7 @@ def resolve_process(value: object) -> int | None:
     device = parse_device(value)
     if device is None:
         return None
-    count = jax.process_count()
+    count = jax.process_count() if imagined is None else imagined.processes
     if isinstance(device, int):
         return _existing(device, device, count)
     if isinstance(device, jax.Device):
@@ -152,12 +166,11 @@ def resolve_process(value: object) -> int | None:
     process = process_of(spec, device, count)
     if spec.device_type is not None:
         # A type without a number means "any device of this type": the process must have at least one.
-        have = _device_count(process, spec.device_type, count)
+        have = _device_count(process, spec.device_type, count) if imagined is None else imagined.devices
         if have <= (spec.ordinal or 0):
             wanted = spec.device_type if spec.ordinal is None else f"{spec.device_type}:{spec.ordinal}"
-            raise ValueError(
-                f"{_NAME}={device!r}: process {process} has no device {wanted}. {_inventory(process, count)}"
-            )
+            known = _inventory(process, count) if imagined is None else f"Each process has {imagined.devices}."
+            raise ValueError(f"{_NAME}={device!r}: process {process} has no device {wanted}. {known}")
     return process
 
 

@@ -1,6 +1,7 @@
 """Reads a checkpoint, or a part of it, without targets, into nested dicts and lists."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -25,8 +26,8 @@ _BELOW = (
 )
 
 
-def tree(stored: OpenCheckpoint, part: StoredTree, counter: Any | None) -> tuple[Any, LeftOut]:
-    """Reads all leaves of a part of a checkpoint.
+def tree(stored: OpenCheckpoint, part: StoredTree, counter: Any | None) -> Any:
+    """Reads all leaves of a part of a checkpoint. Warns the caller's caller of those that cannot be in a tree.
 
     Args:
       stored: the checkpoint.
@@ -34,7 +35,7 @@ def tree(stored: OpenCheckpoint, part: StoredTree, counter: Any | None) -> tuple
       counter: path and value of the save counter that is stored beside the tree; None if there is none.
 
     Returns:
-      Nested dicts and lists; and the names of leaves that are not in them.
+      Nested dicts and lists.
 
     Raises:
       CorruptCheckpointError: stored data is damaged.
@@ -43,25 +44,24 @@ def tree(stored: OpenCheckpoint, part: StoredTree, counter: Any | None) -> tuple
     root = Container(part.sequences)
     for leaf, value in _values(stored, part, left_out, _plain):
         if not leaf.path:
-            return value, left_out
+            return _warned(stored, value, left_out)
         with damage(os.path.join(stored.directory, tree_metadata.FILE)):
             root.put(leaf.path, value)
     if counter is not None:
         with damage(os.path.join(stored.directory, tree_metadata.FILE)):
             root.put(*counter)
-    return root.build(), left_out
+    return _warned(stored, root.build(), left_out)
 
 
-def pure_dict(stored: OpenCheckpoint, part: StoredTree) -> tuple[Any, LeftOut]:
-    """Reads all leaves of a part of a checkpoint into the form that Flax calls a pure dict.
+def pure_dict(stored: OpenCheckpoint, part: StoredTree) -> Any:
+    """Reads all leaves of a part of a checkpoint into the form that Flax calls a pure dict. Warns as `tree` does.
 
     Args:
       stored: the checkpoint.
       part: its tree, or a part of it.
 
     Returns:
-      Nested dicts without empty ones, with integer keys for the indices of sequences, and with PRNG keys instead of their data; and the
-      names of leaves that are not in them.
+      Nested dicts without empty ones, with integer keys for the indices of sequences, and with PRNG keys instead of their data.
 
     Raises:
       CorruptCheckpointError: stored data is damaged.
@@ -72,11 +72,17 @@ def pure_dict(stored: OpenCheckpoint, part: StoredTree) -> tuple[Any, LeftOut]:
     root = Container(part.sequences, has_lists=False)
     for leaf, value in found:
         if not leaf.path:
-            return value, left_out
+            return _warned(stored, value, left_out)
         if not (leaf.is_foreign and value is None):
             with damage(os.path.join(stored.directory, tree_metadata.FILE)):
                 root.put(_of_state(leaf.path) if is_state else leaf.path, value)
-    return root.build(), left_out
+    return _warned(stored, root.build(), left_out)
+
+
+def _warned(stored: OpenCheckpoint, value: Any, left_out: LeftOut) -> Any:
+    for reason, names in left_out.items():
+        warnings.warn(f"{stored.path}: {reason}: {', '.join(names)}", UserWarning, stacklevel=4)
+    return value
 
 
 def _of_state(path: Sequence[tuple[str, bool]]) -> tuple[tuple[str, bool], ...]:

@@ -43,18 +43,19 @@ def committing_process(settings: WriteSettings) -> int:
     return settings.io_process or 0
 
 
-def multiprocessing_options(settings: WriteSettings) -> Any:
+def multiprocessing_options(settings: WriteSettings, processes: int | None = None) -> Any:
     """Returns the ocp.options.MultiprocessingOptions: Orbax's defaults, or in a job of several processes, only the one that commits.
 
     The other processes do not take part in Orbax's barriers. They answer the committing process through the session of their call.
 
     Args:
       settings: how to write.
+      processes: number of processes of the job; None for that of this job.
     """
     import jax
     import orbax.checkpoint as ocp
 
-    if jax.process_count() == 1:
+    if (jax.process_count() if processes is None else processes) == 1:
         return ocp.options.MultiprocessingOptions()
     process = committing_process(settings)
     return ocp.options.MultiprocessingOptions(

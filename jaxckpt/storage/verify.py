@@ -71,12 +71,18 @@ class VerifyReport:
         return "\n".join(lines)
 
 
-def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+def verify(
+    path: str | os.PathLike[str],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    progress_bytes: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
     """Reads and checks every byte of a checkpoint.
 
     Args:
       path: path of the checkpoint.
       progress: called after each group of leaves, with the number of leaves that have been read and the number of all leaves.
+      progress_bytes: called before the first group and after each, with the bytes of arrays that have been read, and those of all arrays.
 
     Returns:
       The report. Damage is reported in it, not raised.
@@ -95,13 +101,17 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
             raise
         return VerifyReport(path, (_problem(error, path),), True, 0, 0, 0)
     with stored.presence:
-        report = _verified(stored, progress)
+        report = _verified(stored, progress, progress_bytes)
         if not report.ok and (deleted := stored.presence.explain()) is not None:
             raise deleted
     return report
 
 
-def _verified(stored: OpenCheckpoint, progress: Callable[[int, int], None] | None) -> VerifyReport:
+def _verified(
+    stored: OpenCheckpoint,
+    progress: Callable[[int, int], None] | None,
+    progress_bytes: Callable[[int, int], None] | None,
+) -> VerifyReport:
     problems: list[Problem] = []
     files, damaged = stored.check_files()
     problems += [Problem(where, what) for where, what in damaged]
@@ -114,6 +124,9 @@ def _verified(stored: OpenCheckpoint, progress: Callable[[int, int], None] | Non
         except CheckpointError as error:
             problems.append(_problem(error, leaf.name))
     total, done = 0, 0
+    everything = sum(stored.nbytes(leaf) for leaf in readable)
+    if progress_bytes is not None:
+        progress_bytes(0, everything)
     # Each leaf counts a few bytes more than it has, so that even a group of empty arrays ends.
     for group in groups(readable, lambda leaf: stored.nbytes(leaf) + layout.CHECKSUM_BYTES, _GROUP_BYTES):
         for leaf in group if not _readable(stored, group) else ():
@@ -125,6 +138,8 @@ def _verified(stored: OpenCheckpoint, progress: Callable[[int, int], None] | Non
         done += len(group)
         if progress is not None:
             progress(done, len(arrays))
+        if progress_bytes is not None:
+            progress_bytes(total, everything)
     for leaf in stored.tree.leaves:
         if leaf.is_string:
             try:

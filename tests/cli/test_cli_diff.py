@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 import jaxckpt
-from jaxckpt.cli import diff, main
+from jaxckpt.cli import comparing, main
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_text(call, write):
         f"B: {b}",
         "only in A  gone  array int64[]",
         "only in B  new   str of 1 byte",
-        "value      w     2 of 6 elements, largest absolute difference 2.5",
+        "value      w     2 of 6 elements, largest absolute difference 2.5, rms 1.04",
         "different: 3 of 5 leaves",
     ]
 
@@ -148,7 +148,7 @@ def test_integer_distances_are_exact(dtype, data):
     shape = data.draw(st.integers(1, 5))
     a, b = (data.draw(nps.arrays(dtype, shape)) for _ in range(2))
     exact = [abs(int(x) - int(y)) for x, y in zip(a, b, strict=True)]
-    assert diff._distances(a, b).tolist() == exact
+    assert comparing._distances(a, b).tolist() == exact
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_integer_distances_are_exact(dtype, data):
 )
 def test_distances_of_every_kind_of_number(dtype):
     a, b = np.array([1, 0], dtype), np.array([0, 0], dtype)
-    found = diff._compare_arrays("x", a, b)
+    found = comparing.compare_arrays("x", a, b)
     assert (found.differing, found.elements, found.largest) == (1, 2, 1)
 
 
@@ -170,7 +170,7 @@ def test_distances_of_every_kind_of_number(dtype):
 def test_what_differs_is_what_has_other_bits(arrays):
     a, b = arrays
     differing = int((a.view(np.uint32) != b.view(np.uint32)).sum())
-    found = diff._compare_arrays("x", a, b)
+    found = comparing.compare_arrays("x", a, b)
     assert (found is None) == (differing == 0)
     if found is not None:
         assert found.differing == differing
@@ -182,13 +182,13 @@ def test_what_differs_is_what_has_other_bits(arrays):
 
 
 def test_blocks_cover_large_arrays(monkeypatch):
-    monkeypatch.setattr(diff, "_BLOCK", 7)
+    monkeypatch.setattr(comparing, "_BLOCK", 7)
     a = np.arange(100, dtype=np.float32)
     b = a.copy()
     b[[0, 6, 7, 99]] += 1
-    found = diff._compare_arrays("x", a.reshape(10, 10), np.asfortranarray(b.reshape(10, 10)))
+    found = comparing.compare_arrays("x", a.reshape(10, 10), np.asfortranarray(b.reshape(10, 10)))
     assert (found.differing, found.largest) == (4, 1.0)
-    assert diff._compare_arrays("x", jnp.zeros((0, 3)), jnp.zeros((0, 3))) is None
+    assert comparing.compare_arrays("x", jnp.zeros((0, 3)), jnp.zeros((0, 3))) is None
 
 
 def test_what_is_ignored_is_counted_and_not_called_identical(tmp_path, capsys):
@@ -221,3 +221,33 @@ def test_what_is_ignored_is_counted_and_not_called_identical(tmp_path, capsys):
         f"nothing compared; {everything} leaves left out by --ignore, not compared",
         "",
     )
+
+
+def test_rms_and_relative_differences(write, differences):
+    numbers = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    other = numbers.copy()
+    other[:100] += 1
+    _, found = differences(write("a", x=numbers, zero=np.zeros(4)), write("b", x=other, zero=np.array([0, 0, 0, 2.0])))
+    apart = (other.astype(np.float64) - numbers) ** 2
+    assert found["x"]["rms"] == pytest.approx(np.sqrt(apart.mean()))
+    assert found["x"]["relative"] == pytest.approx(np.sqrt(apart.mean() / (numbers.astype(np.float64) ** 2).mean()))
+    assert found["zero"]["rms"] == 1.0
+    assert found["zero"]["relative"] == "inf"
+
+
+def test_the_worst_come_first_and_subtrees_are_summed_up(call, write):
+    layers = [{"w": np.ones(4, np.float32)} for _ in range(3)]
+    other = [{"w": np.full(4, value, np.float32)} for value in (1.5, 1, 3)]
+    a, b = (
+        write("a", model={"layers": layers}, step=np.float32(100)),
+        write("b", model={"layers": other}, step=np.float32(101)),
+    )
+    lines = call("diff", a, b).stdout.splitlines()
+    assert [line.split()[1] for line in lines[2:5]] == ["model/layers/2/w", "model/layers/0/w", "step"]
+    assert "(50.00% of the rms of A)" in lines[3]
+    rows = [line.split() for line in lines[6:9]]
+    assert rows == [
+        ["subtree", "differ", "of", "largest", "rms", "relative"],
+        ["model/", "2", "3", "2", "2", "2"],
+        ["model/layers/", "2", "3", "2", "2", "2"],
+    ]

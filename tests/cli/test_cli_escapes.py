@@ -179,7 +179,7 @@ def test_configs_are_escaped(tmp_path, capsys):
     assert json.loads(printed)["manager"]["directory"] == EVIL.replace("\x00", "")
     config.write_text(f"directory: d\nmax_to_keep: {text}\n{text}: 1\ninit_fn: {text}\n", encoding="utf-8")
     assert main(["explain", str(config)]) == 1
-    assert checked(capsys.readouterr(), lines=1).startswith("jaxckpt explain: error: 3 problems in ")
+    assert checked(capsys.readouterr(), lines=4).startswith("jaxckpt explain: error: 3 problems in ")
 
 
 def test_a_progress_line_is_escaped(monkeypatch):

@@ -35,21 +35,25 @@ def test_text(call, config):
         "CheckpointManager",
         "  directory: runs",
         "  max_to_keep: 3",
-        "  keep_checkpoint_every_n_hours: null",
-        "  checkpoint_name: ckpt",
+        "  keep_checkpoint_every_n_hours: null (default)",
+        "  checkpoint_name: ckpt (default)",
         "  step_counter: builtins:int",
         "  checkpoint_interval: 10",
-        "  init_fn: null",
-        "  last_checkpoint_step: null",
-        "  preservation_policy: null",
-        "  save_decision_policy: null",
-        "  numbers: saves",
+        "  init_fn: null (default)",
+        "  last_checkpoint_step: null (default)",
+        "  preservation_policy: null (default)",
+        "  save_decision_policy: null (default)",
+        "  numbers: saves (default)",
         "  -> save() saves every 10 steps",
         "  -> runs/ckpt-5 is that of the fifth save",
         "  -> a checkpoint is kept if it is among the newest 3",
     ]
     assert orbax == f"{jaxckpt.to_orbax(jaxckpt.load_config(config).options)}\n"
     assert "AsyncCheckpointer" in orbax
+    assert "\nenable_async = True\n" in orbax
+    assert "\nexperimental_skip_slot_variables = False (default)\n" in orbax
+    assert "\norbax.timeout_secs = 60\n" in orbax
+    assert "\norbax.compression = None (default)\n" in orbax
 
 
 def test_policies(config, capsys):
@@ -93,16 +97,20 @@ def test_a_section(tmp_path, capsys):
     assert "checkpoint" in capsys.readouterr().err
 
 
-def test_all_problems_in_one_line(tmp_path, capsys):
+def test_each_problem_has_a_line(tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("max_to_keep: 0\noptions: {enable_asinc: true}\n")
     assert main(["explain", str(path)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith(f"jaxckpt explain: error: 3 problems in {path}: ")
-    assert "enable_async" in line
-    assert "directory" in line
+    heading, *problems = captured.err.splitlines()
+    assert heading == f"jaxckpt explain: error: 3 problems in {path}:"
+    assert len(problems) == 3
+    assert any("did you mean enable_async?" in line for line in problems)
+    assert any("directory" in line for line in problems)
+    path.write_text("directory: d\nmax_to_keep: 0\n")
+    assert main(["explain", str(path)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_device_that_does_not_exist(config, capsys):
@@ -115,3 +123,82 @@ def test_nothing_is_written(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["explain", str(config)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.fixture
+def job(config, capsys):
+    """Explains a job, and returns its roles: for the processes of each, its tasks."""
+
+    def run(*arguments):
+        assert main(["explain", "--json", *arguments, str(config)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found, {tuple(role["processes"]): role["tasks"] for role in found["job"]["roles"]}
+
+    return run
+
+
+def _amounts(tasks):
+    return [task for task in tasks if "1 GiB" in task]
+
+
+def test_the_io_process_of_a_job_that_does_not_run_here(job):
+    device = "options.experimental_io_device=/job:worker/task:2/device:GPU:3"
+    found, roles = job("--processes", "4", "--devices-per-process", "4", "--set", device)
+    assert found["orbax"]["io_process"] == 2
+    assert found["orbax"]["multiprocessing_options"]["active_processes"] == [2]
+    assert any("Process 2 does all file access; the other processes send" in line for line in found["explanation"])
+    assert set(roles) == {(0,), (1, 3), (2,)}
+    assert "does all file access: its disk alone has the checkpoints" in roles[2,]
+    assert any(task.startswith("touches no file") for task in roles[1, 3])
+    assert any("those of process 0 are stored" in task for task in roles[0,])
+    divided, replicated, _ = _amounts(roles[2,])
+    assert divided == (
+        "of an array of 1 GiB divided over all devices: writes 1.0 GiB, of which 768.0 MiB come from others; its devices need "
+        "256.0 MiB in a restore"
+    )
+    assert "writes 1.0 GiB, of which 0 B come from others; its devices need 1.0 GiB" in replicated
+    assert "sends 256.0 MiB; its devices need 256.0 MiB" in _amounts(roles[1, 3])[0]
+
+
+def test_a_job_that_shares_a_directory(job, config, call):
+    _, roles = job("--processes", "3", "--set", "options.experimental_io_device=null")
+    assert set(roles) == {(0,), (1, 2)}
+    assert any("commits" in task for task in roles[0,])
+    assert not any("commits" in task for task in roles[1, 2])
+    assert "writes 341.3 MiB; its devices need 1.0 GiB in a restore" in _amounts(roles[1, 2])[1]
+    text = call("explain", "--processes", "3", "--set", "options.experimental_io_device=null", config).stdout
+    assert "In a job of 3 processes with 1 device each\n  process 0\n    - writes the parts" in text
+    assert "\n  processes 1-2\n" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--processes", "2", "--set", "options.experimental_io_device=/task:2"], "there is no process 2"),
+        (
+            [
+                "--processes",
+                "2",
+                "--devices-per-process",
+                "4",
+                "--set",
+                "options.experimental_io_device=/task:1/device:GPU:4",
+            ],
+            "process 1 has no device GPU:4. Each process has 4.",
+        ),
+        (["--devices-per-process", "2"], "needs --processes"),
+    ],
+    ids=["process", "device", "devices alone"],
+)
+def test_what_such_a_job_does_not_have(arguments, words, config, capsys):
+    assert main(["explain", *arguments, str(config)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_no_processes(config, capsys):
+    for number in ("0", "x", "100000"):
+        with pytest.raises(SystemExit) as end:
+            main(["explain", "--processes", number, str(config)])
+        assert end.value.code == 2
+    assert "must be between 1 and 8,192" in capsys.readouterr().err

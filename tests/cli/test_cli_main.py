@@ -1,6 +1,7 @@
 """What all commands share: usage, exit codes, errors of one line, broken pipes."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_progress_is_for_terminals_and_leaves_nothing_behind(is_terminal, monkey
         line.update("step 1 of 2")
         line.begin(4 << 30)
         line.advance(1 << 30)
-        while is_terminal and "1.0/4.3 GB" not in terminal.text and "1.0/4.0 GiB" not in terminal.text:
+        while is_terminal and not ("step 1 of 2" in terminal.text and "1.0/4.0 GiB" in terminal.text):
             pass
         line.say("a line")
         assert terminal.text == "" or terminal.text.endswith("\r\x1b[1A\x1b[2K")
@@ -222,6 +223,55 @@ def test_a_mistyped_option_shows_the_usage_of_its_command(capsys):
     shown = capsys.readouterr().err
     assert "usage: jaxckpt verify" in shown
     assert "unrecognized arguments: --jsn. Did you mean --json?" in shown
+
+
+def test_a_mistyped_command_is_guessed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspct", "somewhere"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'inspct'. Did you mean inspect? (choose from demo, inspect," in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_shell_completes_commands_and_options(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--print-completion", "bash"])
+    assert stopped.value.code == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "some-file").touch()
+
+    def completed(*words):
+        """Returns what bash offers for the last word."""
+        listed = " ".join(f"'{word}'" for word in words)
+        ask = f"cd {tmp_path}; source {script}; COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _shtab_jaxckpt; "
+        done = subprocess.run(
+            ["bash", "-c", ask + 'printf "%s\\n" "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert set(COMMANDS) <= set(completed("jaxckpt", ""))
+    assert "--stats" in completed("jaxckpt", "inspect", "--st")
+    assert "some-file" in completed("jaxckpt", "inspect", "some")
+
+
+def test_home_directories(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = jaxckpt.Checkpoint(value=1).save("~/run/ckpt")
+    assert path == f"{tmp_path}/run/ckpt-1"
+    for command in (["inspect", "~/run"], ["verify", "~/run/ckpt-1"], ["list", "~/run"], ["clean", "~/run"]):
+        assert main(command) == 0
+        assert f"{tmp_path}/run" in capsys.readouterr().out
+    assert main(["convert", "~/run", "~/other"]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["other", "run"]
+    for wrong in ("~no-such-user-here/x", "~no-such-user-here"):
+        with pytest.raises(ValueError, match="no user's home directory"):
+            jaxckpt.latest_checkpoint(wrong)
+    with pytest.raises(ValueError, match="is a home directory"):
+        jaxckpt.Checkpoint(value=1).save("~")
+    assert jaxckpt.Checkpoint(value=1).write("./~name") == "./~name"
+    assert sorted(os.listdir(tmp_path)) == ["other", "run", "~name"]
 
 
 def test_a_directory_of_checkpoints_without_a_state_file(tmp_path, capsys):

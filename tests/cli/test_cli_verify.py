@@ -121,3 +121,11 @@ def test_one_bad_path_does_not_hide_the_others(path, tmp_path, capsys):
     reports = json.loads(capsys.readouterr().out)
     assert [report["ok"] for report in reports] == [True, False]
     assert missing in reports[1]["error"]
+
+
+def test_the_bytes_that_were_read_are_told(tmp_path):
+    path = jaxckpt.Checkpoint(a=np.ones(1000), b=np.zeros((0, 3)), n=1).write(tmp_path / "ckpt")
+    told = []
+    assert jaxckpt.verify(path, progress_bytes=lambda done, total: told.append((done, total))).ok
+    assert told[0] == (0, 8008)
+    assert told[-1] == (8008, 8008)

@@ -560,8 +560,9 @@ def test_the_config_refuses_what_orbax_settings_refuse(name: str, value: Any) ->
 
 
 def test_directories_are_those_of_the_manager() -> None:
-    for directory in ("~/x", "$HOME/x", "relative", "/absolute", " spaces "):
+    for directory in ("./~/x", "$HOME/x", "relative", "/absolute", " spaces "):
         assert config_of(directory=directory).directory == directory
+    assert config_of(directory="~/x").directory == os.path.expanduser("~/x")
     for directory in ("", "a\0b", 3, None, b"bytes", ["d"], True):
         (problem,) = problems_of({**MINIMAL, "directory": directory})
         assert problem.startswith("directory: expected the path of a directory, as text, got ")

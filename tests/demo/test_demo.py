@@ -207,7 +207,7 @@ def test_packages_that_are_missing_are_named(monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("jaxckpt demo: error: ")
     assert "flax, optax" in line
-    assert 'pip install "jaxckpt[demo]"' in line
+    assert line.endswith("in a clone of the repository: pip install '.[demo]'")
 
 
 def test_the_config_that_comes_with_jaxckpt():

@@ -36,6 +36,12 @@ def target() -> jaxckpt.Checkpoint:
     )
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that no test changes."""
+    return pretrained(tmp_path_factory.mktemp("source"))
+
+
 RULES = {"model": "bert", "model/encoder": "bert/enc"}
 
 
@@ -45,11 +51,10 @@ def by_function(name: str) -> str:
 
 @pytest.mark.parametrize("rename", [RULES, by_function, {f"{old}/": f"{new}/" for old, new in RULES.items()}])
 @pytest.mark.parametrize("method", ["restore", "read"])
-def test_other_names_dtypes_and_shapes_at_once(method: str, rename: Any, tmp_path: Path) -> None:
-    path = pretrained(tmp_path)
+def test_other_names_dtypes_and_shapes_at_once(method: str, rename: Any, source: str) -> None:
     checkpoint = target()
     restore = getattr(checkpoint, method)
-    status = restore(path, rename=rename, cast=True, skip_mismatched=True).expect_partial()
+    status = restore(source, rename=rename, cast=True, skip_mismatched=True).expect_partial()
     assert status.missing == ("model/new",)
     assert status.mismatched == ("model/head",)
     assert status.unexpected == ()
@@ -129,15 +134,14 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("rename", "kind", "text"), WRONG, ids=[str(number) for number in range(len(WRONG))])
-def test_a_wrong_rename_changes_nothing(rename: Any, kind: type[Exception], text: str, tmp_path: Path) -> None:
-    path = pretrained(tmp_path)
+def test_a_wrong_rename_changes_nothing(rename: Any, kind: type[Exception], text: str, source: str) -> None:
     checkpoint = target()
     before = jax.tree.leaves(checkpoint.model)
     for call in (checkpoint.restore, checkpoint.read):
         with pytest.raises(kind, match=text):
-            call(path, rename=rename, cast=True, skip_mismatched=True)
+            call(source, rename=rename, cast=True, skip_mismatched=True)
     with pytest.raises(kind, match=text):
-        checkpoint.diff(path, rename=rename)
+        checkpoint.diff(source, rename=rename)
     assert all(one is other for one, other in zip(jax.tree.leaves(checkpoint.model), before, strict=True))
     assert checkpoint.save_counter == 0
 
@@ -152,12 +156,13 @@ def test_arguments_are_checked_also_without_a_checkpoint(argument: str) -> None:
     checkpoint.restore(None, rename={})
 
 
-keys = st.sampled_from(["a", "b", "a/b", "~", "a.b", "ab"])
+keys = st.sampled_from(["a", "b", "a/b", "~", "ab"])
 trees = st.dictionaries(keys, st.dictionaries(keys, st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @hypothesis.given(tree=trees, prefix=keys)
-@hypothesis.settings(max_examples=examples(60), deadline=None)
+@hypothesis.settings(max_examples=examples(30), deadline=None)
 def test_a_mapping_does_what_a_function_does(
     tree: dict[str, dict[str, int]], prefix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -165,7 +170,7 @@ def test_a_mapping_does_what_a_function_does(
     spelled = prefix.replace("~", "~0").replace("/", "~1")
     path = jaxckpt.Checkpoint(old=tree).save(tmp_path_factory.mktemp("names") / "c")
     blank = jax.tree.map(lambda _: -1, {("new" if key == prefix else key): below for key, below in tree.items()})
-    if len(blank) < len(tree) or any("." in key for key in (*tree, *(key for below in tree.values() for key in below))):
+    if len(blank) < len(tree):
         return
     checkpoint = jaxckpt.Checkpoint(model=blank)
     mapping: dict[str, str] = {"model": "old"}
@@ -258,15 +263,14 @@ def test_from_safetensors(tmp_path: Path) -> None:
     assert (checkpoint.model["w"] == 1).all()
 
 
-def test_diff_says_what_a_restore_would_do(tmp_path: Path) -> None:
-    path = pretrained(tmp_path)
+def test_diff_says_what_a_restore_would_do(source: str) -> None:
     checkpoint = target()
     checkpoint.kind = "text"
     before = counts.so_far()
-    found = checkpoint.diff(path, rename=RULES)
+    found = checkpoint.diff(source, rename=RULES)
     assert counts.so_far() == before
     assert isinstance(found, jaxckpt.CheckpointDiff)
-    status = target().restore(path, rename=RULES, cast=True, skip_mismatched=True).expect_partial()
+    status = target().restore(source, rename=RULES, cast=True, skip_mismatched=True).expect_partial()
     assert found.missing == ("model/new", "kind")
     assert (found.unexpected, found.cast, found.mismatched) == (status.unexpected, status.cast, status.mismatched)
     assert found.matched == (

@@ -1,5 +1,6 @@
 """What several processes write is an ordinary Orbax checkpoint, which one process restores with Orbax alone; and the other way round."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import jaxckpt
 from jaxckpt import testing
+from jaxckpt.cli import main
 
 SETTINGS = {
     "plain": {},
@@ -54,6 +56,19 @@ def test_orbax_reads_what_all_processes_wrote(jobs, readers, name: str) -> None:
     if name == "grouped":
         mp_programs.assert_grouped(path)
     read(readers, path)
+
+
+def test_how_arrays_lay_on_the_mesh_is_stored(jobs, capsys) -> None:
+    job = jobs.job(3, private=False)
+    (path, *_) = job.run(mp_programs.save_for_orbax, jobs.directory(job), None)
+    assert main(["inspect", "--json", path]) == 0
+    leaves = json.loads(capsys.readouterr().out)["leaves"]
+    noted = [
+        leaf["sharding"] for leaf in leaves if leaf["sharding"] and leaf["sharding"]["sharding_type"] == "NamedSharding"
+    ]
+    assert any(6 in note["shape"] and any(note["partition_spec"]) for note in noted)
+    # The list of devices of a large job is long, and would stand there for each array.
+    assert all("device_mesh" not in note for note in noted)
 
 
 def test_several_processes_restore_what_orbax_saved_in_one(jobs, readers) -> None:
