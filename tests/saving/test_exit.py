@@ -33,6 +33,7 @@ def run(code: str, directory: Path, timeout: float = 90) -> subprocess.Completed
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=timeout)
     # On a busy machine a save takes longer than the program's end waits in silence.
     done.stderr = re.sub(r"jaxckpt: the program has ended, but the save .* give it up\.\n", "", done.stderr)
+    done.stderr = re.sub(r"Training waited .* for the save before, .*\n", "", done.stderr)
     return done
 
 
