@@ -30,7 +30,7 @@ _PHASES = (
     ("snapshot", "jaxckpt.saving.snapshot", "take"),
     ("translate options", "jaxckpt.translate", "to_orbax"),
     ("start the background", "jaxckpt.saving.background", "Background.take"),
-    ("sweep leftovers", "jaxckpt.storage.commit.abandoned", "sweep"),
+    ("sweep leftovers", "jaxckpt.storage.commit.rename_leftovers", "sweep"),
     ("temporary directory", "jaxckpt.storage.commit.temporary", "TemporaryDirectory.__init__"),
     ("Orbax checkpointer", "jaxckpt.storage.orbax", "write_item"),
     ("arrays", "jaxckpt.storage.arrays.writer", "write"),
@@ -47,7 +47,7 @@ _PHASES = (
     ("read and verify arrays", "jaxckpt.storage.opened", "StoredCheckpoint.read"),
     ("place on devices", "jax", "device_put"),
     ("validate and build values", "jaxckpt.restoring", "load"),
-    ("put values in place", "jaxckpt.saver", "carry_out"),
+    ("put values in place", "jaxckpt.loading", "carry_out"),
 )
 _REST = "rest"
 _WAITING = "Orbax checkpointer"  # While its own thread writes, it waits.

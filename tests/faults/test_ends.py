@@ -41,7 +41,9 @@ def test_the_end_of_a_program(tmp_path: Path, who: int, how: str) -> None:
     codes = [process.returncode for process in processes]
     assert codes[who] == CODES[how], outputs
     assert [code for index, code in enumerate(codes) if index != who] == [0, 0], outputs
-    assert all("jaxckpt:" not in output for output in outputs), outputs
+    # Where the machine is busy, the end of a program says that it waits.
+    complaints = [line for output in outputs for line in output.splitlines() if "jaxckpt:" in line]
+    assert all("is still running; waiting for it" in line for line in complaints), outputs
     latest = jaxckpt.latest_checkpoint(tmp_path)
     assert latest == str(tmp_path / "ckpt-1")
     assert (jaxckpt.load_variable(latest, "a") == 7).all()

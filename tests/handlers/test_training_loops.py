@@ -6,7 +6,9 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -72,7 +74,13 @@ def _assert_same(ours: Path, theirs: Path) -> None:
             for (path, here), (_, there) in zip(
                 ocp.tree.to_flat_dict(left).items(), ocp.tree.to_flat_dict(right).items(), strict=True
             ):
-                np.testing.assert_array_equal(np.asarray(here), np.asarray(there), str(path))
+                np.testing.assert_array_equal(_data(here), _data(there), str(path))
+
+
+def _data(value: Any) -> np.ndarray:
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    return np.asarray(value)
 
 
 def _v0(step: Path, item: Path) -> object:

@@ -3,6 +3,7 @@
 The messages are TensorFlow's `BundleHeaderProto` (under the empty key), `BundleEntryProto`, `TensorShapeProto` and `TensorSliceProto`.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -145,6 +146,7 @@ def _entry(content: bytes) -> _Raw:
     return _Raw(kind, shape, Place(shard, offset, size, crc), tuple(parts))
 
 
+@functools.lru_cache(maxsize=4096)
 def _shape(content: bytes) -> tuple[int, ...]:
     extents = []
     for number, value in fields(content):
@@ -159,6 +161,8 @@ def _shape(content: bytes) -> tuple[int, ...]:
     return tuple(extents)
 
 
+# Each slice is listed with its tensor and stored under a key of its own, and tensors are often divided in the same way.
+@functools.lru_cache(maxsize=4096)
 def _slice(content: bytes) -> tuple[tuple[int, int | None], ...]:
     spans: list[tuple[int, int | None]] = []
     for number, value in fields(content):

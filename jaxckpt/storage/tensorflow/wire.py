@@ -39,13 +39,21 @@ def fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
     Raises:
       DamagedError: the bytes are not a message.
     """
-    at = 0
-    while at < len(content):
-        tag, at = varint(content, at)
-        number, kind = tag >> 3, tag & 7
+    at, size = 0, len(content)
+    while at < size:
+        tag = content[at]
+        if tag < 128:
+            at += 1
+        else:
+            tag, at = varint(content, at)
+        kind = tag & 7
         value: int | bytes
         if kind == 0:
-            value, at = varint(content, at)
+            # Nearly all numbers have one byte.
+            if at < size and content[at] < 128:
+                value, at = content[at], at + 1
+            else:
+                value, at = varint(content, at)
         elif kind in (1, 5):
             end = at + (8 if kind == 1 else 4)
             value, at = int.from_bytes(_cut(content, at, end), "little"), end
@@ -54,7 +62,7 @@ def fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
             value, at = _cut(content, at, at + length), at + length
         else:
             raise DamagedError(f"a field in it has the unknown type {kind}")
-        yield number, value
+        yield tag >> 3, value
 
 
 def as_int(value: int | bytes) -> int:
