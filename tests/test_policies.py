@@ -346,7 +346,11 @@ class TestNumbersOfSteps:
         checkpoint.value = np.ones(4)
         train(manager, [10, 20])
         checkpoint, manager = make(tmp_path, numbers="step")
-        assert train(manager, [5]) == ["ckpt-5"]
+        with pytest.warns(
+            UserWarning, match=r"checkpoint of step 20, of an earlier run .*restore_or_initialize\(\)"
+        ) as told:
+            assert train(manager, [5]) == ["ckpt-5"]
+        assert told[0].filename == __file__
         with pytest.warns(UserWarning, match=r"checkpoint of step 10 already.*checkpoint_number=10\) replaces it"):
             assert train(manager, [10]) == [None]
         assert jaxckpt.load_variable(tmp_path / "ckpt-10", "value").tolist() == [1.0] * 4

@@ -16,7 +16,8 @@ from jaxckpt.storage.item.account import Account
 HELP = "draw the saves of a directory: when, how long, how large, metrics"
 DESCRIPTION = (
     "Shows the saves whose checkpoints are in a directory: when each was made, how long it took, how long it blocked the "
-    "program, its size and its metrics, from what the checkpoints remember. With --html it draws them. "
+    "program, its size and its metrics, from what the checkpoints remember. "
+    "In the timeline, ! is a save that blocks the program, # one that only writes. With --html it draws them. "
     "Checkpoints that have been deleted are not in it. Exits with 1 if there is no checkpoint."
 )
 # Characters of the timeline in the table.

@@ -73,7 +73,7 @@ def _lines(report: storage.VerifyReport) -> list[str]:
     if not report.checksummed:
         return [
             f"{report.path}: readable: {amount}",
-            "  It has no checksums (jaxckpt did not write it), so a changed bit would go unnoticed.",
+            "  It has no checksums, so a changed bit would go unnoticed.",
             *unread,
         ]
     return [f"{report.path}: ok: {amount}, checksums match", *unread]

@@ -101,7 +101,7 @@ class SaveSchedule:
         # The numbers that were on disk when the history was read.
         self._taken: frozenset[int] = frozenset()
         self._restored: int | None = None
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_earlier_run = False
 
     @property
     def last_step(self) -> int | None:
@@ -143,6 +143,8 @@ class SaveSchedule:
             raise ValueError(f'With numbers="step" the current step must not be negative, got {step}.')
         history = self._loaded(answers) if self._policy is not None or self._by_step else []
         last = self._steps.last
+        if last is None and self._restored is None and any(info.step > step for info in history):
+            self._warn_of_earlier_run(step, max(info.step for info in history))
         if check:
             if self._policy is not None:
                 # Orbax's own policies do not look at metrics.
@@ -194,6 +196,18 @@ class SaveSchedule:
         warnings.warn(
             f"Nothing was saved: {what}. After a deliberate return to an older checkpoint, call restore_or_initialize() of a new "
             f"manager, or save(check_interval=False).{more} This is said once.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+    def _warn_of_earlier_run(self, step: int, newest: int) -> None:
+        if self._has_warned_of_earlier_run:
+            return
+        self._has_warned_of_earlier_run = True
+        warnings.warn(
+            f"The current step is {step}, but the directory has a checkpoint of step {newest}, of an earlier run that this manager has "
+            "not restored. It counts as older than those that are saved now, so max_to_keep and the policy may delete it. To go on from "
+            "it, call restore_or_initialize() before the first save; to begin anew, take another directory. This is said once.",
             UserWarning,
             stacklevel=4,
         )
