@@ -569,6 +569,12 @@ def test_an_interrupt_of_a_peer(doing: str) -> None:
         time.sleep(0.3)
         center.confirm()
 
+    def ask() -> None:
+        # Until the interrupt has arrived, which takes a while on a busy machine.
+        for _ in range(1000):
+            center.ask(1, AskMemory(), "giving")
+            time.sleep(0.01)
+
     def vote() -> None:
         center.serve({})
         assert center._serving is not None
