@@ -116,10 +116,12 @@ def _delayed() -> float:
 
 
 def _ending(call: Any, expected: tuple[type[BaseException], ...]) -> dict[str, str]:
+    from jaxckpt._lib.documents import DamagedError
+
     try:
         call()
-    except UnicodeError as error:
-        # A ValueError as well, but nobody meant to raise it.
+    except (UnicodeError, DamagedError) as error:
+        # They are ValueErrors as well, but not meant for users: they do not say which file it is.
         return {"error": type(error).__name__, "traceback": "".join(traceback.format_exception(error))[-3000:]}
     except expected as error:
         return {"error": type(error).__name__}

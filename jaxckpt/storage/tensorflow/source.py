@@ -105,7 +105,11 @@ class TensorFlowCheckpoint(FlatCheckpoint):
             except DamagedError:
                 # Reading the leaf says so.
                 return StoredLeaf(path, key, "string", STR_OR_BYTES, None), None
-        length = self._bundle.length(entry)
+        try:
+            length = self._bundle.length(entry)
+        except DamagedError:
+            # Reading the leaf says so.
+            return StoredLeaf(path, key, "string", STR_OR_BYTES, None), None
         return StoredLeaf(path, key, "np.ndarray", notes.BYTES.word, None), ArrayInfo(
             (length,), np.dtype(np.uint8), None
         )
