@@ -143,8 +143,6 @@ class SaveSchedule:
             raise ValueError(f'With numbers="step" the current step must not be negative, got {step}.')
         history = self._loaded(answers) if self._policy is not None or self._by_step else []
         last = self._steps.last
-        if last is None and self._restored is None and any(info.step > step for info in history):
-            self._warn_of_earlier_run(step, max(info.step for info in history))
         if check:
             if self._policy is not None:
                 # Orbax's own policies do not look at metrics.
@@ -167,6 +165,8 @@ class SaveSchedule:
         if interval is not None and last is not None and step < last + interval:
             # Not due: so that nothing waits for the metrics.
             return None
+        if last is None and self._restored is None and any(info.step > step for info in history):
+            self._warn_of_earlier_run(step, max(info.step for info in history))
         now = CheckpointInfo(step, moment, metrics())
         saved = self._steps.begin(step, interval)
         if saved is None:
