@@ -70,10 +70,9 @@ def _step(record: Mapping[str, Any], directory: str) -> int | None:
 def _metrics(inside: Inside, noted: digests.Digests | None, path: str) -> Mapping[str, Any] | None:
     if noted is None:
         # Plain Orbax wrote the checkpoint.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return metrics.read(
-                os.path.join(inside.directory, metrics.FILE), inside.read(metrics.FILE, bounds.NOTE_FILE_BYTES)
-            )
+        where = os.path.join(inside.directory, metrics.FILE)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), damage(where):
+            return metrics.read(where, inside.read(metrics.FILE, bounds.NOTE_FILE_BYTES))
         return None
     if metrics.FILE not in noted:
         return None

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from jaxckpt._lib import bounds
+from jaxckpt._lib.documents import damage
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import checkpoints, recognition
 from jaxckpt.storage.item import description, digests, tree_metadata
@@ -117,7 +118,8 @@ def choose(path: str, directories: Sequence[str], names: Collection[str] | None)
 
 def _names(directory: str) -> set[str]:
     inside = Inside(stores.absolute(directory))
-    content = inside.read(tree_metadata.FILE, bounds.METADATA_FILE_BYTES)
+    with damage(os.path.join(inside.directory, tree_metadata.FILE)):
+        content = inside.read(tree_metadata.FILE, bounds.METADATA_FILE_BYTES)
     return {leaf.name for leaf in tree_metadata.read(inside, content).leaves if not leaf.is_empty}
 
 

@@ -226,3 +226,20 @@ def test_flax_and_old_orbax_are_recognised(tmp_path: Path, cli: Callable[..., Co
     # The way that is named works.
     converted = ocp.PyTreeCheckpointer().restore(old)
     np.testing.assert_array_equal(converted["w"], np.ones(2))
+
+
+@pytest.mark.parametrize("linked", ["state/_METADATA", "metrics/metrics"])
+def test_a_link_that_leads_out_of_a_step(linked: str, tmp_path: Path) -> None:
+    """Every reader says which file it is."""
+    with ocp.CheckpointManager(tmp_path / "run", item_names=("state", "metrics")) as manager:
+        state = ocp.args.StandardSave({"w": np.zeros(3)})
+        manager.save(1, args=ocp.args.Composite(state=state, metrics=ocp.args.JsonSave({"loss": 1.0})))
+    path = tmp_path / "run" / "1" / linked
+    (tmp_path / "outside").write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(jaxckpt.CorruptCheckpointError, match=f"{linked}.*leads out of the checkpoint"):
+        if linked == "metrics/metrics":
+            jaxckpt.load_checkpoint(tmp_path / "run" / "1").metrics  # noqa: B018
+        else:
+            jaxckpt.Checkpoint(w=np.ones(3)).restore(tmp_path / "run" / "1")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from jaxckpt._lib.bounds import METADATA_FILE_BYTES
+from jaxckpt._lib.documents import damage
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.storage import faults, stores
@@ -149,7 +150,9 @@ def check(directory: str) -> None:
         if expected.is_of_data:
             digests.check_data(inside, name, noted)
         else:
-            digests.check(directory, name, inside.read(name, METADATA_FILE_BYTES), noted)
+            with damage(stores.join(directory, name)):
+                content = inside.read(name, METADATA_FILE_BYTES)
+            digests.check(directory, name, content, noted)
 
 
 def _described(snapshot: Snapshot) -> tuple[Entry, ...]:
