@@ -109,7 +109,7 @@ def _compare(
             for job in (alone, several):
                 job.run(f"{_WORKER}:{fill}", size, chosen.processes)
             for number in range(chosen.rounds):
-                # Whoever comes after the one process finds colder caches: that is not always the same one.
+                # The one after the single process finds colder caches, so the order changes.
                 turn = number % len(names)
                 for name in [*names[turn:], *names[:turn]]:
                     job = jobs[name]

@@ -80,7 +80,7 @@ def _case(state: states.State, what: str, directory: str, rounds: int) -> list[l
     }
     turns: dict[str, list[Turn]] = {name: [] for name in managers}
     for step in range(rounds + 1):
-        # Whoever comes second finds a warmer machine: change places.
+        # The second one finds a warmer machine, so they change places.
         for name in sorted(managers, reverse=bool(step % 2)):
             turns[name].append(_turn(managers[name], step, state))
     rows = []

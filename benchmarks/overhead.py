@@ -110,7 +110,7 @@ def _interleaved(rounds: int, ours: Callable[[], float], plain: Callable[[], flo
     ours(), plain()
     pairs = []
     for number in range(rounds):
-        # Whoever comes second finds a warmer machine: change places.
+        # The second one finds a warmer machine, so they change places.
         first, second = (ours, plain) if number % 2 else (plain, ours)
         one, other = first(), second()
         pairs.append((one, other) if number % 2 else (other, one))

@@ -107,7 +107,7 @@ class Keeping:
             if not _says(root, records):
                 state_file.write(root, records)
             found = {name: storage.identity(stores.join(root, name)) for name in doomed}
-            # One that is not there may be about to be replaced by a new one, which nobody means to delete.
+            # If one is not there, a new one may be about to take its place. The new one must not be deleted.
             return {name: identity for name, identity in found.items() if identity is not None}
 
         doomed = update(root, evict)
@@ -126,7 +126,7 @@ class Keeping:
 
 
 def _nbytes(path: str) -> int | None:
-    """Returns the size of a checkpoint's arrays, for the log; None if it does not say, or if nobody reads the log."""
+    """Returns the size of a checkpoint's arrays, for the log; None if it does not say, or if the log is off."""
     if not _logger.isEnabledFor(logging.INFO):
         return None
     try:

@@ -125,7 +125,7 @@ def load(
       skip_mismatched: whether to leave out leaves of another shape.
       memory: at most so many bytes of arrays are in memory on their way to devices. The part of one device is never divided, and parts
         that need the same chunks stay together, so that these are read once.
-      transfer: counts the bytes of the new values; None if nobody asks for them.
+      transfer: counts the bytes of the new values; None if they are not counted.
 
     Raises:
       ValueError: a stored shape, dtype or kind differs from the target's, or a value does not fit. The message names the leaf and both

@@ -127,7 +127,7 @@ class Restore:
           with_counter: whether to read the save counter too.
           adaptation: the differences between targets and stored leaves that the caller allows. `meet` has got its `rename`.
           memory: at most so many bytes of arrays are in memory on their way to devices; see `restoring.load`.
-          transfer: counts the bytes of the new values; None if nobody asks for them.
+          transfer: counts the bytes of the new values; None if they are not counted.
 
         Raises:
           BaseException: as `Checkpoint.restore`.

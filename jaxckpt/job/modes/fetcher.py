@@ -103,7 +103,7 @@ class Fetcher:
                     raise ProcessError(f"Process {owner} did not send {self.name(position)}.", (owner,))
                 yield memory.slot(slot, last - first)
         finally:
-            # Only now, when nobody reads the last bytes any more, another box may use it.
+            # Another box may use it only now, when its last bytes have been read.
             free.append(slot)
 
     def _ask(self, owner: int, boxes: Sequence[tuple[int, Box]]) -> list[np.ndarray]:

@@ -41,7 +41,7 @@ class _Tile:
       begin: bytes of all tiles before it.
       end: bytes of all tiles up to this one.
       left: number of parts that have not been taken.
-      data: the tile; None if nobody reads it yet, or everybody has taken it.
+      data: the tile; None before it is read, and after every process has taken its part.
     """
 
     name: str

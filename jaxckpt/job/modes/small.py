@@ -97,7 +97,7 @@ class SmallPieces:
     def _taken(self, position: int, box: Box, nbytes: int) -> np.ndarray:
         """Returns the bytes of a piece, and forgets it."""
         if not nbytes:
-            # Nobody sends it.
+            # A piece without bytes is not sent.
             return np.empty(0, np.uint8)
         while position >= self._next:
             self._number_next()
@@ -171,7 +171,7 @@ class _Batch:
       last_box: the last piece.
       count: number of pieces.
       nbytes: their bytes.
-      unused: number of the pieces that nobody has asked for yet.
+      unused: number of its pieces that have not been asked for yet.
       content: their bytes, one piece after the other; None as long as they have not been fetched.
     """
 

@@ -56,7 +56,7 @@ class Database:
       max_file_bytes: the largest size of a data file in bytes, or None.
       memory_bytes: at most this many bytes of chunks are in memory at once. One chunk is always allowed.
       deadline: when the write gives up.
-      transfer: counts the bytes of arrays; None if nobody asks for them.
+      transfer: counts the bytes of arrays; None if they are not counted.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def write_arrays(
       entries: the leaves. Those that are not arrays are left out.
       settings: how to write them.
       groups: the array entries in groups that share no data files; see `Snapshot.groups`.
-      transfer: counts the bytes; None if nobody asks for them.
+      transfer: counts the bytes; None if they are not counted.
 
     Raises:
       OSError: with errno.
