@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -69,6 +69,26 @@ class Report:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
+class _Work(NamedTuple):
+    """What is written where.
+
+    Attributes:
+      target: path of the new checkpoint or file.
+      selected: the leaves, and the reasons for which others are left out.
+      arrays: those of the leaves that are arrays.
+      texts: those that are texts.
+      record: what the checkpoint says about itself.
+      watch: follows the conversion.
+    """
+
+    target: str
+    selected: Selected
+    arrays: Sequence[ArrayLeaf]
+    texts: Sequence[tuple[Path, str]]
+    record: dict[str, Any]
+    watch: Watch
+
+
 def convert(
     source: str,
     target: str,
@@ -113,8 +133,8 @@ def convert(
     arrays = [
         ArrayLeaf(path, leaf, stored, cast) for path, leaf in selected.leaves if not (leaf.is_string or leaf.is_empty)
     ]
-    write = _write_files if is_file else _write_checkpoint
-    written = write(target, selected, arrays, texts, record, watch, overwrite, shard_bytes)
+    work = _Work(target, selected, arrays, texts, record, watch)
+    written = _write_files(work, shard_bytes) if is_file else _write_checkpoint(work, overwrite)
     stored.check_data_files()
     leaves = len(arrays) + len(texts) + (description.COUNTER in record)
     return Report(stored.path, written, leaves, sum(array.nbytes for array in arrays), selected.left_out)
@@ -175,18 +195,9 @@ def _counter(stored: OpenCheckpoint, leaf: StoredLeaf) -> int:
     return int(array)
 
 
-def _write_checkpoint(
-    target: str,
-    selected: Selected,
-    arrays: Sequence[ArrayLeaf],
-    texts: Sequence[tuple[Path, str]],
-    record: dict[str, Any],
-    watch: Watch,
-    overwrite: bool,
-    shard_bytes: int,
-) -> str:
+def _write_checkpoint(work: _Work, overwrite: bool) -> str:
     entries = []
-    for array in arrays:
+    for array in work.arrays:
         if (reason := dtypes.refusal(array.dtype)) is not None:
             raise ValueError(
                 f"{array.name}: {reason} (--cast converts floating numbers, integers, or complex numbers.)"
@@ -195,19 +206,19 @@ def _write_checkpoint(
             raise ValueError(
                 f"{array.name}: this array has {len(array.shape)} axes; a checkpoint allows {contents.AXES} at most."
             )
-        entries.append(Entry(array.path, _content(array, watch)))
-    entries += [Entry(path, StringContent(text)) for path, text in texts]
-    for path, leaf in selected.leaves:
+        entries.append(Entry(array.path, _content(array, work.watch)))
+    entries += [Entry(path, StringContent(text)) for path, text in work.texts]
+    for path, leaf in work.selected.leaves:
         if leaf.is_empty:
             entries.append(Entry(path, EmptyContent(_EMPTY[leaf.value_type])))
     refuse_collisions(entries)
     settings = WriteSettings(timeout_secs=_TIMEOUT_SECS)
-    snapshot = Snapshot(tuple(entries), record)
-    place = CheckpointPath.of(stores.absolute(target))
-    storage.check(stores.absolute(target), snapshot, settings)
-    watch.begin(sum(array.nbytes for array in arrays))
+    snapshot = Snapshot(tuple(entries), work.record)
+    place = CheckpointPath.of(stores.absolute(work.target))
+    storage.check(stores.absolute(work.target), snapshot, settings)
+    work.watch.begin(sum(array.nbytes for array in work.arrays))
     storage.save(place, snapshot, settings, replace=overwrite)
-    return target
+    return work.target
 
 
 def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
@@ -239,18 +250,9 @@ def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
     )
 
 
-def _write_files(
-    target: str,
-    selected: Selected,
-    arrays: Sequence[ArrayLeaf],
-    texts: Sequence[tuple[Path, str]],
-    record: dict[str, Any],
-    watch: Watch,
-    overwrite: bool,
-    shard_bytes: int,
-) -> str:
+def _write_files(work: _Work, shard_bytes: int) -> str:
     listed = []
-    for array in arrays:
+    for array in work.arrays:
         if header.name_of(array.dtype) is None:
             raise ValueError(
                 f"{array.name}: safetensors does not have the dtype {array.dtype}. Convert the leaf with --cast, or leave it out with "
@@ -260,14 +262,14 @@ def _write_files(
         described = header.described(array.leaf, array.path)
         listed.append(writer.Array(array.name, array.shape, array.dtype, described, array.load))
     strings = {}
-    for path, text in texts:
+    for path, text in work.texts:
         _check_name(leaf_name(path))
         strings[leaf_name(path)] = (text, {"type": "string", "indices": header.indices(path)})
-    for path, leaf in selected.leaves:
+    for path, leaf in work.selected.leaves:
         if leaf.is_empty:
-            selected.left_out[leaf_name(path)] = "an empty container, for which a safetensors file has no place"
-    watch.begin(sum(array.nbytes for array in arrays))
-    return writer.write(target, writer.Content(listed, strings, record), watch.advance, shard_bytes)
+            work.selected.left_out[leaf_name(path)] = "an empty container, for which a safetensors file has no place"
+    work.watch.begin(sum(array.nbytes for array in work.arrays))
+    return writer.write(work.target, writer.Content(listed, strings, work.record), work.watch.advance, shard_bytes)
 
 
 def _check_name(name: str) -> None:
