@@ -8,14 +8,12 @@ from typing import Any
 from jaxckpt._lib.output import count
 from jaxckpt.cli.comparing import Difference, subtrees
 from jaxckpt.cli.folding import natural
-from jaxckpt.cli.page import Section, Table, graphs, safe, write_page
+from jaxckpt.cli.page import FONT, Section, Table, graphs, safe, short, write_page
 
 _NUMBER = re.compile(r"(?<![^/_-])\d{1,9}(?=/|$)", re.ASCII)
-_FONT = {"family": "system-ui, DejaVu Sans, sans-serif", "size": 13}
 _SAME, _STRUCTURE = "#e7ebf1", "#7a3e9d"
 # Relative differences from here on have the strongest colour; smaller ones than the least have the weakest.
 _LEAST, _MOST = -9.0, 1.0
-_NAME_CHARS = 60
 
 
 def write(path: str, a: str, b: str, names: Sequence[str], differences: Sequence[Difference], ignored: int) -> None:
@@ -100,7 +98,7 @@ def _heat(
 ) -> Any:
     """Returns a heat map: a row for each kind, with the name of a leaf in each cell, or None."""
     go = graphs()
-    labels = [safe(kind if len(kind) <= _NAME_CHARS else f"…{kind[1 - _NAME_CHARS :]}") for kind, _ in rows]
+    labels = [safe(short(kind)) for kind, _ in rows]
     places = list(range(len(rows)))
     across = list(range(len(columns)))
     hover = [[_hover(name, by_name) for name in cells] for _, cells in rows]
@@ -158,7 +156,7 @@ def _heat(
     figure.update_layout(
         height=max(230, 100 + 24 * len(rows)),
         margin={"l": 10, "r": 10, "t": 60, "b": 10},
-        font=_FONT,
+        font=FONT,
         plot_bgcolor="white",
         width=None if len(columns) > 1 else 640,
     )
