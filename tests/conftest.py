@@ -101,7 +101,8 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
     def run(*arguments: object, **options: object) -> Completed:
         done = subprocess.run(
             [*command, *map(str, arguments)],
-            env={**os.environ, **environment},  # A test may have set something since.
+            # A test may have set something since.
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

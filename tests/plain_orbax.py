@@ -46,7 +46,8 @@ def restored(
       described: with v1's metadata, too, which knows no scalars but ints and floats, whoever wrote them.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Orbax advises to give shardings.
+        # Orbax advises to give shardings.
+        warnings.simplefilter("ignore")
         with ocp.PyTreeCheckpointer() as checkpointer:
             if target is None:
                 yield "v0", checkpointer.restore(path)
@@ -223,7 +224,8 @@ class Recorder:
         contents = [entry.content for entry in snapshot.entries]
         arrays = [content for content in contents if isinstance(content, ArrayContent)]
         if not stores.is_local(path) or any(content.share is not None for content in arrays):
-            return  # What Orbax reads of those, tests of their own see.
+            # Other tests check what Orbax reads of those.
+            return
         if sum(content.nbytes for content in arrays) > _LARGEST or _has_unreadable_text(snapshot):
             return
         new = set(_features(snapshot, settings)) - self._seen

@@ -207,7 +207,8 @@ def _handler(server: StorageServer, port: int) -> type[http.server.BaseHTTPReque
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # One packet an answer: half a one would wait for the client.
+        # One packet an answer: half a one would wait for the client.
+        wbufsize = -1
         disable_nagle_algorithm = True
 
         def handle_any(self) -> None:
@@ -264,7 +265,8 @@ def _handler(server: StorageServer, port: int) -> type[http.server.BaseHTTPReque
                 connection.close()
 
         def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            with contextlib.suppress(OSError):  # Whoever asked may be gone.
+            # The client may be gone.
+            with contextlib.suppress(OSError):
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)

@@ -100,7 +100,8 @@ class TestPreservation:
         """Steps, times and metrics of earlier checkpoints come from the files."""
         _, manager = make(tmp_path / "a", preservation_policy=orbax.LatestN())
         train(manager, [100, 250, 300], [0.1, 0.5, 0.2])
-        shutil.copytree(tmp_path / "a", tmp_path / "b")  # All files have new times.
+        # All files have new times.
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
         seen: list[Any] = []
 
         class Watch:

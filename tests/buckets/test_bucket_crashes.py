@@ -144,7 +144,8 @@ def test_killed_while_saving(bucket: Bucket, when: Callable[[Request], bool], re
 def test_killed_while_replacing(bucket: Bucket, when: Callable[[Request], bool], look_first: bool) -> None:
     path = checkpoint(1).write(bucket.path("best"))
     run_and_kill(bucket, "write", path, when)
-    if look_first:  # Readers need not be able to write.
+    # Readers need not be able to write.
+    if look_first:
         bucket.rule(lambda request: 403 if request.action in ("write", "delete") else None)
         assert storage.is_checkpoint(path)
         assert stored(path) in (1, 2)

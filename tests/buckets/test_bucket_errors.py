@@ -156,7 +156,8 @@ class TestUnreachable:
         assert saved.save_counter == 0
         assert jaxckpt.latest_checkpoint(bucket.path("run")) == first
         checkpoint().restore(first).assert_consumed()
-        assert saved.save(bucket.path("run/ckpt")) == bucket.path("run/ckpt-3")  # The name was still in use.
+        # The name was still in use.
+        assert saved.save(bucket.path("run/ckpt")) == bucket.path("run/ckpt-3")
         assert {key.split("/")[1] for key in bucket.keys} == {"checkpoint", "ckpt-1", "ckpt-3"}
 
     def test_silence_ends_with_the_timeout(self, bucket: Bucket) -> None:

@@ -55,7 +55,8 @@ def test_text(call, directory):
 
 
 def test_json(directory, capsys):
-    assert main(["inspect", "--json", str(directory)]) == 0  # The directory stands for its latest.
+    # The directory stands for its latest.
+    assert main(["inspect", "--json", str(directory)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["path"] == f"{directory}/ckpt-1"
     leaves = {leaf["name"]: leaf for leaf in found["leaves"]}
@@ -84,7 +85,8 @@ def test_a_checkpoint_of_plain_orbax(tmp_path, capsys):
 def test_an_empty_checkpoint(tmp_path, capsys):
     path = jaxckpt.Checkpoint().write(tmp_path / "empty")
     assert main(["inspect", path]) == 0
-    assert "1 leaf, 8 B" in capsys.readouterr().out  # save_counter
+    # The one leaf is save_counter.
+    assert "1 leaf, 8 B" in capsys.readouterr().out
 
 
 def test_a_directory_without_checkpoints(tmp_path, capsys):

@@ -71,7 +71,8 @@ def test_a_prefix_instead_of_a_path_is_explained(tmp_path, capsys):
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith(f"jaxckpt inspect: error: {tmp_path}/ckpt: ")
-    assert "-1" in line  # The most frequent reason: a prefix instead of the path that save() returned.
+    # The most frequent reason is a prefix instead of the path that save() returned.
+    assert "-1" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -207,7 +208,8 @@ def test_short_work_shows_no_progress(monkeypatch):
 
 
 def test_names_that_are_not_text_are_printed_escaped(tmp_path, cli, capsys):
-    directory = Path(f"{tmp_path}/caf\udce9")  # A name in Latin-1, as Python shows it.
+    # A name in Latin-1, as Python shows it.
+    directory = Path(f"{tmp_path}/caf\udce9")
     directory.mkdir()
     done = cli("list", directory)
     assert "/caf\\udce9: 0 checkpoints" in done.stdout

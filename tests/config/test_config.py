@@ -533,7 +533,8 @@ OTHERS = [True, np.bool_(True), None, [], {}, "3", "ckpt", "", "a/b", "a\0b", ".
 )
 def test_the_config_refuses_what_the_manager_refuses(tmp_path: Path, name: str, value: Any) -> None:
     arguments = {"directory": tmp_path / "d", "max_to_keep": 2, "step_counter": step, name: value}
-    plain = value.item() if isinstance(value, np.generic) else value  # what a config makes of numpy's scalars
+    # A config makes Python's numbers of numpy's scalars.
+    plain = value.item() if isinstance(value, np.generic) else value
     try:
         CheckpointManager(jaxckpt.Checkpoint(x=1), **{**arguments, name: plain})
     except (TypeError, ValueError, OverflowError):

@@ -58,7 +58,8 @@ def test_all_come(listener: Listener) -> None:
     assert not missing
     listener.stop()
     listener.hand_out()
-    listener.close()  # The connections that were handed out stay.
+    # The connections that were handed out stay.
+    listener.close()
     for process, link in here.items():
         assert link.process == process
         link.send(Welcome(str(process)), timeout=5)
@@ -81,7 +82,8 @@ def test_strangers_do_not_delay_anybody(listener: Listener) -> None:
     here, missing = listener.wait(for_a_moment(5))
     assert not missing
     listener.close()
-    for stranger in strangers:  # All of them are closed, and have got no more than a challenge.
+    # All strangers are closed, and have got only a challenge.
+    for stranger in strangers:
         stranger.settimeout(5)
         content = b""
         try:
@@ -126,7 +128,8 @@ def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
     link = dial(listener.address, 1, 0, soon())
     if waited:
         listener.wait(lambda: 20)
-    listener.close()  # As after a KeyboardInterrupt, in wait() or behind it.
+    # This is what a KeyboardInterrupt does, in wait() or behind it.
+    listener.close()
     with pytest.raises(WireError):
         link.receive(Vote, timeout=5)
     link.close()

@@ -244,7 +244,8 @@ def test_a_peer_that_is_silent_is_named_and_asked_only_once() -> None:
         began = time.monotonic()
         with pytest.raises(ProcessError, match="Process 2 did not answer within 0.6 s"):
             center.decide(work)
-        assert time.monotonic() - began < 20 * SECS / 2  # One time out, not twenty in turn.
+        # It is one timeout, not twenty in turn.
+        assert time.monotonic() - began < 20 * SECS / 2
         assert {thread.error().processes for thread in asking} == {(2,)}  # type: ignore[attr-defined]
         assert one.error().processes == (2,)  # type: ignore[attr-defined]
 

@@ -42,7 +42,8 @@ def any_bits(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int) -> np.ndar
     rng = np.random.default_rng(seed)
     if dtype == np.bool_:
         return rng.integers(0, 2, shape).astype(dtype)
-    if dtype.name in ("int2", "int4", "float4_e2m1fn"):  # Bytes with unused bits.
+    # Some bits of their bytes are unused.
+    if dtype.name in ("int2", "int4", "float4_e2m1fn"):
         return rng.integers(-2, 2, shape).astype(dtype)
     count = int(np.prod(shape))
     return np.frombuffer(rng.bytes(count * dtype.itemsize), dtype).reshape(shape).copy()
@@ -68,7 +69,8 @@ def prng_keys(draw: st.DrawFn) -> Any:
     return key if draw(st.booleans()) else jax.random.split(key, draw(st.sampled_from([1, 3, (2, 2)])))
 
 
-any_text = st.text(st.characters(exclude_categories=[]), max_size=6)  # Also lone surrogates, and null characters.
+# Lone surrogates and null characters are among them.
+any_text = st.text(st.characters(exclude_categories=[]), max_size=6)
 leaves = st.one_of(
     arrays(),
     prng_keys(),

@@ -73,7 +73,8 @@ def test_an_unacknowledged_partial_restore_warns_once(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         status = checkpoint.restore(path)
         gc.collect()
-        assert caught == []  # Not before it is dropped.
+        # The warning does not come before the status is dropped.
+        assert caught == []
         del status
         gc.collect()
         (warning,) = caught

@@ -147,8 +147,10 @@ class TestErrors:
         with pytest.raises(NotADirectoryError) as caught:
             TOUCHES[touch](checkpoint, str(tmp_path / "good"))
         assert any("file/ckpt-1" in note for note in caught.value.__notes__)
-        assert sorted(os.listdir(tmp_path)) == ["file", "good"]  # A save that raises it writes nothing.
-        TOUCHES[touch](checkpoint, str(tmp_path / "good"))  # And can simply be called again.
+        # A save that raises it writes nothing.
+        assert sorted(os.listdir(tmp_path)) == ["file", "good"]
+        # The call can simply be made again.
+        TOUCHES[touch](checkpoint, str(tmp_path / "good"))
         checkpoint.sync()
         assert ("good-next-2" in os.listdir(tmp_path)) == ("save" in touch)
 
@@ -286,7 +288,8 @@ class TestFromTheBackgroundThread:
 
         def callback(path: str) -> None:
             gate()
-            time.sleep(0.3)  # The main thread waits in save by now.
+            # By now the main thread waits in save.
+            time.sleep(0.3)
             if use == "deepcopy":
                 done.append(copy.deepcopy(checkpoint).a)
             elif use == "copy":

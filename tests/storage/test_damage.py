@@ -119,7 +119,8 @@ def test_verify_notices_every_flip_of_live_bytes(good: Path, tmp_path: Path) -> 
     assert jaxckpt.verify(path).ok
     for file in files_of(path):
         if file.parent.name == "d" or "ocdbt" in str(file):
-            continue  # OCDBT files may hold superseded nodes.
+            # OCDBT files may hold superseded nodes.
+            continue
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4
         file.write_bytes(content)

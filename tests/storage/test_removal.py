@@ -73,7 +73,8 @@ def test_everything_in_it_goes_and_links_are_not_followed(how: str, tree: Path, 
         os.close(parent)
     assert_only_precious(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == open_before
-    remove_tree(str(tmp_path), "tree")  # It is gone already.
+    # The tree is gone already.
+    remove_tree(str(tmp_path), "tree")
 
 
 def test_a_link_in_its_place(tmp_path: Path, tree: Path) -> None:

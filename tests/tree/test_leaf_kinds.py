@@ -73,7 +73,8 @@ def arrays(draw: Any) -> np.ndarray:
 
 def to_jax(array: np.ndarray) -> Any:
     if array.dtype.itemsize == 8 and array.dtype.kind in "iuf":
-        return array  # JAX has no 64 bits unless asked.
+        # JAX has 64 bits only if asked for them.
+        return array
     return array if array.dtype == np.complex128 else jnp.asarray(array)
 
 

@@ -34,7 +34,8 @@ def manage(directory: str, io: int | None, asynchronous: bool) -> dict[str, Any]
         saved.append(manager.save())
     manager.sync()
     found |= {"started": started, "saved": saved, "counter": checkpoint.save_counter}
-    found["explicit"] = manager.save(checkpoint_number=70, check_interval=False)  # The step was saved.
+    # The step was saved already.
+    found["explicit"] = manager.save(checkpoint_number=70, check_interval=False)
     checkpoint.step = 41
     found["numbered"] = manager.save(checkpoint_number=70, check_interval=False)
     manager.sync()

@@ -11,7 +11,8 @@ from mp_programs import options
 
 import jaxckpt
 
-STANDARD = ("arrays", "keys", "local", "numpy")  # Orbax's StandardCheckpointer refuses str.
+# Orbax's StandardCheckpointer refuses str.
+STANDARD = ("arrays", "keys", "local", "numpy")
 
 
 def save_for_orbax(directory: str, io: int | None, **more: Any) -> str:

@@ -57,7 +57,8 @@ def test_processes_that_disagree(jobs, private: bool, io: int | None) -> None:
 DEVICES = {
     1: 1,
     2: 2,
-    (0, 5): 2,  # A jax.Device, of the last process.
+    # A jax.Device of the last process.
+    (0, 5): 2,
     "/job:worker/replica:0/task:2/device:CPU:0": 2,
     "/job:worker/task:1": 1,
     "/task:2": 2,

@@ -41,7 +41,8 @@ def test_managers_agree_and_resume(jobs, private: bool, io: int | None, asynchro
             "called": called if process == (io or 0) else [],
         }
     resumed = [[path(70), 41, 7, path(7), [path(70), path(7)]]] * 3
-    if private and io and not asynchronous:  # Once in a job of its own, which takes seconds to start.
+    # Once in a job of its own, which takes seconds to start.
+    if private and io and not asynchronous:
         with testing.Job(processes=3, devices=2, private=job.private, disks=job.disks, timeout=90) as later:
             assert later.run(mp_managing.resume, directory, io) == resumed
     else:

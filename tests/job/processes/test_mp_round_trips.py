@@ -81,7 +81,8 @@ def test_a_data_file_of_another_checkpoint_is_found_out_everywhere(jobs, io: int
     """Its chunks carry checksums that are right: only its name, in the file, tells."""
     job = jobs.job(3)
     for kind, text, left in job.run(mp_sizes.exchanged, jobs.directory(job), io):
-        assert kind.endswith("CorruptCheckpointError")  # Where it is another process's, it says so.
+        # The error says so if the file is another process's.
+        assert kind.endswith("CorruptCheckpointError")
         assert "it is not the one that was written" in text
         assert "/d/" in text
         assert left == 0
