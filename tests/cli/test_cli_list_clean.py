@@ -18,7 +18,7 @@ from jaxckpt.cli import main
 
 @pytest.fixture
 def directory(tmp_path):
-    """Three checkpoints saved by a manager, of which it keeps two, and one that nobody registered."""
+    """Three checkpoints saved by a manager, of which it keeps two, and one that is not registered."""
     checkpoint = jaxckpt.Checkpoint(w=np.zeros(1000, np.float32))
     manager = jaxckpt.CheckpointManager(checkpoint, tmp_path, max_to_keep=2)
     for _ in range(3):

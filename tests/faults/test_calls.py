@@ -109,7 +109,7 @@ def test_a_process_that_comes_late(job: testing.Job, disk: str, numbers: Numbers
     version = numbers.next()
     found = job.run(programs.save, prefix, 1, version, secs=20, late=(late, 1.0))
     assert [each["error"] for each in found] == [None] * PROCESSES
-    # Too late: it raises as well, and naming somebody who was not there any more.
+    # Too late: it raises as well, and names a process that was not there any more.
     found = job.run(programs.save, prefix, 1, numbers.next(), secs=2, late=(late, 5.5))
     for process in range(PROCESSES):
         if process != late:

@@ -1,4 +1,4 @@
-"""Strangers on the port: they learn nothing, delay nobody and change nothing."""
+"""Strangers on the port: they do not learn, delay or change anything."""
 
 import ipaddress
 import json

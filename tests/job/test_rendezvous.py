@@ -1,4 +1,4 @@
-"""Listener and caller: who belongs to the job gets in, nobody else, and nobody waits for strangers."""
+"""Listener and caller: only processes of the job get in, and they do not wait for strangers."""
 
 import socket
 import threading

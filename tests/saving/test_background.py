@@ -228,7 +228,7 @@ class TestErrors:
             raise KeyError("mine")
         assert any("NotADirectoryError" in note for note in caught.value.__notes__)
 
-    def test_an_error_stays_until_somebody_is_told(self, tmp_path: Path) -> None:
+    def test_an_error_stays_until_it_is_raised(self, tmp_path: Path) -> None:
         checkpoint = failing_write(tmp_path)
         for refused in (
             lambda: checkpoint.save(5),
@@ -420,7 +420,7 @@ class TestSnapshot:
 
 
 def test_eight_threads_mix_everything(tmp_path: Path) -> None:
-    """Numbers never repeat, every checkpoint is whole, nobody waits for ever."""
+    """Numbers never repeat, every checkpoint is whole, a wait has an end."""
     checkpoint = jaxckpt.Checkpoint(value=np.zeros(2000), twin=np.zeros(2000))
     first = checkpoint.save(tmp_path / "ckpt")
     paths: list[str] = [first]

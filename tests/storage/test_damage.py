@@ -177,7 +177,7 @@ def test_files_of_another_checkpoint(good: Path, tmp_path: Path) -> None:
 def test_half_a_checkpoint_and_foreign_files(good: Path, tmp_path: Path) -> None:
     path = tmp_path / "ckpt-1"
     shutil.copytree(good, path)
-    (path / "notes.txt").write_text("added by somebody")
+    (path / "notes.txt").write_text("added by a user")
     (path / "more").mkdir()
     (path / "more" / "x").write_text("y")
     assert outcome(path, values(1)) == "harmless"

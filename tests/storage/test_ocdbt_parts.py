@@ -38,7 +38,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 class Lazy(Sequence[Piece]):
-    """Pieces that are made as they are asked for, and that nobody may index."""
+    """Pieces that are made as they are asked for, and cannot be indexed."""
 
     def __init__(self, make: Callable[[], Iterator[Piece]]) -> None:
         self._make = make

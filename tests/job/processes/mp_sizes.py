@@ -61,7 +61,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
     if jax.process_index() in without_memory:
         # As in a container of its own, where ids of processes mean others.
         offers, opens = (
-            _offer_of_somebody_else,
+            _offer_of_another_process,
             lambda offer: local_memory.open_slots(dataclasses.replace(offer, pid=1)),
         )
     with (
@@ -84,7 +84,7 @@ def large_round_trip(directory: str, io: int, without_memory: list[int], rows: i
     return counts["_fill"], counts["read"]
 
 
-def _offer_of_somebody_else(self: Any, request: Any) -> Any:
+def _offer_of_another_process(self: Any, request: Any) -> Any:
     """What a process says that has the same number as another one, because it lives in a container of its own."""
     from jaxckpt.job.protocol import messages, parts
 
