@@ -12,8 +12,9 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from bucket_server import Bucket, Server, UnavailableError
 from s3_server import S3Server
-from storage_server import Bucket, Server, StorageServer, UnavailableError
+from storage_server import StorageServer
 
 # Before JAX is imported. Several devices, so that shardings can be tested in one process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

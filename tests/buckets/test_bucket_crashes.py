@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from storage_server import Bucket, Request
+from bucket_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import storage

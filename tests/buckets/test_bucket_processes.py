@@ -11,7 +11,7 @@ from typing import Any
 import bucket_programs
 import numpy as np
 import pytest
-from storage_server import Bucket, Request, Server
+from bucket_server import Bucket, Request, Server
 
 from jaxckpt import storage, testing
 from jaxckpt.storage import joint, stores

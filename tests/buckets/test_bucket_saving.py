@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from storage_server import Bucket, Request
+from bucket_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import storage
