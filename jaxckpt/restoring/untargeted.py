@@ -1,13 +1,13 @@
 """Reads a checkpoint, or a part of it, without targets, into nested dicts and lists."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
+from jaxckpt._lib import user_code
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.leaf_kinds.registry import stored_kind
@@ -81,7 +81,7 @@ def pure_dict(stored: OpenCheckpoint, part: StoredTree) -> Any:
 
 def _warned(stored: OpenCheckpoint, value: Any, left_out: LeftOut) -> Any:
     for reason, names in left_out.items():
-        warnings.warn(f"{stored.path}: {reason}: {', '.join(names)}", UserWarning, stacklevel=4)
+        user_code.warn(f"{stored.path}: {reason}: {', '.join(names)}", UserWarning)
     return value
 
 
