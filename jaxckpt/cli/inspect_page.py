@@ -180,9 +180,21 @@ def _ranges(rows: Sequence[tuple[Node, str, Statistics]]) -> Any:
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>",
         )
-    figure.update_xaxes(type="log", gridcolor="#e4e7ec", side="top", exponentformat="power", dtick=_decades(rms, most))
+    figure.update_xaxes(
+        title="magnitude",
+        type="log",
+        gridcolor="#e4e7ec",
+        side="top",
+        exponentformat="power",
+        dtick=_decades(rms, most),
+    )
     figure.update_yaxes(
-        tickvals=places, ticktext=labels, range=[len(rows) - 0.4, -0.6], gridcolor="#f2f4f7", zeroline=False
+        title="array",
+        tickvals=places,
+        ticktext=labels,
+        range=[len(rows) - 0.4, -0.6],
+        gridcolor="#f2f4f7",
+        zeroline=False,
     )
     figure.update_layout(
         height=90 + 22 * len(rows),

@@ -1,7 +1,5 @@
 """One conversion: opens the source, chooses leaves and names, and writes them as a checkpoint or as safetensors files."""
 
-import errno
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +10,8 @@ import numpy as np
 from jaxckpt import storage
 from jaxckpt.converting.leaves import ArrayLeaf
 from jaxckpt.converting.selection import Choice, Selected, select
-from jaxckpt.directory import foreign_runs, paths
+from jaxckpt.converting.target import refuse_existing, refuse_itself, refuse_near_miss
+from jaxckpt.directory import paths
 from jaxckpt.leaf_kinds import contents, dtypes
 from jaxckpt.saving.snapshot import refuse_collisions
 from jaxckpt.storage import CheckpointPath, stores
@@ -60,6 +59,8 @@ class Report:
       leaves: number of leaves that were written.
       bytes: size of all arrays that were written, in bytes.
       left_out: names of leaves that were left out, each with the reason.
+      other_names: names of leaves of the target that have another name too in the source, each with one such name. The target does not
+        know it.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Report:
     leaves: int
     bytes: int
     left_out: dict[str, str] = field(default_factory=dict)
+    other_names: dict[str, str] = field(default_factory=dict)
 
 
 class _Work(NamedTuple):
@@ -116,15 +118,16 @@ def convert(
       CheckpointError: the source cannot be read.
       OSError: with errno.
     """
+    refuse_near_miss(target)
     target = paths.checked_path(target, "TARGET")
     is_file = target.endswith(SUFFIX)
     if target.endswith(INDEX_SUFFIX):
         raise ValueError(
             f"Give {target.removesuffix(INDEX_SUFFIX) + SUFFIX!r}: an index is written if there are several files."
         )
-    _refuse_target(target, overwrite, is_file=is_file)
+    refuse_existing(target, overwrite, is_file=is_file)
     stored = storage.open_checkpoint(source)
-    _refuse_itself(stored, target, is_file=is_file)
+    refuse_itself(stored, target, is_file=is_file)
     selected = select(stored.tree, choice)
     record = dict(stored.record)
     if selected.counter is not None:
@@ -137,52 +140,8 @@ def convert(
     written = _write_files(work, shard_bytes) if is_file else _write_checkpoint(work, overwrite)
     stored.check_data_files()
     leaves = len(arrays) + len(texts) + (description.COUNTER in record)
-    return Report(stored.path, written, leaves, sum(array.nbytes for array in arrays), selected.left_out)
-
-
-def _refuse_target(target: str, overwrite: bool, *, is_file: bool) -> None:
-    if is_file and not stores.is_local(target):
-        raise ValueError(f"{target}: safetensors files are written to disks only. Write it there, and copy it.")
-    foreign_runs.refuse_prefix(target)
-    existing = (
-        writer.files_of(target)
-        if is_file
-        else [target]
-        if stores.exists(target) or storage.is_checkpoint(target)
-        else []
-    )
-    if not existing:
-        return
-    if not overwrite:
-        raise FileExistsError(errno.EEXIST, "The target exists already; --overwrite replaces it", existing[0])
-    is_sound = not os.path.isdir(existing[0]) if is_file else storage.is_checkpoint(target)
-    if not is_sound:
-        form = "a safetensors file" if is_file else "a checkpoint"
-        raise FileExistsError(
-            errno.EEXIST, f"Something else than {form} is there, which is never replaced", existing[0]
-        )
-
-
-def _refuse_itself(stored: OpenCheckpoint, target: str, *, is_file: bool) -> None:
-    """Refuses a target whose files are the source, hold it or lie in it: the source would be replaced, changed or deleted."""
-    written = _real(target)
-    replaced = [written, *map(_real, writer.files_of(target) if is_file else ())]
-    for place in map(_real, stored.places):
-        if place in replaced:
-            raise ValueError(f"{target} is the source itself, or a part of it. Give another target.")
-        if any(_is_inside(place, each) for each in replaced):
-            raise ValueError(f"{target} holds the source {place}, which would be deleted. Give another target.")
-        if _is_inside(written, place):
-            raise ValueError(f"{target} lies in the source {place}, which must not be changed. Give another target.")
-
-
-def _real(path: str) -> str:
-    path = stores.absolute(path)
-    return os.path.realpath(path) if stores.is_local(path) else stores.identity(path)
-
-
-def _is_inside(path: str, directory: str) -> bool:
-    return path.startswith(directory.rstrip("/") + "/")
+    nbytes = sum(array.nbytes for array in arrays)
+    return Report(stored.path, written, leaves, nbytes, selected.left_out, selected.other_names)
 
 
 def _counter(stored: OpenCheckpoint, leaf: StoredLeaf) -> int:

@@ -164,3 +164,9 @@ def without_nested(tree: StoredTree) -> tuple[list[StoredLeaf], list[StoredLeaf]
         is_below = any(texts[:depth] in paths for depth in range(len(texts)))
         (below if is_below else fitting).append(leaf)
     return fitting, below
+
+
+def text_array(text: str) -> np.ndarray:
+    """Returns a text as an array without axes."""
+    # An array of numpy's str dtype drops null characters at the end of the text.
+    return np.array(text, dtype=object) if text.endswith("\0") else np.asarray(text)

@@ -51,6 +51,20 @@ def test_an_option_that_a_command_does_not_have(command, tmp_path, capsys):
     assert f"usage: jaxckpt {command}" in capsys.readouterr().err
 
 
+def test_an_option_of_other_commands(tmp_path, capsys):
+    for arguments, hint in (
+        (
+            ["list", "--html", "page.html", str(tmp_path)],
+            "`jaxckpt inspect`, `jaxckpt diff` and `jaxckpt report` have --html.",
+        ),
+        (["inspect", "--cast=bfloat16", str(tmp_path)], "`jaxckpt convert` has --cast."),
+        (["list", "--jsn", str(tmp_path)], "Did you mean --json?"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert capsys.readouterr().err.rstrip().endswith(hint)
+
+
 def test_version(cli):
     done = cli("--version")
     assert (done.returncode, done.stdout) == (0, f"jaxckpt {jaxckpt.__version__}\n")
