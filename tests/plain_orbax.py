@@ -239,12 +239,8 @@ class Recorder:
 
 
 def _has_unreadable_text(snapshot: Snapshot) -> bool:
-    """Whether there is a str that Orbax can neither write nor read: one below a key with a tilde, or one with half of a surrogate pair."""
-    return any(
-        isinstance(entry.content, StringContent)
-        and ("~" in entry.param_name or any("\ud800" <= character <= "\udfff" for character in entry.content.text))
-        for entry in snapshot.entries
-    )
+    """Whether there is a str that Orbax can neither write nor read: one below a key with a tilde."""
+    return any(isinstance(entry.content, StringContent) and "~" in entry.param_name for entry in snapshot.entries)
 
 
 def _features(snapshot: Snapshot, settings: WriteSettings) -> Iterator[Any]:

@@ -166,7 +166,9 @@ def _write_checkpoint(work: _Work, overwrite: bool) -> str:
                 f"{array.name}: this array has {len(array.shape)} axes; a checkpoint allows {contents.AXES} at most."
             )
         entries.append(Entry(array.path, _content(array, work.watch)))
-    entries += [Entry(path, StringContent(text)) for path, text in work.texts]
+    for path, text in work.texts:
+        contents.require_text(leaf_name(path), text)
+        entries.append(Entry(path, StringContent(text)))
     for path, leaf in work.selected.leaves:
         if leaf.is_empty:
             entries.append(Entry(path, EmptyContent(_EMPTY[leaf.value_type])))

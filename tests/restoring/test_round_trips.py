@@ -69,8 +69,8 @@ def prng_keys(draw: st.DrawFn) -> Any:
     return key if draw(st.booleans()) else jax.random.split(key, draw(st.sampled_from([1, 3, (2, 2)])))
 
 
-# Lone surrogates and null characters are among them.
-any_text = st.text(st.characters(exclude_categories=[]), max_size=6)
+# Null characters are among them, but not lone surrogates, which are not text.
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 leaves = st.one_of(
     arrays(),
     prng_keys(),
@@ -154,7 +154,7 @@ def stored_or_refused(value: Any, directory: Path, options: Any = None) -> tuple
 @hypothesis.example(value={"a": {"b": 1}, "a.b": 2}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"": None, "/": None}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"\ud800": np.ones(3)}, asynchronous=False, zstd=False)
-@hypothesis.example(value={"\ud800": "text", "x": "\udfff\0"}, asynchronous=True, zstd=False)
+@hypothesis.example(value={"\ud800": "text", "x": "\0"}, asynchronous=True, zstd=False)
 @hypothesis.example(
     value=np.array([0x7FC00001, 0xFFFFFFFF, 0x80000000], np.uint32).view(np.float32), asynchronous=False, zstd=True
 )
