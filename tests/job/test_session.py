@@ -208,7 +208,9 @@ def test_an_interrupt_while_the_peers_are_asked_for_their_parts(
                 start(asking[0])
                 asking[0].join()
 
-    monkeypatch.setattr(shared.storage, "write_jointly", lambda new, snapshot, settings, process, begin, end: begin())
+    monkeypatch.setattr(
+        shared.storage, "write_jointly", lambda new, snapshot, settings, process, token, begin, end: begin()
+    )
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     (tmp_path / "new").mkdir()
     handlers: Handlers = {Look: lambda request: (Seen(True), None), WritePart: part}
@@ -426,7 +428,7 @@ def test_a_request_that_has_no_meaning_here_names_both() -> None:
     with together(1) as (center, peers):
         thread = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
         with pytest.raises(ProcessError, match="Process 0 asked process 1 for WritePart, which has no meaning"):
-            center.decide(lambda: center.ask(1, WritePart("x"), "writing"))
+            center.decide(lambda: center.ask(1, WritePart("x", ""), "writing"))
         assert "WritePart" in str(thread.error())
     with together(1) as (center, peers):
         center.serve({})

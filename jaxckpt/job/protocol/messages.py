@@ -219,9 +219,10 @@ class Look(Request[Seen]):
 
 @dataclass(frozen=True)
 class WritePart(Request[Done]):
-    """The center asks a peer to write its part of the item at a path."""
+    """The center asks a peer to write its part of the item at a path. The token tells the save from a later one at this path."""
 
     path: str
+    token: str
 
 
 @dataclass(frozen=True)
