@@ -376,7 +376,7 @@ class TestPaths:
 
     @pytest.mark.parametrize("huge", ["9" * 20, "9" * 200, str(2**63)])
     def test_numbers_beyond_64_bits(self, huge: str, tmp_path: Path) -> None:
-        """A foreign directory with a long number does not keep anybody from saving."""
+        """A foreign directory with a long number does not prevent a save."""
         for number in ("1", huge):
             (tmp_path / f"ckpt-{number}").mkdir()
         path = jaxckpt.Checkpoint(a=1).save(tmp_path / "ckpt")

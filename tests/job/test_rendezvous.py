@@ -12,7 +12,8 @@ from jaxckpt.job.protocol import handshake
 from jaxckpt.job.protocol.frames import WireError
 from jaxckpt.job.protocol.handshake import Listener, dial
 from jaxckpt.job.protocol.link import Link
-from jaxckpt.job.protocol.messages import Hello, Proof, Vote, Welcome
+from jaxckpt.job.protocol.meeting_messages import Hello, Proof, Welcome
+from jaxckpt.job.protocol.messages import Vote
 from jaxckpt.job.protocol.parts import Address
 
 
@@ -75,7 +76,7 @@ def test_who_is_missing(listener: Listener) -> None:
     close(*here.values(), *there.values())
 
 
-def test_strangers_do_not_delay_anybody(listener: Listener) -> None:
+def test_strangers_do_not_delay_the_job(listener: Listener) -> None:
     address = (listener.address.host, listener.address.port)
     strangers = [socket.create_connection(address, timeout=5) for _ in range(300)]
     there = dials(listener.address, [1, 2, 3])

@@ -207,7 +207,7 @@ def test_the_next_call_waits_for_what_two_interrupts_left() -> None:
 
 
 class _Interrupting:
-    """A lock behind whose release an interrupt comes, before anybody knows of the release."""
+    """A lock behind whose release an interrupt comes, before another thread knows of the release."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
