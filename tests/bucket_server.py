@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import http.server
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -37,10 +38,25 @@ Found = tuple[int, bytes, dict[str, str]]
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports on which nothing listens at the moment."""
+    """Returns free ports of this machine.
+
+    They lie below those that the system gives to connections. The tests beside this one make many of these, and one could otherwise get
+    the port before the server listens on it.
+    """
+    first, last = 10_000, 32_767
+    with contextlib.suppress(OSError):
+        last = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]) - 1
+    # Other processes of the tests must not draw the same ones.
+    chance = random.SystemRandom()
     with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
+        probes: list[socket.socket] = []
+        for attempt in range(100 * count):
+            port = chance.randint(first, last) if last > first and attempt < 50 * count else 0
+            with contextlib.suppress(OSError):
+                probes.append(held.enter_context(socket.create_server(("127.0.0.1", port))))
+            if len(probes) == count:
+                return [probe.getsockname()[1] for probe in probes]
+    raise UnavailableError("there is no free port")
 
 
 class Server(abc.ABC):
