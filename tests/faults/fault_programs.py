@@ -20,7 +20,7 @@ import jaxckpt
 from jaxckpt import testing
 from jaxckpt.job.agree import leader, meeting
 from jaxckpt.job.modes import fetcher, local_answers, peer_answers, shared, shared_reads
-from jaxckpt.job.protocol import link, messages
+from jaxckpt.job.protocol import link, meeting_messages, messages
 from jaxckpt.job.session import center, peer
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.commit import moves
@@ -59,7 +59,7 @@ _PLACES = {
     "agreed": (link.Link, "send"),
 }
 
-_MESSAGES = {"vote": messages.Confirm, "agreed": messages.Agreed}
+_MESSAGES = {"vote": messages.Confirm, "agreed": meeting_messages.Agreed}
 
 
 @contextlib.contextmanager
