@@ -54,7 +54,7 @@ test-fast: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not job and not bucket' \
 	  --hypothesis-profile=quick $(ARGS)
 
-# The part that depends on what the libraries do. Deprecation warnings are no errors here: nobody repairs old versions.
+# The part that depends on what the libraries do. Deprecation warnings are not errors here, because old versions are not repaired any more.
 test-oldest: $(OLDEST)/installed
 	@$(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal -W default \
 	  $(or $(ARGS),tests/storage tests/test_checkpoint.py tests/restoring/test_round_trips.py)

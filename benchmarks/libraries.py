@@ -158,7 +158,8 @@ class _Torch(Contender):
         self._tensors = {name: self._tensor(array) for name, array in states.arrays_only(state).items()}
 
     def _tensor(self, array: np.ndarray) -> Any:
-        if array.dtype == ml_dtypes.bfloat16:  # Which numpy, and so torch's conversion, does not know.
+        # The library numpy does not know bfloat16, and so torch's conversion does not.
+        if array.dtype == ml_dtypes.bfloat16:
             return self._torch.tensor(array.view(np.int16)).view(self._torch.bfloat16)
         return self._torch.tensor(array)
 
@@ -184,7 +185,8 @@ class TorchDcp(_Torch):
     def start(self, path: str) -> Wait:
         dist: Any = importlib.import_module("torch.distributed")
         dcp = self._dcp()
-        if not dist.is_initialized():  # Its asynchronous save wants a process group, also for one process.
+        # Its asynchronous save needs a process group, also for one process.
+        if not dist.is_initialized():
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         future: Any = dcp.async_save(self._tensors, storage_writer=dcp.FileSystemWriter(path, thread_count=_THREADS))
         return future.result  # type: ignore[no-any-return]

@@ -114,7 +114,8 @@ def _compare(
                 for name in [*names[turn:], *names[:turn]]:
                     job = jobs[name]
                     if kind == "leaves" and name in ("gather", "orbax"):
-                        continue  # Minutes a round: Orbax's and a collective's cost of a leaf is another matter.
+                        # This would take minutes a round: what a leaf costs Orbax and a collective is measured elsewhere.
+                        continue
                     print(f"{kind} round {number + 1}/{chosen.rounds}: {name}", file=sys.stderr, flush=True)
                     _try(
                         results,

@@ -19,7 +19,8 @@ _MAX_RATIO = 1.3
 _MAX_RATIOS_OF_LEAVES = (("save", "save_secs", 1.5), ("restore", "restore_secs", 2.0), ("blocked", "blocked_secs", 2.0))
 _IO_MB = 128.0
 _PEER_MB = 64.0
-_BLOCKED_SLACK_SECS = 0.1  # For meeting the other processes.
+# For meeting the other processes.
+_BLOCKED_SLACK_SECS = 0.1
 
 
 class Results:

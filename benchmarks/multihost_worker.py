@@ -37,7 +37,8 @@ class _Io(Jaxckpt):
         super().__init__(state)
         import jaxckpt
 
-        self._checkpoint = jaxckpt.Checkpoint(model=state)  # One value: to look for one of thousands takes time.
+        # One value, because finding one of thousands takes time.
+        self._checkpoint = jaxckpt.Checkpoint(model=state)
         self._sync = jaxckpt.CheckpointOptions(experimental_io_device=self.process)
         self._options = jaxckpt.CheckpointOptions(experimental_io_device=self.process, enable_async=True)
 

@@ -118,7 +118,8 @@ def _interleaved(rounds: int, ours: Callable[[], float], plain: Callable[[], flo
 
 
 def _timed(work: Callable[[], Any]) -> float:
-    gc.collect()  # Garbage of the other one is not this one's cost.
+    # The garbage of one contender must not count as a cost of the next.
+    gc.collect()
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -117,7 +117,8 @@ def _measures(name: str, state: str, number: int) -> list[str]:
     measures = ["save"]
     if contender.restores:
         measures.append("restore")
-    if contender.asynchronous and state in _STEPS_STATES and number == 0:  # Hundreds of steps are enough at once.
+    # Hundreds of steps at once are enough.
+    if contender.asynchronous and state in _STEPS_STATES and number == 0:
         measures.append("steps")
     return measures
 

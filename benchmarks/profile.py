@@ -50,7 +50,8 @@ _PHASES = (
     ("put values in place", "jaxckpt.loading", "carry_out"),
 )
 _REST = "rest"
-_WAITING = "Orbax checkpointer"  # While its own thread writes, it waits.
+# While Orbax's own thread writes, this one waits.
+_WAITING = "Orbax checkpointer"
 _WRITING = "arrays"
 
 
@@ -62,7 +63,8 @@ class Profile:
         self._stacks = threading.local()
         self._seconds: dict[tuple[bool, str], float] = defaultdict(float)
         self._caller = threading.get_ident()
-        self._checksums: list[float] = []  # whose appending is atomic
+        # Threads may append to a list at the same time.
+        self._checksums: list[float] = []
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -92,7 +92,8 @@ def _steps(contender: contenders.Contender, path: str) -> dict[str, float]:
         saves += 1
         _remove(other)
         alone += [step() for _ in range(_STEPS_AT_LEAST // 2)]
-    if not during:  # Too small a state: it was saved before a step could begin.
+    # The state is so small that it was saved before a step could begin.
+    if not during:
         during = alone
     percentiles = {
         f"{name}_{label}_ms": float(np.percentile(times, q)) * 1e3
@@ -157,7 +158,8 @@ def _reset_peak() -> None:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
     except OSError:
-        pass  # Not Linux, or not allowed: the peak is then that of the whole process.
+        # This is not Linux, or not allowed: the peak is then that of the whole process.
+        pass
 
 
 def _memory(field: str) -> float:

@@ -7,7 +7,8 @@ from jaxckpt import telemetry
 from jaxckpt.leaf_kinds.registry import is_same
 from jaxckpt.options import CheckpointOptions
 from jaxckpt.restoring.adapting import Adaptation
-from jaxckpt.restoring.restore import Compared, Loaded, Restore, carry_out
+from jaxckpt.restoring.carrying_out import carry_out
+from jaxckpt.restoring.restore import Compared, Loaded, Restore
 from jaxckpt.saving.save import call_of
 from jaxckpt.translate import to_orbax
 from jaxckpt.tree import flatten, optimizers

@@ -106,7 +106,7 @@ class Reader:
         leaf = self._leaf(name)
         if leaf.is_foreign:
             return self._stored.peculiar(leaf).dtype
-        return _text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
+        return untargeted.text_array(self._stored.string(leaf)).dtype if leaf.is_string else self._info(leaf).dtype
 
     def get_tensor(self, name: str, index: Any = None) -> np.ndarray:
         """Returns a leaf as a numpy array: a str as an array of str, bytes as an array of uint8, a PRNG key as its key data.
@@ -145,7 +145,7 @@ class Reader:
         if leaf.is_foreign:
             return self._stored.peculiar(leaf)
         if leaf.is_string:
-            return _text_array(self._stored.string(leaf))
+            return untargeted.text_array(self._stored.string(leaf))
         return np.array(self._counter) if leaf is _COUNTER_LEAF else None
 
     def has_tensor(self, name: str) -> bool:
@@ -293,6 +293,6 @@ class Reader:
         return self._stored.infos([leaf])[leaf.param_name]
 
 
-def _text_array(text: str) -> np.ndarray:
-    # An array of numpy's str dtype drops null characters at the end of the text.
-    return np.array(text, dtype=object) if text.endswith("\0") else np.asarray(text)
+def beside_arrays(reader: Reader) -> set[str]:
+    """Returns the names of the leaves that are not stored as arrays: texts, and the save counter."""
+    return {name for name, leaf in reader._leaves.items() if leaf.is_string or leaf is _COUNTER_LEAF}

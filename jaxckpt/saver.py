@@ -260,7 +260,7 @@ class Saver:
             [leaf.name for leaf, _ in validated.pairs] + found.skipped,
             found.missing,
             found.unexpected,
-            validated.cast,
+            validated.casts,
             mismatched={name: str(error) for name, error in validated.mismatched.items()},
             refused={name: str(error) for name, error in validated.refused.items()},
             near=found.near,

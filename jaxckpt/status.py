@@ -1,11 +1,10 @@
 """The names that a restore matched (`CheckpointLoadStatus`, with TensorFlow's assertions), or would match (`CheckpointDiff`)."""
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from jaxckpt._lib import html_tree
+from jaxckpt._lib import html_tree, user_code
 
 # Names that a message lists. The attributes have all.
 _LISTED = 20
@@ -15,7 +14,7 @@ class CheckpointLoadStatus:
     """The result of `Checkpoint.restore` and `Checkpoint.read` (TensorFlow: `tf.train.Checkpoint.restore`'s status object).
 
     If a restore left something out, the program should say that it knows: by one of the assertions, or by `expect_partial`. If it does
-    not, this object issues a warning, once, when it is garbage-collected.
+    not, this object issues a warning about the line of the restore, once, when it is garbage-collected.
 
     Attributes:
       missing: names of targets that the checkpoint does not have; they kept their values.
@@ -57,7 +56,7 @@ class CheckpointLoadStatus:
         self.mismatched: tuple[str, ...] = tuple(mismatched)
         self._warning: Any = None
         if path is not None and (missing or unexpected or mismatched):
-            self._warning = weakref.finalize(self, _warn, self._describe())
+            self._warning = weakref.finalize(self, _warn, self._describe(), user_code.line())
 
     def assert_consumed(self) -> Self:
         """Asserts that every target was restored, and that every stored leaf has a target.
@@ -171,7 +170,7 @@ class CheckpointDiff:
       mismatched: names of targets whose stored leaf has another shape. A restore needs ``skip_mismatched=True``, and they would keep their
         values.
       refused: names of targets whose stored leaf is of another kind. A restore would fail; leave them out, or give them other names.
-      reasons: for each name in `mismatched` and `refused`, both sides in words.
+      reasons: for each name in `cast`, the stored dtype and the target's; for each one in `mismatched` and `refused`, both sides in words.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class CheckpointDiff:
         matched: Sequence[str],
         missing: Sequence[str],
         unexpected: Sequence[str],
-        cast: Sequence[str],
+        cast: Mapping[str, str],
         *,
         mismatched: Mapping[str, str],
         refused: Mapping[str, str],
@@ -194,7 +193,7 @@ class CheckpointDiff:
           matched: names of the targets that fit.
           missing: names of targets that the checkpoint does not have.
           unexpected: names of stored leaves for which there is no target.
-          cast: names of leaves that are stored in another dtype of the same kind.
+          cast: names of leaves that are stored in another dtype of the same kind, each with both dtypes.
           mismatched: names of targets whose stored leaf has another shape, each with both sides in words.
           refused: names of targets whose stored leaf is of another kind, each with both sides in words.
           near: for some of the missing names, a stored name that is much like it.
@@ -207,7 +206,7 @@ class CheckpointDiff:
         self.cast: tuple[str, ...] = tuple(cast)
         self.mismatched: tuple[str, ...] = tuple(mismatched)
         self.refused: tuple[str, ...] = tuple(refused)
-        self.reasons: dict[str, str] = {**mismatched, **refused}
+        self.reasons: dict[str, str] = {**cast, **mismatched, **refused}
         self._hints = _hints(missing, near, renamed)
 
     def __str__(self) -> str:
@@ -217,12 +216,15 @@ class CheckpointDiff:
                 [_hinted(name, self._hints) for name in self.missing],
             ),
             ("in the checkpoint, without a target", self.unexpected),
-            ("of another dtype; restore(path, cast=True) converts them", self.cast),
             (
-                "of another shape; with restore(path, skip_mismatched=True) they would keep their values",
+                "of another dtype; restore() and read() with cast=True convert them",
+                [f"{name}: {self.reasons[name]}" for name in self.cast],
+            ),
+            (
+                "of another shape; restore() and read() with skip_mismatched=True let them keep their values",
                 [self.reasons[name] for name in self.mismatched],
             ),
-            ("of another kind; a restore would fail", [self.reasons[name] for name in self.refused]),
+            ("of another kind; restore() and read() would fail", [self.reasons[name] for name in self.refused]),
         ]
         lines = [f"{self.path}: {self._counts()}"]
         for what, names in parts:
@@ -237,7 +239,8 @@ class CheckpointDiff:
     def _repr_html_(self) -> str:
         """Returns a folded tree of the names, for notebooks."""
         rows = _rows(self.matched, self.missing, self.unexpected, self.cast, (*self.mismatched, *self.refused))
-        return html_tree.of(repr(self)[1:-1], rows)
+        words = {name: (f"cast {self.reasons[name]}",) for name in self.cast}
+        return html_tree.of(repr(self)[1:-1], [(name, words.get(name, word)) for name, word in rows])
 
     def _counts(self) -> str:
         words = ("matched", "missing", "unexpected", "cast", "mismatched", "refused")
@@ -286,11 +289,11 @@ def _listing(names: Sequence[str], hints: Mapping[str, str] | None = None) -> st
     return ", ".join(_hinted(name, hints or {}) for name in names[:_LISTED]) + rest
 
 
-def _warn(description: str) -> None:
-    warnings.warn(
-        f"Partial restore of {description}. Call expect_partial() on the status that restore() returns to accept this, or "
+def _warn(description: str, restored: user_code.Line | None) -> None:
+    user_code.warn(
+        f"Partial restore of {description}. Call expect_partial() on the status that restore() or read() returns to accept this, or "
         "assert_consumed() to be sure. (A manager's restore_or_initialize() returns no status: use "
         "checkpoint.restore(manager.latest_checkpoint) instead.)",
         UserWarning,
-        stacklevel=3,
+        restored,
     )

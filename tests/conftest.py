@@ -12,8 +12,9 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from bucket_server import Bucket, Server, UnavailableError
 from s3_server import S3Server
-from storage_server import Bucket, Server, StorageServer, UnavailableError
+from storage_server import StorageServer
 
 # Before JAX is imported. Several devices, so that shardings can be tested in one process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -101,7 +102,8 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
     def run(*arguments: object, **options: object) -> Completed:
         done = subprocess.run(
             [*command, *map(str, arguments)],
-            env={**os.environ, **environment},  # A test may have set something since.
+            # A test may have set something since.
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

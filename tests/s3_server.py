@@ -5,15 +5,10 @@ reach it.
 """
 
 import contextlib
-import http.client
-import http.server
 import json
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import sysconfig
 import threading
@@ -23,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from storage_server import Request, Rule, UnavailableError
+from bucket_server import Found, Handler, Request, Server, UnavailableError, free_ports
 
 REGION = "us-east-1"
 KEY_ID, SECRET = "test", "test-secret"
@@ -37,15 +32,10 @@ def weed() -> str:
     return found
 
 
-class S3Server:
-    """The running server and its proxy.
+class S3Server(Server):
+    """moto or SeaweedFS, and its proxy.
 
     Attributes:
-      scheme: beginning of the addresses of its buckets.
-      url: of the server.
-      proxy_url: of the proxy.
-      rules: bucket → what happens to its requests.
-      requests: bucket → what was asked for, in order.
       conditions: "kept"; "ignored" (the proxy drops the condition of each write, as a server does that does not know it); or "raced"
         (the proxy looks at the object first, and writes it without a condition a little later, as a server does that is not atomic).
       ignored_header: name of the one condition that the proxy drops, in small letters; None for none.
@@ -66,39 +56,18 @@ class S3Server:
         Raises:
           UnavailableError: the server does not run here.
         """
-        self._directory = directory
         command, port = _moto() if kind == "moto" else _seaweedfs(directory)
-        self.url = f"http://127.0.0.1:{port}"
-        self._log = (directory / "server.log").open("wb")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, cwd=directory, start_new_session=True
-        )
-        self._wait_until_it_answers()
-        self.rules: dict[str, Rule] = {}
-        self.requests: dict[str, list[Request]] = {}
         self.conditions = "kept"
         self.ignored_header: str | None = None
         self.anonymous = True
         self.largest_body = 0
         self.key_ids: set[str] = set()
         self.one_at_a_time = threading.Lock() if kind == "moto" else contextlib.nullcontext()
-        self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, port))
-        self._proxy.daemon_threads = True
-        self.proxy_url = f"http://127.0.0.1:{self._proxy.server_address[1]}"
-        threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
+        super().__init__(directory, command, port, lambda port: _handler(self, port))
 
-    def _wait_until_it_answers(self) -> None:
-        end = time.monotonic() + 60
-        while True:
-            try:
-                self._client().list_buckets()
-                return
-            except Exception as error:
-                if self._process.poll() is not None or time.monotonic() > end:
-                    log = (self._directory / "server.log").read_text(errors="replace")
-                    self._end()
-                    raise UnavailableError(f"the S3 server does not answer: {error}\n{log}") from error
-                time.sleep(0.05)
+    def try_it(self) -> None:
+        """Lists the buckets."""
+        self._client().list_buckets()
 
     def _client(self) -> Any:
         import boto3
@@ -127,27 +96,9 @@ class S3Server:
         """Makes a bucket."""
         self._client().create_bucket(Bucket=name)
 
-    def _end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(30)
-        self._log.close()
-
-    def close(self) -> None:
-        """Ends both."""
-        self._proxy.shutdown()
-        self._proxy.server_close()
-        self._end()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
 
 def _moto() -> tuple[Sequence[str], int]:
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     return [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port
 
 
@@ -163,7 +114,7 @@ def _seaweedfs(directory: Path) -> tuple[Sequence[str], int]:
     # Each bucket has volumes of its own: one instead of seven.
     (directory / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     parts = ("master", "volume", "filer", "s3")
-    ports = dict(zip([*parts, *(f"{part}.grpc" for part in parts)], _free_ports(8), strict=True))
+    ports = dict(zip([*parts, *(f"{part}.grpc" for part in parts)], free_ports(8), strict=True))
     options = {
         "dir": "data",
         "ip": "127.0.0.1",
@@ -182,12 +133,9 @@ def _seaweedfs(directory: Path) -> tuple[Sequence[str], int]:
     return [program, "server", *(f"-{name}={value}" for name, value in options.items())], ports["s3"]
 
 
-def _handler(server: S3Server, port: int) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # One packet an answer: half a one would wait for the client.
-        wbufsize = -1
-        disable_nagle_algorithm = True
+def _handler(server: S3Server, port_of_server: int) -> type[Handler]:
+    class S3Handler(Handler):
+        port = port_of_server
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -205,8 +153,7 @@ def _handler(server: S3Server, port: int) -> type[http.server.BaseHTTPRequestHan
             verdict: int | str | None = None if signed or server.anonymous else 403
             verdict = verdict or server.rules.get(bucket, lambda _: None)(request)
             if verdict == "drop":
-                self.close_connection = True
-                self.connection.close()
+                self.hang_up()
             elif isinstance(verdict, int):
                 code = {403: "AccessDenied", 404: "NoSuchKey"}.get(verdict, "AsTheTestWantsIt")
                 self.answer(
@@ -219,51 +166,19 @@ def _handler(server: S3Server, port: int) -> type[http.server.BaseHTTPRequestHan
                     time.sleep(0.3)
                 with server.one_at_a_time if action == "write" else contextlib.nullcontext():
                     refused = there and self.headers.get("if-none-match") == "*"
-                    found = (412, b"", {}) if refused else self.forward(body)
-                if verdict == "lose":
-                    self.close_connection = True
-                    self.connection.close()
-                else:
-                    self.answer(*found)
+                    found: Found = (412, b"", {}) if refused else self.forward(body)
+                self.finish_with(verdict, found)
 
         do_GET = do_HEAD = do_PUT = do_DELETE = handle_any  # noqa: N815 - what http.server calls
 
-        def forward(self, body: bytes, method: str | None = None) -> tuple[int, bytes, dict[str, str]]:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            try:
-                # With the host that the client has signed.
-                headers = dict(self.headers.items())
-                ignored = ("if-match", "if-none-match") if server.conditions != "kept" else (server.ignored_header,)
-                if self.command == "PUT":
-                    headers = {name: value for name, value in headers.items() if name.lower() not in ignored}
-                if method == "HEAD":
-                    headers = {
-                        name: value for name, value in headers.items() if not name.lower().startswith("content-")
-                    }
-                connection.request(method or self.command, self.path, body, headers)
-                response = connection.getresponse()
-                dropped = ("transfer-encoding", "connection", "date", "server")
-                if self.command != "HEAD":
-                    dropped = (*dropped, "content-length")
-                kept = {name: value for name, value in response.getheaders() if name.lower() not in dropped}
-                return response.status, response.read(), kept
-            finally:
-                connection.close()
+        def forward(self, body: bytes, method: str | None = None) -> Found:
+            # With the host that the client has signed.
+            headers = dict(self.headers.items())
+            ignored = ("if-match", "if-none-match") if server.conditions != "kept" else (server.ignored_header,)
+            if self.command == "PUT":
+                headers = {name: value for name, value in headers.items() if name.lower() not in ignored}
+            if method == "HEAD":
+                headers = {name: value for name, value in headers.items() if not name.lower().startswith("content-")}
+            return self.pass_on(method or self.command, self.path, body, headers)
 
-        def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            # The client may be gone.
-            with contextlib.suppress(OSError):
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                if "content-length" not in {name.lower() for name in headers}:
-                    self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-                self.wfile.flush()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
+    return S3Handler

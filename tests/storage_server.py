@@ -1,43 +1,19 @@
 """A storage server for tests: fake-gcs-server, and a proxy before it that keeps the promises that it does not, and breaks things on demand.
 
-TensorStore talks to the proxy, which refuses writes whose condition (``ifGenerationMatch``) does not hold, and does to the requests of a
-bucket what a test's rule says. Other clients talk to the server itself.
+The proxy refuses writes whose condition (``ifGenerationMatch``) does not hold.
 """
 
-import contextlib
-import http.client
-import http.server
 import importlib.util
 import json
 import os
 import platform
 import shutil
-import socket
-import subprocess
 import threading
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-
-class UnavailableError(Exception):
-    """The server does not run here; says why."""
-
-
-class Request(NamedTuple):
-    """What TensorStore asks for: "list", "read", "write" or "delete", and the name of the object (or the prefix)."""
-
-    action: str
-    name: str
-
-
-# What a rule returns: None to let a request pass, a status to answer with, "drop" to hang up, or "lose" to hang up when it has been done.
-Rule = Callable[[Request], int | str | None]
+from bucket_server import Found, Handler, Request, Server, UnavailableError, free_ports
 
 
 def binary(directory: Path) -> str:
@@ -58,81 +34,21 @@ def binary(directory: Path) -> str:
     return str(found)
 
 
-class Server(Protocol):
-    """What tests use of a storage server of either kind.
-
-    Attributes:
-      scheme: beginning of the addresses of its buckets.
-      rules: bucket → what happens to its requests.
-      requests: bucket → what was asked for, in order.
-    """
-
-    scheme: str
-    rules: dict[str, Rule]
-    requests: dict[str, list[Request]]
-
-    def environment(self) -> dict[str, str]:
-        """Returns the variables by which TensorStore finds the server."""
-        ...
-
-    def make_bucket(self, name: str) -> None:
-        """Makes a bucket."""
-        ...
-
-    def close(self) -> None:
-        """Ends it."""
-        ...
-
-
-class StorageServer:
-    """The running server and its proxy.
-
-    Attributes:
-      scheme: beginning of the addresses of its buckets.
-      url: of the server.
-      proxy_url: of the proxy.
-      rules: bucket → what happens to its requests.
-      requests: bucket → what was asked for, in order.
-    """
+class StorageServer(Server):
+    """fake-gcs-server and its proxy."""
 
     scheme = "gs://"
 
     def __init__(self, directory: Path) -> None:
-        program = binary(directory)
-        self._log = (directory / "server.log").open("wb")
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        """Starts the server. Raises UnavailableError if it does not run here."""
+        (port,) = free_ports(1)
         options = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
-        try:
-            self._process = subprocess.Popen(
-                [program, *options, "-external-url", self.url, "-log-level", "error"],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-            )
-        except OSError as error:
-            raise UnavailableError(f"{program} does not run here: {error}") from error
-        self.rules: dict[str, Rule] = {}
-        self.requests: dict[str, list[Request]] = {}
-        self._wait_until_it_answers(directory)
-        self._proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, port))
-        self._proxy.daemon_threads = True
-        self.proxy_url = f"http://127.0.0.1:{self._proxy.server_address[1]}"
-        threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
+        options += ["-external-url", f"http://127.0.0.1:{port}", "-log-level", "error"]
+        super().__init__(directory, [binary(directory), *options], port, lambda port: _handler(self, port))
 
-    def _wait_until_it_answers(self, directory: Path) -> None:
-        end = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/storage/v1/b", timeout=5).close()
-                return
-            except (OSError, urllib.error.URLError) as error:
-                if self._process.poll() is not None or time.monotonic() > end:
-                    log = (directory / "server.log").read_text(errors="replace")
-                    self.close(proxy=False)
-                    raise UnavailableError(f"fake-gcs-server does not answer: {error}\n{log}") from error
-                time.sleep(0.05)
+    def try_it(self) -> None:
+        """Lists the buckets."""
+        urllib.request.urlopen(f"{self.url}/storage/v1/b", timeout=5).close()
 
     def environment(self) -> dict[str, str]:
         """Returns the variables by which TensorStore (through the proxy) and others find the server."""
@@ -153,62 +69,12 @@ class StorageServer:
         )
         urllib.request.urlopen(request, timeout=30).close()
 
-    def close(self, *, proxy: bool = True) -> None:
-        """Ends both."""
-        if proxy:
-            self._proxy.shutdown()
-            self._proxy.server_close()
-        self._process.kill()
-        self._process.wait(30)
-        self._log.close()
 
-
-@dataclass(frozen=True)
-class Bucket:
-    """A bucket that is empty at the beginning.
-
-    Attributes:
-      name: of the bucket.
-      server: where it lies.
-    """
-
-    name: str
-    server: Server
-
-    def __str__(self) -> str:
-        return f"{self.server.scheme}{self.name}"
-
-    def path(self, key: str) -> str:
-        """Returns the address of an object."""
-        return f"{self}/{key}"
-
-    @property
-    def keys(self) -> set[str]:
-        """The names of all objects."""
-        from jaxckpt.storage import stores
-
-        return set(stores.tree(str(self)))
-
-    @property
-    def requests(self) -> list[Request]:
-        """What was asked for so far."""
-        return self.server.requests.get(self.name, [])
-
-    def rule(self, rule: Rule | None) -> None:
-        """Sets what happens to requests from now on."""
-        if rule is None:
-            self.server.rules.pop(self.name, None)
-        else:
-            self.server.rules[self.name] = rule
-
-
-def _handler(server: StorageServer, port: int) -> type[http.server.BaseHTTPRequestHandler]:
+def _handler(server: StorageServer, port_of_server: int) -> type[Handler]:
     locks: dict[str, threading.Lock] = {}
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # One packet an answer: half a one would wait for the client.
-        disable_nagle_algorithm = True
+    class GcsHandler(Handler):
+        port = port_of_server
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -223,8 +89,7 @@ def _handler(server: StorageServer, port: int) -> type[http.server.BaseHTTPReque
             server.requests.setdefault(bucket, []).append(request)
             verdict = server.rules.get(bucket, lambda _: None)(request)
             if verdict == "drop":
-                self.close_connection = True
-                self.connection.close()
+                self.hang_up()
             elif isinstance(verdict, int):
                 self.answer(verdict, b'{"error":{"code":%d,"message":"as the test wants it"}}' % verdict, {})
             elif (expected := query.get("ifGenerationMatch")) is None or action == "read":
@@ -238,42 +103,11 @@ def _handler(server: StorageServer, port: int) -> type[http.server.BaseHTTPReque
                     else:
                         self.finish_with(verdict, self.forward(self.path, body))
 
-        def finish_with(self, verdict: object, found: tuple[int, bytes, dict[str, str]]) -> None:
-            if verdict == "lose":
-                self.close_connection = True
-                self.connection.close()
-            else:
-                self.answer(*found)
-
         do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - what http.server calls
 
-        def forward(self, path: str, body: bytes, method: str | None = None) -> tuple[int, bytes, dict[str, str]]:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            try:
-                passed = {"range", "content-type", "authorization"}
-                headers = {name: value for name, value in self.headers.items() if name.lower() in passed}
-                connection.request(method or self.command, path, body, headers)
-                response = connection.getresponse()
-                kept = {
-                    name: value
-                    for name, value in response.getheaders()
-                    if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server")
-                }
-                return response.status, response.read(), kept
-            finally:
-                connection.close()
+        def forward(self, path: str, body: bytes, method: str | None = None) -> Found:
+            passed = {"range", "content-type", "authorization"}
+            headers = {name: value for name, value in self.headers.items() if name.lower() in passed}
+            return self.pass_on(method or self.command, path, body, headers)
 
-        def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            with contextlib.suppress(OSError):  # Whoever asked may be gone.
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-                self.wfile.flush()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
+    return GcsHandler

@@ -45,7 +45,8 @@ class Machine(RuleBasedStateMachine):
         self.checkpoint = jaxckpt.Checkpoint(value=np.zeros(3), number=0)
         self.number = 0
         self.counter = 0
-        self.saved: dict[int, tuple[int, int]] = {}  # number in the name: value, counter
+        # Value and counter by the number in the name.
+        self.saved: dict[int, tuple[int, int]] = {}
         self.highest = 0
 
     def teardown(self) -> None:
@@ -313,7 +314,8 @@ class TestNamesAndRoots:
                 checkpoint.read(path).assert_consumed()
                 np.testing.assert_array_equal(checkpoint.w, root.w)
                 assert checkpoint.b == root.b
-            assert fresh.b == {"x": 0}  # Not written into.
+            # The restore has not written into this object.
+            assert fresh.b == {"x": 0}
 
     def test_the_same_name_in_root_and_keywords(self) -> None:
         value = np.ones(2)
@@ -331,7 +333,8 @@ class TestNamesAndRoots:
         root["a"] = 7
         checkpoint.restore(path).assert_consumed()
         assert (checkpoint.a, root["a"]) == (2, 7)
-        root["a"] = 8  # The program goes on with its own object.
+        # The program goes on with its own object.
+        root["a"] = 8
         assert checkpoint.a == 8
         root["save"] = 1
         with pytest.raises(ValueError, match="save"):
@@ -373,7 +376,7 @@ class TestPaths:
 
     @pytest.mark.parametrize("huge", ["9" * 20, "9" * 200, str(2**63)])
     def test_numbers_beyond_64_bits(self, huge: str, tmp_path: Path) -> None:
-        """A foreign directory with a long number does not keep anybody from saving."""
+        """A foreign directory with a long number does not prevent a save."""
         for number in ("1", huge):
             (tmp_path / f"ckpt-{number}").mkdir()
         path = jaxckpt.Checkpoint(a=1).save(tmp_path / "ckpt")
@@ -404,7 +407,8 @@ class TestPaths:
         checkpoint.restore(tmp_path / "latest").assert_consumed()
         checkpoint.a = 2
         checkpoint.write(tmp_path / "latest")
-        assert jaxckpt.load_variable(path, "a") == 1  # Where the link led is not what was written.
+        # Where the link led is not what was written.
+        assert jaxckpt.load_variable(path, "a") == 1
         assert jaxckpt.load_variable(tmp_path / "latest", "a") == 2
 
     @pytest.mark.parametrize("bad", [5, None, b"/x", ["x"], object()])

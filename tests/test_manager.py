@@ -197,7 +197,8 @@ class TestRetention:
         for _ in range(4):
             manager.save()
         later = make_manager(tmp_path, 2)
-        assert len(later.checkpoints) == 4  # Nothing is deleted before there is something new.
+        # Nothing is deleted before there is something new.
+        assert len(later.checkpoints) == 4
         later.save()
         assert names_in(tmp_path) == ["ckpt-4", "ckpt-5"] == names(manager.checkpoints)
 
@@ -213,7 +214,8 @@ class TestRetention:
         assert names([manager.latest_checkpoint or ""]) == ["ckpt-3"]
         assert jaxckpt.latest_checkpoint(tmp_path) is None
         assert make_manager(tmp_path, 3).restore_or_initialize() == str(tmp_path / "ckpt-3")
-        assert jaxckpt.latest_checkpoint(tmp_path) is None  # The file is changed by the next save only.
+        # The file is changed by the next save only.
+        assert jaxckpt.latest_checkpoint(tmp_path) is None
         for name in ("ckpt-1", "ckpt-3"):
             shutil.rmtree(tmp_path / name)
         assert manager.checkpoints == []
@@ -394,7 +396,8 @@ class TestPreserving:
         assert names_in(tmp_path) == ["ckpt-2", "ckpt-3", "ckpt-5"]
         assert state_of(tmp_path).last_preserved_timestamp == 5010.0
         assert state_of(tmp_path).all_model_checkpoint_timestamps == [5020.0]
-        make_manager(tmp_path, 1)  # Warned once.
+        # The warning came once.
+        make_manager(tmp_path, 1)
 
     def test_a_reader_whose_clock_is_behind_writes_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -405,7 +408,8 @@ class TestPreserving:
         for _ in range(3):
             clock.now += HOUR
             trainer.save()
-        make_checkpoint().write(tmp_path / "ckpt-4")  # A crash of the trainer. The evaluator has no business with it.
+        # This is what a crash of the trainer leaves. It does not concern the evaluator.
+        make_checkpoint().write(tmp_path / "ckpt-4")
         before = (tmp_path / "checkpoint").read_bytes()
         clock.now -= HOUR + 120
         with pytest.warns(UserWarning, match=r"clock is 120 s behind.*registered nothing"):
@@ -462,8 +466,10 @@ class TestInterval:
         )
         assert manager.last_checkpoint_step is None
         checkpoint.step = 3
-        assert manager.save() == str(tmp_path / "ckpt-1")  # The first call always saves.
-        assert manager.save(check_interval=False) is None  # The same step never twice.
+        # The first call always saves.
+        assert manager.save() == str(tmp_path / "ckpt-1")
+        # The same step is never saved twice.
+        assert manager.save(check_interval=False) is None
         checkpoint.step = 12
         assert manager.save() is None
         assert manager.save(check_interval=False) == str(tmp_path / "ckpt-2")
@@ -472,10 +478,12 @@ class TestInterval:
         checkpoint.step = 22
         assert manager.save() == str(tmp_path / "ckpt-3")
         assert manager.last_checkpoint_step == 22
-        checkpoint.step = 5  # Back, for example after an older checkpoint was restored.
+        # The step goes back, for example after an older checkpoint was restored.
+        checkpoint.step = 5
         with pytest.warns(UserWarning, match="the step went back from 22, which was saved, to 5"):
             assert manager.save() is None
-        assert manager.save() is None  # It warns once.
+        # The manager warns once.
+        assert manager.save() is None
         assert manager.save(check_interval=False) == str(tmp_path / "ckpt-4")
 
     @pytest.mark.parametrize(
@@ -518,7 +526,8 @@ class TestInterval:
         """An object with one of the two methods alone is enough, whether or not it can be called too."""
         members = {method: lambda self: self.step, "__call__": lambda self: pytest.fail("called")}
         counter = type("Counter", bases, members if bases else {method: members[method]})()
-        counter.step = 2**60 + 1  # `float()` would round it.
+        # `float()` would round it.
+        counter.step = 2**60 + 1
         self.count(counter, counter.__dict__.__setitem__, "step", tmp_path)
 
     def test_arrays_that_count(self, tmp_path: Path) -> None:
@@ -642,7 +651,8 @@ class TestAsync:
 
         def look(path: str) -> None:
             entered.set()
-            time.sleep(0.05)  # The other thread gets into save meanwhile.
+            # The other thread gets into save meanwhile.
+            time.sleep(0.05)
             assert manager.latest_checkpoint == path
             assert path in manager.checkpoints
             seen.append(path)

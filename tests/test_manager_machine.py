@@ -29,14 +29,18 @@ class ManagerMachine(RuleBasedStateMachine):
         logging.getLogger("jaxckpt").setLevel(logging.CRITICAL)
         self.directory = Path(tempfile.mkdtemp(prefix="jaxckpt-test-"))
         self.clock = Clock(self.patch, 0.0, goes_on=True)
-        self.times: dict[str, float] = {}  # name -> when its commit began
+        # When the commit of each name began.
+        self.times: dict[str, float] = {}
         self.patch.setattr(on_disk, "commit_time", lambda path: self.times.get(os.path.basename(path), 0.0))
         self.checkpoint = jaxckpt.Checkpoint(value=np.zeros(2), saved=0)
         self.saved = 0
-        self.contents: dict[int, int] = {}  # number -> which save wrote it: the order of commits
-        self.committed_at: dict[int, int] = {}  # number -> hour
+        # Which save wrote each number: the order of commits.
+        self.contents: dict[int, int] = {}
+        # The hour of each number.
+        self.committed_at: dict[int, int] = {}
         self.hour = 0
-        self.listed: dict[int, int] = {}  # number -> hour, oldest first
+        # The hour of each listed number, oldest first.
+        self.listed: dict[int, int] = {}
         self.kept: set[int] = set()
         self.preserved: int | None = None
         self.restart(keep, hours)

@@ -32,7 +32,8 @@ class TestStart:
         manager = make_manager(tmp_path, 5)
         manager.save(3)
         for value, number in ((1.0, 9), (2.0, 5)):
-            make_checkpoint(value).write(tmp_path / f"ckpt-{number}")  # As a crash after the commit leaves it.
+            # A crash after the commit leaves it like this.
+            make_checkpoint(value).write(tmp_path / f"ckpt-{number}")
         assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-3")
         later = make_manager(tmp_path, 5)
         assert names(later.checkpoints) == ["ckpt-3", "ckpt-9", "ckpt-5"]
@@ -88,7 +89,8 @@ class TestStart:
         for value in range(1, 6):
             first.value = np.full(4, float(value))
             first.save(tmp_path / "ckpt")
-        if text == "without the last three":  # Lines are deleted from what jaxckpt wrote, and its last line stays.
+        # Lines are deleted from what jaxckpt wrote, and its last line stays.
+        if text == "without the last three":
             lines = (tmp_path / "checkpoint").read_text().splitlines(keepends=True)
             keep = [line for line in lines if not any(f"ckpt-{number}" in line for number in (3, 4, 5))]
             text = 'model_checkpoint_path: "ckpt-2"\n' + "".join(line for line in keep if "timestamps" not in line)
@@ -120,7 +122,8 @@ class TestStart:
         manager = make_manager(tmp_path, 3)
         assert names(manager.checkpoints) == ["ckpt-2"]
         assert manager.restore_or_initialize() == str(tmp_path / "ckpt-2")
-        make_checkpoint(7.0).write(tmp_path / "ckpt-6")  # As a crash leaves it.
+        # A crash leaves it like this.
+        make_checkpoint(7.0).write(tmp_path / "ckpt-6")
         assert names(make_manager(tmp_path, 3).checkpoints) == ["ckpt-2", "ckpt-6"]
 
     @pytest.mark.parametrize("removed", ["from the list", "from the disk"])

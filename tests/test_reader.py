@@ -95,7 +95,7 @@ def test_tree(value: dict[str, Any], tmp_path: Path) -> None:
     assert tree["save_counter"] == 1
 
 
-@pytest.mark.parametrize("text", ["", "a\0", "\0", "trailing\0\0", " ", "\ud800", "🦀" * 1000])
+@pytest.mark.parametrize("text", ["", "a\0", "\0", "trailing\0\0", " ", "🦀" * 1000])
 def test_strings_are_themselves(text: str, tmp_path: Path) -> None:
     reader = jaxckpt.load_checkpoint(jaxckpt.Checkpoint(value=text, deep=[{"x": text}]).save(tmp_path / "ckpt"))
     assert reader.tree()["value"] == text

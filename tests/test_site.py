@@ -21,7 +21,7 @@ TWICE = ["recipes/models.md"]
 ONCE = ["index.md", "options.md", "recipes/clusters.md", "recipes/data.md", "recipes/weights.md", "why.md"]
 BELOW = ["config.md", "quick_start.md", "recipes/evaluator.md", "recipes/hydra.md"]
 # Other tests that run the code of pages, and name the pages.
-OTHERS = ["test_readme.py", "testing/test_package.py", "job/processes/mp_programs.py"]
+OTHERS = ["test_readme.py", "testing/test_package.py", "job/processes/mp_managing.py"]
 
 
 def blocks(page: str, language: str = "python") -> list[str]:

@@ -16,6 +16,8 @@ from rich.text import Text
 
 # Columns between two cells.
 _GAP = 2
+# The indentation of a line, and its bullet.
+_HEAD = re.compile(r" *(?:->? )?")
 # Columns by which the further lines of a row are indented.
 _INDENT = 4
 
@@ -26,7 +28,7 @@ def console(stream: TextIO) -> Console:
 
 
 def print_line(text: str, stream: TextIO, style: str = "") -> None:
-    """Prints a line, wrapped between words.
+    """Prints a line, wrapped between words. What is wrapped begins where the text of the line does: below its indentation, or its bullet.
 
     Args:
       text: the line.
@@ -34,7 +36,9 @@ def print_line(text: str, stream: TextIO, style: str = "") -> None:
       style: rich's name of a style; empty for none.
     """
     out = console(stream)
-    _print_wrapped(out, Text(text, style), "")
+    head = _HEAD.match(text)
+    assert head is not None
+    _print_wrapped(out, Text(text[head.end() :], style), " " * min(head.end(), out.width // 2), Text(head[0], style))
     stream.flush()
 
 
@@ -111,11 +115,18 @@ def _print_stacked(out: Console, header: Sequence[str], rows: Sequence[Sequence[
             _print_wrapped(out, Text(rest), " " * min(depth + _INDENT, out.width // 2))
 
 
-def _print_wrapped(out: Console, text: Text, indent: str) -> None:
-    """Prints a text, wrapped between words. A word that is longer than a line stays whole, so that it can be copied."""
-    for line in text.divide(_breaks(text.plain, out.width - len(indent))):
+def _print_wrapped(out: Console, text: Text, indent: str, first: Text | None = None) -> None:
+    """Prints a text, wrapped between words. A word that is longer than a line stays whole, so that it can be copied.
+
+    Args:
+      out: the terminal.
+      text: the text.
+      indent: begins each line.
+      first: begins the first line instead; None for the same.
+    """
+    for number, line in enumerate(text.divide(_breaks(text.plain, out.width - len(indent)))):
         line.rstrip()
-        out.print(Text(indent) + line, soft_wrap=True)
+        out.print((first if first is not None and not number else Text(indent)) + line, soft_wrap=True)
 
 
 def _breaks(text: str, width: int) -> list[int]:

@@ -12,11 +12,11 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from jaxckpt import __version__
-from jaxckpt._lib.output import describe, print_error, print_traceback, printable, warnings_as_lines
+from jaxckpt._lib.output import describe, print_error, print_traceback, warnings_as_lines
 from jaxckpt.errors import CheckpointError, ConfigError
 
 COMMANDS = ("demo", "inspect", "verify", "diff", "convert", "explain", "list", "report", "clean")
@@ -75,7 +75,10 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose error messages are made printable, because they repeat arguments, which may be any file names."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        self.print_usage(sys.stderr)
+        # A terminal wraps it, as it does with other errors.
+        print_error(f"{self.prog}: error: {message}")
+        self.exit(2)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuses a word that is no choice, such as an unknown command, and guesses which one was meant."""
@@ -118,14 +121,25 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         command = commands[arguments.command]
-        known = [option for action in command._actions for option in action.option_strings]
         meant = [
-            f" Did you mean {close[0]}?"
+            hint
             for word in unknown
-            if word.startswith("-") and (close := difflib.get_close_matches(word.partition("=")[0], known, n=1))
+            if word.startswith("-") and (hint := _meant(word.partition("=")[0], arguments.command, commands))
         ]
         command.error(f"unrecognized arguments: {' '.join(unknown)}.{''.join(meant[:1])}")
     return arguments
+
+
+def _meant(option: str, command: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
+    """Returns a hint for an option that a command does not have: a command that has it, or an option that is spelled much like it."""
+    known = {
+        name: [word for action in each._actions for word in action.option_strings] for name, each in commands.items()
+    }
+    if able := [f"`jaxckpt {name}`" for name, options in known.items() if option in options]:
+        listed = able[0] if len(able) == 1 else f"{', '.join(able[:-1])} and {able[-1]}"
+        return f" {listed} {'has' if len(able) == 1 else 'have'} {option}."
+    close = difflib.get_close_matches(option, known[command], n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _module(command: str) -> Any:

@@ -59,8 +59,17 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(f"writing {arguments.target}") as bar:
         report = convert(source, arguments.target, choice, bar, cast=arguments.cast, overwrite=arguments.overwrite)
     if report.left_out:
-        listed = "".join(f"\n  {name}: {reason}" for name, reason in report.left_out.items())
-        print_error(f"jaxckpt convert: warning: left out {count(len(report.left_out), 'leaf', 'leaves')}:{listed}")
+        print_error(f"jaxckpt convert: warning: left out {count(len(report.left_out), 'leaf', 'leaves')}:")
+        for name, reason in report.left_out.items():
+            print_error(f"  {name}: {reason}")
+    if report.other_names:
+        name, other = next(iter(report.other_names.items()))
+        first = other.partition("/")[0]
+        print_error(
+            f"jaxckpt convert: warning: {count(len(report.other_names), 'leaf', 'leaves')} can be read from the source under another name "
+            f"too, such as {other!r} for {name!r}, but not from the target. To write a leaf under such a name, rename that one to itself: "
+            f"--rename {first}={first}"
+        )
     if arguments.json:
         print_json(asdict(report))
     else:

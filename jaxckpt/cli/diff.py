@@ -5,9 +5,9 @@ import fnmatch
 
 from jaxckpt._lib.output import count, human_bytes, print_json, print_line, print_table
 from jaxckpt._lib.progress import Progress
-from jaxckpt.cli.comparing import as_json, compare, subtrees
+from jaxckpt.cli.comparing import Difference, as_json, compare, subtrees
 from jaxckpt.cli.resolve import checkpoint_at
-from jaxckpt.reader import Reader
+from jaxckpt.reader import Reader, beside_arrays
 
 HELP = "compare two checkpoints: structure, shapes, values"
 DESCRIPTION = (
@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         a, b = (Reader(checkpoint_at(path)) for path in (arguments.a, arguments.b))
         names, ignored = _selected(sorted({*a.keys(), *b.keys()}), arguments.ignore, progress)
         differences, total = [], 0
-        sizes = {name: (a if name in a else b).metadata(name).nbytes for name in names}
+        # As everywhere, the size of a checkpoint is that of its arrays.
+        beside = beside_arrays(a) & beside_arrays(b)
+        sizes = {name: 0 if name in beside else (a if name in a else b).metadata(name).nbytes for name in names}
         progress.begin(sum(sizes.values()))
         for index, name in enumerate(names):
             progress.update(f"comparing {index + 1} of {count(len(names), 'leaf', 'leaves')}")
@@ -74,8 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 1 if differences else 0
     print_line(f"A: {a.path}")
     print_line(f"B: {b.path}")
+    _print_text(names, differences, total, ignored)
     if arguments.html is not None:
-        print_line(f"pictures: {arguments.html}")
+        print_line(f"wrote {arguments.html}")
+    return 1 if differences else 0
+
+
+def _print_text(names: list[str], differences: list[Difference], total: int, ignored: int) -> None:
     left_out = f"; {count(ignored, 'leaf', 'leaves')} left out by --ignore, not compared" if ignored else ""
     if not differences:
         if ignored and not names:
@@ -83,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             leaves = count(len(names), "leaf", "leaves")
             print_line(f"identical: {leaves}, {human_bytes(total)}, bit for bit{left_out}", "bold green")
-        return 0
+        return
     worst = sorted(differences, key=lambda difference: [-each for each in difference.badness])
     print_table((), [(each.kind, each.name, each.text) for each in worst], styles=["yellow"] * len(worst))
     rows = subtrees(names, differences)
@@ -91,7 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
         print_line()
         print_table(("subtree", "differ", "of", "largest", "rms", "relative"), rows, right=range(1, 6))
     print_line(f"different: {len(differences)} of {count(len(names), 'leaf', 'leaves')}{left_out}", "bold yellow")
-    return 1
 
 
 def _selected(names: list[str], patterns: list[str], progress: Progress) -> tuple[list[str], int]:

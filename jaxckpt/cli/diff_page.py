@@ -8,14 +8,12 @@ from typing import Any
 from jaxckpt._lib.output import count
 from jaxckpt.cli.comparing import Difference, subtrees
 from jaxckpt.cli.folding import natural
-from jaxckpt.cli.page import Section, Table, graphs, safe, write_page
+from jaxckpt.cli.page import FONT, Section, Table, graphs, safe, short, write_page
 
 _NUMBER = re.compile(r"(?<![^/_-])\d{1,9}(?=/|$)", re.ASCII)
-_FONT = {"family": "system-ui, DejaVu Sans, sans-serif", "size": 13}
 _SAME, _STRUCTURE = "#e7ebf1", "#7a3e9d"
 # Relative differences from here on have the strongest colour; smaller ones than the least have the weakest.
 _LEAST, _MOST = -9.0, 1.0
-_NAME_CHARS = 60
 
 
 def write(path: str, a: str, b: str, names: Sequence[str], differences: Sequence[Difference], ignored: int) -> None:
@@ -42,11 +40,15 @@ def write(path: str, a: str, b: str, names: Sequence[str], differences: Sequence
         columns = sorted({number for cells in strips.values() for number in cells})
         rows = [(kind, [cells.get(number) for number in columns]) for kind, cells in strips.items()]
         sections.append(
-            Section("By layer and kind", legend, [_heat(rows, [str(number) for number in columns], by_name, "layer")])
+            Section(
+                "By layer and kind",
+                legend,
+                [_heat(rows, [str(number) for number in columns], by_name, ("layer", "kind of leaf"))],
+            )
         )
     if others:
         rows = [(name, [name]) for name in others]
-        sections.append(Section("Other leaves", "" if strips else legend, [_heat(rows, [""], by_name, "")]))
+        sections.append(Section("Other leaves", "" if strips else legend, [_heat(rows, [""], by_name, ("", "leaf"))]))
     summary = subtrees(names, differences)
     tables = []
     if summary:
@@ -96,11 +98,18 @@ def _heat(
     rows: Sequence[tuple[str, Sequence[str | None]]],
     columns: Sequence[str],
     by_name: Mapping[str, Difference],
-    axis: str,
+    titles: tuple[str, str],
 ) -> Any:
-    """Returns a heat map: a row for each kind, with the name of a leaf in each cell, or None."""
+    """Returns a heat map.
+
+    Args:
+      rows: a row for each kind, with the name of a leaf in each cell, or None.
+      columns: the names of the columns.
+      by_name: the differences.
+      titles: of the two axes, the horizontal one first; empty for an axis of one column.
+    """
     go = graphs()
-    labels = [safe(kind if len(kind) <= _NAME_CHARS else f"…{kind[1 - _NAME_CHARS :]}") for kind, _ in rows]
+    labels = [safe(short(kind)) for kind, _ in rows]
     places = list(range(len(rows)))
     across = list(range(len(columns)))
     hover = [[_hover(name, by_name) for name in cells] for _, cells in rows]
@@ -144,7 +153,7 @@ def _heat(
     figure.update_xaxes(
         tickvals=across,
         ticktext=[safe(word) for word in columns],
-        title=axis,
+        title=titles[0],
         side="top",
         showgrid=False,
         zeroline=False,
@@ -153,12 +162,18 @@ def _heat(
         step = math.ceil(len(columns) / 40)
         figure.update_xaxes(tickvals=across[::step], ticktext=[safe(word) for word in columns[::step]])
     figure.update_yaxes(
-        tickvals=places, ticktext=labels, range=[len(rows) - 0.5, -0.5], showgrid=False, zeroline=False, automargin=True
+        title=titles[1],
+        tickvals=places,
+        ticktext=labels,
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
     )
     figure.update_layout(
         height=max(230, 100 + 24 * len(rows)),
         margin={"l": 10, "r": 10, "t": 60, "b": 10},
-        font=_FONT,
+        font=FONT,
         plot_bgcolor="white",
         width=None if len(columns) > 1 else 640,
     )

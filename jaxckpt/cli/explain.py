@@ -132,6 +132,11 @@ def _saves(config: jaxckpt.CheckpointConfig) -> list[str]:
         when = f"save() saves every {count(config.checkpoint_interval, 'step')}"
     else:
         when = "every call of save() saves"
+    needs_step = config.save_decision_policy, config.checkpoint_interval, config.numbers == "step" or None
+    if config.step_counter is None and any(each is not None for each in needs_step):
+        when += (
+            "; this needs a step_counter, which the program has to give: config.manager(checkpoint, step_counter=...)"
+        )
     name = f"{config.directory}/{config.checkpoint_name}"
     number = (
         f"{name}-500 is the checkpoint of step 500"

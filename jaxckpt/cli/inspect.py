@@ -17,7 +17,7 @@ from jaxckpt.cli.leaf_text import combined, number_text, saved_as
 from jaxckpt.cli.resolve import checkpoint_at, size_of
 from jaxckpt.cli.statistics import Statistics, has_statistics, statistics_of
 from jaxckpt.leaf_kinds.described import LeafMetadata
-from jaxckpt.reader import Reader
+from jaxckpt.reader import Reader, beside_arrays
 
 HELP = "show the tree of leaves with shape, dtype, bytes and sharding"
 DESCRIPTION = (
@@ -67,7 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         statistics = None
         if arguments.stats or arguments.html is not None:
             statistics = _statistics(path, {leaf.name for leaf in leaves}, progress)
-    total = sum(leaf.nbytes for leaf in leaves)
+    # As everywhere, the size of a checkpoint is that of its arrays.
+    beside = beside_arrays(reader)
+    total = sum(leaf.nbytes for leaf in leaves if leaf.name not in beside)
     root = tree_of(leaves, fold=not arguments.unfold, order=arguments.sort)
     if arguments.html is not None:
         from jaxckpt.cli import inspect_page
@@ -87,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     _print_tree(root, arguments.depth, statistics if arguments.stats else None)
     print_line(f"{_sum(leaves, root, total)}; {human_bytes(on_disk)} on disk")
     if arguments.html is not None:
-        print_line(f"pictures: {arguments.html}")
+        print_line(f"wrote {arguments.html}")
     return 0
 
 
@@ -134,7 +136,7 @@ def _sum(leaves: list[LeafMetadata], root: Node, total: int) -> str:
     number = count(len(leaves), "leaf", "leaves")
     # The number that people know their model by is the one below its own branch, so it stands there.
     parameters = f"{count(root.parameters, 'array element')}, " if root.parameters else ""
-    return f"{number}, {parameters}{human_bytes(total)} ({total:,} bytes)"
+    return f"{number}, {parameters}{human_bytes(total)} ({total:,} bytes) of arrays"
 
 
 def _print_tree(root: Node, depth: int | None, statistics: Mapping[str, Statistics] | None) -> None:

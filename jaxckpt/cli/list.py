@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         return exit_code("list", directory, looked)
     found = looked.checkpoints
     total = sum_bytes(checkpoint.bytes for checkpoint in found)
-    print_line(f"{directory}: {count(len(found), 'checkpoint')}, {human_bytes(total)}")
+    print_line(f"{directory}: {count(len(found), 'checkpoint')}, {human_bytes(total)} on disk")
     rows = [
         (
             f"  {os.path.basename(checkpoint.path)}",

@@ -14,6 +14,8 @@ from typing import Any
 
 from jaxckpt._lib.output import printable
 
+# The font of pictures.
+FONT = {"family": "system-ui, DejaVu Sans, sans-serif", "size": 13}
 # Whatever begins so may be replaced by a new page.
 _DOCTYPE = "<!doctype html>"
 # A browser refuses whatever else a page might try to load or run.
@@ -84,6 +86,16 @@ def safe(text: object) -> str:
       text: any text, such as a leaf's name.
     """
     return html.escape(printable(str(text)), quote=False).translate(_ENTITIES)
+
+
+def short(name: str, most: int = 60) -> str:
+    """Returns the end of a name that is too long for a label.
+
+    Args:
+      name: the name of a leaf.
+      most: how many characters a label may have.
+    """
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def graphs() -> Any:

@@ -111,8 +111,8 @@ def _timeline(known: Sequence[tuple[Listed, Account]]) -> Any:
         marker={"symbol": "triangle-right", "size": 9, "color": _LINE},
         hovertemplate="%{y} began at %{x}<extra></extra>",
     )
-    figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_xaxes(type="date")
+    figure.update_yaxes(autorange="reversed", type="category", title="checkpoint")
+    figure.update_xaxes(type="date", title="time on this machine's clock")
     return _layout(figure, min(2400, 140 + 24 * len(known)), barmode="overlay")
 
 
@@ -136,7 +136,7 @@ def _durations(known: Sequence[tuple[Listed, Account]]) -> Any:
             cliponaxis=False,
             hovertemplate="%{x}: %{text}<extra>" + title + "</extra>",
         )
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(type="category", title="checkpoint")
     figure.update_yaxes(type="log", title="seconds", dtick=1)
     return _layout(figure, 380)
 
@@ -154,7 +154,7 @@ def _sizes(known: Sequence[tuple[Listed, Account]]) -> Any:
         textposition="outside" if len(known) <= 16 else "none",
         hovertemplate="%{x}: %{text}<extra></extra>",
     )
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(type="category", title="checkpoint")
     figure.update_yaxes(title=("bytes", "KiB", "MiB", "GiB", "TiB")[power], rangemode="tozero")
     return _layout(figure, 300, showlegend=False)
 

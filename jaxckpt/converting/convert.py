@@ -1,10 +1,8 @@
 """One conversion: opens the source, chooses leaves and names, and writes them as a checkpoint or as safetensors files."""
 
-import errno
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -12,7 +10,8 @@ import numpy as np
 from jaxckpt import storage
 from jaxckpt.converting.leaves import ArrayLeaf
 from jaxckpt.converting.selection import Choice, Selected, select
-from jaxckpt.directory import foreign_runs, paths
+from jaxckpt.converting.target import refuse_existing, refuse_itself, refuse_near_miss
+from jaxckpt.directory import paths
 from jaxckpt.leaf_kinds import contents, dtypes
 from jaxckpt.saving.snapshot import refuse_collisions
 from jaxckpt.storage import CheckpointPath, stores
@@ -60,6 +59,8 @@ class Report:
       leaves: number of leaves that were written.
       bytes: size of all arrays that were written, in bytes.
       left_out: names of leaves that were left out, each with the reason.
+      other_names: names of leaves of the target that have another name too in the source, each with one such name. The target does not
+        know it.
     """
 
     source: str
@@ -67,6 +68,27 @@ class Report:
     leaves: int
     bytes: int
     left_out: dict[str, str] = field(default_factory=dict)
+    other_names: dict[str, str] = field(default_factory=dict)
+
+
+class _Work(NamedTuple):
+    """What is written where.
+
+    Attributes:
+      target: path of the new checkpoint or file.
+      selected: the leaves, and the reasons for which others are left out.
+      arrays: those of the leaves that are arrays.
+      texts: those that are texts.
+      record: what the checkpoint says about itself.
+      watch: follows the conversion.
+    """
+
+    target: str
+    selected: Selected
+    arrays: Sequence[ArrayLeaf]
+    texts: Sequence[tuple[Path, str]]
+    record: dict[str, Any]
+    watch: Watch
 
 
 def convert(
@@ -96,15 +118,16 @@ def convert(
       CheckpointError: the source cannot be read.
       OSError: with errno.
     """
+    refuse_near_miss(target)
     target = paths.checked_path(target, "TARGET")
     is_file = target.endswith(SUFFIX)
     if target.endswith(INDEX_SUFFIX):
         raise ValueError(
             f"Give {target.removesuffix(INDEX_SUFFIX) + SUFFIX!r}: an index is written if there are several files."
         )
-    _refuse_target(target, overwrite, is_file=is_file)
+    refuse_existing(target, overwrite, is_file=is_file)
     stored = storage.open_checkpoint(source)
-    _refuse_itself(stored, target, is_file=is_file)
+    refuse_itself(stored, target, is_file=is_file)
     selected = select(stored.tree, choice)
     record = dict(stored.record)
     if selected.counter is not None:
@@ -113,56 +136,12 @@ def convert(
     arrays = [
         ArrayLeaf(path, leaf, stored, cast) for path, leaf in selected.leaves if not (leaf.is_string or leaf.is_empty)
     ]
-    write = _write_files if is_file else _write_checkpoint
-    written = write(target, selected, arrays, texts, record, watch, overwrite, shard_bytes)
+    work = _Work(target, selected, arrays, texts, record, watch)
+    written = _write_files(work, shard_bytes) if is_file else _write_checkpoint(work, overwrite)
     stored.check_data_files()
     leaves = len(arrays) + len(texts) + (description.COUNTER in record)
-    return Report(stored.path, written, leaves, sum(array.nbytes for array in arrays), selected.left_out)
-
-
-def _refuse_target(target: str, overwrite: bool, *, is_file: bool) -> None:
-    if is_file and not stores.is_local(target):
-        raise ValueError(f"{target}: safetensors files are written to disks only. Write it there, and copy it.")
-    foreign_runs.refuse_prefix(target)
-    existing = (
-        writer.files_of(target)
-        if is_file
-        else [target]
-        if stores.exists(target) or storage.is_checkpoint(target)
-        else []
-    )
-    if not existing:
-        return
-    if not overwrite:
-        raise FileExistsError(errno.EEXIST, "The target exists already; --overwrite replaces it", existing[0])
-    is_sound = not os.path.isdir(existing[0]) if is_file else storage.is_checkpoint(target)
-    if not is_sound:
-        form = "a safetensors file" if is_file else "a checkpoint"
-        raise FileExistsError(
-            errno.EEXIST, f"Something else than {form} is there, which is never replaced", existing[0]
-        )
-
-
-def _refuse_itself(stored: OpenCheckpoint, target: str, *, is_file: bool) -> None:
-    """Refuses a target whose files are the source, hold it or lie in it: the source would be replaced, changed or deleted."""
-    written = _real(target)
-    replaced = [written, *map(_real, writer.files_of(target) if is_file else ())]
-    for place in map(_real, stored.places):
-        if place in replaced:
-            raise ValueError(f"{target} is the source itself, or a part of it. Give another target.")
-        if any(_is_inside(place, each) for each in replaced):
-            raise ValueError(f"{target} holds the source {place}, which would be deleted. Give another target.")
-        if _is_inside(written, place):
-            raise ValueError(f"{target} lies in the source {place}, which must not be changed. Give another target.")
-
-
-def _real(path: str) -> str:
-    path = stores.absolute(path)
-    return os.path.realpath(path) if stores.is_local(path) else stores.identity(path)
-
-
-def _is_inside(path: str, directory: str) -> bool:
-    return path.startswith(directory.rstrip("/") + "/")
+    nbytes = sum(array.nbytes for array in arrays)
+    return Report(stored.path, written, leaves, nbytes, selected.left_out, selected.other_names)
 
 
 def _counter(stored: OpenCheckpoint, leaf: StoredLeaf) -> int:
@@ -175,18 +154,9 @@ def _counter(stored: OpenCheckpoint, leaf: StoredLeaf) -> int:
     return int(array)
 
 
-def _write_checkpoint(
-    target: str,
-    selected: Selected,
-    arrays: Sequence[ArrayLeaf],
-    texts: Sequence[tuple[Path, str]],
-    record: dict[str, Any],
-    watch: Watch,
-    overwrite: bool,
-    shard_bytes: int,
-) -> str:
+def _write_checkpoint(work: _Work, overwrite: bool) -> str:
     entries = []
-    for array in arrays:
+    for array in work.arrays:
         if (reason := dtypes.refusal(array.dtype)) is not None:
             raise ValueError(
                 f"{array.name}: {reason} (--cast converts floating numbers, integers, or complex numbers.)"
@@ -195,19 +165,21 @@ def _write_checkpoint(
             raise ValueError(
                 f"{array.name}: this array has {len(array.shape)} axes; a checkpoint allows {contents.AXES} at most."
             )
-        entries.append(Entry(array.path, _content(array, watch)))
-    entries += [Entry(path, StringContent(text)) for path, text in texts]
-    for path, leaf in selected.leaves:
+        entries.append(Entry(array.path, _content(array, work.watch)))
+    for path, text in work.texts:
+        contents.require_text(leaf_name(path), text)
+        entries.append(Entry(path, StringContent(text)))
+    for path, leaf in work.selected.leaves:
         if leaf.is_empty:
             entries.append(Entry(path, EmptyContent(_EMPTY[leaf.value_type])))
     refuse_collisions(entries)
     settings = WriteSettings(timeout_secs=_TIMEOUT_SECS)
-    snapshot = Snapshot(tuple(entries), record)
-    place = CheckpointPath.of(stores.absolute(target))
-    storage.check(stores.absolute(target), snapshot, settings)
-    watch.begin(sum(array.nbytes for array in arrays))
+    snapshot = Snapshot(tuple(entries), work.record)
+    place = CheckpointPath.of(stores.absolute(work.target))
+    storage.check(stores.absolute(work.target), snapshot, settings)
+    work.watch.begin(sum(array.nbytes for array in work.arrays))
     storage.save(place, snapshot, settings, replace=overwrite)
-    return target
+    return work.target
 
 
 def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
@@ -239,18 +211,9 @@ def _content(array: ArrayLeaf, watch: Watch) -> ArrayContent:
     )
 
 
-def _write_files(
-    target: str,
-    selected: Selected,
-    arrays: Sequence[ArrayLeaf],
-    texts: Sequence[tuple[Path, str]],
-    record: dict[str, Any],
-    watch: Watch,
-    overwrite: bool,
-    shard_bytes: int,
-) -> str:
+def _write_files(work: _Work, shard_bytes: int) -> str:
     listed = []
-    for array in arrays:
+    for array in work.arrays:
         if header.name_of(array.dtype) is None:
             raise ValueError(
                 f"{array.name}: safetensors does not have the dtype {array.dtype}. Convert the leaf with --cast, or leave it out with "
@@ -260,14 +223,14 @@ def _write_files(
         described = header.described(array.leaf, array.path)
         listed.append(writer.Array(array.name, array.shape, array.dtype, described, array.load))
     strings = {}
-    for path, text in texts:
+    for path, text in work.texts:
         _check_name(leaf_name(path))
         strings[leaf_name(path)] = (text, {"type": "string", "indices": header.indices(path)})
-    for path, leaf in selected.leaves:
+    for path, leaf in work.selected.leaves:
         if leaf.is_empty:
-            selected.left_out[leaf_name(path)] = "an empty container, for which a safetensors file has no place"
-    watch.begin(sum(array.nbytes for array in arrays))
-    return writer.write(target, writer.Content(listed, strings, record), watch.advance, shard_bytes)
+            work.selected.left_out[leaf_name(path)] = "an empty container, for which a safetensors file has no place"
+    work.watch.begin(sum(array.nbytes for array in work.arrays))
+    return writer.write(work.target, writer.Content(listed, strings, work.record), work.watch.advance, shard_bytes)
 
 
 def _check_name(name: str) -> None:

@@ -48,7 +48,7 @@ class ArrayLeaf:
         is_number = leaf.key_impl is None and leaf.note in (None, notes.NUMPY_SCALAR.word, notes.JAX_ARRAY.word)
         if cast is not None and is_number and number_kind(cast) == number_kind(info.dtype) and cast != info.dtype:
             self.dtype = cast
-            self._conversion = Conversion(leaf.name, stored.path, cast, Rule.CAST)
+            self._conversion = Conversion(leaf.name, stored.path, info.dtype, cast, Rule.CAST)
         self._lock = threading.Lock()
         self._whole: np.ndarray | None = None
         self._left = self.nbytes

@@ -31,11 +31,13 @@ class Selected:
       leaves: the new path of each leaf, and the leaf.
       counter: the leaf that holds the save counter, if the checkpoint has it among its leaves.
       left_out: names of leaves that cannot be part of a tree, each with the reason.
+      other_names: new names of leaves that keep their own name but have another one too, each with one such name.
     """
 
     leaves: list[tuple[Path, StoredLeaf]] = field(default_factory=list)
     counter: StoredLeaf | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    other_names: dict[str, str] = field(default_factory=dict)
 
 
 def select(tree: StoredTree, choice: Choice) -> Selected:
@@ -70,6 +72,8 @@ def select(tree: StoredTree, choice: Choice) -> Selected:
             raise ValueError(f"--rename leaves nothing of the name {leaf.name!r}.")
         else:
             found.leaves.append((path, leaf))
+            if path == paths[0] and len(paths) > 1:
+                found.other_names[leaf_name(path)] = leaf_name(paths[1])
     for text in (*choice.patterns, *(rule.text for rule in choice.rules)):
         if text not in used:
             raise ValueError(f"{text!r} fits no leaf. `jaxckpt inspect` lists the leaves.")

@@ -2,11 +2,11 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jaxckpt import storage, telemetry
+from jaxckpt._lib import user_code
 from jaxckpt._lib.uninterrupted import uninterrupted
 from jaxckpt.directory import policies, retention, state_file
 from jaxckpt.directory.lock import update
@@ -47,6 +47,8 @@ class Keeping:
         self._max_to_keep = max_to_keep
         self._every_n_hours = every_n_hours
         self._policy = policy
+        # Where the program made the manager: a save in the background has no line of its own.
+        self._made = None if policy is None else user_code.line()
 
     def retain(
         self, root: str, new: str, load: Callable[[], View], infos: Callable[[], Mapping[str, CheckpointInfo]]
@@ -90,11 +92,11 @@ class Keeping:
         try:
             answers = policies.preserved(policy, list(infos.values()))
         except Exception as error:
-            warnings.warn(
+            user_code.warn(
                 f"{os.path.join(root, new)} is saved, and no old checkpoint was deleted, because "
                 f"preservation_policy={policies.described(policy)} failed: {type(error).__name__}: {error}",
                 RuntimeWarning,
-                stacklevel=2,
+                user_code.line() or self._made,
             )
             return set()
         return {name for name, keeps in zip(infos, answers, strict=True) if not keeps} - {new}

@@ -37,6 +37,26 @@ def require_storable(leaf: Leaf, dtype: Any) -> None:
         raise TypeError(f"{leaf.name}: {reason}")
 
 
+def require_text(name: str, value: str) -> None:
+    """Raises ValueError if a str holds a lone surrogate, which is not text.
+
+    Orbax's JSON parser refuses the file with all strings of a checkpoint if one of them holds such a character.
+
+    Args:
+      name: name of the leaf.
+      value: the str.
+    """
+    if value.isascii():
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: this str holds a lone surrogate ({value[error.start]!a} at index {error.start}), which is not text, so that plain "
+            "Orbax could not read any str of the checkpoint. Store bytes instead, such as value.encode('utf-8', 'surrogatepass')."
+        ) from None
+
+
 def too_many_axes(leaf: Leaf) -> ValueError:
     """Returns the error for an array of more than `AXES` axes."""
     return ValueError(

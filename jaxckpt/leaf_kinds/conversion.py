@@ -34,14 +34,21 @@ class Conversion:
     Attributes:
       name: the leaf's name, for errors.
       path: the checkpoint's path, for errors.
+      stored: the dtype of the stored numbers.
       dtype: the target's dtype.
       rule: how values may change.
     """
 
     name: str
     path: str
+    stored: np.dtype[Any]
     dtype: np.dtype[Any]
     rule: Rule
+
+    @property
+    def change(self) -> str:
+        """Both dtypes, as a text."""
+        return f"{self.stored} → {self.dtype}"
 
     def __call__(self, stored: np.ndarray) -> np.ndarray:
         """Returns a new array of the target's dtype.
@@ -91,7 +98,9 @@ class Conversion:
     def _refusal(self, value: Any, reason: str) -> ValueError:
         advice = "Restore into a target of the stored dtype, or of a wider one."
         if self.rule is Rule.EXACT and number_kind(self.dtype) != "i":
-            advice = "Restore into a target of the stored dtype, or call restore(path, cast=True), which rounds."
+            advice = (
+                "Restore into a target of the stored dtype, or pass cast=True to restore() or read(), which rounds."
+            )
         return ValueError(
             f"{self.name}: {self.path} holds {value}, which the target's dtype {self.dtype} cannot hold: it {reason}. {advice}"
         )

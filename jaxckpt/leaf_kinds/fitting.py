@@ -109,9 +109,9 @@ def conversion(
         rule = scalar_rule(info.dtype, leaf.note) if leaf.value_type == "scalar" else Rule.EXACT
         if rule is Rule.EXACT and terms.cast and numbers != "i":
             rule = Rule.CAST
-        return Conversion(target.name, terms.path, dtype, rule)
+        return Conversion(target.name, terms.path, info.dtype, dtype, rule)
     if is_same_kind and terms.cast:
-        return Conversion(target.name, terms.path, dtype, Rule.CAST)
+        return Conversion(target.name, terms.path, info.dtype, dtype, Rule.CAST)
     held = f"{target.name}: the target has dtype {dtype}, but {terms.path} holds dtype {info.dtype}"
     if not is_same_kind:
         raise ValueError(
@@ -122,6 +122,6 @@ def conversion(
     if is_on_devices and jax.dtypes.canonicalize_dtype(info.dtype) != info.dtype:
         x64 = " JAX has such arrays with 64 bits enabled only: jax.config.update('jax_enable_x64', True)."
     raise ValueError(
-        f"{held}; values are never cast unless you ask for it: call restore(path, cast=True), or restore into a target of the stored "
-        f"dtype.{x64}"
+        f"{held}; values are never cast unless you ask for it: pass cast=True to restore() or read(), or restore into a target of "
+        f"the stored dtype.{x64}"
     )

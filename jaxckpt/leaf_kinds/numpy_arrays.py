@@ -5,25 +5,23 @@ from typing import Any
 
 import numpy as np
 
-from jaxckpt.leaf_kinds import contents, dtypes
+from jaxckpt.leaf_kinds import contents
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.fitting import conversion, require_array, require_shape
-from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, LeafKind, Terms, Texts
+from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, Terms, Texts
+from jaxckpt.leaf_kinds.numpy_kind import NumpyKind
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree.flatten import Leaf
 
 
-class _NumpyArrays(LeafKind):
+class _NumpyArrays(NumpyKind):
     name = "numpy array"
     reader_name = "np.ndarray"
     stored_as = ("np.ndarray",)
 
     def owns(self, value: Any) -> bool:
         return isinstance(value, np.ndarray)
-
-    def refusal(self, value: Any, action: str) -> str | None:
-        return dtypes.refusal(value.dtype)
 
     def take(self, leaf: Leaf, copy: bool) -> Content:
         value = leaf.value
@@ -39,13 +37,6 @@ class _NumpyArrays(LeafKind):
 
     def describe(self, value: Any, texts: Texts) -> str:
         return f"{self.name} of shape {value.shape}, dtype {value.dtype}"
-
-    def digest(self, value: Any) -> str | None:
-        array = np.asarray(value)
-        return None if array.dtype.hasobject else contents.checksum(array)
-
-    def is_same(self, one: Any, other: Any) -> bool:
-        return contents.is_same_array(one, other)
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         found = require_array(target.value, leaf, info)

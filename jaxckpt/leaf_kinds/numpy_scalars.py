@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxckpt.leaf_kinds import contents, dtypes
+from jaxckpt.leaf_kinds import contents
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.fitting import conversion, require_array, require_shape
-from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, LeafKind, Terms
+from jaxckpt.leaf_kinds.kind import WHOLE, Content, Delivery, Terms
+from jaxckpt.leaf_kinds.numpy_kind import NumpyKind
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.tree.flatten import Leaf
 
 
-class _NumpyScalars(LeafKind):
+class _NumpyScalars(NumpyKind):
     name = "numpy scalar"
     reader_name = "numpy scalar"
     stored_as = (notes.NUMPY_SCALAR.word,)
@@ -24,19 +25,9 @@ class _NumpyScalars(LeafKind):
     def owns(self, value: Any) -> bool:
         return isinstance(value, np.generic)
 
-    def refusal(self, value: Any, action: str) -> str | None:
-        return dtypes.refusal(value.dtype)
-
     def take(self, leaf: Leaf, copy: bool) -> Content:
         contents.require_storable(leaf, leaf.value.dtype)
         return contents.whole("scalar", np.asarray(leaf.value), notes.NUMPY_SCALAR.word)
-
-    def digest(self, value: Any) -> str | None:
-        array = np.asarray(value)
-        return None if array.dtype.hasobject else contents.checksum(array)
-
-    def is_same(self, one: Any, other: Any) -> bool:
-        return contents.is_same_array(one, other)
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         found = require_array(target.value, leaf, info)

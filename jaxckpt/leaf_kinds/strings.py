@@ -21,6 +21,7 @@ class _Strings(LeafKind):
         return type(value) is str
 
     def take(self, leaf: Leaf, copy: bool) -> Content:
+        contents.require_text(leaf.name, leaf.value)
         return StringContent(leaf.value)
 
     def digest(self, value: Any) -> str | None:

@@ -57,7 +57,12 @@ class Validated:
     @property
     def cast(self) -> list[str]:
         """Names of the leaves whose dtype is converted because the caller asked for it."""
-        return [each.name for each in self.conversions.values() if each.rule is Rule.CAST]
+        return list(self.casts)
+
+    @property
+    def casts(self) -> dict[str, str]:
+        """The stored and the new dtype of these leaves, as a text, by name."""
+        return {each.name: each.change for each in self.conversions.values() if each.rule is Rule.CAST}
 
 
 def validate(pairs: Sequence[Pair], stored: Source, *, cast: bool, tolerant: bool = False) -> Validated:
@@ -136,7 +141,7 @@ def load(
     found = validate(pairs, stored, cast=cast)
     if found.mismatched and not skip_mismatched:
         error = next(iter(found.mismatched.values()))
-        raise ValueError(f"{error} To let it keep its value, call restore(path, skip_mismatched=True).")
+        raise ValueError(f"{error} To let it keep its value, pass skip_mismatched=True to restore() or read().")
     values = {
         target.name: placement.load_text(target, leaf, stored.string(leaf))
         for target, leaf in found.pairs

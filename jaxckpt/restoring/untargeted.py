@@ -1,13 +1,13 @@
 """Reads a checkpoint, or a part of it, without targets, into nested dicts and lists."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
+from jaxckpt._lib import user_code
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
 from jaxckpt.leaf_kinds.registry import stored_kind
@@ -81,7 +81,7 @@ def pure_dict(stored: OpenCheckpoint, part: StoredTree) -> Any:
 
 def _warned(stored: OpenCheckpoint, value: Any, left_out: LeftOut) -> Any:
     for reason, names in left_out.items():
-        warnings.warn(f"{stored.path}: {reason}: {', '.join(names)}", UserWarning, stacklevel=4)
+        user_code.warn(f"{stored.path}: {reason}: {', '.join(names)}", UserWarning)
     return value
 
 
@@ -164,3 +164,9 @@ def without_nested(tree: StoredTree) -> tuple[list[StoredLeaf], list[StoredLeaf]
         is_below = any(texts[:depth] in paths for depth in range(len(texts)))
         (below if is_below else fitting).append(leaf)
     return fitting, below
+
+
+def text_array(text: str) -> np.ndarray:
+    """Returns a text as an array without axes."""
+    # An array of numpy's str dtype drops null characters at the end of the text.
+    return np.array(text, dtype=object) if text.endswith("\0") else np.asarray(text)

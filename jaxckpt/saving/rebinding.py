@@ -6,8 +6,6 @@ For example::
     manager.save()  # Saves checkpoint.params, which is still the first value.
 """
 
-import sys
-import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxckpt._lib import user_code
 from jaxckpt.tree.flatten import Flat
 
 _STEPS = frozenset({"step", "steps", "global_step", "iteration", "iterations", "epoch"})
@@ -64,12 +63,11 @@ class RebindingWatch:
         if self._has_warned or last is None or not _is_stale(last, seen):
             return
         self._has_warned = True
-        warnings.warn(
+        user_code.warn(
             "The step has moved since the last save, but every array of this Checkpoint is still the very same object. A Checkpoint "
             "keeps the values that were assigned to it: after `params = update(params)` assign `checkpoint.params = params`, and then "
             "save. (If the arrays are not meant to change, ignore this warning; it is issued once.)",
             UserWarning,
-            stacklevel=_callers_level(),
         )
 
 
@@ -122,11 +120,3 @@ def _has_moved(last: Any, now: Any) -> bool:
     if isinstance(last, weakref.ref) and isinstance(now, weakref.ref):
         return last() is not now()
     return type(last) is type(now) and bool(last != now)
-
-
-def _callers_level() -> int:
-    """Returns the `stacklevel` with which our caller's `warnings.warn` names the first frame outside of this package."""
-    level, frame, package = 1, sys._getframe(1), __name__.partition(".")[0]
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        level, frame = level + 1, frame.f_back
-    return level

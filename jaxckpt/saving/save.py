@@ -5,13 +5,13 @@
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
 from jaxckpt import storage, telemetry
+from jaxckpt._lib import user_code
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.directory import free_numbers, paths
@@ -251,10 +251,9 @@ class Save:
                 self._hooks.finished(self._place)
             except Exception as error:
                 # The checkpoint is saved. The save must not fail because an old checkpoint could not be deleted.
-                warnings.warn(
+                user_code.warn(
                     f"{self._place} is saved, but old checkpoints could not be deleted: {type(error).__name__}: {error}",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
 
 

@@ -6,7 +6,7 @@ from jaxckpt.storage.commit.committer import Leftover
 from jaxckpt.storage.commit.limits import check
 from jaxckpt.storage.commit.save import save
 from jaxckpt.storage.facts import NO_FACTS, SaveFacts, read_facts
-from jaxckpt.storage.joint import check_part, write_jointly, write_part
+from jaxckpt.storage.joint import check_part, save_token, write_jointly, write_part
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.storage.opening import open_checkpoint
 from jaxckpt.storage.orbax_runs import latest_step
@@ -31,6 +31,7 @@ __all__ = [
     "open_checkpoint",
     "read_facts",
     "save",
+    "save_token",
     "sweep",
     "verify",
     "write_jointly",

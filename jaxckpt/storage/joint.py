@@ -47,7 +47,27 @@ def check_part(path: str, settings: WriteSettings) -> None:
         )
 
 
-def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: int) -> None:
+def save_token(new: str) -> str:
+    """Returns what tells the save that works on a directory from another one that has its name later.
+
+    Args:
+      new: directory of the item.
+
+    Returns:
+      The token of its lease in a bucket. Empty elsewhere: the name of a temporary directory is used once.
+
+    Raises:
+      FileNotFoundError: a save does not work there any more.
+    """
+    if not committer_of(new).in_place:
+        return ""
+    lease = leases.read(new)
+    if lease is None:
+        raise FileNotFoundError(errno.ENOENT, "No save is working here any more", new)
+    return lease.owner.token
+
+
+def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: int, token: str) -> None:
     """Writes the pieces of this process, and syncs them.
 
     Args:
@@ -55,6 +75,8 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
       snapshot: the snapshot, with the pieces of this process.
       settings: how to write them.
       process: index of this process.
+      token: what `save_token` returned to the process that began the save. This process may have been suspended since, and another save
+        may have the directory now.
 
     Raises:
       OSError: with errno; ENOENT if the others have given up on this process.
@@ -63,7 +85,7 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
     settings = layout.limited(settings, stores.store_of(new).largest_file)
     entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
     try:
-        _write_part(new, entries, settings, process, snapshot.groups, snapshot.transfer)
+        _write_part(new, entries, settings, part_name(process, token), token, snapshot.groups, snapshot.transfer)
     except Exception as error:
         found = None if isinstance(error, OSError) else faults.os_error(error, new)
         if found is None:
@@ -75,14 +97,15 @@ def _write_part(
     new: str,
     entries: Sequence[Entry],
     settings: WriteSettings,
-    process: int,
+    name: str,
+    token: str,
     groups: Sequence[Sequence[Entry]] | None,
     transfer: Transfer,
 ) -> None:
     if committer_of(new).in_place:
         check_part(new, settings)
-        token = _token(new)
-        directory = os.path.join(new, part_name(process, token))
+        directory = os.path.join(new, name)
+        _require_save(new, token)
         with _not_abandoned(new, token, directory):
             writer.write_arrays(directory, entries, settings, groups, transfer)
     elif not layout.uses_ocdbt(settings):
@@ -90,18 +113,17 @@ def _write_part(
         writer.write_arrays(new, entries, settings, groups, transfer)
         stores.sync_tree(new)
     else:
-        directory = os.path.join(new, part_name(process))
+        directory = os.path.join(new, name)
         os.mkdir(directory)
         writer.write_arrays(directory, entries, settings, groups, transfer)
         stores.sync_tree(directory)
 
 
-def _token(new: str) -> str:
-    """Returns the token of the save that works on a directory in a bucket."""
+def _require_save(new: str, token: str) -> None:
+    """Raises FileNotFoundError unless the save with a token works on a directory in a bucket."""
     lease = leases.read(new)
-    if lease is None:
-        raise FileNotFoundError(errno.ENOENT, "No save is working here any more", new)
-    return lease.owner.token
+    if lease is None or lease.owner.token != token:
+        raise FileNotFoundError(errno.ENOENT, "The save was given up meanwhile", new)
 
 
 @contextlib.contextmanager
@@ -119,10 +141,11 @@ def _not_abandoned(new: str, token: str, directory: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lease = leases.read(new)
-        if lease is None or lease.owner.token != token:
+        try:
+            _require_save(new, token)
+        except FileNotFoundError:
             stores.remove_tree(directory)
-            raise FileNotFoundError(errno.ENOENT, "The save was given up meanwhile", new)
+            raise
 
 
 def _has_pieces(entry: Entry) -> bool:
@@ -134,6 +157,7 @@ def write_jointly(
     snapshot: Snapshot,
     settings: WriteSettings,
     process: int,
+    token: str,
     begin_others: Callable[[], Sequence[int]],
     end_others: Callable[[], None],
 ) -> None:
@@ -144,6 +168,7 @@ def write_jointly(
       snapshot: the snapshot. It describes every leaf, but has only the pieces of this process.
       settings: how to write it.
       process: index of this process.
+      token: what `save_token` returned for `new`, which the other processes were told.
       begin_others: tells the other processes to begin writing their parts, and returns the indices of those that do.
       end_others: waits until these have finished.
 
@@ -152,18 +177,17 @@ def write_jointly(
       TimeoutError: after `settings.timeout_secs`.
     """
     parts = begin_others()
-    write_part(new, snapshot, settings, process)
+    write_part(new, snapshot, settings, process, token)
     end_others()
     if layout.uses_ocdbt(settings):
-        writer.merge(new, _databases(new, (process, *parts)), settings.timeout_secs)
+        writer.merge(new, _databases(new, (process, *parts), token), settings.timeout_secs)
     tree_text.write(new, snapshot, settings)
 
 
-def _databases(new: str, processes: Sequence[int]) -> list[str]:
+def _databases(new: str, processes: Sequence[int], token: str) -> list[str]:
     """Returns the names of the databases that these processes have written."""
-    if not committer_of(new).in_place:
-        return [part_name(process) for process in processes]
-    token = _token(new)
     names = [part_name(process, token) for process in processes]
+    if not committer_of(new).in_place:
+        return names
     # In a bucket, a process without pieces does not write a database.
     return [name for name in names if kvstore.is_ocdbt(os.path.join(new, name))]

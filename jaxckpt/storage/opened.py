@@ -5,7 +5,6 @@ chunk against its checksum, when they are read.
 """
 
 import dataclasses
-import errno
 import os
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -16,11 +15,10 @@ from jaxckpt._lib import bounds
 from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import damage
 from jaxckpt.errors import CheckpointError, CorruptCheckpointError
-from jaxckpt.storage import absent, checks, faults, foreign, orbax_runs, stores
+from jaxckpt.storage import checks, faults, finding, orbax_runs, stores
 from jaxckpt.storage.arrays import kvstore
-from jaxckpt.storage.arrays.stored import ArrayInfo, ArrayStream, StoredArrays
-from jaxckpt.storage.commit import checkpoints, in_flight, recognition
-from jaxckpt.storage.commit.choice import committer_of
+from jaxckpt.storage.arrays.stored import ArrayInfo, StoredArrays
+from jaxckpt.storage.arrays.stream import ArrayStream
 from jaxckpt.storage.commit.presence import Presence
 from jaxckpt.storage.item import description, digests, strings, tree_metadata
 from jaxckpt.storage.ocdbt.model import OCDBT_MANIFEST
@@ -75,14 +73,14 @@ class StoredCheckpoint:
         self.digests: dict[str, digests.Noted] | None = None
         self.record: dict[str, Any] = {}
         self._known: dict[str, bytes] = {}
-        self._refuse_absent()
+        finding.refuse_absent(path)
         self.presence = Presence(path)
         with self.presence:
             self._open(timeout_secs, has_targets)
 
     def _open(self, timeout_secs: float, has_targets: bool) -> None:
         # The working directory may change before the data is read.
-        item = self._item()
+        item = finding.item_of(self.path, self._names)
         self.directory = stores.absolute(item.directory)
         self.inside = Inside(self.directory, stores.absolute(self.path))
         text = self.read_file(tree_metadata.FILE)
@@ -110,40 +108,6 @@ class StoredCheckpoint:
         except CorruptCheckpointError:
             return leaf
         return leaf._replace(value_type="np.ndarray")
-
-    def _refuse_absent(self) -> None:
-        path = self.path
-        if not committer_of(path).is_there(path):
-            if (process := in_flight.saving(path)) is not None:
-                raise FileNotFoundError(
-                    errno.ENOENT,
-                    f"Not committed yet: {process} is saving this checkpoint now. Wait for the save with sync(), or with "
-                    "checkpoints_iterator() in another program",
-                    path,
-                )
-            raise FileNotFoundError(errno.ENOENT, absent.nothing_there(path), path)
-        if (target := foreign.broken_link(path)) is not None:
-            what = f"This link leads to {target}, which does not exist: the checkpoint was deleted or moved. Pass one that exists"
-            raise FileNotFoundError(errno.ENOENT, what, path)
-
-    def _item(self) -> orbax_runs.Item:
-        path = self.path
-        if stores.is_local(path) and stores.is_directory(path):
-            # If the directory may not be read, this raises OSError. Otherwise it would look like a missing checkpoint.
-            stores.names(path)
-        if not recognition.is_temporary(path):
-            found = checkpoints.item_directories(path)
-            if found:
-                return orbax_runs.choose(path, found, self._names)
-        recognised = foreign.describe(path)
-        if recognised is None and stores.is_directory(path) and checkpoints.is_checkpoint(path):
-            raise CorruptCheckpointError.at(
-                os.path.join(path, tree_metadata.FILE),
-                "this file of the checkpoint is missing. Restore another checkpoint.",
-            )
-        if committer_of(path).in_place and not checkpoints.is_checkpoint(path):
-            raise CheckpointError(f"{path} is not a committed Orbax checkpoint: it has no commit_success.txt.")
-        raise CheckpointError(f"{path} is not an Orbax checkpoint: {recognised or f'it has no {tree_metadata.FILE}.'}")
 
     def read_file(self, name: str) -> bytes:
         """Returns the content of a metadata file, `name` in the directory. Raises CorruptCheckpointError or OSError."""

@@ -44,7 +44,7 @@ class Source(Protocol):
 
 
 class Stream(Protocol):
-    """Reads a box of an array block by block; see `arrays.stored.ArrayStream`.
+    """Reads a box of an array block by block; see `arrays.stream.ArrayStream`.
 
     Attributes:
       nbytes: size of the box in bytes.

@@ -76,7 +76,8 @@ def round_trip(directory: str, io: int | None, asynchronous: bool, orbax: dict[s
             exact = checkpoint.write(f"{directory}/exact", given)
             for name, value in values(2).items():
                 setattr(checkpoint, name, value)
-            assert checkpoint.write(f"{directory}/exact", given) == exact  # Over the first one.
+            # This replaces the first one.
+            assert checkpoint.write(f"{directory}/exact", given) == exact
             checkpoint.sync()
             restored(exact, given, 2)
             manager = jaxckpt.CheckpointManager(checkpoint, f"{directory}/run", max_to_keep=2, options=given)
@@ -89,7 +90,8 @@ def round_trip(directory: str, io: int | None, asynchronous: bool, orbax: dict[s
         latest = jaxckpt.latest_checkpoint(f"{directory}/run", given)
         assert latest is not None
         restored(latest, given, 5)
-    assert jaxckpt.load_checkpoint(exact).get_tensor("host/text") == "text 2"  # Every process on its own.
+    # Every process reads on its own.
+    assert jaxckpt.load_checkpoint(exact).get_tensor("host/text") == "text 2"
     return [exact, kept, latest]
 
 

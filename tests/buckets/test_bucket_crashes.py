@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from storage_server import Bucket, Request
+from bucket_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import storage
@@ -144,7 +144,8 @@ def test_killed_while_saving(bucket: Bucket, when: Callable[[Request], bool], re
 def test_killed_while_replacing(bucket: Bucket, when: Callable[[Request], bool], look_first: bool) -> None:
     path = checkpoint(1).write(bucket.path("best"))
     run_and_kill(bucket, "write", path, when)
-    if look_first:  # Readers need not be able to write.
+    # Readers need not be able to write.
+    if look_first:
         bucket.rule(lambda request: 403 if request.action in ("write", "delete") else None)
         assert storage.is_checkpoint(path)
         assert stored(path) in (1, 2)
@@ -253,7 +254,7 @@ class TestLiveSaves:
         assert checkpoint(1).save(bucket.path("ckpt")) == bucket.path("ckpt-1" if silent else "ckpt-2")
 
     def test_a_note_that_names_a_place_elsewhere(self, bucket: Bucket) -> None:
-        """Somebody else's lease decides about nothing but the directory that it is in."""
+        """The lease of another writer decides about the directory that it is in, and about nothing else."""
         precious = checkpoint(7).write(bucket.path("precious/best"))
         beside = checkpoint(8).write(bucket.path("run/mine"))
         for staged in (precious, beside, bucket.path("run")):
@@ -285,8 +286,8 @@ class TestLiveSaves:
             checkpoint(1).save(bucket.path("ckpt"))
         assert not storage.is_checkpoint(bucket.path("ckpt-1"))
 
-    def test_a_lost_answer_is_not_somebody_else(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What was written, and is written again because nobody heard of it, meets itself."""
+    def test_a_lost_answer_is_not_another_writer(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A write whose answer was lost is repeated, and meets its own result."""
         monkeypatch.setattr(leases, "RENEW_SECS", 0.05)
         writes = 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from storage_server import Bucket, Request
+from bucket_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import storage
@@ -36,12 +36,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class TestMissingBucket:
     def test_saving(self, bucket: Bucket) -> None:
         with pytest.raises(FileNotFoundError, match="No such bucket"):
-            checkpoint().save(f"{bucket.server.scheme}test-nobody-made-this/run/ckpt")
+            checkpoint().save(f"{bucket.server.scheme}test-no-such-bucket/run/ckpt")
 
     def test_reading(self, bucket: Bucket) -> None:
         with pytest.raises(FileNotFoundError):
-            checkpoint().restore(f"{bucket.server.scheme}test-nobody-made-this/run/ckpt-1")
-        assert jaxckpt.latest_checkpoint(f"{bucket.server.scheme}test-nobody-made-this/run") is None
+            checkpoint().restore(f"{bucket.server.scheme}test-no-such-bucket/run/ckpt-1")
+        assert jaxckpt.latest_checkpoint(f"{bucket.server.scheme}test-no-such-bucket/run") is None
 
 
 class TestRefusedPermission:
@@ -114,7 +114,7 @@ class TestRefusedPermission:
         assert {key: stores.read(bucket.path(key)) for key in bucket.keys} == before
 
     def test_an_empty_directory_is_empty(self, bucket: Bucket) -> None:
-        """Also while somebody begins to write there: that is no refused listing."""
+        """Also while another process begins to write there: its listing is not refused."""
         path = bucket.path("run")
 
         def rule(request: Request) -> None:
@@ -156,7 +156,8 @@ class TestUnreachable:
         assert saved.save_counter == 0
         assert jaxckpt.latest_checkpoint(bucket.path("run")) == first
         checkpoint().restore(first).assert_consumed()
-        assert saved.save(bucket.path("run/ckpt")) == bucket.path("run/ckpt-3")  # The name was still in use.
+        # The name was still in use.
+        assert saved.save(bucket.path("run/ckpt")) == bucket.path("run/ckpt-3")
         assert {key.split("/")[1] for key in bucket.keys} == {"checkpoint", "ckpt-1", "ckpt-3"}
 
     def test_silence_ends_with_the_timeout(self, bucket: Bucket) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bucket_server import Bucket
 from from_tensorflow import written
 from safetensors.numpy import save_file
-from storage_server import Bucket
 
 import jaxckpt
 from jaxckpt.storage import stores

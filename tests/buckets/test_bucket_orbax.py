@@ -11,7 +11,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from storage_server import Bucket
+from bucket_server import Bucket
 
 import jaxckpt
 from jaxckpt import storage

@@ -11,7 +11,7 @@ from typing import Any
 import bucket_programs
 import numpy as np
 import pytest
-from storage_server import Bucket, Request, Server
+from bucket_server import Bucket, Request, Server
 
 from jaxckpt import storage, testing
 from jaxckpt.storage import joint, stores
@@ -131,8 +131,22 @@ class TestPartOfASaveThatWasGivenUp:
 
     def test_before_it_writes(self, bucket: Bucket) -> None:
         with pytest.raises(FileNotFoundError):
-            joint.write_part(bucket.path("ckpt-1"), part(), WriteSettings(), 1)
+            joint.write_part(bucket.path("ckpt-1"), part(), WriteSettings(), 1, "a-token")
         assert bucket.keys == set()
+
+    def test_before_it_writes_and_another_save_has_begun(self, bucket: Bucket) -> None:
+        """The part must not become one of the other save, which has the same name."""
+        new = bucket.path("ckpt-1")
+        lease = leases.Lease(new, "save")
+        token = joint.save_token(new)
+        lease.release()
+        later = leases.Lease(new, "save")
+        assert joint.save_token(new) != token
+        before = bucket.keys
+        with pytest.raises(FileNotFoundError, match="given up"):
+            joint.write_part(new, part(), WriteSettings(), 1, token)
+        assert bucket.keys == before
+        later.release()
 
     @pytest.mark.parametrize("followed", [False, True])
     def test_while_it_writes(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, followed: bool) -> None:
@@ -149,7 +163,7 @@ class TestPartOfASaveThatWasGivenUp:
 
         monkeypatch.setattr(joint.writer, "write_arrays", late)
         with pytest.raises(FileNotFoundError, match="given up"):
-            joint.write_part(new, part(), WriteSettings(), 1)
+            joint.write_part(new, part(), WriteSettings(), 1, joint.save_token(new))
         for lease in later:
             lease.release()
         assert stores.tree(str(bucket)) == []

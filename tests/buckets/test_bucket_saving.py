@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from storage_server import Bucket, Request
+from bucket_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt import storage
@@ -87,7 +87,7 @@ class TestCheckpoint:
         assert jaxckpt.latest_checkpoint(str(bucket)) is None
 
     def test_numbers_in_use_are_not_given_again(self, bucket: Bucket) -> None:
-        stores.write(bucket.path("ckpt-7/somebody_s"), b"")
+        stores.write(bucket.path("ckpt-7/file_of_a_user"), b"")
         assert checkpoint(1).save(bucket.path("ckpt")) == bucket.path("ckpt-1")
         target = checkpoint(1)
         target.save_counter = 6

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from storage_server import Bucket, Request
+from bucket_server import Bucket, Request
 
 import jaxckpt
 from jaxckpt.storage import stores

@@ -12,8 +12,8 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+from bucket_server import Bucket, Request
 from s3_server import S3Server
-from storage_server import Bucket, Request
 from test_bucket_errors import impatient  # noqa: F401 - a fixture
 
 import jaxckpt

@@ -85,7 +85,8 @@ def test_how_it_was_saved_does_not_matter(write, differences):
 
 
 def test_bits_count(write, differences):
-    payload = np.array([0x7FC00001, 0x80000000], np.uint32).view(np.float32)  # a nan that is not the usual one; -0.0
+    # A nan that is not the usual one, and -0.0.
+    payload = np.array([0x7FC00001, 0x80000000], np.uint32).view(np.float32)
     a = write("a", x=np.array([np.nan, 0.0], np.float32))
     b = write("b", x=payload)
     code, found = differences(a, b)

@@ -45,7 +45,8 @@ def checked(captured: object, lines: int | None = None) -> str:
 @pytest.fixture
 def paths(tmp_path):
     """Two checkpoints that differ, with such names, in a directory that has such a name."""
-    evil = EVIL.replace("\x00", "")  # Which no file system takes.
+    # A file system does not take the null character.
+    evil = EVIL.replace("\x00", "")
     directory = tmp_path / f"dir{evil}{KEPT}"
     state = {f"leaf{EVIL}{KEPT}": np.arange(4096.0), f"text{EVIL}": f"value{EVIL}", "plain": 1}
     first = jaxckpt.Checkpoint(model=state).save(directory / f"ckpt{evil}")

@@ -76,6 +76,14 @@ numbers: step
     assert "-> every checkpoint is kept" in text
 
 
+@pytest.mark.parametrize("key", ["checkpoint_interval: 10", "numbers: step"])
+def test_a_step_that_the_config_does_not_have(key, config, call):
+    config.write_text(f"directory: runs\nmax_to_keep: 3\n{key}\n")
+    assert "this needs a step_counter, which the program has to give" in call("explain", config).stdout
+    config.write_text(f"directory: runs\nmax_to_keep: 3\n{key}\nstep_counter: 'builtins:int'\n")
+    assert "has to give" not in call("explain", config).stdout
+
+
 def test_json(config, capsys):
     assert main(["explain", "--json", "--set", "options.enable_async=false", str(config)]) == 0
     found = json.loads(capsys.readouterr().out)

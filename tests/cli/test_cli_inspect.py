@@ -50,12 +50,14 @@ def test_text(call, directory):
     assert cells["layers/0..10"][1:8] == ["(2,", "3)", "bfloat16", "66", "132", "B", "jax.Array,"]
     unfolded = call("inspect", "--unfold", directory / "ckpt-1").stdout.splitlines()
     assert [line.strip().split()[0] for line in unfolded if "bfloat16" in line] == [str(index) for index in range(11)]
-    total = 11 * 12 + 128 + 5 + 8 + 6 + 3 + 8 + 8 + 8
-    assert lines[-1].startswith(f"19 leaves, 103 array elements, {total} B ({total} bytes)")
+    # Neither the text nor the save counter is an array.
+    total = 11 * 12 + 128 + 5 + 8 + 3 + 8 + 8
+    assert lines[-1].startswith(f"19 leaves, 103 array elements, {total} B ({total} bytes) of arrays")
 
 
 def test_json(directory, capsys):
-    assert main(["inspect", "--json", str(directory)]) == 0  # The directory stands for its latest.
+    # The directory stands for its latest.
+    assert main(["inspect", "--json", str(directory)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["path"] == f"{directory}/ckpt-1"
     leaves = {leaf["name"]: leaf for leaf in found["leaves"]}
@@ -67,8 +69,25 @@ def test_json(directory, capsys):
     assert leaves["model/key"]["key_impl"] == "threefry2x32"
     assert leaves["model/name"]["dtype"] is None
     assert found["total"]["leaves"] == len(leaves)
-    assert found["total"]["bytes"] == sum(leaf["bytes"] for leaf in leaves.values())
+    beside = leaves["model/name"]["bytes"] + leaves["save_counter"]["bytes"]
+    assert found["total"]["bytes"] == sum(leaf["bytes"] for leaf in leaves.values()) - beside
     assert found["total"]["bytes_on_disk"] > found["total"]["bytes"]
+
+
+def test_a_checkpoint_has_one_size(tmp_path, call):
+    """Each command counts the bytes of the arrays."""
+    checkpoint = jaxckpt.Checkpoint(model={"w": np.ones((10, 15), np.float32), "text": "some words"}, step=3)
+    path = jaxckpt.CheckpointManager(checkpoint, tmp_path / "run", max_to_keep=2).save()
+    (report,) = json.loads(call("report", "--json", tmp_path / "run").stdout)["saves"]
+    (verified,) = json.loads(call("verify", "--json", path).stdout)
+    sizes = {
+        "report": report["save"]["bytes"],
+        "verify": verified["bytes"],
+        "inspect": json.loads(call("inspect", "--json", path).stdout)["total"]["bytes"],
+        "convert": json.loads(call("convert", "--json", path, tmp_path / "new").stdout)["bytes"],
+    }
+    assert sizes == dict.fromkeys(sizes, 608)
+    assert "identical: 4 leaves, 608 B, bit for bit" in call("diff", path, tmp_path / "new").stdout
 
 
 def test_a_checkpoint_of_plain_orbax(tmp_path, capsys):
@@ -84,7 +103,8 @@ def test_a_checkpoint_of_plain_orbax(tmp_path, capsys):
 def test_an_empty_checkpoint(tmp_path, capsys):
     path = jaxckpt.Checkpoint().write(tmp_path / "empty")
     assert main(["inspect", path]) == 0
-    assert "1 leaf, 8 B" in capsys.readouterr().out  # save_counter
+    # The one leaf is save_counter, which is not stored as an array.
+    assert "1 leaf, 0 B (0 bytes) of arrays" in capsys.readouterr().out
 
 
 def test_a_directory_without_checkpoints(tmp_path, capsys):

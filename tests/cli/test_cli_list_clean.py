@@ -18,7 +18,7 @@ from jaxckpt.cli import main
 
 @pytest.fixture
 def directory(tmp_path):
-    """Three checkpoints saved by a manager, of which it keeps two, and one that nobody registered."""
+    """Three checkpoints saved by a manager, of which it keeps two, and one that is not registered."""
     checkpoint = jaxckpt.Checkpoint(w=np.zeros(1000, np.float32))
     manager = jaxckpt.CheckpointManager(checkpoint, tmp_path, max_to_keep=2)
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_list_json(directory, capsys):
 def test_list_of_nothing(tmp_path, capsys):
     assert main(["list", str(tmp_path)]) == 1
     captured = capsys.readouterr()
-    assert captured.out == f"{tmp_path}: 0 checkpoints, 0 B\n"
+    assert captured.out == f"{tmp_path}: 0 checkpoints, 0 B on disk\n"
     assert captured.err == f"jaxckpt list: error: {tmp_path} holds no checkpoint: it is an empty directory.\n"
     (tmp_path / "notes.txt").write_text("nothing that is known")
     assert main(["list", "--json", str(tmp_path)]) == 1

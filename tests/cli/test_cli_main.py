@@ -51,6 +51,20 @@ def test_an_option_that_a_command_does_not_have(command, tmp_path, capsys):
     assert f"usage: jaxckpt {command}" in capsys.readouterr().err
 
 
+def test_an_option_of_other_commands(tmp_path, capsys):
+    for arguments, hint in (
+        (
+            ["list", "--html", "page.html", str(tmp_path)],
+            "`jaxckpt inspect`, `jaxckpt diff` and `jaxckpt report` have --html.",
+        ),
+        (["inspect", "--cast=bfloat16", str(tmp_path)], "`jaxckpt convert` has --cast."),
+        (["list", "--jsn", str(tmp_path)], "Did you mean --json?"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert capsys.readouterr().err.rstrip().endswith(hint)
+
+
 def test_version(cli):
     done = cli("--version")
     assert (done.returncode, done.stdout) == (0, f"jaxckpt {jaxckpt.__version__}\n")
@@ -71,7 +85,8 @@ def test_a_prefix_instead_of_a_path_is_explained(tmp_path, capsys):
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith(f"jaxckpt inspect: error: {tmp_path}/ckpt: ")
-    assert "-1" in line  # The most frequent reason: a prefix instead of the path that save() returned.
+    # The most frequent reason is a prefix instead of the path that save() returned.
+    assert "-1" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -207,7 +222,8 @@ def test_short_work_shows_no_progress(monkeypatch):
 
 
 def test_names_that_are_not_text_are_printed_escaped(tmp_path, cli, capsys):
-    directory = Path(f"{tmp_path}/caf\udce9")  # A name in Latin-1, as Python shows it.
+    # A name in Latin-1, as Python shows it.
+    directory = Path(f"{tmp_path}/caf\udce9")
     directory.mkdir()
     done = cli("list", directory)
     assert "/caf\\udce9: 0 checkpoints" in done.stdout

@@ -12,7 +12,7 @@ import pytest
 from chromium import needs_chromium, rendered
 
 import jaxckpt
-from jaxckpt.cli import diff_page, shardings
+from jaxckpt.cli import diff_page, inspect_page, report_page, shardings
 from jaxckpt.cli.page import Section, Table, graphs, safe, write_page
 from jaxckpt.leaf_kinds.described import LeafMetadata
 
@@ -37,18 +37,43 @@ def pair(tmp_path):
     return first, second
 
 
+def test_every_axis_has_a_title(pair, tmp_path, call, monkeypatch):
+    drawn = []
+    for module in (inspect_page, diff_page, report_page):
+        monkeypatch.setattr(module, "write_page", lambda *arguments: drawn.extend(arguments[-1]))
+    first, second = pair
+    checkpoint = jaxckpt.Checkpoint(model={"w": np.ones(3)})
+    jaxckpt.CheckpointManager(checkpoint, tmp_path / "run", 2).save(metrics={"loss": 0.5})
+    page = tmp_path / "page.html"
+    assert call("inspect", "--html", page, first).returncode == 0
+    assert call("diff", "--html", page, first, second).returncode == 1
+    assert call("report", "--html", page, tmp_path / "run").returncode == 0
+    axes = {}
+    for section in drawn:
+        for figure in section.figures:
+            for axis in (figure.layout.xaxis, figure.layout.yaxis):
+                # A treemap has none, and the leaves without a layer are one column.
+                if axis.visible is not False and list(axis.ticktext or "?") != [""]:
+                    axes.setdefault(section.title, []).append(axis.title.text)
+    # The pictures of layouts name an axis only if the array has it.
+    assert {"By layer and kind", "Other leaves", "Statistics", "Timeline", "Metrics"} < axes.keys()
+    del axes["How arrays lay on the mesh"]
+    assert all(all(titles) for titles in axes.values()), axes
+
+
 def test_pages_are_written(pair, tmp_path, call):
     first, second = pair
     page = tmp_path / "page.html"
     done = call("inspect", "--html", page, first)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == f"pictures: {page}"
+    assert done.stdout.splitlines()[-1] == f"wrote {page}"
     text = page.read_text()
     assert text.startswith("<!doctype html>")
     assert "NaN or infinite numbers are in: model/bad." in text
     assert "of (8, 4)" in text
     # It replaces an older page, but nothing else.
-    assert call("diff", "--html", page, first, second).returncode == 1
+    done = call("diff", "--html", page, first, second)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, f"wrote {page}")
     assert "4 of 14 leaves differ" in page.read_text()
     page.write_text("notes")
     done = call("diff", "--html", page, first, second)

@@ -85,6 +85,27 @@ def test_lines_wrap_between_words(terminal):
     assert all(len(line) <= 80 or line == "/a/path/" + "x" * 90 for line in lines)
 
 
+@pytest.mark.parametrize("head", ["  ", "    ", "  -> ", "    - ", "- "])
+def test_wrapped_lines_keep_their_indentation(head, terminal):
+    text = head + "words of a line " * 12
+    lines, _ = terminal(lambda: output.print_line(text))
+    assert len(lines) > 2
+    assert lines[0].startswith(f"{head}words")
+    assert all(re.match(f" {{{len(head)}}}[a-z]", line) for line in lines[1:])
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_usage_errors_wrap_between_words(terminal, monkeypatch):
+    def call():
+        monkeypatch.setattr(sys, "stderr", sys.stdout)
+        with pytest.raises(SystemExit):
+            main(["inspekt"])
+
+    lines, _ = terminal(call)
+    assert "inspekt" in " ".join(lines)
+    assert all(len(line) <= 80 for line in lines), lines
+
+
 def test_rows_that_do_not_fit_take_several_lines(terminal):
     rows = [("n" * 50, "a" * 30, "word " * 30), ("short", "b", "c")]
     lines, _ = terminal(lambda: output.print_table(("name", "first", "second"), rows))

@@ -300,7 +300,7 @@ def test_sources_that_are_none(source: Any) -> None:
         ),
         (b"a: 1\nb: c: d\n", "bad.yaml:2: expected valid YAML, got an error: mapping values are not allowed here"),
         (b"a: 1\n--- \nb: 2\n", "bad.yaml:2: expected valid YAML, got an error: expected a single document"),
-        (b"a: *nobody\n", "bad.yaml:1: expected valid YAML, got an error: found undefined alias"),
+        (b"a: *unknown\n", "bad.yaml:1: expected valid YAML, got an error: found undefined alias"),
         (b"a: \x01\n", "bad.yaml: expected valid YAML, got an error: "),
         (b"[" * 5000, "bad.yaml:1: expected at most 64 levels of mappings and lists, got more"),
         (b"directory: \xff\n", "bad.yaml: expected text in UTF-8, got other bytes"),
@@ -533,7 +533,8 @@ OTHERS = [True, np.bool_(True), None, [], {}, "3", "ckpt", "", "a/b", "a\0b", ".
 )
 def test_the_config_refuses_what_the_manager_refuses(tmp_path: Path, name: str, value: Any) -> None:
     arguments = {"directory": tmp_path / "d", "max_to_keep": 2, "step_counter": step, name: value}
-    plain = value.item() if isinstance(value, np.generic) else value  # what a config makes of numpy's scalars
+    # A config makes Python's numbers of numpy's scalars.
+    plain = value.item() if isinstance(value, np.generic) else value
     try:
         CheckpointManager(jaxckpt.Checkpoint(x=1), **{**arguments, name: plain})
     except (TypeError, ValueError, OverflowError):

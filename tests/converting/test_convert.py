@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-import safetensors
+import safetensors.numpy
 from flax import nnx
 from from_tensorflow import written
 
@@ -254,6 +254,33 @@ def test_an_existing_target(target: str, source: str, tmp_path: Path, capsys: py
         assert (tmp_path / "d.safetensors").is_dir()
     assert run(source, source, "--overwrite") == 1
     assert jaxckpt.verify(source).ok
+
+
+@pytest.mark.parametrize("ending", [".safetensor", ".safetensros", ".SafeTensors"])
+def test_a_mistyped_ending(ending: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(tmp_path.iterdir())
+    assert run(source, f"{tmp_path}/x{ending}") == 1
+    error = capsys.readouterr().err
+    assert f"mistyped '.safetensors'. Give '{tmp_path}/x.safetensors'" in error
+    assert sorted(tmp_path.iterdir()) == before
+    # A slash insists on a checkpoint; other endings are only names.
+    for target in (f"x{ending}/", "x.save", "x.tensors"):
+        assert run(source, f"{tmp_path}/{target}") == 0
+        assert (tmp_path / target / "_METADATA").exists()
+
+
+def test_other_names_that_the_target_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {f"model.layers.{number}.weight": np.full(2, number, np.float32) for number in range(2)}
+    safetensors.numpy.save_file({**weights, "bias": np.ones(2, np.float32)}, tmp_path / "theirs.safetensors")
+    assert jaxckpt.load_checkpoint(tmp_path / "theirs.safetensors").has_tensor("model/layers/1/weight")
+    assert run(tmp_path / "theirs.safetensors", tmp_path / "dots") == 0
+    error = capsys.readouterr().err
+    assert "2 leaves can be read from the source under another name too, such as 'model/layers/0/weight'" in error
+    assert "--rename model=model" in error
+    assert not jaxckpt.load_checkpoint(tmp_path / "dots").has_tensor("model/layers/1/weight")
+    assert run(tmp_path / "theirs.safetensors", tmp_path / "slashes", "--rename", "model=model") == 0
+    assert capsys.readouterr().err == ""
+    assert jaxckpt.load_checkpoint(tmp_path / "slashes").has_tensor("model/layers/1/weight")
 
 
 def test_several_files(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

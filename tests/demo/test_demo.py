@@ -73,14 +73,16 @@ def test_a_run(undisturbed):
     assert "starting at step 0" in text
     assert f"saved {directory}/ckpt-4: training blocked " in text
     assert text.count("  saved ") == _STEPS // 4
-    assert text.count(" ms, written in ") == _STEPS // 4 + 1  # and in the summary
+    # The words are in the summary too.
+    assert text.count(" ms, written in ") == _STEPS // 4 + 1
     assert f"trained {_STEPS} steps to step {_STEPS}: loss " in text
 
     table = Path(directory, "losses.csv").read_text().splitlines()
     assert table[0] == "step,loss"
     assert [int(line.split(",")[0]) for line in table[1:]] == list(range(1, _STEPS + 1))
     values = [float(line.split(",")[1]) for line in table[1:]]
-    assert np.mean(values[-20:]) < 0.5 * np.mean(values[:20])  # It learns.
+    # The model learns.
+    assert np.mean(values[-20:]) < 0.5 * np.mean(values[:20])
 
     state = jaxckpt.get_checkpoint_state(directory)
     assert [Path(path).name for path in state.all_model_checkpoint_paths] == [f"ckpt-{_STEPS - 4}", f"ckpt-{_STEPS}"]
@@ -117,7 +119,8 @@ def blank(leaf):
 
 def test_run_again_it_goes_on_where_it_stopped(config, undisturbed, cli, tmp_path, capsys):
     begin = ["demo", "--json", "--config", config, "--dir", tmp_path / "run", "--steps"]
-    first = cli(*begin, 101)  # Not a multiple of the interval: the last step is saved all the same.
+    # 101 is not a multiple of the interval: the last step is saved all the same.
+    first = cli(*begin, 101)
     assert (first.returncode, first.stderr) == (0, "")
     result = json.loads(first.stdout)
     assert (result["restored"], result["first_step"], result["last_step"]) == (None, 0, 101)
@@ -157,7 +160,8 @@ def test_it_survives_an_interrupt_and_kills_at_any_moment(config, undisturbed, c
             ) as process:
                 while rows(directory) < step and process.poll() is None:
                     time.sleep(0.0005)
-                time.sleep(chance.uniform(0, 0.02))  # Anywhere: in a step, a snapshot, a write, a commit, a deletion.
+                # The moment may be anywhere: in a step, a snapshot, a write, a commit, a deletion.
+                time.sleep(chance.uniform(0, 0.02))
                 process.send_signal(number)
             output.seek(0)
             assert process.returncode in (-number, 128 + number), output.read()
@@ -307,7 +311,8 @@ def test_the_line_of_a_save_waits_for_both_times(order):
     second()
     assert lines[0].startswith("  saved d/ckpt-5: training blocked ")
     log.begin(6)
-    log.returned(6, None)  # Nothing was due.
+    # A save was not due.
+    log.returned(6, None)
     assert [save.number for save in log.finished()] == [5]
 
 

@@ -57,7 +57,8 @@ def files(directory):
 def test_the_files_are_on_one_disk(undisturbed):
     directory, text = undisturbed
     assert "starting at step 0" in text
-    assert text.count(" ms, written in ") == _STEPS // 4 + 1  # and in the summary
+    # The words are in the summary too.
+    assert text.count(" ms, written in ") == _STEPS // 4 + 1
     assert f"trained {_STEPS} steps to step {_STEPS}: loss " in text
     assert [len(files(directory / "disks" / f"process-{index}")) > 0 for index in range(3)] == [False, False, True]
     assert sum("disks/process-" in line and line.endswith(" 0 B") for line in text.splitlines()) == 2

@@ -58,13 +58,15 @@ def test_a_run_of_orbax(options: dict[str, Any], args: Any, newest: str, tmp_pat
     assert repr(newest.split("/")[0]) in text
     assert snapshot(tmp_path) == before
     assert manager.latest_checkpoint is None
-    assert manager.restore_or_initialize() is None  # The warning is not repeated.
+    # The warning is not repeated.
+    assert manager.restore_or_initialize() is None
     # What the warning says works.
     manager.checkpoint.restore(f"{tmp_path}/{newest}").assert_existing_objects_matched()
     np.testing.assert_array_equal(manager.checkpoint.value, STATE["value"])
     assert manager.save() == str(tmp_path / "ckpt-1")
     assert before.items() <= snapshot(tmp_path).items()
-    jaxckpt.CheckpointManager(checkpoint(), tmp_path, 3)  # It has a checkpoint of its own now: nothing to say.
+    # The directory has a checkpoint of its own now, so there is nothing to warn of.
+    jaxckpt.CheckpointManager(checkpoint(), tmp_path, 3)
 
 
 def test_a_run_of_flax(tmp_path: Path) -> None:
@@ -98,8 +100,10 @@ def test_nothing_is_said_about_other_things(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes.txt").touch()
     (tmp_path / "2024").touch()
-    (tmp_path / "ckpt-3.index").touch()  # Without data.
-    checkpoint().write(tmp_path / "12")  # jaxckpt's own, under a name that the program chose.
+    # The file with the data is missing.
+    (tmp_path / "ckpt-3.index").touch()
+    # A checkpoint of jaxckpt, under a name that the program chose.
+    checkpoint().write(tmp_path / "12")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         manager = jaxckpt.CheckpointManager(checkpoint(), tmp_path, 3)

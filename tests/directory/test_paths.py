@@ -82,7 +82,8 @@ def test_a_parent_of_what_does_not_exist(relative: bool, options: jaxckpt.Checkp
 def test_the_parent_of_a_link_is_that_of_its_target(
     start: str, options: jaxckpt.CheckpointOptions, place: Path
 ) -> None:
-    checkpoint(5.0).save("c")  # Where the text alone would lead.
+    # The path leads there if only its text counts.
+    checkpoint(5.0).save("c")
     path = checkpoint(1.0).save(f"{start}/c", options)
     assert path == f"{start}/c-1"
     assert (place / "far/away/c-1").is_dir()

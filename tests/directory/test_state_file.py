@@ -40,7 +40,8 @@ times = st.floats(allow_nan=False, allow_infinity=False)
 def records(draw: st.DrawFn, names: st.SearchStrategy[str] = names) -> Records:
     entries = draw(st.dictionaries(names, times, min_size=1, max_size=5))
     borders = draw(st.dictionaries(names | st.just(""), st.floats(0, 1e12), max_size=2))
-    if "" in borders:  # A border for every name says more than a lower one for a single name.
+    # A border for every name says more than a lower one for a single name.
+    if "" in borders:
         borders = {name: at for name, at in borders.items() if not name or at > borders[""]}
     return Records(entries, draw(st.sets(names, max_size=3)), draw(times.filter(bool) | st.just(0.0)), borders=borders)
 
@@ -451,13 +452,15 @@ class TestLatestCheckpoint:
         assert jaxckpt.latest_checkpoint(tmp_path) is None
         assert jaxckpt.get_checkpoint_state(tmp_path) is None
         assert "Ignoring the state file" in caplog.text
-        assert jaxckpt.latest_checkpoint(tmp_path / "checkpoint") is None  # A file, not a directory.
+        # The path is a file, not a directory.
+        assert jaxckpt.latest_checkpoint(tmp_path / "checkpoint") is None
         (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-1"')
         assert jaxckpt.latest_checkpoint(tmp_path) is None
         state = jaxckpt.get_checkpoint_state(tmp_path)
         assert state is not None
         assert state.model_checkpoint_path == str(tmp_path / "ckpt-1")
-        (tmp_path / "ckpt-1").mkdir()  # There, but no checkpoint.
+        # The directory exists, but is not a checkpoint.
+        (tmp_path / "ckpt-1").mkdir()
         assert jaxckpt.latest_checkpoint(tmp_path) is None
         (tmp_path / "ckpt-1").rmdir()
         make_checkpoint(tmp_path / "ckpt-1")

@@ -20,7 +20,7 @@ import jaxckpt
 from jaxckpt import testing
 from jaxckpt.job.agree import leader, meeting
 from jaxckpt.job.modes import fetcher, local_answers, peer_answers, shared, shared_reads
-from jaxckpt.job.protocol import link, messages
+from jaxckpt.job.protocol import link, meeting_messages, messages
 from jaxckpt.job.session import center, peer
 from jaxckpt.storage.arrays import writer
 from jaxckpt.storage.commit import moves
@@ -28,7 +28,8 @@ from jaxckpt.storage.ocdbt import data_file
 from jaxckpt.storage.stores import local
 
 NAMES = ("a", "b", "c")
-COLUMNS = 17_000  # more than what travels in batches
+# More than what travels in batches.
+COLUMNS = 17_000
 
 
 class Outcome(dict[str, Any]):
@@ -58,7 +59,7 @@ _PLACES = {
     "agreed": (link.Link, "send"),
 }
 
-_MESSAGES = {"vote": messages.Confirm, "agreed": messages.Agreed}
+_MESSAGES = {"vote": messages.Confirm, "agreed": meeting_messages.Agreed}
 
 
 @contextlib.contextmanager
@@ -325,7 +326,8 @@ def harassed(prefix: str, io: int, version: float, bombs: list[bytes], silent: i
 
 
 def _resources() -> tuple[int, int]:
-    gc.collect()  # An interrupt may leave references in a circle.
+    # An interrupt may leave references in a circle.
+    gc.collect()
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
@@ -413,7 +415,8 @@ def peak(prefix: str, io: int, megabytes: int, asynchronous: bool) -> tuple[floa
     }
     own = sum(shard.data.nbytes for value in values.values() for shard in value.addressable_shards)
     checkpoint = jaxckpt.Checkpoint(**values)
-    checkpoint.write(prefix, options(io, 60))  # What is made once is not counted.
+    # The first write makes what is made once, which is not counted.
+    checkpoint.write(prefix, options(io, 60))
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
     before = _status("VmRSS")
@@ -443,7 +446,8 @@ def interrupted_at_random(prefix: str, io: int | None, times: int, seed: int) ->
     problems: list[str] = []
     armed = threading.Event()
 
-    def interrupt(*_: object) -> None:  # One, and only inside the call.
+    # One interrupt, and only inside the call.
+    def interrupt(*_: object) -> None:
         if armed.is_set():
             armed.clear()
             raise KeyboardInterrupt
@@ -464,7 +468,8 @@ def interrupted_at_random(prefix: str, io: int | None, times: int, seed: int) ->
             timer.start()
         try:
             try:
-                armed.set()  # Not before: what starts the timer is no part of the call.
+                # Armed here and not before: what starts the timer is not a part of the call.
+                armed.set()
                 if restoring:
                     other.restore(prefix, settings)
                 else:

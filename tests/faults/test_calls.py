@@ -13,7 +13,8 @@ from jaxckpt import testing
 
 pytestmark = [testing.requires_private_disks, pytest.mark.timeout(180)]
 PROCESSES = 3
-PATIENCE = 20.0  # Far more than any bound here; far less than waiting for all bounds in turn.
+# Far more than any bound here; far less than waiting for all bounds in turn.
+PATIENCE = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_a_process_that_comes_late(job: testing.Job, disk: str, numbers: Numbers
     version = numbers.next()
     found = job.run(programs.save, prefix, 1, version, secs=20, late=(late, 1.0))
     assert [each["error"] for each in found] == [None] * PROCESSES
-    # Too late: it raises as well, and naming somebody who was not there any more.
+    # Too late: it raises as well, and names a process that was not there any more.
     found = job.run(programs.save, prefix, 1, numbers.next(), secs=2, late=(late, 5.5))
     for process in range(PROCESSES):
         if process != late:
@@ -137,7 +138,8 @@ def test_a_process_that_is_stopped_in_a_save(
     job.stall(stalled)
     job.release(place)
     others = sorted(set(range(PROCESSES)) - {stalled})
-    for process in others:  # They do not wait for it to go on.
+    # The other processes do not wait until it goes on.
+    for process in others:
         job.wait_for(process, "done")
     job.resume(stalled)
     found = [result.value for result in job.results()]
@@ -242,7 +244,8 @@ def test_an_interrupt_when_some_have_been_told_to_go_ahead(
     """The IO process, or another one, then waits for processes that have been told that nothing comes of it."""
     prefix = f"{disk}/errors/ckpt"
     assert_works(job, prefix, 1, numbers.next())
-    late = (3 - first, 0.5)  # Whoever comes first is told first.
+    # The process that comes first is told first.
+    late = (3 - first, 0.5)
     found = job.run(programs.save, prefix, 1, numbers.next(), secs=20, fault=(0, "agreed", "interrupt", 2), late=late)
     assert found[0]["error"][0] == "KeyboardInterrupt"
     for other in (1, 2):
@@ -324,7 +327,8 @@ def test_a_disk_that_refuses(job: testing.Job, disk: str, numbers: Numbers, io: 
     assert [each["value"][1] for each in job.run(programs.restore, prefix, io, secs=20)] == [before] * PROCESSES
     assert_nothing_left(job, prefix)
     saved = job.run(programs.save, prefix, io, numbers.next(), secs=20)
-    assert [each["value"] for each in saved] == [f"{prefix}-2"] * PROCESSES, saved  # No number was used up.
+    # A number was not used up.
+    assert [each["value"] for each in saved] == [f"{prefix}-2"] * PROCESSES, saved
 
 
 def test_two_saves_at_once(job: testing.Job, disk: str) -> None:

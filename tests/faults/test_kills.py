@@ -55,7 +55,8 @@ def test_the_previous_checkpoint_survives(tmp_path: Any, asynchronous: bool) -> 
                 job.start(programs.restore, prefix, IO, fault=(who, place, "die", nth))
             results = job.results(check=False)
             assert results[who].state in ("died", "killed"), (case, results[who])
-            if who != 0:  # JAX ends the others with process 0.
+            # JAX ends the others with process 0.
+            if who != 0:
                 for process in set(range(PROCESSES)) - {who}:
                     found = results[process].value
                     assert found["error"] is not None, (case, process, found)

@@ -18,7 +18,7 @@ GOLDEN = HERE / "golden"
 # The names of the checkpoints that TensorFlow's reader has read; see write.py.
 NAMES = [*("tree", "keras3", "keras2", "keras2_legacy", "dtypes", "strings", "partitioned", "small_shards", "sharded")]
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-# Not in the environment of the tests: Flax imports TensorFlow where it finds it, and the tests must show that nobody needs it.
+# Not in the environment of the tests: Flax imports TensorFlow where it finds it, and the tests must show that jaxckpt does not need it.
 PYTHON = HERE.parents[1] / ".venv-tensorflow/bin/python"
 
 

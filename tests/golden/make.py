@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ == "__main__":  # Before JAX is imported; tests have their own settings.
+# This comes before JAX is imported; tests have their own settings.
+if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -240,8 +241,10 @@ def _options(name: str) -> Any:
     kinds: dict[str, dict[str, Any]] = {
         "leaf_kinds": {},
         "model": {},
-        "model_named_files": {},  # Data files begin with their names; those of the ones above were sampled.
-        "model_counter_beside": {},  # The save counter is not in the tree any more.
+        # Data files begin with their names. Those of the versions above were sampled.
+        "model_named_files": {},
+        # The save counter is not in the tree any more.
+        "model_counter_beside": {},
         "model_async_small_files": {"enable_async": True, "orbax": jaxckpt.OrbaxSettings(target_data_file_size=1000)},
         "chunks": {"orbax": jaxckpt.OrbaxSettings(chunk_byte_size=500)},
         "chunks_zstd": {"orbax": jaxckpt.OrbaxSettings(chunk_byte_size=500, compression="zstd")},
@@ -251,8 +254,10 @@ def _options(name: str) -> Any:
             "experimental_sharding_callback": jaxckpt.MaxShardSizePolicy(5000),
             "orbax": jaxckpt.OrbaxSettings(compression="zstd"),
         },
-        "nnx_as_sequences": {},  # Containers of NNX objects were described as sequences, also those with holes,
-        "nnx": {},  # and are described as dicts now.
+        # Containers of NNX objects were described as sequences, also those with holes.
+        "nnx_as_sequences": {},
+        # They are described as dicts now.
+        "nnx": {},
     }
     return kinds if not name else jaxckpt.CheckpointOptions(**kinds[name])
 
@@ -281,7 +286,8 @@ def _v0(name: str, path: Path) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, value)
         return
-    if name == "v0_manager":  # Below the step, the tree is in a directory called "default".
+    # Below the step, the tree is in a directory called "default".
+    if name == "v0_manager":
         with ocp.CheckpointManager(path) as manager:
             manager.save(5, args=ocp.args.StandardSave(value))
         return

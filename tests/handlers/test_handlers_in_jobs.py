@@ -21,7 +21,7 @@ def job(request: pytest.FixtureRequest) -> Iterator[testing.Job]:
 def test_manager_saves_and_restores(job: testing.Job, tmp_path: Path, asynchronous: bool) -> None:
     found = job.run(handler_programs.manager_loop, str(tmp_path / "manager"), asynchronous)
     written = [each["bytes"] for each in found]
-    # Replicas are divided: nobody writes all of a replicated array, and somebody else's.
+    # Replicas are divided: a process writes neither all of a replicated array nor the part of another process.
     assert max(written) < 1.6 * sum(written) / len(written)
 
 

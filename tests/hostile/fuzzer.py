@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ANSWER_SECS = 60.0  # for one call, which may take 5, on a machine that is busy
+# For one call, which may take 5 s, on a machine that is busy.
+ANSWER_SECS = 60.0
 START_SECS = 120.0
 
 

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-SECONDS, BYTES = 5.0, 200 << 20  # that a call may take
+# What a call may take.
+SECONDS, BYTES = 5.0, 200 << 20
 # Bytes of addresses, besides those of a fresh worker: an allocation that is too large must not take the machine with it.
 ROOM = 8 << 30
 

@@ -14,9 +14,10 @@ from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxckpt.job.protocol import frames, grammar, messages, parts
+from jaxckpt.job.protocol import frames, grammar, meeting_messages, messages, parts
 from jaxckpt.job.protocol.frames import FrameReader, ProtocolError
-from jaxckpt.job.protocol.messages import AskPieces, Beat, Card, Decided, Done, Filled, Leaves, Look, Memory, Pieces
+from jaxckpt.job.protocol.meeting_messages import Card
+from jaxckpt.job.protocol.messages import AskPieces, Beat, Decided, Done, Filled, Leaves, Look, Memory, Pieces
 from jaxckpt.job.protocol.parts import Message
 
 JSON = st.recursive(
@@ -297,8 +298,9 @@ def test_what_does_not_fit_into_json() -> None:
 def _classes() -> list[type[Message]]:
     return [
         each
-        for each in vars(messages).values()
-        if isinstance(each, type) and issubclass(each, Message) and each.__module__ == messages.__name__
+        for module in (meeting_messages, messages)
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, Message) and each.__module__ == module.__name__
     ]
 
 

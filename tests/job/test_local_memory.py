@@ -1,4 +1,4 @@
-"""Memory that processes of a host share: what one writes the other reads, and nobody can be made to use something else."""
+"""Memory that processes of a host share: what one writes the other reads, and a process cannot be made to use something else."""
 
 import dataclasses
 import errno
@@ -45,7 +45,7 @@ def test_another_process_reads_it() -> None:
 
 def test_a_process_of_another_user_is_refused() -> None:
     if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
+        pytest.skip("only root can become another user")
     offer = json.dumps(dataclasses.asdict(SharedSlots(2, 5000).offer))
     program = (
         "import os\nfrom jaxckpt.job.modes import local_memory\nimport numpy, json\nos.setuid(65534)\n"
@@ -96,7 +96,7 @@ def test_memory_that_could_become_smaller_is_not_used(tmp_path: Path) -> None:
         os.close(unsealed)
 
 
-def test_nobody_can_make_it_smaller() -> None:
+def test_it_cannot_be_made_smaller() -> None:
     memory = SharedSlots(1, 100)
     descriptor = os.open(f"/proc/{os.getpid()}/fd/{memory.offer.fd}", os.O_RDWR)
     try:
@@ -108,7 +108,7 @@ def test_nobody_can_make_it_smaller() -> None:
         os.close(descriptor)
 
 
-def test_it_lives_as_long_as_somebody_uses_it() -> None:
+def test_it_lives_as_long_as_a_process_uses_it() -> None:
     memory = SharedSlots(1, 1 << 20)
     offer, array = memory.offer, memory.slot(0, 1 << 20)
     opened = OpenedSlots(offer)

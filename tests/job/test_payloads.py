@@ -106,7 +106,7 @@ def test_a_payload_of_another_size_than_its_place_is_an_error() -> None:
         transfer([np.zeros(10, np.uint8)], [np.zeros(12, np.uint8)], checksums=False)
 
 
-def test_a_buffer_is_used_again_only_when_nobody_looks_at_it() -> None:
+def test_a_buffer_in_use_is_not_used_again() -> None:
     pool = Pool(64 << 20)
     first = pool.take(3 << 20)
     first[:] = 1

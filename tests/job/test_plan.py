@@ -194,7 +194,8 @@ def test_the_processes_that_hold_much_already_get_less() -> None:
 
 def test_the_io_process_sends_nothing_over_the_network_that_it_holds() -> None:
     devices = [Device(process) for process in range(16)]
-    partly = Sharding(devices, (4, 4), (1, None))  # Four boxes, each on four processes; process 6 holds one of them.
+    # Four boxes, each on four processes. Process 6 holds one of them.
+    partly = Sharding(devices, (4, 4), (1, None))
     (share,) = divided(Plan(6, 6), [(partly, (8, 3))])
 
     assert [box.start for box in share.mine()] == [(4, 0)]

@@ -1,4 +1,4 @@
-"""Listener and caller: who belongs to the job gets in, nobody else, and nobody waits for strangers."""
+"""Listener and caller: only processes of the job get in, and they do not wait for strangers."""
 
 import socket
 import threading
@@ -12,7 +12,8 @@ from jaxckpt.job.protocol import handshake
 from jaxckpt.job.protocol.frames import WireError
 from jaxckpt.job.protocol.handshake import Listener, dial
 from jaxckpt.job.protocol.link import Link
-from jaxckpt.job.protocol.messages import Hello, Proof, Vote, Welcome
+from jaxckpt.job.protocol.meeting_messages import Hello, Proof, Welcome
+from jaxckpt.job.protocol.messages import Vote
 from jaxckpt.job.protocol.parts import Address
 
 
@@ -58,7 +59,8 @@ def test_all_come(listener: Listener) -> None:
     assert not missing
     listener.stop()
     listener.hand_out()
-    listener.close()  # The connections that were handed out stay.
+    # The connections that were handed out stay.
+    listener.close()
     for process, link in here.items():
         assert link.process == process
         link.send(Welcome(str(process)), timeout=5)
@@ -74,14 +76,15 @@ def test_who_is_missing(listener: Listener) -> None:
     close(*here.values(), *there.values())
 
 
-def test_strangers_do_not_delay_anybody(listener: Listener) -> None:
+def test_strangers_do_not_delay_the_job(listener: Listener) -> None:
     address = (listener.address.host, listener.address.port)
     strangers = [socket.create_connection(address, timeout=5) for _ in range(300)]
     there = dials(listener.address, [1, 2, 3])
     here, missing = listener.wait(for_a_moment(5))
     assert not missing
     listener.close()
-    for stranger in strangers:  # All of them are closed, and have got no more than a challenge.
+    # All strangers are closed, and have got only a challenge.
+    for stranger in strangers:
         stranger.settimeout(5)
         content = b""
         try:
@@ -126,7 +129,8 @@ def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
     link = dial(listener.address, 1, 0, soon())
     if waited:
         listener.wait(lambda: 20)
-    listener.close()  # As after a KeyboardInterrupt, in wait() or behind it.
+    # This is what a KeyboardInterrupt does, in wait() or behind it.
+    listener.close()
     with pytest.raises(WireError):
         link.receive(Vote, timeout=5)
     link.close()

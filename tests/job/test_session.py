@@ -208,7 +208,9 @@ def test_an_interrupt_while_the_peers_are_asked_for_their_parts(
                 start(asking[0])
                 asking[0].join()
 
-    monkeypatch.setattr(shared.storage, "write_jointly", lambda new, snapshot, settings, process, begin, end: begin())
+    monkeypatch.setattr(
+        shared.storage, "write_jointly", lambda new, snapshot, settings, process, token, begin, end: begin()
+    )
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     (tmp_path / "new").mkdir()
     handlers: Handlers = {Look: lambda request: (Seen(True), None), WritePart: part}
@@ -244,7 +246,8 @@ def test_a_peer_that_is_silent_is_named_and_asked_only_once() -> None:
         began = time.monotonic()
         with pytest.raises(ProcessError, match="Process 2 did not answer within 0.6 s"):
             center.decide(work)
-        assert time.monotonic() - began < 20 * SECS / 2  # One time out, not twenty in turn.
+        # It is one timeout, not twenty in turn.
+        assert time.monotonic() - began < 20 * SECS / 2
         assert {thread.error().processes for thread in asking} == {(2,)}  # type: ignore[attr-defined]
         assert one.error().processes == (2,)  # type: ignore[attr-defined]
 
@@ -425,7 +428,7 @@ def test_a_request_that_has_no_meaning_here_names_both() -> None:
     with together(1) as (center, peers):
         thread = Thread(lambda: peers[0].decide(no, {AskMemory: offer}))
         with pytest.raises(ProcessError, match="Process 0 asked process 1 for WritePart, which has no meaning"):
-            center.decide(lambda: center.ask(1, WritePart("x"), "writing"))
+            center.decide(lambda: center.ask(1, WritePart("x", ""), "writing"))
         assert "WritePart" in str(thread.error())
     with together(1) as (center, peers):
         center.serve({})
@@ -433,7 +436,7 @@ def test_a_request_that_has_no_meaning_here_names_both() -> None:
             peers[0].request(AskStored(0), "reading")
 
 
-def test_a_session_that_nobody_owns_is_closed() -> None:
+def test_a_session_without_an_owner_is_closed() -> None:
     """An interrupt came between making it and giving it to the caller; what was raised keeps it alive."""
     with together(1, secs=1, adopted=False) as (_, peers):
         began = time.monotonic()
@@ -477,7 +480,7 @@ class Interrupting:
 
 
 def test_an_interrupt_while_the_center_tells_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the rest of a message, or for one that does not come."""
+    """The session does not wait for the rest of a message, or for one that does not come."""
     send, interrupting = Link.send, Interrupting()
 
     def slow(self: Link, message: Any, *args: Any, **kwargs: Any) -> None:
@@ -613,7 +616,7 @@ def test_an_interrupt_of_a_peer(doing: str) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 def test_an_interrupt_of_the_center_while_others_read(first: bool) -> None:
-    """It waits for nobody, not even for a peer that hangs; whatever a peer does, it hears why."""
+    """It does not wait for the peers, not even for one that hangs; whatever a peer does, it hears why."""
     hung = threading.Event()
 
     def restore(peer: Peer) -> None:
@@ -649,7 +652,7 @@ def test_an_interrupt_of_the_center_while_others_read(first: bool) -> None:
 
 
 def test_an_interrupt_while_the_center_begins_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All threads are started, and the vote ends what they do, although nobody has got what `serve` returns."""
+    """All threads are started, and the vote ends what they do, although the caller has not got what `serve` returns."""
     start, interrupting = threading.Thread.start, Interrupting()
 
     def interrupted(self: threading.Thread) -> None:
@@ -693,7 +696,7 @@ def test_a_second_interrupt_ends_a_wait_that_the_first_does_not() -> None:
         assert thread.value() is True
 
 
-def test_work_that_asks_nobody_is_done_by_the_caller() -> None:
+def test_work_without_questions_is_done_by_the_caller() -> None:
     """Write callbacks run on the caller's thread, and Ctrl-C reaches them."""
     found: list[threading.Thread] = []
 

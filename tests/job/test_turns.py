@@ -60,7 +60,7 @@ def test_an_interrupt_in_a_meeting_gives_the_turn_back(monkeypatch: pytest.Monke
         while mine.interrupt is None:
             assert time.monotonic() < end
             time.sleep(0.01)
-        raise OSError("nobody came")
+        raise OSError("the peer did not come")
 
     monkeypatch.setattr(meeting, "_hold", hold)
     with pytest.raises(KeyboardInterrupt):

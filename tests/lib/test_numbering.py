@@ -83,7 +83,7 @@ def test_numbers_are_sorted_as_numbers() -> None:
         ([], [4, 2], 5),
         (["ckpt-9", "ckpt-10", "other-50"], [3], 11),
         (["ckpt-9"], [12, 3], 13),
-        # Padded numbers belong to another program, and so do numbers that nobody counts to.
+        # Padded numbers belong to another program, and so do numbers that are too large to be reached by counting.
         (["ckpt-1", "ckpt-0099"], [1], 2),
         (["ckpt-3", f"ckpt-{2**62}", f"ckpt-{10**400}"], [1], 4),
         ([f"ckpt-{2**62 - 1}"], [1], 2**62),

@@ -47,7 +47,8 @@ def test_an_interrupt_is_raised_when_the_work_is_done() -> None:
     def work() -> None:
         _thread.interrupt_main(signal.SIGUSR1)
         time.sleep(0.05)
-        assert len(interrupts) == 1  # It was heard of at once.
+        # The interrupt was heard of at once.
+        assert len(interrupts) == 1
         done.append(1)
 
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -148,7 +149,8 @@ def test_interrupts_at_random_moments() -> None:
         assert len(done) == turn + 1 - unfinished
         assert begun or len(done) < turn + 1
     assert interrupted > 200
-    assert unfinished < 100  # Where the interrupt came before.
+    # The interrupt came before the end in these.
+    assert unfinished < 100
 
 
 def test_two_interrupts_while_a_thread_is_started() -> None:
@@ -205,7 +207,7 @@ def test_the_next_call_waits_for_what_two_interrupts_left() -> None:
 
 
 class _Interrupting:
-    """A lock behind whose release an interrupt comes, before anybody knows of the release."""
+    """A lock behind whose release an interrupt comes, before another thread knows of the release."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

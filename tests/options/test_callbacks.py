@@ -181,7 +181,8 @@ def test_elements_that_are_not_callable_are_refused(element):
         (lambda *, path: None, "<lambda>"),
         (Recorder().two, "Recorder.two"),
         (Recorder().required_keyword, "Recorder.required_keyword"),
-        (Recorder.path, None),  # unbound: takes self, so it could be called with the path in its place; two arguments
+        # It is not bound: it takes self, so it could be called with the path in its place. Two arguments.
+        (Recorder.path, None),
         (functools.partial(two, path=1), "two"),
         (functools.partial(two, 1, 2, 3), "two"),
         (functools.wraps(two)(lambda *args: None), "two"),

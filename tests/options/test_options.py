@@ -246,7 +246,8 @@ def test_deprecated_flag_must_be_a_bool_too(value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("experimental_io_device", "/job:worker/task:7/device:GPU:3"),  # Whether it exists is a question for later.
+        # Whether the device exists is checked later.
+        ("experimental_io_device", "/job:worker/task:7/device:GPU:3"),
         ("experimental_io_device", 7),
         ("experimental_io_device", None),
         ("enable_async", True),

@@ -61,7 +61,8 @@ def files_of(path: str) -> dict[str, set[str]]:
     for key, value in Index(Inside(path), Deadline(60.0, "Reading").left).entries():
         name, chunk, _ = key.decode().rpartition("/c")
         if chunk:
-            assert isinstance(value, Place), key  # Not in a node of the tree, which all groups share.
+            # The value must not be in a node of the tree, which all groups share.
+            assert isinstance(value, Place), key
             found.setdefault(name, set()).add(value.file)
     return found
 
@@ -123,16 +124,19 @@ def test_groups_become_data_files(grouping: str, layout: str, tmp_path: Path) ->
     path = checkpoint.save(tmp_path / "ckpt", options(callback, **LAYOUTS[layout]))
     checkpoint.sync()
     assert_restores(path, expected)
-    if layout == "zstd":  # TensorStore writes; it may put small values into the nodes of its tree.
+    # TensorStore writes here; it may put small values into the nodes of its tree.
+    if layout == "zstd":
         return
     files = files_of(path)
     groups: dict[Any, set[str]] = defaultdict(set)
     for tensor in callback.seen:
-        cut = grouping == "one each" and tensor.slice_spec  # Its slices are in several groups.
+        # The slices of the tensor are in several groups.
+        cut = grouping == "one each" and tensor.slice_spec
         if 0 not in tensor.shape and not cut:
             groups[callback.group_of(tensor)] |= files[tensor.checkpoint_key.replace("/", ".")]
     together = [file for group in groups.values() for file in group]
-    assert len(together) == len(set(together))  # Two groups share no data file.
+    # Two groups share no data file.
+    assert len(together) == len(set(together))
     assert len([tensor for tensor in callback.seen if tensor.slice_spec]) == 8
     if grouping == "one each":
         assert len(files["model.sharded"]) == 8
@@ -145,7 +149,8 @@ def test_what_a_callback_is_given(tmp_path: Path) -> None:
     given = {(each.checkpoint_key, each.slice_spec): each for each in callback.seen}
     assert len(given) == len(callback.seen)
     names = set(jaxckpt.load_checkpoint(path).keys()) - {"save_counter", "host/4"}
-    assert {name for name, _ in given} == names  # A str has no tensor.
+    # A str has no tensor.
+    assert {name for name, _ in given} == names
     large = given["model/large", ""]
     assert (large.shape, large.shape.rank, large.shape.num_elements(), large.shape.as_list()) == (
         (300, 200),

@@ -182,7 +182,7 @@ class TestCast:
             targets |= {"b": jnp.asarray(zeros), "c": jax.ShapeDtypeStruct((8, 2), dtype, sharding=ROWS)}
         checkpoint = jaxckpt.Checkpoint(x=targets)
         for call in (checkpoint.restore, checkpoint.read):
-            with pytest.raises(ValueError, match=r"^x/a: .*call restore\(path, cast=True\)"):
+            with pytest.raises(ValueError, match=r"^x/a: .*pass cast=True to restore\(\) or read\(\)"):
                 call(path)
             checkpoint.x = targets
             status = call(path, cast=True)

@@ -271,7 +271,7 @@ class TestObjects:
         root.restore(jaxckpt.Checkpoint(state).save(tmp_path / "root")).assert_consumed()
         assert np.array_equal(root.params["w"], state.params["w"])
 
-    @pytest.mark.parametrize("text", ["", "héllo\ud800", b"", b"\x00\xff"])
+    @pytest.mark.parametrize("text", ["", "héllo", b"", b"\x00\xff"])
     def test_state_objects_anywhere(self, text: Any, tmp_path: Path) -> None:
         path = saved(tmp_path, tree={"list": [Text(text)]}, position=Position(4))
         thing, position = Text(type(text)()), Position()

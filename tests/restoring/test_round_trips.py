@@ -42,7 +42,8 @@ def any_bits(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int) -> np.ndar
     rng = np.random.default_rng(seed)
     if dtype == np.bool_:
         return rng.integers(0, 2, shape).astype(dtype)
-    if dtype.name in ("int2", "int4", "float4_e2m1fn"):  # Bytes with unused bits.
+    # Some bits of their bytes are unused.
+    if dtype.name in ("int2", "int4", "float4_e2m1fn"):
         return rng.integers(-2, 2, shape).astype(dtype)
     count = int(np.prod(shape))
     return np.frombuffer(rng.bytes(count * dtype.itemsize), dtype).reshape(shape).copy()
@@ -68,7 +69,8 @@ def prng_keys(draw: st.DrawFn) -> Any:
     return key if draw(st.booleans()) else jax.random.split(key, draw(st.sampled_from([1, 3, (2, 2)])))
 
 
-any_text = st.text(st.characters(exclude_categories=[]), max_size=6)  # Also lone surrogates, and null characters.
+# Null characters are among them, but not lone surrogates, which are not text.
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 leaves = st.one_of(
     arrays(),
     prng_keys(),
@@ -152,7 +154,7 @@ def stored_or_refused(value: Any, directory: Path, options: Any = None) -> tuple
 @hypothesis.example(value={"a": {"b": 1}, "a.b": 2}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"": None, "/": None}, asynchronous=False, zstd=False)
 @hypothesis.example(value={"\ud800": np.ones(3)}, asynchronous=False, zstd=False)
-@hypothesis.example(value={"\ud800": "text", "x": "\udfff\0"}, asynchronous=True, zstd=False)
+@hypothesis.example(value={"\ud800": "text", "x": "\0"}, asynchronous=True, zstd=False)
 @hypothesis.example(
     value=np.array([0x7FC00001, 0xFFFFFFFF, 0x80000000], np.uint32).view(np.float32), asynchronous=False, zstd=True
 )

@@ -1,6 +1,7 @@
 """What a restore matched, and its assertions."""
 
 import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -72,12 +73,15 @@ def test_an_unacknowledged_partial_restore_warns_once(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         status = checkpoint.restore(path)
+        line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
         gc.collect()
-        assert caught == []  # Not before it is dropped.
+        # The warning does not come before the status is dropped.
+        assert caught == []
         del status
         gc.collect()
         (warning,) = caught
     assert warning.category is UserWarning
+    assert (warning.filename, warning.lineno) == (__file__, line)
     assert "added" in str(warning.message)
     assert "gone" in str(warning.message)
     assert "expect_partial" in str(warning.message)
@@ -114,13 +118,17 @@ def test_a_complete_restore_does_not_warn(tmp_path: Path) -> None:
 
 def test_it_warns_at_the_end_of_the_program(tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(a=1, gone=2).save(tmp_path / "ckpt")
-    code = "import sys, jaxckpt; status = jaxckpt.Checkpoint(a=0).restore(sys.argv[1])"
+    code = """
+        import sys, jaxckpt
+        status = jaxckpt.Checkpoint(a=0).restore(sys.argv[1])
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, "-c", textwrap.dedent(code), path]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stderr.count("Partial restore") == 1
     assert "gone" in done.stderr
+    assert "<string>:3: UserWarning: Partial restore" in done.stderr
 
 
 def test_only_the_counter_is_trivial(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Warm starts: restores under other names, into other dtypes, and past other shapes; and what `diff` says of them."""
 
 import gc
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -281,7 +282,10 @@ def test_diff_says_what_a_restore_would_do(source: str) -> None:
     assert "model/new (looked for as bert/new)" in text
     assert "model/head: the target has shape (3, 2)" in text
     assert "stored as 'bert/head'" in text
-    assert "cast=True" in text
+    assert "3 of another dtype; restore() and read() with cast=True convert them:" in text
+    dtypes = re.findall(r"^  (\S+): \S+ → \S+$", text, re.MULTILINE)
+    assert tuple(dtypes) == found.cast
+    assert all(found.reasons[name] in found._repr_html_() for name in found.cast)
     assert "7 matched, 2 missing, 3 cast, 1 mismatched" in repr(found)
     assert checkpoint.save_counter == 0
 
@@ -291,7 +295,7 @@ def test_diff_of_other_kinds_and_of_what_is_the_same(tmp_path: Path) -> None:
     found = jaxckpt.Checkpoint(a=np.ones(2), b=b"bytes", c=2).diff(path)
     assert (found.matched, found.refused, found.unexpected) == (("c",), ("a", "b"), ("gone",))
     assert "int32" in found.reasons["a"]
-    assert "2 of another kind; a restore would fail:" in str(found)
+    assert "2 of another kind; restore() and read() would fail:" in str(found)
     same = jaxckpt.Checkpoint(a=np.ones(2, np.int32), b="", c=1, gone=1).diff(path)
     assert (same.missing, same.unexpected, same.cast, same.mismatched, same.refused) == ((),) * 5
     assert str(same) == f"{path}: 4 matched"

@@ -147,8 +147,10 @@ class TestErrors:
         with pytest.raises(NotADirectoryError) as caught:
             TOUCHES[touch](checkpoint, str(tmp_path / "good"))
         assert any("file/ckpt-1" in note for note in caught.value.__notes__)
-        assert sorted(os.listdir(tmp_path)) == ["file", "good"]  # A save that raises it writes nothing.
-        TOUCHES[touch](checkpoint, str(tmp_path / "good"))  # And can simply be called again.
+        # A save that raises it writes nothing.
+        assert sorted(os.listdir(tmp_path)) == ["file", "good"]
+        # The call can simply be made again.
+        TOUCHES[touch](checkpoint, str(tmp_path / "good"))
         checkpoint.sync()
         assert ("good-next-2" in os.listdir(tmp_path)) == ("save" in touch)
 
@@ -226,7 +228,7 @@ class TestErrors:
             raise KeyError("mine")
         assert any("NotADirectoryError" in note for note in caught.value.__notes__)
 
-    def test_an_error_stays_until_somebody_is_told(self, tmp_path: Path) -> None:
+    def test_an_error_stays_until_it_is_raised(self, tmp_path: Path) -> None:
         checkpoint = failing_write(tmp_path)
         for refused in (
             lambda: checkpoint.save(5),
@@ -286,7 +288,8 @@ class TestFromTheBackgroundThread:
 
         def callback(path: str) -> None:
             gate()
-            time.sleep(0.3)  # The main thread waits in save by now.
+            # By now the main thread waits in save.
+            time.sleep(0.3)
             if use == "deepcopy":
                 done.append(copy.deepcopy(checkpoint).a)
             elif use == "copy":
@@ -417,7 +420,7 @@ class TestSnapshot:
 
 
 def test_eight_threads_mix_everything(tmp_path: Path) -> None:
-    """Numbers never repeat, every checkpoint is whole, nobody waits for ever."""
+    """Numbers never repeat, every checkpoint is whole, a wait has an end."""
     checkpoint = jaxckpt.Checkpoint(value=np.zeros(2000), twin=np.zeros(2000))
     first = checkpoint.save(tmp_path / "ckpt")
     paths: list[str] = [first]

@@ -444,9 +444,11 @@ class TestBackground:
         first = checkpoint.save(tmp_path / "ckpt")
         checkpoint.save(tmp_path / "ckpt", with_callbacks(lambda: gate.wait(), asynchronous=True))
         threading.Timer(0.3, gate.set).start()
-        third = checkpoint.save(tmp_path / "ckpt", ASYNC)  # Waits for the one in flight.
+        # The save waits for the one in flight.
+        third = checkpoint.save(tmp_path / "ckpt", ASYNC)
         assert gate.is_set()
-        checkpoint.restore(first)  # So does this.
+        # A restore waits for it too.
+        checkpoint.restore(first)
         assert jaxckpt.latest_checkpoint(tmp_path) == third
 
     def test_waits_are_bounded(self, tmp_path: Path) -> None:

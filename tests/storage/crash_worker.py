@@ -27,7 +27,8 @@ import numpy as np
 
 import jaxckpt
 
-SIZE = 20_000  # Elements of the large array: more than one chunk.
+# Elements of the large array: more than one chunk.
+SIZE = 20_000
 DEADLINE_SECS = 60.0
 VARIANTS: dict[str, dict[str, Any]] = {
     "packed": {},
@@ -167,7 +168,8 @@ def main() -> None:
         "jaxckpt.storage.verify",
     ):
         importlib.import_module(name)
-    gc.freeze()  # Children do not copy what they only collect.
+    # Children must not copy what they only collect.
+    gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(_serve(json.loads(line))), flush=True)

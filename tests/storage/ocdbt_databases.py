@@ -17,7 +17,8 @@ from jaxckpt.storage.ocdbt.index import Index
 from jaxckpt.storage.ocdbt.model import Entry, Place
 from jaxckpt.storage.stores.inside import Inside
 
-_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})  # Databases that are copied have to share it.
+# Databases that are copied have to share it.
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
 def store(directory: Path, **spec: Any) -> Any:
@@ -89,4 +90,5 @@ def nothing_left_behind() -> Iterator[None]:
         yield
     finally:
         assert not threads()
-        assert not files() - before  # TensorStore closes its own when it likes to.
+        # TensorStore closes its own when it likes to.
+        assert not files() - before

@@ -27,7 +27,8 @@ from jaxckpt.storage.settings import WriteSettings
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("JAXCKPT_KILLS", "40"))
-SIZE = 60_000  # Elements: enough for the large and the small path, and for a kill to hit the middle of a write.
+# Enough elements for the large and the small path, and for a kill to hit the middle of a write.
+SIZE = 60_000
 VARIANTS = {
     "packed": {},
     "async": {"enable_async": True},
@@ -137,7 +138,8 @@ def test_killed_at_any_moment(kind: str, variant: str, tmp_path: Path) -> None:
                 restored(directory / f"ckpt-{name}")
                 if str(directory / f"ckpt-{name}") not in state.all_model_checkpoint_paths:
                     unregistered.add(str(directory / f"ckpt-{name}"))
-        assert done <= number <= begun  # What was reported as saved is there.
+        # What was reported as saved is there.
+        assert done <= number <= begun
         last = begun
         left = storage.leftovers(str(directory))
         assert not [leftover for leftover in left if leftover.live]
@@ -329,7 +331,8 @@ def test_a_full_disk(kind: str, asynchronous: bool, tmp_path: Path, capfd: pytes
         # One that does not fit at all, one that is only just too large, and one that fits nowhere in between.
         free = os.statvfs(tmp_path / "disk").f_bavail * 4096
         for nbytes in (10 * free, free, free - 4096):
-            checkpoint.value = np.frombuffer(noise.bytes(nbytes), np.uint8)  # What zstd cannot shrink.
+            # Zstd cannot shrink noise.
+            checkpoint.value = np.frombuffer(noise.bytes(nbytes), np.uint8)
             with pytest.raises(OSError, match="No space left") as caught:
                 checkpoint.save(tmp_path / "disk" / "ckpt", options)
                 checkpoint.sync()
@@ -345,7 +348,8 @@ def test_a_full_disk(kind: str, asynchronous: bool, tmp_path: Path, capfd: pytes
         checkpoint.value = np.zeros(10_000)
         checkpoint.restore(path).assert_consumed()
         assert jaxckpt.latest_checkpoint(tmp_path / "disk") == path
-    assert "Traceback" not in capfd.readouterr().err  # The caller has the error.
+    # The caller has the error.
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -421,7 +425,8 @@ def test_a_file_in_the_way(asynchronous: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_save_that_takes_too_long_leaves_nothing(kind: str, tmp_path: Path) -> None:
     checkpoint = jaxckpt.Checkpoint(value=np.random.default_rng(0).random(4_000_000))
-    checkpoint.write(tmp_path / "warm")  # Orbax is imported once, which does not count.
+    # The first write imports Orbax, which does not count.
+    checkpoint.write(tmp_path / "warm")
     storage.delete(storage.CheckpointPath(str(tmp_path), "warm"))
     values: dict[str, Any] = dict(OPTIONS[kind])
     settings = values.pop("orbax", jaxckpt.OrbaxSettings())

@@ -337,7 +337,7 @@ class TestUnfinishedWork:
         assert ground.value("ckpt-1") == 1
 
     @pytest.mark.parametrize("replace", [False, True])
-    def test_that_an_interrupt_dropped_is_nobodys(self, ground: Ground, replace: bool) -> None:
+    def test_that_an_interrupt_dropped_has_no_owner(self, ground: Ground, replace: bool) -> None:
         if replace:
             ground.save("ckpt-1", 1)
         pending = ground.begin("ckpt-1", 2, replace=replace)

@@ -54,7 +54,8 @@ class Worker:
 
     def _line(self) -> str:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()  # The worker bounds every wait of its own.
+        # The worker bounds every wait of its own.
+        line = self._process.stdout.readline()
         if not line:
             self._stderr.seek(0)
             raise AssertionError(f"the worker ended: {self._stderr.read()}")
@@ -115,10 +116,13 @@ class Crashes(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp(prefix="jaxckpt-crashes-", dir=SCRATCH)
-        self.saved: dict[str, int] = {}  # Path -> seed.
+        # The seed by path.
+        self.saved: dict[str, int] = {}
         self.required: set[str] = set()
-        self.numbers: set[str] = set()  # Paths that were ever committed under a number that jaxckpt chose.
-        self.latest: str | None = None  # What was the latest when the last program had ended.
+        # Paths that were ever committed under a number that jaxckpt chose.
+        self.numbers: set[str] = set()
+        # The latest checkpoint when the last program had ended.
+        self.latest: str | None = None
         self.exact: int | None = None
         self.seeds = 0
         self.history: list[str] = []
@@ -182,7 +186,8 @@ class Crashes(RuleBasedStateMachine):
         numbered = [path for index, path in committed.items() if calls[index]["kind"] != "write"]
         try:
             self.look(flying, numbered[-1] if numbered else None)
-        except Exception as error:  # A kill at that moment may never happen again.
+        # A kill at that moment may never happen again.
+        except Exception as error:
             error.add_note(
                 "\n".join([f"what {self.directory} has seen:", *self.history, str(sorted(os.listdir(self.directory)))])
             )
@@ -199,7 +204,8 @@ class Crashes(RuleBasedStateMachine):
         self.saved.pop(path, None)
         self.saved[path] = call["seed"]
         self.required.add(path)
-        if "max_to_keep" in call:  # Deletion comes next; it may have happened, or not.
+        # Deletion comes next; it may have happened, or not.
+        if "max_to_keep" in call:
             self.required &= set(list(self.saved)[-call["max_to_keep"] :])
 
     # -- what is there ----------------------------------------------------------------------------------------------------------

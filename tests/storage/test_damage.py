@@ -119,7 +119,8 @@ def test_verify_notices_every_flip_of_live_bytes(good: Path, tmp_path: Path) -> 
     assert jaxckpt.verify(path).ok
     for file in files_of(path):
         if file.parent.name == "d" or "ocdbt" in str(file):
-            continue  # OCDBT files may hold superseded nodes.
+            # OCDBT files may hold superseded nodes.
+            continue
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4
         file.write_bytes(content)
@@ -176,7 +177,7 @@ def test_files_of_another_checkpoint(good: Path, tmp_path: Path) -> None:
 def test_half_a_checkpoint_and_foreign_files(good: Path, tmp_path: Path) -> None:
     path = tmp_path / "ckpt-1"
     shutil.copytree(good, path)
-    (path / "notes.txt").write_text("added by somebody")
+    (path / "notes.txt").write_text("added by a user")
     (path / "more").mkdir()
     (path / "more" / "x").write_text("y")
     assert outcome(path, values(1)) == "harmless"

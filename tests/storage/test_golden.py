@@ -261,7 +261,8 @@ def test_flipped_bits_are_found_or_harmless(original: Path, tmp_path: Path) -> N
         else:
             assert_same({name: getattr(checkpoint, name) for name in expected}, expected, what)
             assert checkpoint.save_counter == make.SAVE_COUNTER, what
-            targets = jax.tree.map(blank, expected)  # Objects were changed in place.
+            # Objects were changed in place, so they are made again.
+            targets = jax.tree.map(blank, expected)
         assert not detected or "verify" in detected, f"{what}: verify found nothing, but {detected} did"
         found += bool(detected)
         file.write_bytes(content)

@@ -61,7 +61,8 @@ def test_of_another_process(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert "is saving" not in message(lambda: jaxckpt.load_checkpoint(path))  # What a dead process left is no save.
+    # What a dead process left is not a running save.
+    assert "is saving" not in message(lambda: jaxckpt.load_checkpoint(path))
 
 
 def test_of_another_checkpoint_of_this_process(tmp_path: Path) -> None:

@@ -258,7 +258,8 @@ def test_a_data_file_of_another_checkpoint_that_differs_in_one_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All checksums in it are right, and hardly anything tells the files apart."""
-    monkeypatch.setattr(database, "_WRITERS", 1)  # Two would take the chunks in any order.
+    # Two writers would take the chunks in any order.
+    monkeypatch.setattr(database, "_WRITERS", 1)
     first = np.random.default_rng(7).standard_normal(MIB).astype(np.float32)
     second = first.copy()
     second[MIB // 3] += 1
@@ -304,7 +305,8 @@ def test_plain_orbax_detects_flips_of_array_bytes(api: str, layout: str, tmp_pat
                     found = checkpointer.restore(path)
             else:
                 found = v1.load(path, target)
-        except Exception:  # Whatever Orbax makes of it.
+        # Orbax may raise anything here.
+        except Exception:
             detected += 1
         else:
             assert np.asarray(found["array"]).tobytes() == array.tobytes()

@@ -35,7 +35,8 @@ def test_chunks_are_small_enough_and_never_cross_pieces(
     assert math.prod(chunks) * itemsize <= limit
     for whole, piece, chunk in zip(shape, pieces, chunks, strict=True):
         assert chunk <= piece
-        if piece != whole:  # Borders of pieces are borders of chunks.
+        # Borders of pieces are borders of chunks.
+        if piece != whole:
             assert piece % chunk == 0
 
 

@@ -25,7 +25,7 @@ from jaxckpt.storage import stores
 from jaxckpt.storage.commit.by_marker import MarkerCommitter
 from jaxckpt.storage.commit.by_rename import RenameCommitter
 from jaxckpt.storage.commit.choice import committer_of
-from jaxckpt.storage.stores import mounts
+from jaxckpt.storage.stores import mount_table, mounts
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ PROGRAM = """
 def _nothing_is_remembered() -> Iterator[None]:
     yield
     mounts._tried.clear()
-    mounts._mount.cache_clear()
+    mounts._of_block_device.cache_clear()
 
 
 @pytest.fixture(
@@ -166,6 +166,10 @@ def mountinfo(kind: str, path: Path) -> str:
     return f"31 1 {os.major(device)}:{os.minor(device)} / {path} rw,relatime - {kind} remote:bucket rw\n"
 
 
+def list_mounts_in(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount_table, "_LISTED", str(file))
+
+
 class TestOtherMounts:
     """With the kernel's list of mounts replaced."""
 
@@ -182,10 +186,35 @@ class TestOtherMounts:
     )
     def test_by_the_name(self, kind: str, expected: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "mountinfo").write_text(mountinfo(kind, tmp_path))
-        monkeypatch.setattr(mounts, "_MOUNTS", str(tmp_path / "mountinfo"))
-        mounts._mount.cache_clear()
+        list_mounts_in(tmp_path / "mountinfo", monkeypatch)
         assert type(committer_of(f"{tmp_path}/a/b")) is expected
         assert os.listdir(tmp_path) == ["mountinfo"]
+
+    def test_a_number_that_another_mount_got(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After an unmount, the kernel gives the device number of a file system to the next one."""
+        # Only what has no block device gets a free number.
+        numbered = (Path(place) for place in (tmp_path, "/dev/shm", "/proc") if os.path.isdir(place))
+        place = next((place for place in numbered if not os.major(place.stat().st_dev)), None)
+        if place is None:
+            pytest.skip("each file system here has a block device")
+        list_mounts_in(listed := tmp_path / "mountinfo", monkeypatch)
+        for kind, expected in (("tmpfs", RenameCommitter), ("fuse.rclone", MarkerCommitter), ("nfs4", RenameCommitter)):
+            listed.write_text(mountinfo(kind, place))
+            assert type(committer_of(f"{place}/a/b")) is expected, kind
+
+    def test_a_trial_counts_for_one_mount(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        list_mounts_in(listed := tmp_path / "mountinfo", monkeypatch)
+        listed.write_text(mountinfo("fuse.unheard-of", tmp_path))
+        assert mounts.renames_directories(str(tmp_path))
+
+        def refused(*_: object) -> None:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+        monkeypatch.setattr(os, "rename", refused)
+        assert mounts.renames_directories(str(tmp_path))
+        mounts._of_block_device.cache_clear()
+        listed.write_text(mountinfo("fuse.unknown", tmp_path))
+        assert not mounts.renames_directories(str(tmp_path))
 
     @pytest.mark.parametrize("error", [errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EPERM])
     def test_a_process_without_renames(self, error: int, tmp_path: Path) -> None:
@@ -194,13 +223,13 @@ class TestOtherMounts:
         (tmp_path / "mountinfo").write_text(mountinfo("fuse.unheard-of", mount))
         program = f"""
             import os
-            from jaxckpt.storage.stores import mounts, renames
+            from jaxckpt.storage.stores import mount_table, renames
 
             def refused(*_, **__):
                 raise OSError({error}, os.strerror({error}))
 
             os.rename = os.replace = os.link = refused
             renames.rename_new = renames.exchange = lambda *_: False
-            mounts._MOUNTS = {str(tmp_path / "mountinfo")!r}
+            mount_table._LISTED = {str(tmp_path / "mountinfo")!r}
         """
         run(textwrap.dedent(program) + textwrap.dedent(PROGRAM), mount)

@@ -158,7 +158,8 @@ def test_a_damaged_node_hides_only_its_keys(tmp_path: Path, monkeypatch: pytest.
     write(tmp_path, values)
     (file,) = (tmp_path / "d").iterdir()
     content = bytearray(file.read_bytes())
-    content[30] ^= 1  # in the first leaf
+    # This byte is in the first leaf.
+    content[30] ^= 1
     file.write_bytes(content)
     index = open_index(tmp_path)
     hidden = []

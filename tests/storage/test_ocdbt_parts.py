@@ -38,7 +38,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 class Lazy(Sequence[Piece]):
-    """Pieces that are made as they are asked for, and that nobody may index."""
+    """Pieces that are made as they are asked for, and cannot be indexed."""
 
     def __init__(self, make: Callable[[], Iterator[Piece]]) -> None:
         self._make = make
@@ -119,7 +119,8 @@ def test_parts(kind: str, engine: str, tmp_path: Path) -> None:
     directory, settings = tmp_path / "c", SETTINGS[kind]
     parts = ["ocdbt.process_0", "ocdbt.process_1", "ocdbt.process_2"]
     for process, part in enumerate(parts):
-        own = entries(process, remote=bool(process)) if process < 2 else []  # The third has nothing to write.
+        # The third process does not write anything.
+        own = entries(process, remote=bool(process)) if process < 2 else []
         writer.write_arrays(str(directory / part), own, settings)
     before = {file: file.read_bytes() for file in directory.rglob("d/*")}
     writer.merge(str(directory), parts)

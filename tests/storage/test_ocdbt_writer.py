@@ -96,7 +96,8 @@ def test_statistics_are_those_of_tensorstore(tmp_path: Path) -> None:
         ts.ocdbt.dump(store(tmp_path / name).base).result()["versions"][-1]["root"]["statistics"]
         for name in ("ours", "theirs")
     )
-    ours.pop("num_tree_bytes"), theirs.pop("num_tree_bytes")  # Names of files are as long as they like to be.
+    # Names of files may be of any length.
+    ours.pop("num_tree_bytes"), theirs.pop("num_tree_bytes")
     assert ours == theirs
 
 
@@ -196,7 +197,8 @@ def test_few_chunks_of_other_processes_are_held(tmp_path: Path) -> None:
             held += 1
             most = max(most, held)
         if number < 4:
-            together.wait(30)  # Breaks unless four are fetched at the same time.
+            # The barrier breaks unless four are fetched at the same time.
+            together.wait(30)
         time.sleep(0.002)
         with lock:
             held -= 1

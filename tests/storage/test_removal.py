@@ -73,7 +73,8 @@ def test_everything_in_it_goes_and_links_are_not_followed(how: str, tree: Path, 
         os.close(parent)
     assert_only_precious(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == open_before
-    remove_tree(str(tmp_path), "tree")  # It is gone already.
+    # The tree is gone already.
+    remove_tree(str(tmp_path), "tree")
 
 
 def test_a_link_in_its_place(tmp_path: Path, tree: Path) -> None:
@@ -119,11 +120,11 @@ def test_only_the_one_that_is_meant(tree: Path, tmp_path: Path) -> None:
     status = os.stat(tree)
     tree.rename(tmp_path / "moved")
     tree.mkdir()
-    (tree / "file").write_text("of somebody else")
+    (tree / "file").write_text("of another user")
     with pytest.raises(OSError, match="Another directory") as caught:
         remove_tree(str(tmp_path), "tree", identity=(status.st_dev, status.st_ino))
     assert caught.value.errno == errno.ESTALE
-    assert (tree / "file").read_text() == "of somebody else"
+    assert (tree / "file").read_text() == "of another user"
     remove_tree(str(tmp_path), "moved", identity=(status.st_dev, status.st_ino))
     assert_only_precious(tmp_path, "tree")
 

@@ -75,7 +75,8 @@ def test_at_the_deadline_every_thread_is_shown_and_all_are_killed() -> None:
     ):
         job.wait_for(0, "first")
         job.wait_for(1, "first")
-        job.stall(1)  # Even a stopped process shows where it was.
+        # Even a stopped process shows where it was.
+        job.stall(1)
         job.results(timeout=1)
     assert isinstance(caught.value, TimeoutError)
     for result in caught.value.results:
@@ -177,7 +178,8 @@ def test_nothing_stays_when_the_parent_is_killed(stalled: bool, tmp_path: Path) 
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
-        os.killpg(parent.pid, signal.SIGKILL)  # The one that it forked.
+        # It kills the process that the parent forked too.
+        os.killpg(parent.pid, signal.SIGKILL)
         parent.wait(30)
         assert parent.stdout is not None
         parent.stdout.close()

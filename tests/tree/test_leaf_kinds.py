@@ -73,7 +73,8 @@ def arrays(draw: Any) -> np.ndarray:
 
 def to_jax(array: np.ndarray) -> Any:
     if array.dtype.itemsize == 8 and array.dtype.kind in "iuf":
-        return array  # JAX has no 64 bits unless asked.
+        # JAX has 64 bits only if asked for them.
+        return array
     return array if array.dtype == np.complex128 else jnp.asarray(array)
 
 
@@ -320,6 +321,18 @@ def test_what_cannot_be_stored_is_refused_by_name(leaf: Any, message: str, tmp_p
             checkpoint.save(tmp_path / "d" / "ckpt", jaxckpt.CheckpointOptions(enable_async=asynchronous))
         assert checkpoint.save_counter == 0
         assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("text", ["\ud800", "caf\udce9", "x" * 100 + "\udfff"])
+def test_a_str_that_is_not_text(text: str, tmp_path: Path) -> None:
+    """Orbax could not read a checkpoint that holds it."""
+    checkpoint = jaxckpt.Checkpoint(good="héllo 🦀", deep={"bad": text})
+    for asynchronous in (False, True):
+        with pytest.raises(ValueError, match=rf"^deep/bad: .*lone surrogate.*index {len(text) - 1}\b.*bytes"):
+            checkpoint.write(tmp_path / "new", jaxckpt.CheckpointOptions(enable_async=asynchronous))
+    assert list(tmp_path.iterdir()) == []
+    checkpoint.deep["bad"] = text.encode("utf-8", "surrogatepass")
+    assert jaxckpt.load_checkpoint(checkpoint.write(tmp_path / "new")).tree()["good"] == "héllo 🦀"
 
 
 def test_keys_that_orbax_cannot_tell_apart_are_refused(tmp_path: Path) -> None:

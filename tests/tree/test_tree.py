@@ -144,7 +144,8 @@ def test_reference_objects_stand_anywhere_in_a_tree() -> None:
     value, changes = rebuilt(flat, ["ONE", 10, "TWO", 20])
     assert value["deep"][0][0] is one
     assert value["other"] == Pair(two, 20)
-    assert (one.state, two.state) == ("one", "two")  # Nothing has changed before the changes are carried out.
+    # The values change only when the changes are carried out.
+    assert (one.state, two.state) == ("one", "two")
     undos = [change() for change in changes]
     assert (one.state, two.state) == ("ONE", "TWO")
     for undo in undos:

@@ -13,7 +13,8 @@ from jaxckpt.job.agree.call import Call, Contribution
 from jaxckpt.job.protocol import handshake
 from jaxckpt.job.protocol.frames import WireError
 from jaxckpt.job.protocol.link import Link
-from jaxckpt.job.protocol.messages import Begun, Card, Failed
+from jaxckpt.job.protocol.meeting_messages import Begun, Card
+from jaxckpt.job.protocol.messages import Failed
 from jaxckpt.job.protocol.parts import Address, Failure, Message
 from jaxckpt.job.session import failures
 from jaxckpt.job.session.peer import Peer

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.agree.call import Call, Contribution, named
-from jaxckpt.job.protocol.messages import Card
+from jaxckpt.job.protocol.meeting_messages import Card
 
 # Asks a process for the descriptions of its leaves or, if the second argument is true, for the contents of its host leaves.
 Ask = Callable[[int, bool], Sequence[tuple[str, str]]]

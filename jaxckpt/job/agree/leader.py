@@ -9,7 +9,8 @@ from jaxckpt.job.agree.comparison import compare_calls, compare_host_leaves, com
 from jaxckpt.job.protocol import handshake
 from jaxckpt.job.protocol.handshake import Listener
 from jaxckpt.job.protocol.link import Link, close_gently
-from jaxckpt.job.protocol.messages import Agreed, AskLines, Card, Failed, Lines
+from jaxckpt.job.protocol.meeting_messages import Agreed, AskLines, Card, Lines
+from jaxckpt.job.protocol.messages import Failed
 from jaxckpt.job.protocol.parts import Failure
 from jaxckpt.job.session import failures
 from jaxckpt.job.session.center import Center

@@ -7,12 +7,12 @@ if another process does the file access. So the processes find out at once if th
 import contextlib
 import dataclasses
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from jaxckpt._lib import user_code
 from jaxckpt._lib.deadline import CancelledError
 from jaxckpt._lib.uninterrupted import uninterrupted
 from jaxckpt.job.agree.attendance import INTERRUPTED_SECS, LEADER, Attendance
@@ -139,4 +139,4 @@ def _hold(attendance: Attendance) -> tuple[Session, Sequence[str]]:
 
 def _warn(texts: Sequence[str]) -> None:
     for text in texts:
-        warnings.warn(text, UserWarning, stacklevel=2)
+        user_code.warn(text, UserWarning)

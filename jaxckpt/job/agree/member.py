@@ -11,7 +11,8 @@ from jaxckpt.job.protocol import handshake
 from jaxckpt.job.protocol.grammar import SAYS, Phase, Side
 from jaxckpt.job.protocol.handshake import Listener
 from jaxckpt.job.protocol.link import Link, close_gently
-from jaxckpt.job.protocol.messages import Agreed, AskLines, Begun, Failed, Lines
+from jaxckpt.job.protocol.meeting_messages import Agreed, AskLines, Begun, Lines
+from jaxckpt.job.protocol.messages import Failed
 from jaxckpt.job.protocol.parts import Message
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.peer import Peer

@@ -157,7 +157,7 @@ class Writer:
         if not committer_of(new).in_place and not owner.is_temporary(os.path.basename(os.path.dirname(new))):
             raise ProcessError(f"Process 0 asked for a part in {new}, which is not in a temporary directory.", (0,))
         with _not_revived(os.path.dirname(new)):
-            storage.write_part(new, self._snapshot, self._settings, self._process)
+            storage.write_part(new, self._snapshot, self._settings, self._process, request.token)
         return Done(), None
 
 
@@ -205,6 +205,7 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
     _require_shared(new if committer_of(new).in_place else os.path.dirname(new), session)
     # Now, because a peer that writes its part does not answer.
     snapshot = together.gathered(snapshot, session)
+    token = storage.save_token(new)
     errors: list[BaseException] = []
     given_up = threading.Event()
     under_way = threading.Lock()
@@ -214,7 +215,7 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
             if given_up.is_set():
                 return
             try:
-                session.ask_all(WritePart(new), "writing its part")
+                session.ask_all(WritePart(new, token), "writing its part")
             except BaseException as error:
                 errors.append(error)
 
@@ -232,7 +233,7 @@ def write(session: Center, new: str, snapshot: Snapshot, settings: WriteSettings
 
     try:
         whole = states.complete(snapshot, session)
-        storage.write_jointly(new, whole, settings, session.process, others, finish)
+        storage.write_jointly(new, whole, settings, session.process, token, others, finish)
     except BaseException as error:
         # The caller removes the directory now. First wait until no peer writes there any more. (Not with join(): an interrupt may have
         # come while the thread was being started.)

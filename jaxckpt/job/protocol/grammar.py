@@ -13,6 +13,7 @@ GATHER follows on the connection to that process. Then any number of WORK and EA
 import enum
 from collections.abc import Mapping
 
+from jaxckpt.job.protocol import meeting_messages as meet
 from jaxckpt.job.protocol import messages as say
 from jaxckpt.job.protocol.parts import Message
 
@@ -38,15 +39,15 @@ _Table = Mapping[Phase, Mapping[Side, tuple[type[Message], ...]]]
 
 SAYS: _Table = {
     Phase.CONNECT: {
-        Side.LISTENER: (say.Hello, say.Welcome),
-        Side.DIALER: (say.Proof,),
+        Side.LISTENER: (meet.Hello, meet.Welcome),
+        Side.DIALER: (meet.Proof,),
     },
     Phase.MEET: {
-        Side.LISTENER: (say.AskLines, say.Agreed, say.Failed),
-        Side.DIALER: (say.Card,),
+        Side.LISTENER: (meet.AskLines, meet.Agreed, say.Failed),
+        Side.DIALER: (meet.Card,),
     },
     Phase.GATHER: {
-        Side.LISTENER: (say.Begun, say.Failed),
+        Side.LISTENER: (meet.Begun, say.Failed),
         Side.DIALER: (),
     },
     Phase.WORK: {
@@ -68,7 +69,7 @@ SAYS: _Table = {
 }
 
 ANSWERS: Mapping[type[Message], type[Message]] = {
-    say.AskLines: say.Lines,
+    meet.AskLines: meet.Lines,
     say.Confirm: say.Done,
     say.AskMemory: say.Memory,
     say.Fill: say.Filled,

@@ -22,7 +22,7 @@ from jaxckpt._lib.uninterrupted import start
 from jaxckpt.job.protocol import fields
 from jaxckpt.job.protocol.frames import WireError
 from jaxckpt.job.protocol.link import Link, Said, Stop
-from jaxckpt.job.protocol.messages import Hello, Proof, Welcome
+from jaxckpt.job.protocol.meeting_messages import Hello, Proof, Welcome
 from jaxckpt.job.protocol.parts import Address
 
 BIND_VARIABLE = "JAXCKPT_BIND_ADDRESS"

@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxckpt.job.session import failures
 from jaxckpt.job.session.interrupts import Interrupts
 from jaxckpt.job.session.serving import Finish, Serving
 from jaxckpt.job.session.session import LINGER_SECS, Handlers, PeerHandlers, Result, Session
+from jaxckpt.job.session.side_by_side import side_by_side
 
 _LOST_BEATS = 2
 
@@ -183,7 +184,7 @@ class Center(Session):
             except BaseException as error:
                 errors.append((process, error))
 
-        _side_by_side(one, self._links if processes is None else processes)
+        side_by_side(one, self._links if processes is None else processes)
         if errors:
             raise min(errors, key=lambda found: found[0])[1]
         return answers
@@ -281,23 +282,10 @@ class Center(Session):
             with contextlib.suppress(OSError):
                 waiting[process].send(message, timeout=secs)
 
-        _side_by_side(one, waiting, secs)
+        side_by_side(one, waiting, secs)
 
     def close(self) -> None:
         if self._closed.is_set():
             return
         self._closed.set()
         close_gently(self._links.values(), LINGER_SECS)
-
-
-def _side_by_side(one: Callable[[int], None], processes: Iterable[int], secs: float | None = None) -> None:
-    """Calls a function for several processes at once, one thread each, and waits for the threads: at most `secs` if that is given."""
-    threads = [
-        threading.Thread(target=one, args=(process,), name=f"jaxckpt process {process}", daemon=True)
-        for process in processes
-    ]
-    for thread in threads:
-        start(thread)
-    end = None if secs is None else time.monotonic() + secs
-    for thread in threads:
-        thread.join(None if end is None else max(0.0, end - time.monotonic()))

@@ -15,6 +15,7 @@ from jaxckpt.storage import faults
 from jaxckpt.storage.arrays import chunks, engine, kvstore, plausible, pread, zarr_metadata
 from jaxckpt.storage.arrays.chunks import Reads
 from jaxckpt.storage.arrays.places import InDatabase, InFiles, Places
+from jaxckpt.storage.arrays.stream import ArrayStream
 from jaxckpt.storage.arrays.tensorstore_reader import Request, TensorStoreReader
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo as ArrayInfo
 from jaxckpt.storage.item import layout, notes, tree_metadata
@@ -151,7 +152,7 @@ class StoredArrays:
                 target[...] = array
         return list(into)
 
-    def stream(self, name: str, box: Slices) -> "ArrayStream | None":
+    def stream(self, name: str, box: Slices) -> ArrayStream | None:
         """Returns an object that reads a box of an array block by block; None if the box must be read as a whole.
 
         Args:
@@ -276,26 +277,3 @@ class StoredArrays:
     def _name_of(self, param_name: str) -> str:
         """Returns the name of the leaf that Orbax calls `param_name`, for messages."""
         return self._leaves[param_name].name
-
-
-class ArrayStream:
-    """Reads a box of an array block by block. Made by `StoredArrays.stream`."""
-
-    def __init__(
-        self, fault: Callable[[BaseException, str | None], Exception], name: str, chunk: pread.ChunkStream
-    ) -> None:
-        # `fault` returns the exception to raise for an error about the leaf that Orbax calls `name`.
-        self.nbytes = chunk.nbytes
-        self._fault, self._name, self._chunk = fault, name, chunk
-
-    def fill(self, target: np.ndarray) -> None:
-        """Fills an array of uint8 with the next bytes. Only the last call checks them: do not use them before it has returned.
-
-        Raises:
-          CorruptCheckpointError: the array is damaged; names the leaf.
-          OSError: the checkpoint cannot be read.
-        """
-        try:
-            self._chunk.fill(target)
-        except (DamagedError, OSError) as error:
-            raise self._fault(error, self._name) from error

@@ -5,6 +5,7 @@ the newest one, a person, or another library. The missing files then look like d
 checks whether the directory is still the one that was opened.
 """
 
+import abc
 import errno
 import os
 import time
@@ -40,16 +41,40 @@ class _Identity(NamedTuple):
     mark: tuple[int, int] | None
 
 
-class Presence:
+class Watched(abc.ABC):
     """Watches one open checkpoint.
 
     As a context manager, it examines errors that are raised in its block. An error about missing or damaged files becomes a DeletedError
-    if the checkpoint was deleted or replaced.
+    if `explain` finds that the checkpoint was deleted or replaced.
     """
+
+    def __init__(self, given: str) -> None:
+        """Takes the path of the checkpoint, as the caller gave it."""
+        self._given = given
+
+    @abc.abstractmethod
+    def explain(self) -> DeletedError | None:
+        """Returns the error to raise if the checkpoint was deleted or replaced; None if it is still there, so that it is damaged."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, (CheckpointError, OSError)) and not isinstance(error, (DeletedError, TimeoutError)):
+            found = self.explain()
+            if found is not None:
+                raise found from error
+
+    def _error(self, text: str) -> DeletedError:
+        return DeletedError(errno.ENOENT, text, self._given)
+
+
+class Presence(Watched):
+    """Watches a checkpoint that is a directory."""
 
     def __init__(self, path: str) -> None:
         """Remembers the identity of the checkpoint at `path`, which existed a moment ago."""
-        self._given = path
+        super().__init__(path)
         # The working directory may change before an error occurs.
         self._path = stores.absolute(path)
         self._is_local = stores.is_local(self._path)
@@ -93,17 +118,8 @@ class Presence:
         if another:
             raise self._replaced()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, (CheckpointError, OSError)) and not isinstance(error, (DeletedError, TimeoutError)):
-            found = self.explain()
-            if found is not None:
-                raise found from error
-
     def explain(self) -> DeletedError | None:
-        """Returns the error to raise if the checkpoint was deleted or replaced; None if it is still there, so that it is damaged."""
+        """Checks whether the checkpoint was deleted or replaced; see `Watched`. Waits for a deletion that may be running."""
         try:
             return self._explain()
         except OSError:
@@ -156,9 +172,6 @@ class Presence:
             return self._read_digests() != self._digests
         except (CheckpointError, OSError):
             return False
-
-    def _error(self, text: str) -> DeletedError:
-        return DeletedError(errno.ENOENT, text, self._given)
 
     def _identity(self) -> _Identity | None:
         """Returns the identity of the checkpoint at the path; None if nothing is there."""

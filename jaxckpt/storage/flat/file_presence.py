@@ -1,21 +1,14 @@
 """Tells a checkpoint whose files were deleted or replaced while it was read from a damaged one. For a directory, see `commit.presence`."""
 
-import errno
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Self
 
-from jaxckpt.errors import CheckpointError
 from jaxckpt.storage import stores
-from jaxckpt.storage.commit.presence import DeletedError
+from jaxckpt.storage.commit.presence import DeletedError, Watched
 
 
-class FilePresence:
-    """Watches the files of one open checkpoint.
-
-    As a context manager, it examines errors that are raised in its block. An error about missing or damaged files becomes a DeletedError if
-    the first file was deleted, or any file was replaced.
-    """
+class FilePresence(Watched):
+    """Watches the files of one open checkpoint: the first one may be deleted, and any of them may be replaced."""
 
     def __init__(self, given: str, files: Callable[[], Sequence[str]]) -> None:
         """Does not look at the files yet: `remember` does.
@@ -24,7 +17,8 @@ class FilePresence:
           given: path of the checkpoint, as the caller gave it.
           files: returns the paths of its files. The first one says which others there are.
         """
-        self._given, self._files = given, files
+        super().__init__(given)
+        self._files = files
         self._opened: list[object] = []
 
     def remember(self) -> None:
@@ -39,21 +33,12 @@ class FilePresence:
     def refuse_another(self) -> None:
         """Raises DeletedError if another checkpoint is at the path now. Call it after a read."""
         if self._state() == "replaced":
-            raise self._error("replaced by another one")
+            raise self._changed("replaced by another one")
 
     def explain(self) -> DeletedError | None:
-        """Returns the error to raise if the checkpoint was deleted or replaced; None if it is still there, so that it is damaged."""
+        """Checks whether the checkpoint was deleted or replaced; see `Watched`."""
         state = self._state()
-        return None if state is None else self._error("deleted" if state == "deleted" else "replaced by another one")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, (CheckpointError, OSError)) and not isinstance(error, (DeletedError, TimeoutError)):
-            found = self.explain()
-            if found is not None:
-                raise found from error
+        return None if state is None else self._changed("deleted" if state == "deleted" else "replaced by another one")
 
     def _state(self) -> str | None:
         files = self._files()
@@ -67,8 +52,8 @@ class FilePresence:
                 return "replaced"
         return None
 
-    def _error(self, what: str) -> DeletedError:
-        return DeletedError(errno.ENOENT, f"This checkpoint was {what} while it was read", self._given)
+    def _changed(self, what: str) -> DeletedError:
+        return self._error(f"This checkpoint was {what} while it was read")
 
 
 def _identity(path: str) -> object:

@@ -11,17 +11,17 @@ import re
 
 from jaxckpt.storage import owner
 from jaxckpt.storage.owner import Owner
-from jaxckpt.storage.stores import removal
+from jaxckpt.storage.stores import mount_table, removal
+from jaxckpt.storage.stores.mount_table import Mount
 
-_MOUNTS = "/proc/self/mountinfo"
 # They have no rename of directories, or copy one file after the other: Mountpoint for S3, s3fs, gcsfuse (its buckets with a hierarchy
 # rename in one step, but cannot be told from others), rclone, goofys, GeeseFS, BlobFuse, ossfs, TigrisFS.
 _BUCKETS = re.compile(
     r"mountpoint-s3|s3fs|gcsfuse|rclone|goofys|geesefs|blobfuse2?|ossfs2?|tigrisfs|s3backer|riofs|yas3fs"
 )
 _REFUSED = (errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EIO)
-# Results of trials, by device number.
-_tried: dict[int, bool] = {}
+# Results of trials. A device number alone is not enough: after an unmount, another file system may get the number.
+_tried: dict[Mount, bool] = {}
 
 
 def renames_directories(path: str) -> bool:
@@ -37,18 +37,18 @@ def renames_directories(path: str) -> bool:
         device = os.stat(there).st_dev
     except OSError:
         return True
-    kind = _kind(device)
-    if kind is None or not kind.startswith("fuse"):
+    mount = _mount(device)
+    if mount is None or not mount.kind.startswith("fuse"):
         return True
-    if _BUCKETS.fullmatch(kind.partition(".")[2] or _source(device)):
+    if _BUCKETS.fullmatch(mount.kind.partition(".")[2] or mount.source):
         return False
-    if device not in _tried:
+    if mount not in _tried:
         found = _try(there)
         if found is None:
             # Nothing can be tried, and nothing will be written. A checkpoint by marker is told from one by rename by looking at it.
             return False
-        _tried[device] = found
-    return _tried[device]
+        _tried[mount] = found
+    return _tried[mount]
 
 
 def _nearest(path: str) -> str:
@@ -59,31 +59,21 @@ def _nearest(path: str) -> str:
     return path
 
 
-@functools.lru_cache(maxsize=64)
-def _mount(device: int) -> tuple[str, str] | None:
-    """Returns type and source of the mounted file system with a device number, such as ``("fuse.rclone", "remote:bucket")``."""
+def _mount(device: int) -> Mount | None:
+    """Returns the mounted file system with a device number; None if the system does not tell.
+
+    What has no block device, such as each bucket, gets a free number of major 0, and the next one gets it after an unmount. So that is
+    looked up each time.
+    """
+    return _of_block_device(device) if os.major(device) else _look_up(device)
+
+
+def _look_up(device: int) -> Mount | None:
     number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                before, found, after = line.partition(" - ")
-                if found and before.split(" ")[2] == number:
-                    kind, source = after.split(" ")[:2]
-                    return kind, source
-    except OSError:
-        # Not Linux.
-        return None
-    return None
+    return next((mount for mount in mount_table.mounted() if mount.device == number), None)
 
 
-def _kind(device: int) -> str | None:
-    found = _mount(device)
-    return None if found is None else found[0]
-
-
-def _source(device: int) -> str:
-    found = _mount(device)
-    return "" if found is None else found[1]
+_of_block_device = functools.lru_cache(maxsize=64)(_look_up)
 
 
 def _try(directory: str) -> bool | None:

@@ -12,7 +12,7 @@ import jaxckpt
 
 
 class Stubborn:
-    """A policy whose answer depends on the process that is asked, which nobody should write."""
+    """A policy whose answer depends on the process that is asked, which is a mistake."""
 
     def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         return bool((step.step + jax.process_index()) % 2 == 0 or not previous_steps)

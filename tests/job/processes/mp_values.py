@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-SIDE = 24  # Divisible by the number of devices of every job and mesh here.
+# Divisible by the number of devices of every job and mesh here.
+SIDE = 24
 P = PartitionSpec
 LAYOUTS: dict[str, tuple[str, PartitionSpec]] = {
     "rows": ("line", P("x")),
@@ -20,11 +21,13 @@ LAYOUTS: dict[str, tuple[str, PartitionSpec]] = {
     "grid": ("grid", P("x", "y")),
     "both": ("grid", P(("y", "x"))),
     "partial": ("grid", P("x")),
-    "crossed": ("crossed", P("x")),  # Each box on one device of every process.
+    # Each box is on one device of every process.
+    "crossed": ("crossed", P("x")),
     "swapped": ("crossed", P("y", "x")),
     "shuffled": ("shuffled", P("x")),
     "replicated": ("line", P()),
-    "some": ("some", P("x")),  # Not on process 0, where there are enough others.
+    # Not on process 0, where there are enough others.
+    "some": ("some", P("x")),
 }
 DTYPES = [
     *("bool", "int8", "int32", "uint8", "uint32", "float16", "float32", "complex64"),
@@ -117,7 +120,8 @@ def arrays() -> dict[str, Any]:
         for dtype in DTYPES:
             found[layout][np.dtype(dtype).name] = full((SIDE, 2), dtype, 7)
     for layout in ("rows", "columns", "shuffled", "crossed", "replicated"):
-        found[layout]["large"] = full((480, 240), seed=9)  # Travels alone, and has several chunks.
+        # This one travels alone, and has several chunks.
+        found[layout]["large"] = full((480, 240), seed=9)
     found["replicated"] |= {"scalar": full((), seed=11), "count": np.int32(7)[...], "vector": full((5,), seed=12)}
     found["rows"]["empty"] = np.zeros((0, 5), np.float32)
     found["columns"]["empty"] = np.zeros((3, 0), np.float32)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import mp_programs
+import mp_bytes
 import pytest
 
 
@@ -19,7 +19,7 @@ def written(path: str) -> list[int]:
 )
 def test_every_process_writes_as_much_of_replicated_arrays(jobs, settings: dict) -> None:
     job = jobs.job(4, private=False)
-    path, *_ = job.run(mp_programs.save_replicas, jobs.directory(job), None, "replicated", **settings)
+    path, *_ = job.run(mp_bytes.save_replicas, jobs.directory(job), None, "replicated", **settings)
 
     sizes = written(path)
     assert len(sizes) == 4
@@ -29,6 +29,6 @@ def test_every_process_writes_as_much_of_replicated_arrays(jobs, settings: dict)
 
 def test_only_the_part_that_a_process_writes_leaves_its_accelerator(jobs) -> None:
     job = jobs.job(4, private=False)
-    path, *_ = job.run(mp_programs.save_replicas_of_accelerators, jobs.directory(job), "replicated")
+    path, *_ = job.run(mp_bytes.save_replicas_of_accelerators, jobs.directory(job), "replicated")
 
     assert max(written(path)) <= 1.1 * sum(written(path)) / 4

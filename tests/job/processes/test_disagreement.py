@@ -1,6 +1,7 @@
 """Calls that are not the same on every process are refused on all of them, before anything is written or changed."""
 
-import mp_programs
+import mp_disagreement
+import mp_resharding
 import pytest
 
 from jaxckpt import testing
@@ -38,7 +39,7 @@ NAMED = {
 def test_processes_that_disagree(jobs, private: bool, io: int | None) -> None:
     job = jobs.job(3, private=private)
     directory = jobs.directory(job)
-    for process, found in enumerate(job.run(mp_programs.disagreements, directory, io)):
+    for process, found in enumerate(job.run(mp_disagreement.disagreements, directory, io)):
         assert found.pop("left") is False
         kinds, text = found.pop("refused by one")
         assert "TypeError" in kinds, (process, kinds, text)
@@ -56,7 +57,8 @@ def test_processes_that_disagree(jobs, private: bool, io: int | None) -> None:
 DEVICES = {
     1: 1,
     2: 2,
-    (0, 5): 2,  # A jax.Device, of the last process.
+    # A jax.Device of the last process.
+    (0, 5): 2,
     "/job:worker/replica:0/task:2/device:CPU:0": 2,
     "/job:worker/task:1": 1,
     "/task:2": 2,
@@ -82,7 +84,7 @@ REFUSED = [
 @testing.requires_private_disks
 def test_every_way_to_name_a_device(jobs) -> None:
     job = jobs.job(3)
-    found = job.run(mp_programs.device_table, jobs.directory(job), list(DEVICES))
+    found = job.run(mp_disagreement.device_table, jobs.directory(job), list(DEVICES))
     for process in range(3):
         expected = [("", io == process, 1) for io in DEVICES.values()]
         assert dict(zip(DEVICES, found[process], strict=True)) == dict(zip(DEVICES, expected, strict=True))
@@ -92,7 +94,7 @@ def test_every_way_to_name_a_device(jobs) -> None:
 def test_devices_that_do_not_exist(jobs) -> None:
     job = jobs.job(3)
     files = [disk.files() for disk in job.disks]
-    found = job.run(mp_programs.device_table, jobs.directory(job), REFUSED)
+    found = job.run(mp_disagreement.device_table, jobs.directory(job), REFUSED)
     for texts in zip(*found, strict=True):
         device = REFUSED[next(index for index, one in enumerate(zip(*found, strict=True)) if one == texts)]
         assert all(text and not exists and counter == 0 for text, exists, counter in texts), (device, texts)
@@ -102,12 +104,12 @@ def test_devices_that_do_not_exist(jobs) -> None:
 
 def test_a_job_of_one_process_saves_as_usual(tmp_path) -> None:
     with testing.Job(processes=1, devices=2, timeout=90) as job:
-        assert job.run(mp_programs.device_table, str(tmp_path / "d"), ["CPU:0", "/job:localhost", 0]) == [
+        assert job.run(mp_disagreement.device_table, str(tmp_path / "d"), ["CPU:0", "/job:localhost", 0]) == [
             [("", True, 1)] * 3
         ]
-        ((text, exists, counter),) = job.run(mp_programs.device_table, str(tmp_path / "e"), ["/task:1"])[0]
+        ((text, exists, counter),) = job.run(mp_disagreement.device_table, str(tmp_path / "e"), ["/task:1"])[0]
         assert text
         assert not exists
         assert counter == 0
-        (path,) = job.run(mp_programs.save_layouts, str(tmp_path / "f"), 0)
-        job.run(mp_programs.restore_layouts, path, 0)
+        (path,) = job.run(mp_resharding.save_layouts, str(tmp_path / "f"), 0)
+        job.run(mp_resharding.restore_layouts, path, 0)

@@ -1,6 +1,6 @@
 """Managers, callbacks and saves in the background, in jobs of several processes."""
 
-import mp_programs
+import mp_managing
 import pytest
 
 from jaxckpt import testing
@@ -17,7 +17,7 @@ PLACES = [
 def test_managers_agree_and_resume(jobs, private: bool, io: int | None, asynchronous: bool) -> None:
     job = jobs.job(3, private=private)
     directory = jobs.directory(job)
-    found = job.run(mp_programs.manage, directory, io, asynchronous)
+    found = job.run(mp_managing.manage, directory, io, asynchronous)
 
     def path(number: int) -> str:
         return f"{directory}/ckpt-{number}"
@@ -41,11 +41,12 @@ def test_managers_agree_and_resume(jobs, private: bool, io: int | None, asynchro
             "called": called if process == (io or 0) else [],
         }
     resumed = [[path(70), 41, 7, path(7), [path(70), path(7)]]] * 3
-    if private and io and not asynchronous:  # Once in a job of its own, which takes seconds to start.
+    # Once in a job of its own, which takes seconds to start.
+    if private and io and not asynchronous:
         with testing.Job(processes=3, devices=2, private=job.private, disks=job.disks, timeout=90) as later:
-            assert later.run(mp_programs.resume, directory, io) == resumed
+            assert later.run(mp_managing.resume, directory, io) == resumed
     else:
-        assert job.run(mp_programs.resume, directory, io) == resumed
+        assert job.run(mp_managing.resume, directory, io) == resumed
     if private:
         assert [
             any(directory.removeprefix(f"{job.private}/") in file for file in disk.files()) for disk in job.disks
@@ -58,7 +59,7 @@ def test_managers_agree_and_resume(jobs, private: bool, io: int | None, asynchro
 def test_a_manager_without_options_answers_like_its_last_save(jobs, io: int, asynchronous: bool) -> None:
     job = jobs.job(3)
     directory = jobs.directory(job)
-    found = job.run(mp_programs.manage_by_save, directory, io, asynchronous)
+    found = job.run(mp_managing.manage_by_save, directory, io, asynchronous)
     kept = [[1], [1, 2], [2, 3], [3, 4]]
     seen = [
         ([f"{directory}/ckpt-{number}" for number in numbers], f"{directory}/ckpt-{numbers[-1]}") for numbers in kept
@@ -76,7 +77,7 @@ def test_callbacks_that_raise(jobs, private: bool, io: int | None, asynchronous:
     job = jobs.job(3, private=private)
     for count in (1, 2):
         directory = jobs.directory(job)
-        for process, one in enumerate(job.run(mp_programs.failing_callbacks, directory, io, asynchronous, count)):
+        for process, one in enumerate(job.run(mp_managing.failing_callbacks, directory, io, asynchronous, count)):
             (kinds, text), called, latest, counter, again = one
             if process == (io or 0):
                 assert kinds[0] == ("KeyError" if count == 1 else "ExceptionGroup")
@@ -92,10 +93,10 @@ def test_callbacks_that_raise(jobs, private: bool, io: int | None, asynchronous:
 @pytest.mark.parametrize(("private", "io"), PLACES)
 def test_training_goes_on_during_a_save(jobs, private: bool, io: int | None) -> None:
     job = jobs.job(3, private=private)
-    assert job.run(mp_programs.train_while_saving, jobs.directory(job), io) == [30] * 3
+    assert job.run(mp_managing.train_while_saving, jobs.directory(job), io) == [30] * 3
 
 
 @testing.requires_private_disks
 def test_the_example_of_the_documentation(jobs) -> None:
     job = jobs.job(3)
-    assert job.run(mp_programs.example_of_the_documentation, jobs.directory(job)) == [[(2, 2.0), (5, 5.0)]] * 3
+    assert job.run(mp_managing.example_of_the_documentation, jobs.directory(job)) == [[(2, 2.0), (5, 5.0)]] * 3

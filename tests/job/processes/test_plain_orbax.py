@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import mp_programs
+import mp_plain_orbax
 import pytest
 
 import jaxckpt
@@ -15,7 +15,7 @@ SETTINGS = {
     "plain": {},
     "zstd": {"compression": "zstd"},
     "limited": {"experimental_sharding_callback": jaxckpt.MaxShardSizePolicy(20_000)},
-    "grouped": {"experimental_sharding_callback": mp_programs.ByTopName()},
+    "grouped": {"experimental_sharding_callback": mp_plain_orbax.ByTopName()},
     "chunked": {"chunk_byte_size": 4096, "target_data_file_size": 50_000, "compression": "zstd"},
 }
 
@@ -30,7 +30,7 @@ def readers() -> Iterator[list[testing.Job]]:
 
 
 def read(readers: list[testing.Job], path: str | Path) -> None:
-    assert [reader.run(mp_programs.read_with_orbax, str(path)) for reader in readers] == [[1], [4]]
+    assert [reader.run(mp_plain_orbax.read_with_orbax, str(path)) for reader in readers] == [[1], [4]]
 
 
 @testing.requires_private_disks
@@ -38,29 +38,29 @@ def read(readers: list[testing.Job], path: str | Path) -> None:
 def test_orbax_reads_what_the_io_process_wrote(jobs, readers, processes: int, io: int, name: str) -> None:
     job = jobs.job(processes)
     directory = jobs.directory(job)
-    (path, *_) = job.run(mp_programs.save_for_orbax, directory, io, asynchronous=False, **SETTINGS[name])
+    (path, *_) = job.run(mp_plain_orbax.save_for_orbax, directory, io, asynchronous=False, **SETTINGS[name])
     inside = job.disks[io].path / Path(path).relative_to(job.private)
     if name == "limited":
-        assert mp_programs.largest_file(str(inside)) <= 20_000
+        assert mp_plain_orbax.largest_file(str(inside)) <= 20_000
     if name == "grouped":
-        mp_programs.assert_grouped(str(inside))
+        mp_plain_orbax.assert_grouped(str(inside))
     read(readers, inside)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_orbax_reads_what_all_processes_wrote(jobs, readers, name: str) -> None:
     job = jobs.job(3, private=False)
-    (path, *_) = job.run(mp_programs.save_for_orbax, jobs.directory(job), None, **SETTINGS[name])
+    (path, *_) = job.run(mp_plain_orbax.save_for_orbax, jobs.directory(job), None, **SETTINGS[name])
     if name == "limited":
-        assert mp_programs.largest_file(path) <= 20_000
+        assert mp_plain_orbax.largest_file(path) <= 20_000
     if name == "grouped":
-        mp_programs.assert_grouped(path)
+        mp_plain_orbax.assert_grouped(path)
     read(readers, path)
 
 
 def test_how_arrays_lay_on_the_mesh_is_stored(jobs, capsys) -> None:
     job = jobs.job(3, private=False)
-    (path, *_) = job.run(mp_programs.save_for_orbax, jobs.directory(job), None)
+    (path, *_) = job.run(mp_plain_orbax.save_for_orbax, jobs.directory(job), None)
     assert main(["inspect", "--json", path]) == 0
     leaves = json.loads(capsys.readouterr().out)["leaves"]
     noted = [
@@ -74,14 +74,14 @@ def test_how_arrays_lay_on_the_mesh_is_stored(jobs, capsys) -> None:
 def test_several_processes_restore_what_orbax_saved_in_one(jobs, readers) -> None:
     job = jobs.job(3, private=False)
     directory = jobs.directory(job)
-    readers[1].run(mp_programs.save_with_orbax, directory)
+    readers[1].run(mp_plain_orbax.save_with_orbax, directory)
     for io in (None, 2):
-        job.run(mp_programs.restore_what_orbax_saved, directory, io)
+        job.run(mp_plain_orbax.restore_what_orbax_saved, directory, io)
 
 
 @testing.requires_private_disks
 def test_a_private_disk_may_hold_what_orbax_saved(jobs, readers) -> None:
     job = jobs.job(3)
     directory = jobs.directory(job)
-    readers[1].run(mp_programs.save_with_orbax, str(job.disks[1].path / Path(directory).relative_to(job.private)))
-    job.run(mp_programs.restore_what_orbax_saved, directory, 1)
+    readers[1].run(mp_plain_orbax.save_with_orbax, str(job.disks[1].path / Path(directory).relative_to(job.private)))
+    job.run(mp_plain_orbax.restore_what_orbax_saved, directory, 1)

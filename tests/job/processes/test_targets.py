@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import mp_going_wrong
+import mp_nnx
 import mp_programs
 import pytest
 
@@ -31,7 +33,7 @@ def test_a_failed_restore_fails_everywhere_and_changes_nothing(jobs) -> None:
         "missing": ("FileNotFoundError", "none"),
         "no suffix": ("FileNotFoundError", "-1'"),
     }
-    for found in run_both(jobs, mp_programs.failing_restores):
+    for found in run_both(jobs, mp_going_wrong.failing_restores):
         for outcomes in found:
             for name, (kind, pattern) in expected.items():
                 kinds, text = outcomes[name]
@@ -40,7 +42,7 @@ def test_a_failed_restore_fails_everywhere_and_changes_nothing(jobs) -> None:
 
 
 def test_a_partial_restore_has_the_same_status_everywhere(jobs) -> None:
-    for found in run_both(jobs, mp_programs.partial_restores):
+    for found in run_both(jobs, mp_going_wrong.partial_restores):
         assert found[0] == found[1] == found[2]
         missing, unexpected, consumed, existing, nontrivial, warned, values = found[0]
         assert missing == ("new",)
@@ -56,10 +58,10 @@ def test_a_partial_restore_has_the_same_status_everywhere(jobs) -> None:
 @pytest.mark.parametrize("io", [0, 1])
 def test_a_checkpoint_that_not_all_see_needs_a_device(jobs, io: int) -> None:
     job = jobs.job(3)
-    for kinds, text in job.run(mp_programs.restore_private, jobs.directory(job), io, None):
+    for kinds, text in job.run(mp_going_wrong.restore_private, jobs.directory(job), io, None):
         assert "FileNotFoundError" in kinds
         assert "experimental_io_device" in text
-    for kinds, _ in job.run(mp_programs.restore_private, jobs.directory(job), io, 2 if io != 2 else 1):
+    for kinds, _ in job.run(mp_going_wrong.restore_private, jobs.directory(job), io, 2 if io != 2 else 1):
         assert "FileNotFoundError" in kinds
 
 
@@ -79,7 +81,7 @@ def test_a_damaged_checkpoint_is_refused_or_skipped_everywhere(jobs) -> None:
         job.run(mp_programs.save_simple, directory, io, 3)
         seen = job.disks[io].path / Path(directory).relative_to(job.private) if private else Path(directory)
         damage(seen / "ckpt-3")
-        found = job.run(mp_programs.restore_damaged, directory, io)
+        found = job.run(mp_going_wrong.restore_damaged, directory, io)
         for outcomes in found:
             assert "CorruptCheckpointError" in outcomes["restore"][0], outcomes["restore"]
             assert "CorruptCheckpointError" in outcomes["manager"][0], outcomes["manager"]
@@ -89,7 +91,7 @@ def test_a_damaged_checkpoint_is_refused_or_skipped_everywhere(jobs) -> None:
 
 
 def test_host_leaves_that_differ_are_named_and_those_of_process_0_stored(jobs) -> None:
-    for found in run_both(jobs, mp_programs.different_hosts):
+    for found in run_both(jobs, mp_going_wrong.different_hosts):
         for process, (warned, values, more) in enumerate(found):
             assert [re.search(r"v/(\w+)", text).group(1) for text in warned] == sorted(
                 ["n", "s", "b", "step", "large", "local", "key", "long"]
@@ -102,7 +104,7 @@ def test_host_leaves_that_differ_are_named_and_those_of_process_0_stored(jobs) -
 
 def test_nnx_variables(jobs) -> None:
     """Raw values, nested; and a Variable under two names, for which only the last process has two values."""
-    for found in run_both(jobs, mp_programs.nnx_values):
+    for found in run_both(jobs, mp_nnx.nnx_values):
         assert [outcome[0] for outcome in found] == ["", "", ""]
         assert all("a/w and b/w are one object" in outcome[1] for outcome in found), found
         assert found[2][1].startswith("ValueError")
