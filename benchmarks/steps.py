@@ -3,11 +3,13 @@
 One process, held to two cores, trains while each contender in turn saves the state in the background. **lost** is what one save costs the
 training: how long the call kept its caller, and for each step until the save was over, what it took more than the median step of the
 seconds around the save. The row ``nothing`` shows the same sum over as many seconds without a save: what the rest of the machine adds.
+The contender ``jaxckpt-nice-0`` is jaxckpt whose threads have the program's priority; any number of steps of nice can be given.
 """
 
 import argparse
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -21,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import contenders, lineup, report, states
+from jaxckpt._lib import giving_way
 
 _NOTHING = "nothing"
+_NICE = re.compile(r"jaxckpt-nice-(\d+)")
 _ALONE_STEPS = 40
 # After files have been removed, the file system goes on working for a while.
 _PAUSE_SECS = 0.5
@@ -91,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: chosen.cores])
     print(*(f"* {fact}" for fact in report.machine()), sep="\n")
     state = states.make(chosen.state)
-    taking_part = [(name, lineup.BY_NAME[name](state)) for name in chosen.contenders.split(",")]
+    taking_part = [(name, _kind(name)(state)) for name in chosen.contenders.split(",")]
     step = Step()
     places = chosen.dir or [tempfile.gettempdir(), *(["/dev/shm"] if os.path.isdir("/dev/shm") else [])]
     for place in places:
@@ -100,6 +104,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n## One save of {chosen.state} on {report.filesystem(directory)}\n")
             print("\n".join(report.markdown_table(rows)), flush=True)
     return 0
+
+
+class _AnyNice(contenders.Jaxckpt):
+    """jaxckpt, with another number of steps of nice by which its threads give way."""
+
+    steps = 0
+
+    def start(self, path: str) -> contenders.Wait:
+        usual, giving_way.STEPS = giving_way.STEPS, self.steps
+        wait = super().start(path)
+
+        def until_over() -> None:
+            wait()
+            giving_way.STEPS = usual
+
+        return until_over
+
+
+def _kind(name: str) -> type[contenders.Contender]:
+    """Returns the class of a contender. Raises KeyError if there is no such one."""
+    found = _NICE.fullmatch(name)
+    return lineup.BY_NAME[name] if found is None else type(name, (_AnyNice,), {"steps": int(found[1])})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -120,9 +146,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     chosen = parser.parse_args(arguments)
     for name in chosen.contenders.split(","):
-        if name not in can:
+        if name not in can and _NICE.fullmatch(name) is None:
             parser.error(f"there is no asynchronous contender {name!r}; there are {', '.join(can)}")
-        if lineup.BY_NAME[name].version() is None:
+        if _kind(name).version() is None:
             parser.error(f"{name} is not installed")
     return chosen
 

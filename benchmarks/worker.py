@@ -80,11 +80,13 @@ def _steps(contender: contenders.Contender, path: str) -> dict[str, float]:
     alone = [step() for _ in range(_STEPS_AT_LEAST)]
     during: list[float] = []
     saves = 0
-    saving = 0.0
+    saving = blocked = 0.0
     while saves < _SAVES_AT_MOST and (len(during) < _STEPS_AT_LEAST or saves < 2):
         other = f"{path}-steps"
         started = time.perf_counter()
-        done = threading.Thread(target=contender.start(other))
+        wait = contender.start(other)
+        blocked += time.perf_counter() - started
+        done = threading.Thread(target=wait)
         done.start()
         while done.is_alive():
             during.append(step())
@@ -92,6 +94,7 @@ def _steps(contender: contenders.Contender, path: str) -> dict[str, float]:
         saves += 1
         _remove(other)
         alone += [step() for _ in range(_STEPS_AT_LEAST // 2)]
+    lost = (blocked + sum(during) - float(np.median(alone)) * len(during)) / saves
     if not during:  # Too small a state: it was saved before a step could begin.
         during = alone
     percentiles = {
@@ -99,7 +102,7 @@ def _steps(contender: contenders.Contender, path: str) -> dict[str, float]:
         for label, times in (("alone", alone), ("saving", during))
         for name, q in (("p50", 50), ("p99", 99))
     }
-    return {**percentiles, "steps": float(len(during)), "saving_secs": saving / saves}
+    return {**percentiles, "steps": float(len(during)), "saving_secs": saving / saves, "lost_ms": lost * 1e3}
 
 
 def _small(contender: contenders.Contender, path: str) -> tuple[contenders.Contender, str]:

@@ -10,7 +10,7 @@ import threading
 import time
 
 # Each step of nice takes a fifth of a thread's share of a core that others want, too.
-_NICE = 10
+STEPS = 10
 _LOWEST = 19
 # A sandbox may forbid the call, or not know it.
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOSYS)
@@ -27,7 +27,7 @@ class GivingWay:
         """
         self._end = time.monotonic() + seconds
         # Of the thread that begins the operation. The threads may start others, which inherit what `apply` has set.
-        self._nice = min(_LOWEST, _nice() + _NICE) if _is_possible() else None
+        self._nice = min(_LOWEST, _nice() + STEPS) if _is_possible() else None
 
     @property
     def is_over(self) -> bool:
