@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 import jaxckpt
+from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.giving_way import GivingWay
+from jaxckpt.storage.arrays.database import Chunk, Database
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux each thread has a priority of its own")
 
@@ -77,3 +80,22 @@ def test_a_synchronous_save(seen: Seen, tmp_path: Path) -> None:
 
     assert seen.writing == {before}
     assert set(seen.syncing) == {before}
+
+
+def test_a_save_that_takes_long_goes_on_without_giving_way(tmp_path: Path) -> None:
+    before = nice_of(threading.get_native_id())
+    deadline = Deadline(60.0, "the test")
+    relieved = threading.Event()
+
+    def load() -> np.ndarray:
+        if nice_of(threading.get_native_id()) == before:
+            relieved.set()
+        # Every thread that gives way stops here, until another one comes.
+        assert relieved.wait(deadline.left())
+        return np.zeros(_BYTES, np.uint8)
+
+    chunks = [Chunk(f"chunk {number}", _BYTES, False, load) for number in range(100)]
+    database = Database(str(tmp_path), 1 << 20, None, 1 << 30, deadline, giving_way=GivingWay(0.0))
+    database.write(iter(chunks))
+
+    assert relieved.is_set()
