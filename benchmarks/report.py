@@ -34,6 +34,7 @@ _STEPS: Sequence[tuple[str, str]] = (
     ("p99 alone ms", "p99_alone_ms"),
     ("p99 saving ms", "p99_saving_ms"),
     ("save s while training", "saving_secs"),
+    ("lost ms", "lost_ms"),
 )
 
 

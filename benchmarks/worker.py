@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import contenders, lineup, states
+from benchmarks.steps import Step
 
 MEASURES = ("save", "restore", "steps")
 _STEPS_AT_LEAST = 100
@@ -75,16 +75,18 @@ def _restore(contender: contenders.Contender, path: str) -> dict[str, float]:
 
 def _steps(contender: contenders.Contender, path: str) -> dict[str, float]:
     """Times a training-like step on its own, then while saves of the state are going on."""
-    step = _Step()
+    step = Step()
     _warm(contender, path)
     alone = [step() for _ in range(_STEPS_AT_LEAST)]
     during: list[float] = []
     saves = 0
-    saving = 0.0
+    saving = blocked = 0.0
     while saves < _SAVES_AT_MOST and (len(during) < _STEPS_AT_LEAST or saves < 2):
         other = f"{path}-steps"
         started = time.perf_counter()
-        done = threading.Thread(target=contender.start(other))
+        wait = contender.start(other)
+        blocked += time.perf_counter() - started
+        done = threading.Thread(target=wait)
         done.start()
         while done.is_alive():
             during.append(step())
@@ -92,6 +94,7 @@ def _steps(contender: contenders.Contender, path: str) -> dict[str, float]:
         saves += 1
         _remove(other)
         alone += [step() for _ in range(_STEPS_AT_LEAST // 2)]
+    lost = (blocked + sum(during) - float(np.median(alone)) * len(during)) / saves
     # The state is so small that it was saved before a step could begin.
     if not during:
         during = alone
@@ -100,32 +103,7 @@ def _steps(contender: contenders.Contender, path: str) -> dict[str, float]:
         for label, times in (("alone", alone), ("saving", during))
         for name, q in (("p50", 50), ("p99", 99))
     }
-    return {**percentiles, "steps": float(len(during)), "saving_secs": saving / saves}
-
-
-class _Step:
-    """A jitted update of a small network that keeps the cores busy for some ten milliseconds, with donated parameters."""
-
-    def __init__(self, width: int = 512, batch: int = 512) -> None:
-        def loss(params: Any, inputs: Any) -> Any:
-            for weights in params:
-                inputs = jnp.tanh(inputs @ weights)
-            return jnp.mean(inputs**2)
-
-        def update(params: Any, inputs: Any) -> Any:
-            return jax.tree.map(lambda value, slope: value - 0.1 * slope, params, jax.grad(loss)(params, inputs))
-
-        self._update = jax.jit(update, donate_argnums=0)
-        key = jax.random.key(0)
-        self._params = [jax.random.normal(key, (width, width)) / width**0.5 for _ in range(3)]
-        self._inputs = jax.random.normal(key, (batch, width))
-        for _ in range(10):
-            self()
-
-    def __call__(self) -> float:
-        started = time.perf_counter()
-        self._params = jax.block_until_ready(self._update(self._params, self._inputs))
-        return time.perf_counter() - started
+    return {**percentiles, "steps": float(len(during)), "saving_secs": saving / saves, "lost_ms": lost * 1e3}
 
 
 def _small(contender: contenders.Contender, path: str) -> tuple[contenders.Contender, str]:

@@ -81,6 +81,17 @@ def test_worker(tmp_path: Path, measure: str) -> None:
     assert found[expected[measure]] > 0
 
 
+def test_steps(tmp_path: Path) -> None:
+    output = run(
+        "steps", "--state", "tiny-l", "--rounds", 1, "--contenders", "raw,jaxckpt,jaxckpt-nice-0", "--dir", tmp_path
+    )
+
+    assert "## One save of tiny-l on " in output
+    for name in ("raw", "jaxckpt", "jaxckpt-nice-0", "nothing"):
+        assert f"\n| {name} | " in output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_profile(tmp_path: Path) -> None:
     output = run("profile", "--state", "tiny-m", "--rounds", 1, "--dir", tmp_path)
 
@@ -143,7 +154,7 @@ def test_reshard(tmp_path: Path) -> None:
     assert list(saved.iterdir()) == []
 
 
-@pytest.mark.parametrize("program", ["overhead", "peers", "multihost", "profile", "reshard"])
+@pytest.mark.parametrize("program", ["overhead", "peers", "multihost", "profile", "reshard", "steps"])
 def test_rounds_are_at_least_one(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = importlib.import_module(f"benchmarks.{program}")
     with pytest.raises(SystemExit) as caught:

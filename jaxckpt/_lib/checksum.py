@@ -1,11 +1,37 @@
 """crc32c checksums, and values followed by their checksum, as in zarr's codec "crc32c" and in OCDBT's nodes."""
 
+import ctypes
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
 BYTES = 4
+# For fewer bytes, the call through ctypes takes longer than the checksum.
+_NATIVE_BYTES = 64 << 10
+
+
+def _native() -> Callable[[int, int, int], int] | None:
+    """Returns the function that `google_crc32c` calls, of the C library that it brings. None if it is not there.
+
+    It takes a checksum, an address and a number of bytes. `google_crc32c` keeps Python's lock while it computes the checksum of an array,
+    so that all other Python threads wait, the program's too. `ctypes` lets the lock go.
+    """
+    try:
+        function = ctypes.CDLL(importlib.import_module("google_crc32c._crc32c").__file__).crc32c_extend
+    except (ImportError, OSError, AttributeError, TypeError):
+        # Another version, or one in pure Python.
+        return None
+    function.argtypes, function.restype = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_uint32
+    probe = np.arange(256, dtype=np.uint8)
+    if function(7, probe.ctypes.data, probe.size) != google_crc32c.extend(7, probe.tobytes()):
+        return None
+    return function
+
+
+_native_extend = _native()
 
 
 def crc32c(content: bytes) -> int:
@@ -23,6 +49,8 @@ def extended(checksum: int, block: np.ndarray | bytes) -> int:
     """
     frozen: Any = block
     if isinstance(block, np.ndarray):
+        if _native_extend is not None and block.nbytes >= _NATIVE_BYTES and block.flags.c_contiguous:
+            return _native_extend(checksum, block.ctypes.data, block.nbytes)
         # google_crc32c accepts read-only memory only.
         frozen = block.view()
         frozen.flags.writeable = False

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxckpt._lib import checksum, durable
 from jaxckpt._lib.deadline import Deadline
+from jaxckpt._lib.giving_way import GivingWay
 from jaxckpt._lib.threads import Threads
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage.ocdbt import encode, tree
@@ -57,6 +58,7 @@ class Database:
       memory_bytes: at most this many bytes of chunks are in memory at once. One chunk is always allowed.
       deadline: when the write gives up.
       transfer: counts the bytes of arrays; None if they are not counted.
+      giving_way: lets the threads give way to the program; None if a caller waits for them.
     """
 
     def __init__(
@@ -67,14 +69,15 @@ class Database:
         memory_bytes: int,
         deadline: Deadline,
         transfer: Transfer | None = None,
+        giving_way: GivingWay | None = None,
     ) -> None:
         self._directory = directory
         self._target, self._max = target_file_bytes, max_file_bytes
         self._memory = memory_bytes
         self._transfer = transfer or Transfer()
         self._entries: list[Entry] = []
-        self._writers = Threads(deadline, f"Writing {directory}")
-        self._syncers = Threads(deadline, f"Syncing {directory}")
+        self._writers = Threads(deadline, f"Writing {directory}", giving_way)
+        self._syncers = Threads(deadline, f"Syncing {directory}", giving_way)
         self._pulling = threading.Lock()
         self._held = self._remote = 0
         self._closing: deque[tuple[int, str]] = deque()
@@ -96,7 +99,7 @@ class Database:
         self._values = values
         try:
             self._writers.at_least(_WRITERS, self._write_values)
-            self._writers.join()
+            self._writers.join(self._syncers)
             self._entries.sort(key=_key)
             twice = next((one.key for one, other in itertools.pairwise(self._entries) if one.key == other.key), None)
             if twice is not None:

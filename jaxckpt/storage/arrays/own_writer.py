@@ -11,6 +11,7 @@ from jaxckpt._lib import checksum
 from jaxckpt._lib.blocks import blocks, scratch
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError
+from jaxckpt._lib.giving_way import GivingWay
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import faults
 from jaxckpt.storage.arrays.database import Chunk, Database
@@ -25,6 +26,8 @@ from jaxckpt.storage.stores.inside import Inside
 
 # What is copied is checksummed and written while it is in the cache that each core has for itself.
 _COPY_BYTES = 256 << 10
+# An asynchronous save gives way to the program for this part of its time limit. It must not fail because other threads are always busy.
+_GIVING_WAY = 0.1
 
 
 def write(
@@ -57,6 +60,7 @@ def write(
         settings.memory_limit_bytes,
         deadline,
         transfer,
+        GivingWay(_GIVING_WAY * settings.timeout_secs) if settings.asynchronous else None,
     )
     database.write(_values(entries, settings) if groups is None else _grouped_values(entries, groups, settings))
 
