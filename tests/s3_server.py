@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from storage_server import Request, Rule, UnavailableError
+from storage_server import Request, Rule, UnavailableError, free_ports
 
 REGION = "us-east-1"
 KEY_ID, SECRET = "test", "test-secret"
@@ -140,14 +139,8 @@ class S3Server:
         self._end()
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def _moto() -> tuple[Sequence[str], int]:
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     return [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port
 
 
@@ -163,7 +156,7 @@ def _seaweedfs(directory: Path) -> tuple[Sequence[str], int]:
     # Each bucket has volumes of its own: one instead of seven.
     (directory / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     parts = ("master", "volume", "filer", "s3")
-    ports = dict(zip([*parts, *(f"{part}.grpc" for part in parts)], _free_ports(8), strict=True))
+    ports = dict(zip([*parts, *(f"{part}.grpc" for part in parts)], free_ports(8), strict=True))
     options = {
         "dir": "data",
         "ip": "127.0.0.1",

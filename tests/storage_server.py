@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import shutil
 import socket
 import subprocess
@@ -84,6 +85,28 @@ class Server(Protocol):
         ...
 
 
+def free_ports(count: int) -> list[int]:
+    """Returns free ports of this machine.
+
+    They lie below those that the system gives to connections. The tests beside this one make many of these, and one could otherwise get
+    the port before the server listens on it.
+    """
+    first, last = 10_000, 32_767
+    with contextlib.suppress(OSError):
+        last = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]) - 1
+    # Other processes of the tests must not draw the same ones.
+    chance = random.SystemRandom()
+    with contextlib.ExitStack() as held:
+        probes: list[socket.socket] = []
+        for attempt in range(100 * count):
+            port = chance.randint(first, last) if last > first and attempt < 50 * count else 0
+            with contextlib.suppress(OSError):
+                probes.append(held.enter_context(socket.create_server(("127.0.0.1", port))))
+            if len(probes) == count:
+                return [probe.getsockname()[1] for probe in probes]
+    raise UnavailableError("there is no free port")
+
+
 class StorageServer:
     """The running server and its proxy.
 
@@ -100,8 +123,7 @@ class StorageServer:
     def __init__(self, directory: Path) -> None:
         program = binary(directory)
         self._log = (directory / "server.log").open("wb")
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         options = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
         try:
