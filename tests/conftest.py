@@ -116,7 +116,7 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
             **options,
         )

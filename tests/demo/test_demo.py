@@ -22,6 +22,8 @@ from jaxckpt.cli import main
 from jaxckpt.demo import losses, settings
 from jaxckpt.demo.saves import SaveLog
 
+# Some of them run several programs, one after the other.
+pytestmark = pytest.mark.timeout(900)
 _STEPS = 160
 _CONFIG = f"""
 training: {{steps: {_STEPS}, batch_size: 64, hidden: 32, warmup_steps: 20, decay_steps: {_STEPS}}}

@@ -543,16 +543,20 @@ def test_an_interrupt_after_all_have_confirmed_gives_nothing_up() -> None:
 
 
 def test_an_interrupt_before_all_have_confirmed_commits_nothing() -> None:
+    passed: list[str] = []
+
     def commit() -> None:
         interrupting()
+        passed.append("interrupted")
         center.confirm()
-        raise AssertionError("confirmed")
+        passed.append("confirmed")
 
     with together(2) as (center, peers):
         interrupting = Interrupting(center)
         threads = [Thread(lambda peer=peer: peer.decide(no)) for peer in peers]
         with pytest.raises(KeyboardInterrupt):
             center.decide(commit, asks=True)
+        assert passed == ["interrupted"]
         for thread in threads:
             assert "Process 0 failed: KeyboardInterrupt" in str(thread.error())
 

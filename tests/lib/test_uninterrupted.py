@@ -75,6 +75,22 @@ def test_a_second_interrupt_is_raised_at_once_and_the_work_goes_on() -> None:
     assert done.wait(60)
 
 
+def test_two_interrupts_before_the_work_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[threading.Thread] = []
+    done: list[int] = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        calls.append(thread)
+        if len(calls) <= 2:
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr("jaxckpt._lib.uninterrupted.start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted(lambda: done.append(1))
+    assert done == [1]
+
+
 def _is_inside(frame: FrameType | None) -> bool:
     """Whether the main thread is in the loop of `uninterrupted`, in front of which there are a few lines that begin nothing."""
     while frame is not None:
