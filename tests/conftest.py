@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from storage_server import StorageServer
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-hypothesis.settings.register_profile("jaxckpt", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "jaxckpt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
 # Of `make test-fast`.
 hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("jaxckpt"), max_examples=20)
 hypothesis.settings.load_profile("jaxckpt")
@@ -85,6 +88,14 @@ def _plain_orbax_opens_it(orbax_recorder: "plain_orbax.Recorder") -> Iterator[No
         plain_orbax.check(*recorded)
 
 
+@pytest.fixture
+def nothing_dropped() -> None:
+    """For a test that counts all warnings: what earlier tests have dropped complains now, and not while it counts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def cli_command() -> tuple[list[str], dict[str, str]]:
     """The command line as users run it: how its arguments begin, and its environment. Warnings are errors in it."""
@@ -107,7 +118,7 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
             **options,
         )

@@ -22,6 +22,8 @@ from jaxckpt.cli import main
 from jaxckpt.demo import losses, settings
 from jaxckpt.demo.saves import SaveLog
 
+# Some of them run several programs, one after the other.
+pytestmark = pytest.mark.timeout(900)
 _STEPS = 160
 _CONFIG = f"""
 training: {{steps: {_STEPS}, batch_size: 64, hidden: 32, warmup_steps: 20, decay_steps: {_STEPS}}}
@@ -141,8 +143,41 @@ def test_run_again_it_goes_on_where_it_stopped(config, undisturbed, cli, tmp_pat
     assert (tmp_path / "run" / "losses.csv").read_bytes() == losses_csv
 
 
-def test_it_survives_an_interrupt_and_kills_at_any_moment(config, undisturbed, cli, cli_command, tmp_path):
+def disturbed(cli_command, config, directory, step, chance, number, **options):
+    """Starts a training that would not end, and sends it a signal a moment after a step. Returns the process, which goes on or ends.
+
+    The signal comes in the training, however slowly this process is woken; and in that of this program, not in its start.
+    """
     command, environment = cli_command
+    begin = rows(directory)
+    process = subprocess.Popen(
+        [*command, "demo", "--config", str(config), "--dir", str(directory), "--steps", "1000000"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+    while rows(directory) < max(step, begin + 1) and process.poll() is None:
+        time.sleep(0.0005)
+    time.sleep(chance.uniform(0, 0.02))  # Anywhere: in a step, a snapshot, a write, a commit, a deletion.
+    process.send_signal(number)
+    return process
+
+
+def assert_goes_on(cli, config, directory, undisturbed, tmp_path, *options):
+    """Asserts that the training goes on, and ends as one that nothing disturbed, which may have had to be longer than usual."""
+    begin = ["demo", "--config", config, "--steps", max(_STEPS, rows(directory) + 1), "--dir"]
+    finished = cli(*begin, directory)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "resuming after step" in finished.stdout
+    other = undisturbed[0]
+    if rows(directory) > _STEPS:
+        other = tmp_path / "straight"
+        assert cli(*begin, other).returncode == 0
+    assert_same_training(directory, other, *options)
+
+
+def test_it_survives_an_interrupt_and_kills_at_any_moment(config, undisturbed, cli, cli_command, tmp_path):
     directory = tmp_path / "run"
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -151,54 +186,29 @@ def test_it_survives_an_interrupt_and_kills_at_any_moment(config, undisturbed, c
     steps = sorted(chance.sample(range(6, _STEPS - 10), len(signals)))
     with Path(tmp_path, "output").open("w+") as output:
         for number, step in zip(signals, steps, strict=True):
-            with subprocess.Popen(
-                [*command, "demo", "--config", str(config), "--dir", str(directory)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            ) as process:
-                while rows(directory) < step and process.poll() is None:
-                    time.sleep(0.0005)
-                # The moment may be anywhere: in a step, a snapshot, a write, a commit, a deletion.
-                time.sleep(chance.uniform(0, 0.02))
-                process.send_signal(number)
+            with disturbed(cli_command, config, directory, step, chance, number, stdout=output) as process:
+                pass
             output.seek(0)
             assert process.returncode in (-number, 128 + number), output.read()
-    finished = cli("demo", "--config", config, "--dir", directory)
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert "resuming after step" in finished.stdout
-    assert_same_training(directory, undisturbed[0])
+    assert_goes_on(cli, config, directory, undisturbed, tmp_path)
     assert storage.leftovers(str(directory)) == []
 
 
 def test_on_sigterm_it_saves_and_goes_on_with_the_same_losses(config, undisturbed, cli, cli_command, tmp_path):
     """The last step that it logged is saved, whatever the interval; the losses are those of an undisturbed run, bit for bit."""
-    command, environment = cli_command
     directory = tmp_path / "run"
     chance = random.Random()
     for step in sorted(chance.sample(range(6, _STEPS - 20), 2)):
-        with subprocess.Popen(
-            [*command, "demo", "--config", str(config), "--dir", str(directory)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        with disturbed(
+            cli_command, config, directory, step, chance, signal.SIGTERM, stdout=subprocess.PIPE, text=True
         ) as process:
-            while rows(directory) < step and process.poll() is None:
-                time.sleep(0.0005)
-            time.sleep(chance.uniform(0, 0.02))
-            process.send_signal(signal.SIGTERM)
             text = process.communicate()[0]
         assert process.returncode == 143, text
         assert f"ended by SIGTERM at step {rows(directory)}, which is saved" in text
         assert jaxckpt.latest_checkpoint(directory) == f"{directory}/ckpt-{rows(directory)}"
         assert storage.leftovers(str(directory)) == []
-    finished = cli("demo", "--config", config, "--dir", directory)
-    assert (finished.returncode, finished.stderr) == (0, "")
     # What was saved because of the signals counts as well.
-    assert_same_training(directory, undisturbed[0], "--ignore", "save_counter")
+    assert_goes_on(cli, config, directory, undisturbed, tmp_path, "--ignore", "save_counter")
 
 
 def test_another_seed_is_refused(config, undisturbed, tmp_path, capsys):

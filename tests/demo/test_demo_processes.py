@@ -1,6 +1,7 @@
 """``jaxckpt demo --processes``: real processes, killed and resumed; the losses are those of an undisturbed run."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from jaxckpt import testing
 from jaxckpt.cli import main
 from jaxckpt.demo import processes, settings
 
-pytestmark = [pytest.mark.job, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.job, pytest.mark.timeout(900)]
 
 _STEPS = 24
 _CONFIG = f"""
@@ -81,13 +82,13 @@ def test_on_sigterm_all_processes_save_the_same_step(config, undisturbed, cli, c
         [*command, *arguments, "20000"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while rows(directory) < 10:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        text = process.communicate(timeout=90)[0]
+        text = process.communicate(timeout=240)[0]
     finally:
         process.kill()
         process.wait()
@@ -113,7 +114,7 @@ def test_killed_it_goes_on_with_the_same_losses(config, undisturbed, cli, cli_co
     arguments = ["demo", *_TASK_2, "--config", str(config), "--dir", str(directory)]
     process = subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while rows(directory) < 10:
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -158,17 +159,20 @@ def test_an_interrupt_ends_all(config, cli_command, tmp_path):
     arguments = ["demo", "--processes", "2", "--config", str(config), "--dir", str(tmp_path), "--steps", "100000"]
     process = subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        deadline = time.monotonic() + 90
-        while rows(tmp_path) < 10 and process.poll() is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + 240
+        while rows(tmp_path) < 10:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=240)
     finally:
         process.kill()
         process.wait(30)
     assert process.returncode == 130
     assert b"interrupted; all processes have ended" in out
-    assert error.strip() == b""
+    # On a busy machine a save may take so long that the next one waits for it.
+    assert re.sub(rb"(?m)^.*Training waited .* for the save before, .*\n", b"", error).strip() == b""
 
 
 @pytest.mark.parametrize(

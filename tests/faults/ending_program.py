@@ -1,4 +1,4 @@
-"""A process of a job whose program ends while an asynchronous save runs: ``ending_program.py INDEX PORT PREFIX IO WHO HOW``."""
+"""A process of a job whose program ends while an asynchronous save runs: ``ending_program.py INDEX ADDRESS PREFIX IO WHO HOW``."""
 
 import sys
 import time
@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-index, port, prefix, io, who, how = sys.argv[1:]
-jax.distributed.initialize(f"127.0.0.1:{port}", 3, int(index))
+index, address, prefix, io, who, how = sys.argv[1:]
+jax.distributed.initialize(address, 3, int(index))
 
 import fault_programs as programs  # noqa: E402
 
@@ -24,7 +24,7 @@ def slowly(self: Any, *args: Any) -> Any:
 
 fetcher.Fetcher._ask = slowly  # type: ignore[method-assign]
 checkpoint = jaxckpt.Checkpoint(**programs.tree(7))
-checkpoint.save(prefix, programs.options(int(io), 20, True))
+checkpoint.save(prefix, programs.options(int(io), 60, True))
 if index != who:
     time.sleep(0.3)
 elif how == "exit":

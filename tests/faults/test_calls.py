@@ -14,7 +14,7 @@ from jaxckpt import testing
 pytestmark = [testing.requires_private_disks, pytest.mark.timeout(180)]
 PROCESSES = 3
 # Far more than any bound here; far less than waiting for all bounds in turn.
-PATIENCE = 20.0
+PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,11 @@ def test_a_process_that_comes_late(job: testing.Job, disk: str, numbers: Numbers
     found = job.run(programs.save, prefix, 1, version, secs=20, late=(late, 1.0))
     assert [each["error"] for each in found] == [None] * PROCESSES
     # Too late: it raises as well, and names a process that was not there any more.
-    found = job.run(programs.save, prefix, 1, numbers.next(), secs=2, late=(late, 5.5))
+    job.start(programs.save, prefix, 1, numbers.next(), late=(late, None))
+    for process in set(range(PROCESSES)) - {late}:
+        job.wait_for(process, "done")
+    job.release("late")
+    found = [result.value for result in job.results()]
     for process in range(PROCESSES):
         if process != late:
             assert_named(found[process], late)
@@ -347,10 +351,8 @@ def test_calls_in_a_callback_are_refused(job: testing.Job, disk: str, asynchrono
 
 @pytest.mark.parametrize("io", [0, 1])
 def test_nothing_leaks(job: testing.Job, disk: str, io: int) -> None:
-    for resources, call_secs in job.run(programs.many, f"{disk}/many/ckpt", io, 60):
-        (descriptors, threads), (descriptors_after, threads_after) = resources
-        assert descriptors_after <= descriptors + 2, resources
-        assert threads_after <= threads + 2, resources
+    for before, more, call_secs in job.run(programs.many, f"{disk}/many/ckpt", io, 60):
+        assert more is None, (before, more)
         print(f"a joint call takes {1000 * call_secs:.1f} ms")
     assert job.run(programs.keys_left)[0] == []
 

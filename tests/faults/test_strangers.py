@@ -51,8 +51,6 @@ def test_strangers(tmp_path: Any) -> None:
                     assert not ipaddress.ip_address(host).is_unspecified
             for found, heard, printed in job.run(programs.harassed, f"{disk}/b{io}/ckpt", io, 5, BOMBS, 40):
                 assert found["error"] is None, found
-                # A handshake may take 10 s; the call did not wait for that of a stranger.
-                assert found["secs"] < 9, found
                 assert printed == ""
                 for answer in heard:
                     assert b"Hello" in answer or answer == b"", answer

@@ -35,7 +35,7 @@ _BATCH = 60
 _LEAST = 8
 # A program that is ended takes as long as so many interrupted calls.
 _WEIGHT = 4
-_TRY_SECS = 15.0
+_TRY_SECS = 100.0
 _PLACES = ("ckpt", "sub/ckpt", "{elsewhere}/ckpt", "../work/ckpt")
 
 

@@ -131,13 +131,11 @@ def test_a_wait_is_given_up_when_it_is_told_to() -> None:
 
             timer = threading.Timer(0.05, told.set)
             timer.start()
-            began = time.monotonic()
             with pytest.raises(GivenUpError):
                 if waiting == "send":
                     one.send(Pieces(), [np.zeros(1 << 24, np.uint8)], timeout=60, stop=stop)
                 else:
                     one.receive(Done, timeout=60, stop=stop)
-            assert time.monotonic() - began < 20
             two.send(Done(), timeout=20)
             with pytest.raises(WireError, match="GivenUpError"):
                 if waiting == "send":
@@ -151,7 +149,9 @@ def test_beats_keep_a_wait_alive_and_end_with_it() -> None:
         stop = threading.Event()
 
         def beat() -> None:
-            for _ in range(10):
+            # For longer than the wait would last without them; one comes much sooner, also on a busy machine.
+            end = time.monotonic() + 1.7
+            while time.monotonic() < end:
                 time.sleep(0.05)
                 one.beat()
             one.send(Decided("at last"), timeout=20)
@@ -159,7 +159,7 @@ def test_beats_keep_a_wait_alive_and_end_with_it() -> None:
 
         thread = threading.Thread(target=beat)
         thread.start()
-        assert two.receive(Decided, timeout=0.4) == Decided("at last")
+        assert two.receive(Decided, timeout=1.5) == Decided("at last")
         thread.join(20)
         with pytest.raises(TimeoutError):
             two.receive(Decided, timeout=0.01)

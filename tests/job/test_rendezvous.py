@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from jaxckpt.job.protocol import handshake
 from jaxckpt.job.protocol.frames import WireError
@@ -63,13 +64,15 @@ def test_all_come(listener: Listener) -> None:
     listener.close()
     for process, link in here.items():
         assert link.process == process
-        link.send(Welcome(str(process)), timeout=5)
-        assert there[process].receive(Welcome, timeout=5) == Welcome(str(process))
+        link.send(Welcome(str(process)), timeout=20)
+        assert there[process].receive(Welcome, timeout=20) == Welcome(str(process))
     close(*here.values(), *there.values())
 
 
 def test_who_is_missing(listener: Listener) -> None:
     there = dials(listener.address, [1, 3])
+    # A process that dials is ready a moment before the listener has noted it.
+    wait_until(lambda: len(listener._links) == 2)
     here, missing = listener.wait(for_a_moment(0.05))
     assert sorted(here) == [1, 3]
     assert missing == {2}
@@ -78,14 +81,14 @@ def test_who_is_missing(listener: Listener) -> None:
 
 def test_strangers_do_not_delay_the_job(listener: Listener) -> None:
     address = (listener.address.host, listener.address.port)
-    strangers = [socket.create_connection(address, timeout=5) for _ in range(300)]
+    strangers = [socket.create_connection(address, timeout=20) for _ in range(300)]
     there = dials(listener.address, [1, 2, 3])
-    here, missing = listener.wait(for_a_moment(5))
+    here, missing = listener.wait(lambda: 20)
     assert not missing
     listener.close()
     # All strangers are closed, and have got only a challenge.
     for stranger in strangers:
-        stranger.settimeout(5)
+        stranger.settimeout(20)
         content = b""
         try:
             while more := stranger.recv(1000):
@@ -115,11 +118,37 @@ def test_a_process_that_comes_again_replaces_itself(listener: Listener) -> None:
     first = dial(listener.address, 1, 0, soon())
     again = dial(listener.address, 1, 0, soon())
     with pytest.raises(WireError):
-        first.receive(Vote, timeout=5)
+        first.receive(Vote, timeout=20)
     others = dials(listener.address, [2, 3])
     here, _ = listener.wait(lambda: 20)
-    here[1].send(Vote(None), timeout=5)
-    assert again.receive(Vote, timeout=5) == Vote(None)
+    here[1].send(Vote(None), timeout=20)
+    assert again.receive(Vote, timeout=20) == Vote(None)
+    close(first, again, *others.values(), *here.values())
+
+
+def test_of_two_connections_of_a_process_the_newer_one_counts(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener notes each on a thread of its own: that of the older one may come last."""
+    shake_hands, newer_is_noted = Listener._shake_hands, threading.Event()
+    older: list[Link] = []
+
+    def shaken(self: Listener, link: Link) -> None:
+        older[:] = older or [link]
+        shake_hands(self, link)
+        assert link not in older or newer_is_noted.wait(60)
+
+    monkeypatch.setattr(Listener, "_shake_hands", shaken)
+    first = dial(listener.address, 1, 0, soon())
+    again = dial(listener.address, 1, 0, soon())
+    wait_until(lambda: 1 in listener._links)
+    newer_is_noted.set()
+    with pytest.raises(WireError):
+        first.receive(Vote, timeout=20)
+    others = dials(listener.address, [2, 3])
+    here, _ = listener.wait(lambda: 20)
+    here[1].send(Vote(None), timeout=20)
+    assert again.receive(Vote, timeout=20) == Vote(None)
     close(first, again, *others.values(), *here.values())
 
 
@@ -132,7 +161,7 @@ def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
     # This is what a KeyboardInterrupt does, in wait() or behind it.
     listener.close()
     with pytest.raises(WireError):
-        link.receive(Vote, timeout=5)
+        link.receive(Vote, timeout=20)
     link.close()
 
 
@@ -140,7 +169,7 @@ def test_who_comes_after_the_end_of_the_wait_is_told() -> None:
     listener = Listener("127.0.0.1", [1, 2])
     listener.wait(lambda: 0)
     with pytest.raises(OSError):  # noqa: PT011  Closed before or after the handshake.
-        dial(listener.address, 1, 0, soon()).receive(Vote, timeout=5)
+        dial(listener.address, 1, 0, soon()).receive(Vote, timeout=20)
     listener.close()
     listener.close()
     with pytest.raises(OSError):  # noqa: PT011  Refused or reset.
@@ -154,8 +183,8 @@ def test_a_recorded_handshake_is_worth_nothing(listener: Listener) -> None:
 
     def forward() -> None:
         inside, _ = relay.accept()
-        outside = socket.create_connection((listener.address.host, listener.address.port), timeout=5)
-        inside.settimeout(5)
+        outside = socket.create_connection((listener.address.host, listener.address.port), timeout=20)
+        inside.settimeout(20)
         inside.sendall(outside.recv(4096))
         recorded.append(inside.recv(4096))
         outside.sendall(recorded[0])
@@ -169,7 +198,7 @@ def test_a_recorded_handshake_is_worth_nothing(listener: Listener) -> None:
     dial(Address(host, port, listener.address.token), 1, 0, soon()).close()
     thread.join(20)
     relay.close()
-    with socket.create_connection((listener.address.host, listener.address.port), timeout=5) as stranger:
+    with socket.create_connection((listener.address.host, listener.address.port), timeout=20) as stranger:
         assert b"Hello" in stranger.recv(4096)
         stranger.sendall(recorded[0])
         assert stranger.recv(4096) == b""
@@ -189,9 +218,9 @@ def test_a_listener_that_says_what_it_heard_is_found_out() -> None:
     def reflect() -> None:
         connection, _ = mirror.accept()
         with connection, Listener_link(connection) as link:
-            link.send(Hello("00"), timeout=5)
-            proof = link.receive(Proof, timeout=5)
-            link.send(Welcome(proof.mac), timeout=5)
+            link.send(Hello("00"), timeout=20)
+            proof = link.receive(Proof, timeout=20)
+            link.send(Welcome(proof.mac), timeout=20)
 
     thread = threading.Thread(target=reflect)
     thread.start()
@@ -246,12 +275,10 @@ def test_a_listener_for_which_there_is_no_thread_leaves_no_socket(monkeypatch: p
 
 def test_a_wait_ends_when_it_is_cut_short() -> None:
     listener = Listener("127.0.0.1", [1])
-    left = [20.0]
+    left = [1000.0]
     cut = threading.Timer(0.05, lambda: left.__setitem__(0, 0.0))
     cut.start()
-    began = time.monotonic()
     assert listener.wait(lambda: left[0]) == ({}, {1})
-    assert time.monotonic() - began < 10
     listener.close()
 
 
@@ -263,9 +290,9 @@ def test_texts_that_are_no_text(nonce: str) -> None:
     def welcome() -> None:
         connection, _ = mirror.accept()
         with connection, Listener_link(connection) as link:
-            link.send(Hello(nonce), timeout=5)
-            link.receive(Proof, timeout=5)
-            link.send(Welcome(nonce), timeout=5)
+            link.send(Hello(nonce), timeout=20)
+            link.receive(Proof, timeout=20)
+            link.send(Welcome(nonce), timeout=20)
 
     thread = threading.Thread(target=welcome)
     thread.start()

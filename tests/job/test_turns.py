@@ -1,10 +1,9 @@
 """One meeting of a process at a time, and an interrupt while it waits for its turn: the next call gets it."""
 
-import signal
 import threading
-import time
 
 import pytest
+from waiting import interrupt, wait_until
 
 from jaxckpt.job.agree import attendance, meeting
 from jaxckpt.job.agree.call import Call, Contribution
@@ -15,15 +14,10 @@ from jaxckpt.storage import compat
 def _coordinated(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a job of several processes, whose coordination service is never asked here."""
     monkeypatch.setattr(compat, "coordination", lambda: (None, None))
-    monkeypatch.setattr(attendance, "INTERRUPTED_SECS", 0.5)
 
 
 def _meet(secs: float) -> None:
     meeting._meet(Call("save", "ckpt", 0, secs), Contribution(), None)
-
-
-def _interrupt() -> None:
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 @pytest.mark.usefixtures("_coordinated")
@@ -35,19 +29,36 @@ def test_a_turn_that_does_not_come() -> None:
 
 @pytest.mark.usefixtures("_coordinated")
 @pytest.mark.parametrize("times", [1, 2])
-def test_an_interrupt_while_it_waits_for_its_turn(times: int) -> None:
-    began = time.monotonic()
+def test_an_interrupt_while_it_waits_for_its_turn(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One interrupt ends the wait after a moment; where there are two, the second one has to.
+    monkeypatch.setattr(attendance, "INTERRUPTED_SECS", 0.5 if times == 1 else 1000.0)
+    before = set(threading.enumerate())
+    noted: list[BaseException] = []
+    give_up = attendance.Attendance.give_up
+
+    def note(self: attendance.Attendance, error: BaseException) -> None:
+        give_up(self, error)
+        noted.append(error)
+
+    def waiting() -> bool:
+        return any("uninterrupted" in each.name for each in set(threading.enumerate()) - before)
+
+    def press() -> None:
+        wait_until(waiting)
+        interrupt()
+        if times == 2:
+            wait_until(lambda: noted)
+            interrupt()
+
+    monkeypatch.setattr(attendance.Attendance, "give_up", note)
+    pressing = threading.Thread(target=press)
     with meeting._turns:
-        for number in range(times):
-            threading.Timer(0.2 * (number + 1), _interrupt).start()
+        pressing.start()
         with pytest.raises(KeyboardInterrupt):
-            _meet(60)
-    assert time.monotonic() - began < 30
+            _meet(1000)
+    pressing.join()
     # A second one leaves the thread behind that waits for the turn: it does not keep it.
-    end = time.monotonic() + 20
-    while any("uninterrupted" in each.name for each in threading.enumerate()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: not waiting())
     assert meeting._turns.acquire(timeout=1)
     meeting._turns.release()
 
@@ -55,11 +66,8 @@ def test_an_interrupt_while_it_waits_for_its_turn(times: int) -> None:
 @pytest.mark.usefixtures("_coordinated")
 def test_an_interrupt_in_a_meeting_gives_the_turn_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def hold(mine: attendance.Attendance) -> None:
-        _interrupt()
-        end = time.monotonic() + 20
-        while mine.interrupt is None:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        interrupt()
+        wait_until(lambda: mine.interrupt is not None)
         raise OSError("the peer did not come")
 
     monkeypatch.setattr(meeting, "_hold", hold)

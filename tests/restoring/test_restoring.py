@@ -155,6 +155,7 @@ class TestStatus:
                     check()
             assert status.expect_partial() is status
 
+    @pytest.mark.usefixtures("nothing_dropped")
     def test_a_partial_restore_warns_once_unless_acknowledged(self, tmp_path: Path) -> None:
         path = saved(tmp_path, x=1, gone=2)
         checkpoint = jaxckpt.Checkpoint(x=0, new=0)

@@ -67,6 +67,7 @@ def test_nothing_to_restore(assertion: str) -> None:
     assert checkpoint.a == 1
 
 
+@pytest.mark.usefixtures("nothing_dropped")
 def test_an_unacknowledged_partial_restore_warns_once(tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(a=1, gone=2).save(tmp_path / "ckpt")
     checkpoint = jaxckpt.Checkpoint(a=0, added=0)
@@ -87,6 +88,7 @@ def test_an_unacknowledged_partial_restore_warns_once(tmp_path: Path) -> None:
     assert "expect_partial" in str(warning.message)
 
 
+@pytest.mark.usefixtures("nothing_dropped")
 @pytest.mark.parametrize(
     "acknowledge", ["assert_consumed", "assert_existing_objects_matched", "assert_nontrivial_match", "expect_partial"]
 )
@@ -104,6 +106,7 @@ def test_any_acknowledgement_silences_it(acknowledge: str, tmp_path: Path) -> No
     assert caught == []
 
 
+@pytest.mark.usefixtures("nothing_dropped")
 def test_a_complete_restore_does_not_warn(tmp_path: Path) -> None:
     checkpoint = jaxckpt.Checkpoint(a=1, empty={}, nothing=None)
     path = checkpoint.save(tmp_path / "ckpt")

@@ -69,6 +69,7 @@ def test_other_names_dtypes_and_shapes_at_once(method: str, rename: Any, source:
     assert checkpoint.save_counter == (1 if method == "restore" else 0)
 
 
+@pytest.mark.usefixtures("nothing_dropped")
 def test_mismatched_leaves_count_as_not_matched(tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(head=np.ones((3, 5)), n=np.ones(8), keys=jax.random.split(jax.random.key(0), 2)).save(
         tmp_path / "c"

@@ -27,7 +27,7 @@ checkpoint = jaxckpt.Checkpoint(a=np.arange(300_000.0))
 """
 
 
-def run(code: str, directory: Path, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+def run(code: str, directory: Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "PYTHONWARNINGS": "error"}
     arguments = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), str(directory / "ckpt")]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -128,7 +128,7 @@ from jaxckpt.storage.commit import moves
 began = threading.Event()
 moves.publish = lambda *arguments: (began.set(), time.sleep(1000))
 checkpoint.save(prefix, options)
-assert began.wait(30)
+assert began.wait(60)
 """
 
 
@@ -144,7 +144,7 @@ def test_ctrl_c_while_the_end_of_the_program_waits(kind: str, tmp_path: Path) ->
         assert process.stderr is not None
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT if kind == "SIGINT" else signal.SIGTERM)
-        rest = process.communicate(timeout=30)[1]
+        rest = process.communicate(timeout=60)[1]
     path = tmp_path / "ckpt-1"
     assert f"the save of {path}" in first
     assert "600 s (OrbaxSettings.exit_timeout_secs)" in first
@@ -205,11 +205,11 @@ def test_the_wait_is_bounded_and_says_so(stage: str, tmp_path: Path) -> None:
             from jaxckpt.storage.commit import moves
             moves.publish = lambda *arguments: time.sleep(1000)
         else:
-            options.experimental_write_callbacks = [lambda: time.sleep(1000)]
+            called = threading.Event()
+            options.experimental_write_callbacks = [lambda: (called.set(), time.sleep(1000))]
         checkpoint.save(prefix, options)
         if {stage!r} == "callback":
-            while not os.path.exists(prefix + "-1") or not os.path.exists(os.path.dirname(prefix) + "/checkpoint"):
-                time.sleep(0.01)
+            assert called.wait(60)
         """
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -226,13 +226,23 @@ def test_the_wait_is_bounded_and_says_so(stage: str, tmp_path: Path) -> None:
 def test_giving_up_in_the_middle_of_a_write_is_a_clean_end(tmp_path: Path) -> None:
     """Not an abort with a core dump, whatever the background is doing."""
     code = """
+        from jaxckpt.storage.arrays import writer
+
+        # Large, so that the write lasts until the end, and begun by then.
+        checkpoint.a = np.ones(12_000_000)
+        write, began = writer.write, threading.Event()
+        writer.write = lambda *arguments, **named: (began.set(), write(*arguments, **named))[1]
         options.orbax = jaxckpt.OrbaxSettings(exit_timeout_secs=0.01)
         checkpoint.save(prefix, options)
+        assert began.wait(60)
         """
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "NOT saved" in done.stderr
     assert "terminate" not in done.stderr
+    # On a busy machine the write may be over before the program notices its end.
+    latest = jaxckpt.latest_checkpoint(tmp_path)
+    assert ("NOT saved" in done.stderr) == (latest is None), done.stderr
+    assert latest is None or jaxckpt.verify(latest).ok
 
 
 @pytest.mark.parametrize("ending", ["", "sys.exit(4)", "raise KeyError('mine')"])

@@ -19,11 +19,12 @@ mode, directory = sys.argv[1:]
 checkpoint = jaxckpt.Checkpoint(value=np.ones(3_000_000), step=1)
 checkpoint.save(directory + "/ckpt")
 checkpoint.step = 2
-options = jaxckpt.CheckpointOptions(enable_async=True, orbax=jaxckpt.OrbaxSettings(exit_timeout_secs=2))
+options = jaxckpt.CheckpointOptions(enable_async=True)
 wait = threading.Event()
 if mode == "callback":
     options.experimental_write_callbacks = [lambda: time.sleep(0.5), lambda path: print("called", path)]
 if mode == "stuck":
+    options.orbax = jaxckpt.OrbaxSettings(exit_timeout_secs=2)
     options.experimental_write_callbacks = [lambda: wait.wait()]
 if mode == "failing callback":
     options.experimental_write_callbacks = [lambda: 1 / 0]

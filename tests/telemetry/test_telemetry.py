@@ -158,13 +158,14 @@ def test_lines_of_saves_deletions_and_restores(info: pytest.LogCaptureFixture, t
 def test_a_wait_for_the_save_before(
     info: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Far less than the wait below, which may begin late on a busy machine.
     monkeypatch.setattr(save_times, "WORTH_A_WARNING_SECS", 0.05)
     callback = threading.Event()
     checkpoint = jaxckpt.Checkpoint(w=np.ones(10))
     slow = jaxckpt.CheckpointOptions(enable_async=True, experimental_write_callbacks=[lambda: callback.wait(60)])
     checkpoint.save(tmp_path / "ckpt", slow)
     assert not lines(info, logging.WARNING)
-    threading.Timer(0.3, callback.set).start()
+    threading.Timer(1.0, callback.set).start()
     checkpoint.save(tmp_path / "ckpt", ASYNC)
     checkpoint.sync()
     (warning,) = lines(info, logging.WARNING)

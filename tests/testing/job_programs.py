@@ -63,7 +63,9 @@ def fail_on(index: int, kind: str = "OSError") -> None:
 
 def fail_while_others_wait() -> None:
     if jax.process_index() == 1:
+        testing.pause("fail")
         raise KeyError("mine")
+    testing.signal("waiting")
     multihost_utils.sync_global_devices("never")
 
 

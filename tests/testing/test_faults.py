@@ -91,6 +91,8 @@ def test_a_failure_does_not_leave_the_others_waiting() -> None:
         pytest.raises(testing.JobFailed, match=r"on process 1; processes \[0\] had not finished 0.5 s later") as caught,
         testing.Job(job_programs.fail_while_others_wait, grace=0.5) as job,
     ):
+        job.wait_for(0, "waiting")
+        job.release("fail")
         job.results()
     waiting, failed = caught.value.results
     assert "KeyError: 'mine'" in str(failed)

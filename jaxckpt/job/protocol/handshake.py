@@ -50,6 +50,9 @@ class Listener:
         self._changed = threading.Condition()
         self._links: dict[int, Link] = {}
         self._shaking: OrderedDict[Link, None] = OrderedDict()
+        # How many connections have been accepted, and which of them is the newest of each process that has proved what it is.
+        self._admitted = 0
+        self._newest: dict[int, int] = {}
         # Whether the time to connect is over: a process that connects now is too late.
         self._over = False
         try:
@@ -132,6 +135,7 @@ class Listener:
                 self._admit(Link(connection, -1))
 
     def _admit(self, link: Link) -> None:
+        self._admitted += 1
         with self._changed:
             self._shaking[link] = None
             crowd = len(self._shaking) - len(self._expected) - _MAX_STRANGERS
@@ -139,20 +143,23 @@ class Listener:
         for stranger in unwanted:
             stranger.close()
         try:
-            threading.Thread(target=self._welcome, args=(link,), name="jaxckpt handshake", daemon=True).start()
+            threading.Thread(
+                target=self._welcome, args=(link, self._admitted), name="jaxckpt handshake", daemon=True
+            ).start()
         except RuntimeError:
             # The system cannot start a thread. Close the connection; the other process tries again.
             with self._changed:
                 self._shaking.pop(link, None)
             link.close()
 
-    def _welcome(self, link: Link) -> None:
+    def _welcome(self, link: Link, number: int) -> None:
         unwanted: Link | None = link
         try:
             self._shake_hands(link)
             with self._changed:
-                if not self._over:
-                    # The process may have given up an earlier connection, and connected again.
+                # The process may have given up an earlier connection, and connected again. The two threads may come here in any order.
+                if not self._over and number > self._newest.get(link.process, 0):
+                    self._newest[link.process] = number
                     unwanted = self._links.pop(link.process, None)
                     self._links[link.process] = link
                     self._changed.notify_all()

@@ -93,6 +93,11 @@ def after_a_failure(directory: str, io: int | None, who: int, how: str, asynchro
     from jaxckpt.storage.arrays import writer
 
     original = writer.write_arrays
+    handled = threading.Event()
+
+    def handle(*_: object) -> None:
+        handled.set()
+        raise KeyboardInterrupt
 
     def broken(*arguments: Any, **more: Any) -> None:
         if how == "error":
@@ -100,7 +105,8 @@ def after_a_failure(directory: str, io: int | None, who: int, how: str, asynchro
         ident = threading.main_thread().ident
         assert ident is not None
         signal.pthread_kill(ident, signal.SIGINT)
-        # The main thread waits for this one, and has to be woken before this one goes on.
+        # The main thread waits for this one, and has to be woken, and to give the save up, before this one goes on.
+        assert handled.wait(60)
         time.sleep(0.2)
         original(*arguments, **more)
 
@@ -111,6 +117,7 @@ def after_a_failure(directory: str, io: int | None, who: int, how: str, asynchro
     with contextlib.ExitStack() as stack:
         if jax.process_index() == who:
             stack.enter_context(mock.patch.object(writer, "write_arrays", broken))
+            stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handle))
         raised: list[str] = []
         try:
             checkpoint.save(directory + "/ckpt", given)
