@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from room_cases import cases
 from rooms import COMMITTERS, fill, place
 
 from jaxckpt.storage import CheckpointPath, stores
@@ -110,7 +111,7 @@ class Ground:
             return []
 
 
-@pytest.fixture(params=list(COMMITTERS))
+@pytest.fixture(params=cases(COMMITTERS))
 def ground(request: pytest.FixtureRequest) -> Ground:
     """A new, empty directory for each committer."""
     make, store = COMMITTERS[request.param]
