@@ -193,9 +193,9 @@ def test_verifies(golden: Path) -> None:
     assert report.checksummed is not golden.name.startswith("v")
 
 
-def test_the_command_line_verifies_all_of_them(tmp_path: Path, cli: Callable[..., Any]) -> None:
+def test_the_command_line_verifies_all_of_them(tmp_path: Path, call: Callable[..., Any]) -> None:
     paths = [tree_directory(Path(shutil.copytree(path, tmp_path / f"{n}" / path.name))) for n, path in enumerate(ALL)]
-    done = cli("verify", *paths)
+    done = call("verify", *paths)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(str(path) in done.stdout for path in paths)
 
