@@ -1,5 +1,6 @@
 """The settings of all tests: JAX on the CPU, and examples of Hypothesis without time limits (machines may be busy)."""
 
+import functools
 import gc
 import os
 import re
@@ -14,6 +15,9 @@ import hypothesis
 import pytest
 from s3_server import S3Server
 from storage_server import Bucket, Server, StorageServer, UnavailableError
+
+# What imports and the collection of tests make stays. To look for garbage in it took a sixth of their time.
+gc.disable()
 
 # Before JAX is imported. Several devices, so that shardings can be tested in one process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -59,13 +63,19 @@ def pytest_collection_finish() -> None:
     """Excludes all that exists before the first test from garbage collection, which tests ask for many times."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+
+
+@functools.cache
+def _markers_of(path: Path) -> list[str]:
+    """Returns the markers of the directories that a test module lies in."""
+    return [marker for directory, marker in MARKERS.items() if Path(__file__).parent / directory in path.parents]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Marks the tests of those directories."""
-    for directory, marker in MARKERS.items():
-        if Path(__file__).parent / directory in item.path.parents:
-            item.add_marker(marker)
+    for marker in _markers_of(item.path):
+        item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")
