@@ -45,6 +45,9 @@ MARKERS = {
     "testing": "job",
 }
 
+# What `make test-fast` leaves out.
+LEFT_OUT = ("slow", "job", "bucket")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Lets interrupts reach the tests, and keeps what XLA compiles for the next run."""
@@ -76,6 +79,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Marks the tests of those directories."""
     for marker in _markers_of(item.path):
         item.add_marker(marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves `make test-fast` one case of each test with the marker `sampled`: the first that it can run."""
+    chosen = set()
+    for item in items:
+        if item.get_closest_marker("sampled") is None or any(map(item.get_closest_marker, LEFT_OUT)):
+            continue
+        test = item.nodeid.partition("[")[0]
+        if test in chosen:
+            item.add_marker("slow")
+        chosen.add(test)
 
 
 @pytest.fixture(scope="session")

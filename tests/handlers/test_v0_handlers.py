@@ -24,6 +24,8 @@ from orbax.checkpoint import v1
 import jaxckpt
 from jaxckpt import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings
 
+pytestmark = pytest.mark.sampled
+
 PyTreeHandler, StandardHandler = jaxckpt.orbax.PyTreeHandler, jaxckpt.orbax.StandardHandler
 Pair = collections.namedtuple("Pair", "left right")
 
@@ -516,6 +518,7 @@ def test_a_restore_finds_damage(tmp_path: Path) -> None:
                 checkpointer.restore(path)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_write_is_raised_and_nothing_is_committed(tmp_path: Path) -> None:
     limit = [
         "import resource, signal",
@@ -537,6 +540,7 @@ def test_an_error_of_the_write_is_raised_and_nothing_is_committed(tmp_path: Path
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_program_waits_for_the_save(tmp_path: Path) -> None:
     program = [
         "import time, numpy as np, orbax.checkpoint as ocp, jaxckpt",

@@ -17,6 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 import jaxckpt
 from jaxckpt.storage import compat
 
+pytestmark = pytest.mark.sampled
+
 MESH = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 P = PartitionSpec
 # A place, and whether it needs an axis to divide.

@@ -17,6 +17,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 ASYNC = jaxckpt.CheckpointOptions(enable_async=True)
 
 

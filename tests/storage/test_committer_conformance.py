@@ -431,6 +431,7 @@ class TestUnfinishedWork:
         held[0].release()
         assert ground.value("ckpt-1") == 1
 
+    @pytest.mark.slow
     def test_of_another_process_is_left_alone(self, ground: Ground) -> None:
         path = str(ground.path("ckpt-1"))
         with program(ground, "ckpt-1", "filled", "wait") as process:

@@ -22,6 +22,8 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 GOLDEN = Path(make.__file__).parent
 EVERY = sorted(path for writer in GOLDEN.iterdir() for path in writer.glob("*/") if writer.is_dir())
 # NNX objects are restored in place, and compared otherwise than values.
