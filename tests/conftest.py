@@ -25,7 +25,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 hypothesis.settings.register_profile("jaxckpt", deadline=None, print_blob=True)
 # Of `make test-fast`.
-hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("jaxckpt"), max_examples=20)
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("jaxckpt"), max_examples=10)
 hypothesis.settings.load_profile("jaxckpt")
 
 # These import JAX, whose environment is set now.
@@ -66,7 +66,15 @@ def pytest_collection_finish() -> None:
     """Excludes all that exists before the first test from garbage collection, which tests ask for many times."""
     gc.collect()
     gc.freeze()
-    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Turns garbage collection on again."""
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @functools.cache

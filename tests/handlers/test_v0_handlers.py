@@ -574,6 +574,7 @@ def test_a_cancelled_save_leaves_the_next_one_alone(tmp_path: Path) -> None:
         assert jaxckpt.verify(tmp_path / "cancelled").ok
 
 
+@pytest.mark.slow
 def test_a_manager_goes_on_with_the_steps_of_plain_orbax(tmp_path: Path) -> None:
     state = nnx.state(Model(nnx.Rngs(1)))
     for step, handler in ((1, None), (2, StandardHandler()), (3, None)):

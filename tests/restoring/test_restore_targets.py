@@ -161,6 +161,7 @@ class TestAbstractTargets:
         assert type(fresh.state.step) is int
         assert fresh.state.opt_state.hyperparams["learning_rate"] == float(np.float32(1e-4))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
     def test_under_set_mesh(self, axis_type: Any, tmp_path: Path) -> None:
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)

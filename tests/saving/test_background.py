@@ -460,6 +460,7 @@ def test_eight_threads_mix_everything(tmp_path: Path) -> None:
         assert jaxckpt.verify(tmp_path / name).ok
 
 
+@pytest.mark.slow
 def test_a_thread_may_sync_while_another_starts_a_save(tmp_path: Path) -> None:
     """Switching between threads as often as Python can, so that every gap is hit."""
     checkpoint = jaxckpt.Checkpoint(a=1)

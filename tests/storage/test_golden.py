@@ -312,6 +312,7 @@ def listed(tree: Any) -> Any:
     return list(built.values()) if built and list(built) == list(range(len(built))) else built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("original", NNX, ids=identifier)
 def test_nnx_objects(original: Path, tmp_path: Path) -> None:
     """However their containers are described, the same objects and the same tree come back."""
