@@ -1,5 +1,6 @@
 """The settings of all tests: JAX on the CPU, and examples of Hypothesis without time limits (machines may be busy)."""
 
+import functools
 import gc
 import os
 import re
@@ -17,6 +18,9 @@ from bucket_server import Bucket, Server, UnavailableError
 from s3_server import S3Server
 from storage_server import StorageServer
 
+# What imports and the collection of tests make stays. To look for garbage in it took a sixth of their time.
+gc.disable()
+
 # Before JAX is imported. Several devices, so that shardings can be tested in one process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -25,7 +29,7 @@ hypothesis.settings.register_profile(
     "jaxckpt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 # Of `make test-fast`.
-hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("jaxckpt"), max_examples=20)
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("jaxckpt"), max_examples=10)
 hypothesis.settings.load_profile("jaxckpt")
 
 # These import JAX, whose environment is set now.
@@ -44,6 +48,9 @@ MARKERS = {
     "job/processes": "job",
     "testing": "job",
 }
+
+# What `make test-fast` leaves out.
+LEFT_OUT = ("slow", "job", "bucket")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,11 +72,38 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Turns garbage collection on again."""
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@functools.cache
+def _markers_of(path: Path) -> list[str]:
+    """Returns the markers of the directories that a test module lies in."""
+    return [marker for directory, marker in MARKERS.items() if Path(__file__).parent / directory in path.parents]
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Marks the tests of those directories."""
-    for directory, marker in MARKERS.items():
-        if Path(__file__).parent / directory in item.path.parents:
-            item.add_marker(marker)
+    for marker in _markers_of(item.path):
+        item.add_marker(marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves `make test-fast` one case of each test with the marker `sampled`: the first that it can run."""
+    chosen = set()
+    for item in items:
+        if item.get_closest_marker("sampled") is None or any(map(item.get_closest_marker, LEFT_OUT)):
+            continue
+        test = item.nodeid.partition("[")[0]
+        if test in chosen:
+            item.add_marker("slow")
+        chosen.add(test)
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +159,24 @@ def cli(cli_command: tuple[list[str], dict[str, str]]) -> Callable[..., Complete
         # On a busy machine a save may take so long that the next one waits for it.
         done.stderr = re.sub(r"(?m)^.*Training waited .* for the save before, .*\n", "", done.stderr)
         return done
+
+    return run
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Completed]:
+    """Calls the command line in the process of the tests, which is much faster than starting one: ``call("inspect", path)``.
+
+    Returns what a process would have returned and printed.
+    """
+    # Not before a test asks for it: the command line is more than most tests need.
+    from jaxckpt.cli import main
+
+    def run(*arguments: object) -> Completed:
+        capsys.readouterr()
+        code = main([*map(str, arguments)])
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
     return run
 

@@ -187,6 +187,7 @@ def test_several_threads_may_use_the_package_first(tmp_path: Path) -> None:
     run(_ROUNDS, path, 8)
 
 
+@pytest.mark.slow
 def test_a_private_module_waits_for_its_package(tmp_path: Path) -> None:
     """A thread that imports a module of Orbax while another one imports Orbax must not see the unfinished package."""
     (tmp_path / "slow").mkdir()

@@ -26,6 +26,8 @@ from jaxckpt.directory import state_file
 from jaxckpt.directory.state_file import Records
 from jaxckpt.storage.commit import temporary
 
+pytestmark = pytest.mark.sampled
+
 
 class TestStart:
     def test_unregistered_ones_are_adopted_in_the_order_of_their_commits(self, tmp_path: Path) -> None:
@@ -249,6 +251,7 @@ class TestStart:
         manager.save()
         assert names_in(tmp_path) == ["ckpt-3", "ckpt-4"] == names(manager.checkpoints)
 
+    @pytest.mark.slow
     def test_a_process_killed_before_it_registers(self, tmp_path: Path) -> None:
         code = """
             import os, signal, sys
@@ -272,6 +275,7 @@ class TestStart:
         manager.save()
         assert names_in(tmp_path) == ["ckpt-3", "ckpt-4"]
 
+    @pytest.mark.slow
     def test_leftovers_of_killed_processes_are_removed_and_foreign_ones_are_not(self, tmp_path: Path) -> None:
         code = """
             import os, signal, sys

@@ -24,6 +24,8 @@ from orbax.checkpoint import checkpoint_managers as orbax
 import jaxckpt
 from jaxckpt.directory import policies
 
+pytestmark = pytest.mark.sampled
+
 
 def make(directory: Path, max_to_keep: int | None = None, **arguments: Any) -> tuple[Any, jaxckpt.CheckpointManager]:
     checkpoint: Any = jaxckpt.Checkpoint(value=np.zeros(4), step=0)

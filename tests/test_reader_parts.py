@@ -16,6 +16,8 @@ import jaxckpt
 from jaxckpt.converting import Choice, convert
 from jaxckpt.storage.arrays import counts
 
+pytestmark = pytest.mark.sampled
+
 
 class Silent:
     def begin(self, nbytes: int) -> None: ...

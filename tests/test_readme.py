@@ -34,6 +34,7 @@ def test_the_quick_start_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> No
     assert "checkpoints/ckpt-6" in run(BLOCKS[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_config_example_runs(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     run(

@@ -237,6 +237,7 @@ def test_checkpointer_saves_what_orbax_restores(tmp_path, asynchronous, device):
     assert restored["step"] == 7
 
 
+@pytest.mark.slow
 def test_translating_imports_no_orbax():
     program = (
         "import sys\n"

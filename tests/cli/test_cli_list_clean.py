@@ -160,6 +160,7 @@ def test_an_unreadable_state_file_is_mentioned_once(directory, capsys):
     assert "3 checkpoints" in captured.out
 
 
+@pytest.mark.slow
 def test_a_save_that_runs_is_left_alone(directory, saving, capsys):
     before = names(directory)
     assert main(["list", str(directory)]) == 0

@@ -70,6 +70,7 @@ def test_version(cli):
     assert (done.returncode, done.stdout) == (0, f"jaxckpt {jaxckpt.__version__}\n")
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_on_stderr(cli, tmp_path):
     (tmp_path / "file").write_text("not a checkpoint")
     done = cli("inspect", tmp_path / "file")
@@ -125,6 +126,7 @@ def test_a_mistake_in_jaxckpt_is_not_hidden(monkeypatch, tmp_path, capsys):
     assert error.endswith("AttributeError: a mistake\n")
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(cli_command, tmp_path):
     # More than a pipe holds, with few leaves.
     leaves = {f"leaf{number:05}{'x' * 4096}": np.float32(number) for number in range(100)}
@@ -221,6 +223,7 @@ def test_short_work_shows_no_progress(monkeypatch):
     assert terminal.text == ""
 
 
+@pytest.mark.slow
 def test_names_that_are_not_text_are_printed_escaped(tmp_path, cli, capsys):
     # A name in Latin-1, as Python shows it.
     directory = Path(f"{tmp_path}/caf\udce9")

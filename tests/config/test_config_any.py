@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pytest
 import yaml
 from config_helpers import EXAMPLES, HERE, MINIMAL
 from hypothesis import strategies as st
@@ -52,6 +53,7 @@ def only_config_errors(source: Any, overrides: Any = ()) -> CheckpointConfig | N
             return None
 
 
+@pytest.mark.slow
 @EXAMPLES
 @hypothesis.given(TREES)
 def test_any_mapping_is_a_config_or_a_config_error(source: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from jaxckpt import ConfigError, load_config
 
+pytestmark = pytest.mark.sampled
+
 MINIMAL = {"directory": "ckpts", "max_to_keep": 3}
 
 
@@ -150,6 +152,7 @@ def test_toml_that_grows(tmp_path: Path, text: str, expected: str) -> None:
     assert len(shown) < 3000
 
 
+@pytest.mark.slow
 def test_only_the_first_problems_are_listed(tmp_path: Path) -> None:
     path = written(tmp_path, "directory: d\nmax_to_keep: 3\n" + "".join(f"key{n}: 1\n" for n in range(9_000)))
     with pytest.raises(ConfigError) as info:

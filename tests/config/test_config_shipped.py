@@ -160,6 +160,7 @@ def test_a_reason_is_told_whole_whatever_the_value_holds() -> None:
     assert str(info.value).endswith(f"got {device!r} (text): cannot parse {device!r}")
 
 
+@pytest.mark.slow
 def test_loading_a_mapping_imports_no_yaml() -> None:
     code = """
         import sys, jaxckpt

@@ -26,6 +26,8 @@ from jaxckpt import cli
 from jaxckpt.converting import Choice, convert
 from jaxckpt.tree.renaming import Rule
 
+pytestmark = pytest.mark.sampled
+
 
 class NoWatch:
     def begin(self, nbytes: int) -> None: ...
@@ -112,6 +114,7 @@ def test_plain_orbax_reads_what_is_written(source: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(restored["model"]["layers"][0]["kernel"], np.arange(6.0).reshape(2, 3))
 
 
+@pytest.mark.slow
 def test_an_nnx_program(tmp_path: Path) -> None:
     model = nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 1, rngs=nnx.Rngs(1))])
     source = jaxckpt.Checkpoint(model=model).write(tmp_path / "nnx")

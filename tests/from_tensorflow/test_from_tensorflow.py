@@ -106,6 +106,7 @@ class Net(nnx.Module):
         self.layers = nnx.List([Dense(4, 8), Dense(8, 2)])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_jax(checkpoints: Path, tmp_path: Path) -> None:
     """An NNX model and the moments of Adam, restored by the names that both programs share; then the step that TensorFlow took next."""
     directory = checkpoints / "tree"
@@ -292,6 +293,7 @@ def tree(tmp_path: Path) -> Path:
     return copied(written.GOLDEN, "tree", tmp_path / "tf")
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_noticed(tree: Path) -> None:
     for suffix in (".index", ".data-00000-of-00001"):
         file = Path(f"{tree}{suffix}")

@@ -24,6 +24,8 @@ from orbax.checkpoint import v1
 import jaxckpt
 from jaxckpt import CheckpointOptions, MaxShardSizePolicy, OrbaxSettings
 
+pytestmark = pytest.mark.sampled
+
 PyTreeHandler, StandardHandler = jaxckpt.orbax.PyTreeHandler, jaxckpt.orbax.StandardHandler
 Pair = collections.namedtuple("Pair", "left right")
 
@@ -516,6 +518,7 @@ def test_a_restore_finds_damage(tmp_path: Path) -> None:
                 checkpointer.restore(path)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_write_is_raised_and_nothing_is_committed(tmp_path: Path) -> None:
     limit = [
         "import resource, signal",
@@ -537,6 +540,7 @@ def test_an_error_of_the_write_is_raised_and_nothing_is_committed(tmp_path: Path
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_program_waits_for_the_save(tmp_path: Path) -> None:
     program = [
         "import time, numpy as np, orbax.checkpoint as ocp, jaxckpt",
@@ -570,6 +574,7 @@ def test_a_cancelled_save_leaves_the_next_one_alone(tmp_path: Path) -> None:
         assert jaxckpt.verify(tmp_path / "cancelled").ok
 
 
+@pytest.mark.slow
 def test_a_manager_goes_on_with_the_steps_of_plain_orbax(tmp_path: Path) -> None:
     state = nnx.state(Model(nnx.Rngs(1)))
     for step, handler in ((1, None), (2, StandardHandler()), (3, None)):

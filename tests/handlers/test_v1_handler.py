@@ -18,9 +18,13 @@ from orbax.checkpoint import v1
 import jaxckpt
 
 # Orbax makes this coroutine before it calls the handler, and forgets it if the handler refuses. Tests of that collect it at once.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:coroutine '_create_paths' was never awaited:RuntimeWarning", "ignore:Sharding info not provided:UserWarning"
-)
+pytestmark = [
+    pytest.mark.sampled,
+    pytest.mark.filterwarnings(
+        "ignore:coroutine '_create_paths' was never awaited:RuntimeWarning",
+        "ignore:Sharding info not provided:UserWarning",
+    ),
+]
 
 
 def tree() -> dict[str, Any]:

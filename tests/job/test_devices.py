@@ -315,6 +315,7 @@ def test_any_value_parses_or_is_a_value_error(value):
             parse_device(value)
 
 
+@pytest.mark.slow
 def test_parsing_does_not_initialise_jax():
     program = """
         import jax

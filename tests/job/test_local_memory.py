@@ -33,6 +33,7 @@ print(bytes(found[0]).decode(), found[2].ravel().tolist())
 """
 
 
+@pytest.mark.slow
 def test_another_process_reads_it() -> None:
     memory = SharedSlots(2, 5000)
     target = memory.slot(1, 29)
@@ -43,6 +44,7 @@ def test_another_process_reads_it() -> None:
     assert done.stdout == "hello [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]\n"
 
 
+@pytest.mark.slow
 def test_a_process_of_another_user_is_refused() -> None:
     if os.getuid() != 0:
         pytest.skip("only root can become another user")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -222,6 +223,7 @@ def test_boxes_with_extents_that_are_prime_are_not_cut_into_tiny_cells() -> None
     assert math.prod(share.grid) * 4 >= 100_000
 
 
+@pytest.mark.slow
 def test_the_cost_grows_with_layouts_not_with_leaves_and_devices() -> None:
     """10,000 leaves of a job of 1,024 processes."""
     devices = [Device(number // 4) for number in range(4096)]

@@ -173,6 +173,7 @@ def test_constructor_of_options_inside_another_constructor_is_a_caller():
     assert caught[0].lineno == Trainer.__init__.__code__.co_firstlineno + 1
 
 
+@pytest.mark.slow
 def test_default_filter_shows_each_place_once():
     program = (
         "from jaxckpt.options import CheckpointOptions\n"

@@ -20,6 +20,8 @@ from jaxckpt.storage.ocdbt.index import Index
 from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.stores.inside import Inside
 
+pytestmark = pytest.mark.sampled
+
 Groups = Sequence[Mapping[str, Mapping[str, Any]]]
 
 

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 MESH = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 ROWS = NamedSharding(MESH, PartitionSpec("x"))
 

@@ -15,6 +15,8 @@ import race
 import jaxckpt
 from jaxckpt import storage
 
+pytestmark = pytest.mark.sampled
+
 Away = Callable[[Path], None]
 
 
@@ -157,6 +159,7 @@ def test_a_trainer_that_keeps_one_and_an_evaluator_beside_it(tmp_path: Path) -> 
     assert counts["reads"]
 
 
+@pytest.mark.slow
 def test_a_leaf_whose_computation_failed_is_named_when_it_is_saved(tmp_path: Path) -> None:
     # In a process of its own: JAX reports such a computation once more when the process ends.
     program = f"""

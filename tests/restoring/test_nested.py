@@ -14,6 +14,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 
 class Refuses:
     """Cannot be given another state than the one it has."""

@@ -17,6 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 import jaxckpt
 from jaxckpt.storage import compat
 
+pytestmark = pytest.mark.sampled
+
 MESH = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 P = PartitionSpec
 # A place, and whether it needs an axis to divide.
@@ -159,6 +161,7 @@ class TestAbstractTargets:
         assert type(fresh.state.step) is int
         assert fresh.state.opt_state.hyperparams["learning_rate"] == float(np.float32(1e-4))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
     def test_under_set_mesh(self, axis_type: Any, tmp_path: Path) -> None:
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)

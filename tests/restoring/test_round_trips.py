@@ -21,6 +21,8 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 ROOT = Path(__file__).parents[2]
 # Orbax says so on every restore without a target.
 quiet_orbax = pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")

@@ -119,6 +119,7 @@ def test_a_complete_restore_does_not_warn(tmp_path: Path) -> None:
     assert caught == []
 
 
+@pytest.mark.slow
 def test_it_warns_at_the_end_of_the_program(tmp_path: Path) -> None:
     path = jaxckpt.Checkpoint(a=1, gone=2).save(tmp_path / "ckpt")
     code = """

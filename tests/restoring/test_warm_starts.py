@@ -226,6 +226,7 @@ class Model(nnx.Module):
         self.head = nnx.Linear(4, classes, rngs=rngs)
 
 
+@pytest.mark.slow
 def test_an_nnx_module_in_place_and_from_a_state_of_plain_orbax(tmp_path: Path) -> None:
     old = Model(nnx.Rngs(0))
     path = jaxckpt.Checkpoint(net=old).save(tmp_path / "c")

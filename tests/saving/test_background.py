@@ -20,6 +20,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 ASYNC = jaxckpt.CheckpointOptions(enable_async=True)
 LONG = 60.0
 
@@ -391,6 +393,7 @@ class TestSnapshot:
                 assert (jaxckpt.load_variable(path, f"state/{index}") == number * 3 - 2).all()
             np.testing.assert_array_equal(jaxckpt.load_variable(path, "keys"), key_data)
 
+    @pytest.mark.slow
     def test_an_nnx_training_step(self, tmp_path: Path) -> None:
         model = nnx.Linear(50, 50, rngs=nnx.Rngs(0))
         optimizer = nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
@@ -419,6 +422,7 @@ class TestSnapshot:
         assert ran == ["original"]
 
 
+@pytest.mark.slow
 def test_eight_threads_mix_everything(tmp_path: Path) -> None:
     """Numbers never repeat, every checkpoint is whole, a wait has an end."""
     checkpoint = jaxckpt.Checkpoint(value=np.zeros(2000), twin=np.zeros(2000))
@@ -459,6 +463,7 @@ def test_eight_threads_mix_everything(tmp_path: Path) -> None:
         assert jaxckpt.verify(tmp_path / name).ok
 
 
+@pytest.mark.slow
 def test_a_thread_may_sync_while_another_starts_a_save(tmp_path: Path) -> None:
     """Switching between threads as often as Python can, so that every gap is hit."""
     checkpoint = jaxckpt.Checkpoint(a=1)

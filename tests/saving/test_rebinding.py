@@ -17,6 +17,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 ASYNC = jaxckpt.CheckpointOptions(enable_async=True)
 
 
@@ -142,6 +144,7 @@ def test_no_false_alarm_without_a_step_that_moves(tmp_path: Path) -> None:
         counters.save(tmp_path / "counters")
 
 
+@pytest.mark.slow
 def test_arrays_at_the_addresses_of_others(tmp_path: Path) -> None:
     """What has died is not taken for what has its address now."""
     checkpoint = jaxckpt.Checkpoint(params=None, step=0)

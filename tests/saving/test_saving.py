@@ -467,6 +467,7 @@ class TestBackground:
         gate.set()
         checkpoint.sync()
 
+    @pytest.mark.slow
     def test_eight_threads_never_get_a_number_twice(self, tmp_path: Path) -> None:
         checkpoint = make(value=np.zeros(10))
         manager = jaxckpt.CheckpointManager(checkpoint, tmp_path, 2)
@@ -560,6 +561,7 @@ def test_a_signal_handler_that_raises_an_exception_hangs_nothing(tmp_path: Path)
     checkpoint.save(tmp_path / "ckpt")
 
 
+@pytest.mark.slow
 def test_more_axes_than_orbax_knows_are_refused_and_read(tmp_path: Path) -> None:
     checkpoint = jaxckpt.Checkpoint(model={"x": np.full((1,) * 33, 3)})
     with pytest.raises(ValueError, match="^model/x: .*33 axes.*32"):

@@ -12,6 +12,8 @@ from jax.experimental import io_callback
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 TRACED: dict[str, Callable[[Callable[[], Any]], Any]] = {
     "jit": lambda call: jax.jit(lambda x: (call(), x)[1])(1.0),
     "jit, no argument": lambda call: jax.jit(lambda: (call(), 0)[1])(),

@@ -3,9 +3,10 @@
 import pytest
 import rooms
 from engines import use_tensorstore
+from room_cases import cases
 
 
-@pytest.fixture(params=list(rooms.PLACES))
+@pytest.fixture(params=cases(rooms.PLACES))
 def room(request: pytest.FixtureRequest) -> str:
     """A new, empty directory of each store."""
     return rooms.place(request.param, request)

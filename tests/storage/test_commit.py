@@ -25,6 +25,8 @@ from jaxckpt import storage
 from jaxckpt.storage.item.content import Snapshot
 from jaxckpt.storage.settings import WriteSettings
 
+pytestmark = pytest.mark.sampled
+
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("JAXCKPT_KILLS", "40"))
 # Enough elements for the large and the small path, and for a kill to hit the middle of a write.
@@ -225,6 +227,7 @@ def test_killed_at_every_rename(moment: int, tmp_path: Path) -> None:
         assert os.listdir(path.parent) == ["exact"]
 
 
+@pytest.mark.slow
 def test_leftovers_are_listed_and_swept_but_never_a_live_save(tmp_path: Path) -> None:
     code = """
         import sys, time

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from room_cases import cases
 from rooms import COMMITTERS, fill, place
 
 from jaxckpt.storage import CheckpointPath, stores
@@ -110,7 +111,7 @@ class Ground:
             return []
 
 
-@pytest.fixture(params=list(COMMITTERS))
+@pytest.fixture(params=cases(COMMITTERS))
 def ground(request: pytest.FixtureRequest) -> Ground:
     """A new, empty directory for each committer."""
     make, store = COMMITTERS[request.param]
@@ -430,6 +431,7 @@ class TestUnfinishedWork:
         held[0].release()
         assert ground.value("ckpt-1") == 1
 
+    @pytest.mark.slow
     def test_of_another_process_is_left_alone(self, ground: Ground) -> None:
         path = str(ground.path("ckpt-1"))
         with program(ground, "ckpt-1", "filled", "wait") as process:

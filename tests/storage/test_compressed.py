@@ -14,6 +14,8 @@ import jaxckpt
 from jaxckpt.storage.arrays import stored
 from jaxckpt.storage.item import digests
 
+pytestmark = pytest.mark.sampled
+
 LAYOUTS = {
     "database": jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(compression="zstd", chunk_byte_size=20_000)),
     "files": jaxckpt.CheckpointOptions(

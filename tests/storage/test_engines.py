@@ -15,6 +15,8 @@ from test_golden import ALL, as_read, assert_same, blank, identifier, read_tree,
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 OPTIONS = {
     "plain": None,
     "small chunks": jaxckpt.CheckpointOptions(orbax=jaxckpt.OrbaxSettings(chunk_byte_size=5000)),

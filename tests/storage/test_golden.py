@@ -22,6 +22,8 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 GOLDEN = Path(make.__file__).parent
 EVERY = sorted(path for writer in GOLDEN.iterdir() for path in writer.glob("*/") if writer.is_dir())
 # NNX objects are restored in place, and compared otherwise than values.
@@ -193,9 +195,9 @@ def test_verifies(golden: Path) -> None:
     assert report.checksummed is not golden.name.startswith("v")
 
 
-def test_the_command_line_verifies_all_of_them(tmp_path: Path, cli: Callable[..., Any]) -> None:
+def test_the_command_line_verifies_all_of_them(tmp_path: Path, call: Callable[..., Any]) -> None:
     paths = [tree_directory(Path(shutil.copytree(path, tmp_path / f"{n}" / path.name))) for n, path in enumerate(ALL)]
-    done = cli("verify", *paths)
+    done = call("verify", *paths)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(str(path) in done.stdout for path in paths)
 
@@ -311,6 +313,7 @@ def listed(tree: Any) -> Any:
     return list(built.values()) if built and list(built) == list(range(len(built))) else built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("original", NNX, ids=identifier)
 def test_nnx_objects(original: Path, tmp_path: Path) -> None:
     """However their containers are described, the same objects and the same tree come back."""

@@ -37,6 +37,7 @@ def message(call: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_of_another_process(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SAVER), str(tmp_path / "ckpt")],

@@ -14,6 +14,8 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 MIB = 1 << 20
 METADATA = {
     "_METADATA",

@@ -53,6 +53,7 @@ def test_few_calls_read_many_chunks(saved: Path) -> None:
     assert 1 <= reading.call_count <= COUNT / 10
 
 
+@pytest.mark.slow
 def test_a_damaged_chunk_among_others_is_named(saved: Path) -> None:
     for name, place in list(places(saved).items())[::17]:
         path = saved / place.file

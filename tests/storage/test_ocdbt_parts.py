@@ -24,6 +24,8 @@ from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.tree.names import Key
 
+pytestmark = pytest.mark.sampled
+
 SHAPES = {"large": (64, 300), "small": (8, 3), "tiny": (4,), "cube": (4, 8, 50)}
 SETTINGS = {
     "plain": WriteSettings(chunk_byte_size=5000, target_data_file_size=50_000),

@@ -16,6 +16,8 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 Completed = Any
 
 
@@ -61,7 +63,7 @@ runs = pytest.mark.parametrize("make", RUNS.values(), ids=RUNS)
 
 @runs
 def test_the_directory_stands_for_its_latest_step(
-    tmp_path: Path, make: Callable[[Path], Path], cli: Callable[..., Completed]
+    tmp_path: Path, make: Callable[[Path], Path], call: Callable[..., Completed]
 ) -> None:
     root = make(tmp_path / "run")
     (step,) = root.glob("*10")
@@ -74,9 +76,9 @@ def test_the_directory_stands_for_its_latest_step(
     assert dict(jaxckpt.list_variables(root)).keys() == {"w", "step"}
     np.testing.assert_array_equal(jaxckpt.load_variable(root, "w"), np.full((2, 3), 10.0))
     assert jaxckpt.verify(root).ok
-    assert json.loads(cli("inspect", root, "--json").stdout)["path"] == str(step)
-    assert cli("verify", root).returncode == 0
-    listed = json.loads(cli("list", root, "--json").stdout)
+    assert json.loads(call("inspect", root, "--json").stdout)["path"] == str(step)
+    assert call("verify", root).returncode == 0
+    listed = json.loads(call("list", root, "--json").stdout)
     assert [Path(each["path"]).name[-2:].lstrip("0_") for each in listed["checkpoints"]] == ["5", "10"]
     assert listed["latest"] == str(step)
 
@@ -121,7 +123,7 @@ def test_the_item_with_the_names_of_the_values_is_read(tmp_path: Path, handler: 
     assert checkpoint.state["step"] == 10
 
 
-def test_an_item_must_be_named_where_names_do_not_tell(tmp_path: Path, cli: Callable[..., Completed]) -> None:
+def test_an_item_must_be_named_where_names_do_not_tell(tmp_path: Path, call: Callable[..., Completed]) -> None:
     path = run(tmp_path, items=True) / "5"
     with pytest.raises(
         ValueError, match="holds several items: ema, state. Several of them fit your values equally well"
@@ -131,9 +133,9 @@ def test_an_item_must_be_named_where_names_do_not_tell(tmp_path: Path, cli: Call
         jaxckpt.Checkpoint(other=1).restore(path)
     with pytest.raises(ValueError, match="holds several items: ema, state. Name one: "):
         jaxckpt.load_checkpoint(path)
-    assert f"Name one: '{path}/ema'" in cli("inspect", path).stderr
+    assert f"Name one: '{path}/ema'" in call("inspect", path).stderr
     assert jaxckpt.load_checkpoint(path / "state").get_tensor("step") == 5
-    assert cli("inspect", path / "state").returncode == 0
+    assert call("inspect", path / "state").returncode == 0
     checkpoint = jaxckpt.Checkpoint(w=jnp.zeros((2, 3)))
     checkpoint.restore(path / "ema").assert_consumed()
 
@@ -200,7 +202,7 @@ def test_a_manager_of_jaxckpt_says_what_it_found(tmp_path: Path) -> None:
     assert jaxckpt.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-1")
 
 
-def test_flax_and_old_orbax_are_recognised(tmp_path: Path, cli: Callable[..., Completed]) -> None:
+def test_flax_and_old_orbax_are_recognised(tmp_path: Path, call: Callable[..., Completed]) -> None:
     state = {"w": np.ones(2), "step": 3}
     (tmp_path / "flax").mkdir()
     (tmp_path / "flax" / "checkpoint_3").write_bytes(serialization.msgpack_serialize(state))
@@ -222,7 +224,7 @@ def test_flax_and_old_orbax_are_recognised(tmp_path: Path, cli: Callable[..., Co
             jaxckpt.Checkpoint(w=np.zeros(2)).restore(path)
         assert said in str(raised.value)
         assert "Then put the values into a jaxckpt.Checkpoint, and save that." in str(raised.value)
-        assert said[:30] in cli("inspect", path).stderr
+        assert said[:30] in call("inspect", path).stderr
     # The way that is named works.
     converted = ocp.PyTreeCheckpointer().restore(old)
     np.testing.assert_array_equal(converted["w"], np.ones(2))

@@ -22,6 +22,8 @@ from jaxckpt._lib.boxes import overlapping
 from jaxckpt.storage.arrays import cells, counts
 from jaxckpt.storage.opened import StoredCheckpoint
 
+pytestmark = pytest.mark.sampled
+
 SHAPE = (512, 1024)
 NBYTES = 512 * 1024 * 4
 SETTINGS = {"chunk_byte_size": 64 << 10}

@@ -175,6 +175,7 @@ def test_a_directory_that_is_moved_away_while_it_is_emptied(
     assert (tmp_path / "precious" / "below" / "file").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_a_directory_without_permission(tmp_path: Path) -> None:
     """As a user who is not root, where there is one."""
     for place in ("closed", "closed/listed", "closed/searched"):

@@ -21,6 +21,8 @@ from orbax.checkpoint import v1
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 DTYPES = [
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
@@ -270,6 +272,7 @@ def test_shardings_change_between_save_and_restore(saved: Any, rows: int, tmp_pa
     assert sum(file.stat().st_size for file in (tmp_path / "c" / "d").iterdir()) < array.nbytes * 1.5 + 10_000
 
 
+@pytest.mark.slow
 @TREES
 def test_another_number_of_devices_restores(tmp_path: Path) -> None:
     value = jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8), SHARDINGS[1])

@@ -16,6 +16,8 @@ import pytest
 import jaxckpt
 from jaxckpt.tree import builders
 
+pytestmark = pytest.mark.sampled
+
 P = jax.sharding.PartitionSpec
 
 
@@ -405,6 +407,7 @@ class TestArraysBesideVariables:
         for number, restored in enumerate((model, *others), 1):
             assert (float(restored.buffer[0]), float(restored.weight[0])) == (number + 10, number)
 
+    @pytest.mark.slow
     def test_random_modules(self, tmp_path: Path) -> None:
         saved = {f"m{seed}": random_module(seed, 100) for seed in range(8)}
         path = jaxckpt.Checkpoint(**saved).write(tmp_path / "c")

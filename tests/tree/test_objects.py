@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 
 class Serialized:
     """``serialize()`` and ``deserialize()``; refuses the states in `refused`."""
@@ -95,6 +97,7 @@ def trained(seed: int) -> tuple[Model, nnx.Optimizer, nnx.Rngs]:
 
 
 class TestNnx:
+    @pytest.mark.slow
     @pytest.mark.parametrize("asynchronous", [False, True])
     def test_everything_is_updated_in_place(self, asynchronous: bool, tmp_path: Path) -> None:
         options = jaxckpt.CheckpointOptions(enable_async=asynchronous)

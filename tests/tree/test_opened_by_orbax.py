@@ -22,6 +22,8 @@ from test_optimizers import OPTIMIZERS, PARAMS
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 
 class Net(nnx.Module):
     """More than ten layers, so that their order as text is another one; functions in sequences; and nothing at all in some places."""

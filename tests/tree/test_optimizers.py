@@ -12,6 +12,8 @@ import pytest
 
 import jaxckpt
 
+pytestmark = pytest.mark.sampled
+
 SKIP = jaxckpt.CheckpointOptions(experimental_skip_slot_variables=True)
 PARAMS = {"dense": {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}, "scale": jnp.ones(())}
 
