@@ -14,6 +14,7 @@ from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes import windows
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
+from jaxckpt.job.modes.windows import Windows
 from jaxckpt.job.plan import Plan, Share
 from jaxckpt.job.protocol.messages import AskSmall
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Piece
@@ -176,3 +177,51 @@ def test_pieces_that_are_not_the_ones_that_were_meant(changed: dict[str, Any]) -
     with pytest.raises(ProcessError, match="has sent them already"):
         peer.take(AskSmall(**good))
     assert math.prod(ends[0][2]) == 24
+
+
+def take_all(job: Jobs, kept: dict[str, Any]) -> SmallPieces:
+    """Takes all arrays, as one save does."""
+    job.asked.clear()
+    job.peers = {process: OwnSmallPieces(job.entries[process]) for process in job.peers}
+    center = SmallPieces(job.entries[CENTER], job, Pool(0), kept)  # type: ignore[arg-type]
+    for number, whole in enumerate(job.wholes):
+        if whole is not None:
+            np.testing.assert_array_equal(center.array(number), whole)
+    return center
+
+
+def test_the_next_save_of_the_structure_numbers_no_piece_again() -> None:
+    job = Jobs([1, 0, 2, 4, 3] * 10, np.float32)
+    kept: dict[str, Any] = {}
+    take_all(job, kept)
+    windows_of_first, asked = kept["windows"], list(job.asked)
+    with mock.patch.object(Windows, "_owned", side_effect=AssertionError):
+        take_all(job, kept)
+    assert kept["windows"] is windows_of_first
+    assert job.asked == asked
+
+
+def test_a_value_of_another_shape_in_host_memory_changes_the_numbers() -> None:
+    job = Jobs([1, 1], np.float32)
+    kept: dict[str, Any] = {}
+    take_all(job, kept)
+    before = kept["windows"]
+    assert before.is_for(job.entries[CENTER])
+    content: Any = job.entries[CENTER][1].content
+    for shape in ((3,), (4,)):
+        host = content._replace(shape=shape, share=content.share.plan.host_share(shape))
+        changed = [job.entries[CENTER][0], job.entries[CENTER][1]._replace(content=host)]
+        assert not before.is_for(changed)
+        before = Windows(changed, CENTER)
+        assert before.is_for(changed)
+
+
+def test_the_windows_of_very_many_pieces_are_let_go_of() -> None:
+    job = Jobs([1] * 100, np.float32)
+    kept: dict[str, Any] = {}
+    with mock.patch.object(windows, "_KEPT_PIECES", 50), mock.patch.object(windows, "_WINDOW_PIECES", 20):
+        center = take_all(job, kept)
+    assert kept == {}
+    found = center._windows._found
+    assert len(found) == 20
+    assert found[5:] == [None] * 15

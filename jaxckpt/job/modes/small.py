@@ -38,6 +38,7 @@ class SmallPieces:
         self._session = session
         self._buffers = buffers
         self._lock = threading.Lock()
+        self._kept = kept
         self._windows = _windows(entries, session.process, kept)
         # What has been fetched and not been taken.
         self._arrays: dict[int, np.ndarray] = {}
@@ -73,7 +74,9 @@ class SmallPieces:
 
     def _fetch(self, number: int) -> None:
         """Fetches a window. Its arrays and pieces keep the memory as long as they are needed."""
-        window = self._windows[number]
+        window = self._windows.take(number)
+        if self._kept is not None and self._windows.can_be_kept:
+            self._kept["windows"] = self._windows
         answers: dict[int, np.ndarray] = {}
         for owner, message, nbytes in window.requests:
             content = answers[owner] = self._buffers.take(nbytes)
@@ -123,11 +126,7 @@ class SmallPieces:
 def _windows(entries: Sequence[Entry], process: int, kept: dict[str, Any] | None) -> Windows:
     """Returns the windows of a snapshot: those of the last save of its structure, if they hold for this one."""
     found: Windows | None = None if kept is None else kept.get("windows")
-    if found is None or not found.is_for(entries):
-        found = Windows(entries, process)
-        if kept is not None:
-            kept["windows"] = found
-    return found
+    return found if found is not None and found.is_for(entries) else Windows(entries, process)
 
 
 class OwnSmallPieces:

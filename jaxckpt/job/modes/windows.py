@@ -27,8 +27,8 @@ _BATCH_BYTES = 1 << 20
 _BATCH_PIECES = 8192
 # Most pieces of a window, of all owners together. They are in memory as objects.
 _WINDOW_PIECES = 4 * _BATCH_PIECES
-# Most pieces whose windows are kept for the next save.
-_KEPT_PIECES = 1 << 18
+# Most pieces whose windows are kept until the next save.
+_KEPT_PIECES = 1 << 17
 
 # A box, its owner and its bytes.
 Owned = tuple[Box, int, int]
@@ -96,11 +96,17 @@ class Windows:
         # Two saves of one structure may run at the same time.
         self._lock = threading.Lock()
         self._windows = self._made()
-        self._found: list[Window] = []
+        self._found: list[Window | None] = []
         # By position the number of the window with the array, or with its first and last pieces.
         self._places: dict[int, tuple[int, int]] = {}
         self._boxes: dict[tuple[Layout, int], tuple[Owned, ...]] = {}
         self._pieces = 0
+        self._is_complete = False
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether all windows are there, and are so few that they may stay in memory."""
+        return self._is_complete and self._pieces <= _KEPT_PIECES
 
     def is_for(self, entries: Sequence[Entry]) -> bool:
         """Whether these windows hold for another snapshot of the same structure.
@@ -110,9 +116,7 @@ class Windows:
         Args:
           entries: its entries.
         """
-        if self._pieces > _KEPT_PIECES or len(entries) != len(self._arrays):
-            return False
-        return all(
+        return len(entries) == len(self._arrays) and all(
             (array is not None and getattr(entry.content, "share", None) is array.share) or array == _array(entry)
             for array, entry in zip(self._arrays, entries, strict=True)
         )
@@ -133,10 +137,20 @@ class Windows:
           box: the piece.
         """
         first, last = self._until(position)
-        return next(number for number in range(first, last + 1) if (position, box) in self._found[number].pieces)
+        windows = ((number, self._found[number]) for number in range(first, last + 1))
+        return next(number for number, window in windows if window is not None and (position, box) in window.pieces)
 
-    def __getitem__(self, number: int) -> Window:
-        return self._found[number]
+    def take(self, number: int) -> Window:
+        """Returns a window. Each save asks for it once, so it is let go of if there are too many pieces for all windows to be kept.
+
+        Args:
+          number: its number.
+        """
+        window = self._found[number]
+        assert window is not None
+        if self._pieces > _KEPT_PIECES:
+            self._found[number] = None
+        return window
 
     def _until(self, position: int) -> tuple[int, int]:
         """Makes windows until the one with the last piece of a leaf is there. Returns the first and the last of the leaf."""
@@ -168,6 +182,7 @@ class Windows:
                 self._pieces += len(theirs)
                 making.add(position, array, group, theirs, self._process)
             self._places[position] = first, index
+        self._is_complete = True
         yield making.window(self._process)
 
     def _owned(self, array: "_Array") -> tuple[Owned, ...]:
@@ -228,13 +243,14 @@ class _Making:
             return True
         if self._total + len(pieces) > _WINDOW_PIECES:
             return False
-        counts, sizes = dict(self._counts), dict(self._sizes)
+        more: dict[int, tuple[int, int]] = {}
         for _, owner, nbytes in pieces:
-            counts[owner] = counts.get(owner, 0) + 1
-            sizes[owner] = sizes.get(owner, 0) + nbytes
-            if counts[owner] > _BATCH_PIECES or sizes[owner] > _BATCH_BYTES:
-                return False
-        return True
+            count, size = more.get(owner, (0, 0))
+            more[owner] = count + 1, size + nbytes
+        return all(
+            self._counts.get(owner, 0) + count <= _BATCH_PIECES and self._sizes.get(owner, 0) + size <= _BATCH_BYTES
+            for owner, (count, size) in more.items()
+        )
 
     def add(self, position: int, array: _Array, boxes: Sequence[Owned], theirs: Sequence[Owned], process: int) -> None:
         offsets = []
