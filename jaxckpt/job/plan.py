@@ -20,17 +20,20 @@ HOST_OWNER = 0
 
 
 class Plan:
-    """The layouts of the arrays of one call, and who owns which part of them."""
+    """The layouts of the arrays of one call, or of calls with the same structure, and who owns which part of them."""
 
-    def __init__(self, process: int, center: int | None) -> None:
+    def __init__(self, process: int, center: int | None, *, kept: dict[str, Any] | None = None) -> None:
         """Creates a plan without layouts.
 
         Args:
           process: index of this process.
           center: index of the process that writes everything; None if every process writes.
+          kept: for a plan that later calls with leaves of the same structure get too (see `jaxckpt.job.structures`): where they keep
+            what depends on the structure alone, by what it is. None for a plan of one call.
         """
         self.process = process
         self.center = center
+        self.kept = kept
         self._layouts: dict[tuple[Any, tuple[int, ...], tuple[int, ...]], Layout] = {}
         self._places: dict[int, Sequence[Box]] = {}
         self._texts: dict[tuple[Any, int], str] = {}

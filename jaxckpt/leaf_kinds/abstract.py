@@ -31,6 +31,9 @@ class _Abstract(LeafKind):
     def describe(self, value: Any, texts: Texts) -> str:
         return on_devices.describe(self.name, value, texts)
 
+    def form(self, value: Any) -> tuple[Any, ...] | None:
+        return on_devices.form(value)
+
     def digest(self, value: Any) -> str | None:
         return None
 

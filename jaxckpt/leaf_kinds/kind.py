@@ -65,11 +65,14 @@ class Delivery(NamedTuple):
       places: for each transfer its destination (a device or a sharding) and the position in `boxes` of its data. Empty if the leaf does
         not go to a device.
       build: makes the value from the transferred arrays, or from the arrays read if `places` is empty, or from the str.
+      assemble: transfers the arrays read and makes the value, in one step; None if there is no such way. It may be used instead of
+        `places` and `build`, unless the boxes are too large to be in memory at once.
     """
 
     boxes: Sequence[Slices | None]
     places: Sequence[tuple[Any, int]]
     build: Callable[[Sequence[Any]], Any]
+    assemble: Callable[[Sequence[np.ndarray]], Any] | None = None
 
 
 WHOLE: Sequence[None] = (None,)
@@ -143,6 +146,13 @@ class LeafKind(Protocol):
           texts: the cache for this state.
         """
         return self.name
+
+    def form(self, value: Any) -> tuple[Any, ...] | None:
+        """Returns what the description of a value depends on, and how it lies on devices; None if that is not known.
+
+        It is faster to tell and to compare than the description, and called for thousands of leaves. The last item is the sharding.
+        """
+        return None
 
     def digest(self, value: Any) -> str | None:
         """Returns the digest of a value in host memory, which should be the same on every process; None for values on devices."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxckpt._lib.boxes import Slices
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery, Texts
@@ -26,6 +27,11 @@ def sharding_of(value: Any) -> Any:
 def is_weak(value: Any) -> bool:
     """Whether an array, abstract or not, is weakly typed; arrays of PRNG keys never are."""
     return getattr(value, "weak_type", False)
+
+
+def form(value: Any) -> tuple[Any, ...]:
+    """Returns what the description of an array depends on; see `LeafKind.form`. Equal shardings need not be the same object."""
+    return value.shape, value.dtype, is_weak(value), sharding_of(value)
 
 
 def describe(kind: str, value: Any, texts: Texts) -> str:
@@ -65,7 +71,7 @@ def delivery(value: Any, sharding: Any) -> Delivery:
       sharding: where the new array must lie; None to let JAX choose (and later move it).
     """
     build = _weak if is_weak(value) else _only
-    return _new_delivery(Delivery, (WHOLE, ((sharding, 0),), build))
+    return _new_delivery(Delivery, (WHOLE, ((sharding, 0),), build, None))
 
 
 def _only(arrays: Sequence[Any]) -> Any:
@@ -85,17 +91,26 @@ def divided_delivery(value: Any, info: ArrayInfo, key_impl: str | None) -> Deliv
       info: the metadata of the stored array.
       key_impl: implementation of PRNG keys, whose data is stored; None for other arrays.
     """
-    shape, dtype, sharding = tuple(value.shape), value.dtype, value.sharding
+    shape = tuple(value.shape)
+    # The data of PRNG keys has further axes, which are not divided.
+    trailing = info.shape[len(shape) :]
+    # JAX compares dtypes of keys by what they are, so the implementation of the keys is part of the question.
+    return _divided_delivery(shape, value.dtype, value.sharding, is_weak(value), trailing, key_impl)
+
+
+@functools.lru_cache(maxsize=512)
+def _divided_delivery(
+    shape: tuple[int, ...], dtype: Any, sharding: Any, weak: bool, trailing: tuple[int, ...], key_impl: str | None
+) -> Delivery:
+    """Returns the delivery for all targets of one shape, dtype and sharding: thousands of leaves have the same ones."""
     memory_kind = sharding.memory_kind
     positions: dict[tuple[tuple[int, int], ...], int] = {}
     places = []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         box = tuple(part.indices(extent)[:2] for part, extent in zip(index, shape, strict=True))
         places.append((_place(device, memory_kind), positions.setdefault(box, len(positions))))
-    # The data of PRNG keys has further axes, which are not divided.
-    trailing = tuple(slice(0, extent) for extent in info.shape[len(shape) :])
-    boxes: list[Slices] = [(*(slice(start, stop) for start, stop in box), *trailing) for box in positions]
-    weak = is_weak(value)
+    rest = tuple(slice(0, extent) for extent in trailing)
+    boxes: list[Slices] = [(*(slice(start, stop) for start, stop in box), *rest) for box in positions]
 
     def build(shards: Sequence[Any]) -> Any:
         if key_impl is not None:
@@ -103,7 +118,16 @@ def divided_delivery(value: Any, info: ArrayInfo, key_impl: str | None) -> Deliv
         array = jax.make_array_from_single_device_arrays(shape, sharding, list(shards), dtype=dtype)
         return compat.as_weak(array) if weak else array
 
-    return Delivery(boxes, places, build)
+    devices = [place for place, _ in places]
+    if key_impl is not None or not all(isinstance(device, jax.Device) for device in devices):
+        return Delivery(boxes, places, build)
+    in_one_step = compat.assembler(shape, dtype, sharding, devices)
+
+    def assemble(arrays: Sequence[np.ndarray]) -> Any:
+        array = in_one_step([arrays[position] for _, position in places])  # type: ignore[misc]
+        return compat.as_weak(array) if weak else array
+
+    return Delivery(boxes, places, build, None if in_one_step is None else assemble)
 
 
 def is_divided(sharding: Any) -> bool:

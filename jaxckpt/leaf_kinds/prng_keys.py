@@ -36,6 +36,9 @@ class _PrngKeys(LeafKind):
     def describe(self, value: Any, texts: Texts) -> str:
         return on_devices.describe(self.name, value, texts)
 
+    def form(self, value: Any) -> tuple[Any, ...] | None:
+        return on_devices.form(value)
+
     def digest(self, value: Any) -> str | None:
         if not value.is_fully_addressable or value.is_deleted():
             return None

@@ -15,6 +15,7 @@ from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.restoring.matching import Pair
+from jaxckpt.storage import compat
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
@@ -46,30 +47,34 @@ def load_group(
     askers: list[str] = []
     # Target, position of its first request, and its delivery.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
+    for target, leaf in group:
+        name = leaf.param_name
+        delivery = kind_of(target.value).place(target, leaf, infos[name])
+        first = len(requests)
+        deliveries.append((target, first, delivery))
+        if delivery.boxes is WHOLE:
+            requests.append((name, None))
+        else:
+            requests += [(name, box) for box in delivery.boxes]
+        askers += [target.name] * (len(requests) - first)
+    steps = list(_steps(requests, infos, memory)) if len(group) == 1 else [range(len(requests))]
+    if len(steps) > 1:
+        # What has been read must be transferred before more is read.
+        deliveries = [(target, first, delivery._replace(assemble=None)) for target, first, delivery in deliveries]
     # For each transfer: the position of the request whose array is transferred, its target, and its device or sharding.
     sources: list[int] = []
     owners: list[Leaf] = []
     destinations: list[Any] = []
-    for target, leaf in group:
-        name = leaf.param_name
-        delivery = kind_of(target.value).place(target, leaf, infos[name])
-        boxes, places, _ = delivery
-        first = len(requests)
-        deliveries.append((target, first, delivery))
-        if boxes is WHOLE:
-            requests.append((name, None))
-        else:
-            requests += [(name, box) for box in boxes]
-        askers += [target.name] * (len(requests) - first)
-        for place, position in places:
+    for target, first, delivery in deliveries:
+        for place, position in delivery.places if delivery.assemble is None else ():
             sources.append(first + position)
             owners.append(target)
             destinations.append(place)
     arrays: list[Any] = [None] * len(requests)
     placed: list[Any] = [None] * len(sources)
-    for step in _steps(requests, infos, memory) if len(group) == 1 else (range(len(requests)),):
+    for step in steps:
         for position, array in zip(step, stored.read([requests[position] for position in step]), strict=True):
-            conversion = conversions.get(askers[position])
+            conversion = conversions.get(askers[position]) if conversions else None
             arrays[position] = array if conversion is None else conversion(array)
         chosen = set(step)
         transfers = [number for number, source in enumerate(sources) if source in chosen]
@@ -87,13 +92,19 @@ def load_group(
             arrays[sources[number]] = None
     values: dict[str, Any] = {}
     at = 0
-    for target, first, (boxes, places, build) in deliveries:
-        if places:
-            given: Sequence[Any] = placed[at : at + len(places)]
-            at += len(places)
-        else:
-            given = arrays[first : first + len(boxes)]
-        values[target.name] = _built(target, build, given)
+    with compat.explicit_transfers():
+        for target, first, (boxes, places, build, assemble) in deliveries:
+            if assemble is not None:
+                last = first + len(boxes)
+                values[target.name] = _built(target, assemble, arrays[first:last])
+                arrays[first:last] = [None] * len(boxes)
+                continue
+            if places:
+                given: Sequence[Any] = placed[at : at + len(places)]
+                at += len(places)
+            else:
+                given = arrays[first : first + len(boxes)]
+            values[target.name] = _built(target, build, given)
     return values
 
 

@@ -125,12 +125,12 @@ class Save:
                 self._choose(reserve)
                 facts = {"number": self.number, "path": self.path}
             flats = list(values())
-            plan = self._mode.plan()
+            leaves = [leaf for flat in flats for leaf in flat.leaves]
+            plan = self._mode.plan(leaves)
             taken = snapshot.take(flats, plan, copy=self._settings.asynchronous)
             subject = paths.absolute(self._call.subject)
             storage.check(subject, taken, self._settings)
             self._taken = taken = self._mode.part(taken, subject, self._settings, self._arranged)
-            leaves = [leaf for flat in flats for leaf in flat.leaves]
             return self._mode.agree_to_save(leaves, taken, plan, facts)
 
     def _choose(self, reserve: Callable[["Save"], tuple[int, str]]) -> None:

@@ -1,7 +1,7 @@
 """This process's part of arrays that lie on the devices of several processes."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +10,12 @@ import numpy as np
 from jaxckpt._lib.boxes import Box, Slices, part_of, slices_of
 from jaxckpt.job.layouts import Layout
 from jaxckpt.job.plan import HOST_OWNER, Plan, Share
+from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.dtypes import is_key_dtype
+from jaxckpt.leaf_kinds.jax_arrays import require_data
+from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.storage.item.content import ArrayContent, Piece
+from jaxckpt.tree.flatten import Leaf
 
 
 class _Part(NamedTuple):
@@ -50,115 +54,117 @@ class _Form(NamedTuple):
     owned: Sequence[_Part] | None
 
 
-class GlobalArray:
-    """One array that has shards on several processes."""
+class Described(NamedTuple):
+    """What is known of an array that has shards on several processes, without its data.
 
-    __slots__ = ("_parts", "_share", "_value", "form")
-
-    def __init__(self, value: jax.Array, form: _Form) -> None:
-        """Creates the object, and copies nothing yet.
-
-        Args:
-          value: the array.
-          form: what it has in common with others.
-        """
-        self.form = form
-        self._value: jax.Array | None = value
-        self._share: Share | None = None
-        # Each box that this process owns, with its shard and its place there.
-        self._parts: list[tuple[Box, Any, Slices | None]] = []
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of what is stored."""
-        return self.form.dtype
-
-    def start(self, share: Share) -> None:
-        """Starts the transfer of the parts that this process owns to host memory.
-
-        Args:
-          share: who owns which part of the array.
-        """
-        value, self._value, self._share = self._value, None, share
-        assert value is not None
-        form = self.form
-        on_cpu = jax.default_backend() == "cpu"
-        shards: dict[int, Any] = {}
-        for box, position, inside in form.owned if form.owned is not None else _owned(form.places, share.mine()):
-            data = shards.get(position)
-            if data is None:
-                data = value.addressable_data(position)
-                data = shards[position] = data if form.key_impl is None else jax.random.key_data(data)
-            if not on_cpu:
-                if inside is not None and data.sharding.memory_kind in (None, "device"):
-                    # Only this part travels to the host.
-                    data = jax.lax.slice(data, [each.start for each in inside], [each.stop for each in inside])
-                    inside = None
-                data.copy_to_host_async()
-            self._parts.append((box, data, inside))
-
-    def content(self) -> ArrayContent:
-        """Returns the description of the array, with the pieces that this process owns. Waits for their transfer.
-
-        The description calls the array a numpy array: without a target, Orbax restores a jax.Array only on the very devices that saved
-        it. For PRNG keys Orbax only has the type jax.Array, so their description names a device that every job has.
-        """
-        assert self._share is not None
-        form = self.form
-        pieces = tuple(
-            [Piece(box.start, box.shape, part_of(np.asarray(data), inside)) for box, data, inside in self._parts]
-        )
-        is_key = form.key_impl is not None
-        return ArrayContent(
-            "jax.Array" if is_key else "np.ndarray",
-            form.shape,
-            form.dtype,
-            self._share.grid,
-            pieces,
-            None if is_key else "jax",
-            form.key_impl,
-            _first_device() if is_key else form.sharding,
-            self._share,
-        )
-
-
-class GlobalArrays:
-    """The arrays of one snapshot that have shards on several processes.
-
-    What depends on sharding, shape and dtype alone is worked out once for all arrays.
+    Attributes:
+      form: what it has in common with others.
+      share: who owns which part of it.
+      parts: what this process owns.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        """Creates the object.
+    form: _Form
+    share: Share
+    parts: Sequence[_Part]
 
-        Args:
-          plan: the plan of the save.
-        """
-        self._plan = plan
-        self._arrays: list[GlobalArray] = []
-        self._forms: dict[tuple[int, tuple[int, ...], Any], _Form] = {}
 
-    def add(self, value: jax.Array) -> GlobalArray:
-        """Adds an array. Every process adds the same ones, in the same order.
+# For each box that this process owns: the box, its shard, and its place in the shard.
+Started = list[tuple[Box, Any, Slices | None]]
 
-        Args:
-          value: an array that has shards on other processes.
-        """
+
+def described(leaves: Iterable[Leaf], plan: Plan) -> Sequence[Described | None]:
+    """Returns a description for each leaf; None for those that do not have shards on several processes.
+
+    It depends on the structure alone. So it is made once for a plan that is kept, and what depends on sharding, shape and dtype is worked
+    out once for all arrays that have the same ones.
+
+    Args:
+      leaves: all leaves. Every process has the same ones, in the same order.
+      plan: the plan of the save.
+
+    Raises:
+      TypeError: an array has a dtype that cannot be stored. The message names the leaf.
+      ValueError: an array was deleted (donated). The message names the leaf.
+    """
+    found: Sequence[Described | None] | None = None if plan.kept is None else plan.kept.get("arrays")
+    if found is None:
+        found = _described(leaves, plan)
+        if plan.kept is not None:
+            plan.kept["arrays"] = found
+    return found
+
+
+def _described(leaves: Iterable[Leaf], plan: Plan) -> Sequence[Described | None]:
+    # Shardings are slow to hash. Each form keeps its sharding alive, so that another one cannot get its id.
+    by_id: dict[tuple[int, tuple[int, ...], Any], _Form] = {}
+    forms: list[_Form | None] = []
+    for leaf in leaves:
+        value = leaf.value
+        if not kind_of(value).is_global(leaf):
+            forms.append(None)
+            continue
         sharding = value.sharding
-        # Shardings are slow to hash. Each form keeps its sharding alive, so that another one cannot get its id.
         key = id(sharding), value.shape, value.dtype
-        form = self._forms.get(key)
+        form = by_id.get(key)
         if form is None:
-            form = self._forms[key] = _form(value, sharding, self._plan)
-        array = GlobalArray(value, form)
-        self._arrays.append(array)
-        return array
+            form = by_id[key] = _form(value, sharding, plan)
+            require_storable(leaf, form.dtype)
+        forms.append(form)
+    shares = iter(plan.divide([(form.layout, form.dtype.itemsize) for form in forms if form is not None]))
+    return [None if form is None else _divided(form, next(shares)) for form in forms]
 
-    def start(self) -> None:
-        """Divides all arrays among the processes, and starts the transfer of what this process owns."""
-        shares = self._plan.divide([(array.form.layout, array.form.dtype.itemsize) for array in self._arrays])
-        for array, share in zip(self._arrays, shares, strict=True):
-            array.start(share)
+
+def _divided(form: _Form, share: Share) -> Described:
+    parts = form.owned if form.owned is not None else tuple(_owned(form.places, share.mine()))
+    return Described(form, share, parts)
+
+
+def start(leaf: Leaf, array: Described) -> Started:
+    """Starts the transfer of the parts that this process owns to host memory.
+
+    Args:
+      leaf: the leaf.
+      array: its description.
+
+    Raises:
+      ValueError: the array was deleted (donated). The message names the leaf.
+    """
+    value, form = leaf.value, array.form
+    require_data(leaf)
+    on_cpu = jax.default_backend() == "cpu"
+    shards: dict[int, Any] = {}
+    started: Started = []
+    for box, position, inside in array.parts:
+        data = shards.get(position)
+        if data is None:
+            data = value.addressable_data(position)
+            data = shards[position] = data if form.key_impl is None else jax.random.key_data(data)
+        if not on_cpu:
+            if inside is not None and data.sharding.memory_kind in (None, "device"):
+                # Only this part travels to the host.
+                data = jax.lax.slice(data, [each.start for each in inside], [each.stop for each in inside])
+                inside = None
+            data.copy_to_host_async()
+        started.append((box, data, inside))
+    return started
+
+
+def content(array: Described, started: Started) -> ArrayContent:
+    """Returns the description of an array, with the pieces that this process owns. Waits for their transfer.
+
+    The description calls the array a numpy array: without a target, Orbax restores a jax.Array only on the very devices that saved it. For
+    PRNG keys Orbax only has the type jax.Array, so their description names a device that every job has.
+
+    Args:
+      array: the description.
+      started: as `start` returned it.
+    """
+    form, share, _ = array
+    pieces = tuple([Piece(box.start, box.shape, part_of(np.asarray(data), inside)) for box, data, inside in started])
+    if form.key_impl is None:
+        return ArrayContent("np.ndarray", form.shape, form.dtype, share.grid, pieces, "jax", None, form.sharding, share)
+    device = _first_device()
+    return ArrayContent("jax.Array", form.shape, form.dtype, share.grid, pieces, None, form.key_impl, device, share)
 
 
 def _form(value: jax.Array, sharding: Any, plan: Plan) -> _Form:

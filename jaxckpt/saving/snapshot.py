@@ -11,10 +11,9 @@ from typing import Any
 import jax
 
 from jaxckpt.job.plan import HOST_OWNER, Plan
-from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.kind import Content
 from jaxckpt.leaf_kinds.registry import kind_of
-from jaxckpt.saving.shards import GlobalArray, GlobalArrays, host_content
+from jaxckpt.saving import shards
 from jaxckpt.storage.item import layout, strings
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
@@ -46,12 +45,25 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             _start_transfers(leaves)
             entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
         else:
-            arrays = GlobalArrays(plan)
-            shared = {id(leaf): arrays.add(leaf.value) for leaf in walk if kind_of(leaf.value).is_global(leaf)}
+            arrays = shards.described(walk, plan)
             # Start all transfers before waiting for the first.
-            arrays.start()
-            _start_transfers([leaf for leaf in leaves if id(leaf) not in shared])
-            entries = [Entry(leaf.path, _part(leaf, shared.get(id(leaf)), plan, copy)) for leaf in walk]
+            started = [
+                None if array is None else shards.start(leaf, array) for leaf, array in zip(walk, arrays, strict=True)
+            ]
+            _start_transfers([leaf for leaf, array in zip(leaves, arrays, strict=True) if array is None])
+            entries = []
+            for number, leaf in enumerate(walk):
+                array, parts = arrays[number], started[number]
+                # What has been copied is let go of.
+                started[number] = None
+                entries.append(
+                    Entry(
+                        leaf.path,
+                        _host_part(leaf, plan, copy)
+                        if array is None or parts is None
+                        else shards.content(array, parts),
+                    )
+                )
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     refuse_collisions(entries)
     if plan is None:
@@ -61,24 +73,19 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
         raise ValueError(
             f"Names that begin with {PROCESS!r} are reserved for the states of other processes; choose another name."
         )
-    return Snapshot(tuple(entries), states=tuple(states))
+    return Snapshot(tuple(entries), states=tuple(states), kept=plan.kept)
 
 
-def _part(leaf: Leaf, shared: GlobalArray | None, plan: Plan, copy: bool) -> Content:
-    """Returns the content of a leaf: the same description on every process, and the data that this process owns.
+def _host_part(leaf: Leaf, plan: Plan, copy: bool) -> Content:
+    """Returns the content of a leaf in host memory: the same description on every process. Only process 0 adds the data.
 
     Args:
       leaf: the leaf.
-      shared: its shards, if it is an array that several processes share; None for other leaves.
       plan: tells which process owns which piece.
       copy: whether to copy mutable host memory.
     """
-    if shared is not None:
-        content = shared.content()
-        require_storable(leaf, shared.dtype)
-        return content
     own = kind_of(leaf.value).take(leaf, copy and plan.process == HOST_OWNER)
-    return host_content(own, plan) if isinstance(own, ArrayContent) else own
+    return shards.host_content(own, plan) if isinstance(own, ArrayContent) else own
 
 
 def _start_transfers(leaves: Sequence[Leaf]) -> None:

@@ -1,6 +1,7 @@
 """Writes an Orbax item from several processes.
 
-Each process writes a database of its own into the directory of the item, as in Orbax. Then one of them merges the databases.
+Each process writes data files of its own into the directory of the item, as in Orbax, and a database that lists them. One of them merges
+the databases. It does not make one for itself first, if it can help it.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import faults, stores
 from jaxckpt.storage.arrays import kvstore, writer
@@ -83,9 +85,20 @@ def write_part(new: str, snapshot: Snapshot, settings: WriteSettings, process: i
       TimeoutError: after `settings.timeout_secs`.
     """
     settings = layout.limited(settings, stores.store_of(new).largest_file)
-    entries = [entry for entry in snapshot.entries if _has_pieces(entry)]
+    with _os_errors(new):
+        name = part_name(process, token)
+        _write_part(new, _with_pieces(snapshot), settings, name, token, snapshot.groups, snapshot.transfer)
+
+
+@contextlib.contextmanager
+def _os_errors(new: str) -> Iterator[None]:
+    """Turns errors of TensorStore about files into OSErrors.
+
+    Args:
+      new: directory of the item.
+    """
     try:
-        _write_part(new, entries, settings, part_name(process, token), token, snapshot.groups, snapshot.transfer)
+        yield
     except Exception as error:
         found = None if isinstance(error, OSError) else faults.os_error(error, new)
         if found is None:
@@ -148,8 +161,10 @@ def _not_abandoned(new: str, token: str, directory: str) -> Iterator[None]:
             raise
 
 
-def _has_pieces(entry: Entry) -> bool:
-    return isinstance(entry.content, ArrayContent) and len(entry.content.pieces) > 0
+def _with_pieces(snapshot: Snapshot) -> list[Entry]:
+    return [
+        entry for entry in snapshot.entries if isinstance(entry.content, ArrayContent) and len(entry.content.pieces) > 0
+    ]
 
 
 def write_jointly(
@@ -176,12 +191,52 @@ def write_jointly(
       OSError: with errno.
       TimeoutError: after `settings.timeout_secs`.
     """
-    parts = begin_others()
-    write_part(new, snapshot, settings, process, token)
-    end_others()
-    if layout.uses_ocdbt(settings):
-        writer.merge(new, _databases(new, (process, *parts), token), settings.timeout_secs)
-    tree_text.write(new, snapshot, settings)
+    others = begin_others()
+
+    def parts() -> list[str]:
+        end_others()
+        return _databases(new, others, token)
+
+    if not _write_whole(new, snapshot, settings, process, token, parts):
+        write_part(new, snapshot, settings, process, token)
+        end_others()
+        if layout.uses_ocdbt(settings):
+            writer.merge(new, _databases(new, (process, *others), token), settings.timeout_secs)
+    with quiet_gc():
+        tree_text.write(new, snapshot, settings)
+
+
+def _write_whole(
+    new: str,
+    snapshot: Snapshot,
+    settings: WriteSettings,
+    process: int,
+    token: str,
+    parts: Callable[[], Sequence[str]],
+) -> bool:
+    """Writes the pieces of this process, and the index of those of all processes, at once.
+
+    A database of its own would have an index too, which would be written, read and written again: for thousands of small arrays, that takes
+    as long as all the rest.
+
+    Args:
+      new: directory of the item.
+      snapshot: as for `write_jointly`.
+      settings: how to write it.
+      process: index of this process.
+      token: of the save.
+      parts: waits for the other processes, and returns the names of their databases.
+
+    Returns:
+      Whether it was possible. If not, nothing has been written.
+    """
+    if committer_of(new).in_place:
+        return False
+    settings = layout.limited(settings, stores.store_of(new).largest_file)
+    with _os_errors(new):
+        return writer.write_with_parts(
+            new, _with_pieces(snapshot), settings, part_name(process, token), parts, snapshot.groups, snapshot.transfer
+        )
 
 
 def _databases(new: str, processes: Sequence[int], token: str) -> list[str]:

@@ -50,8 +50,20 @@ def as_key(entry: Any) -> Key:
     return Key(str(entry))
 
 
+class _NamedPath(tuple[Key, ...]):
+    """A path that knows its name. A restore asks for the name of a leaf again and again.
+
+    Attributes:
+      name: the name.
+    """
+
+    name: str
+
+
 def leaf_name(path: Iterable[tuple[str, int]]) -> str:
     """Returns the name of the leaf at `path`, as errors, the status of a restore, readers and commands show it."""
+    if type(path) is _NamedPath:
+        return path.name
     texts = [text for text, _ in path]
     name = "/".join(texts)
     if "~" in name or name.count("/") != len(texts) - 1:
@@ -70,7 +82,8 @@ class KnownPath:
     __slots__ = ("_below", "_indices", "_order", "path")
 
     def __init__(self, path: Path = ()) -> None:
-        self.path = path
+        self.path = named = _NamedPath(path)
+        named.name = leaf_name(path)
         self._below: dict[str | tuple[str, int], KnownPath] = {}
         self._indices: list[KnownPath] = []
         self._order: tuple[tuple[str, ...], list[tuple[str, KnownPath]]] | None = None

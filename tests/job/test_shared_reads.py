@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 import jaxckpt
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.job.modes import shared_reads, tiles
+from jaxckpt.job.modes import bundles, shared_reads, tiles
 from jaxckpt.job.modes.remote import flags_of, runs_of
 from jaxckpt.job.modes.shared_reads import SharedReads
+from jaxckpt.job.modes.small_reads import SmallFirst
 from jaxckpt.job.modes.wanted import Wanted
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
@@ -181,9 +182,11 @@ def test_the_failure_of_one_ends_the_waits_of_all(path: str, dead: int, monkeypa
 def test_damage_reaches_all_that_wanted_it(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = tmp_path / "c"
     shutil.copytree(path, damaged)
-    file = max(damaged.glob("d/*"), key=lambda each: each.stat().st_size)
+    # The threads that write data files share out the chunks as they come.
+    begin = STATE["a"][0, :4].tobytes()
+    file = next(each for each in damaged.glob("d/*") if begin in each.read_bytes())
     content = bytearray(file.read_bytes())
-    content[content.index(STATE["a"][0, :4].tobytes())] ^= 1
+    content[content.index(begin)] ^= 1
     file.write_bytes(content)
     job = Job(str(damaged), 3, 2048, monkeypatch)
     monkeypatch.setattr(job.reads, "fail", lambda error: None)
@@ -192,6 +195,54 @@ def test_damage_reaches_all_that_wanted_it(path: str, tmp_path: Path, monkeypatc
     # All of them get it from the tile itself.
     assert len(job.errors) == 3
     assert all(isinstance(error, CorruptCheckpointError) and "a: " in str(error) for error in job.errors)
+
+
+class SmallJob(Job):
+    """Processes that take very small arrays in bundles, and then the rest."""
+
+    def process(self, index: int, groups: Sequence[Requests], seed: int) -> None:
+        try:
+            for requests in groups:
+                small = SmallFirst(requests, self.infos, self.positions)
+                wanted = Wanted(small.rest, self.infos, self.positions)
+                shared, rest = wanted.divided(self.reads.announce(index, wanted.boxes, small.runs))
+                left = small.agree(self.reads.small, self.stored.tree.leaves)
+                for number, key in enumerate(small.keys):
+                    with self.reads.taken([key]) as (content,):
+                        small.take_one(number, content)
+                for target, key in map(wanted.target, shared):
+                    with self.reads.taken([key]) as (part,):
+                        target[...] = part
+                for target, (name, start, shape) in rest:
+                    self.stored.read([(name, slices_of(start, shape))], [target])
+                self.found.setdefault(index, []).extend(small.all(wanted.arrays, self.stored.read(left)))
+            self.reads.leave(index)
+        except BaseException as error:
+            self.errors.append(error)
+            self.reads.fail(error)
+
+
+@pytest.mark.parametrize("window", [1, 3000, 1 << 20])
+@pytest.mark.parametrize("nbytes", [1, 2500, 1 << 20])
+def test_bundles_come_first(path: str, window: int, nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "_BUNDLE_BYTES", nbytes)
+    job = SmallJob(path, 3, window, monkeypatch)
+    half = (slice(100, 250),)
+    works: list[list[Requests]] = [
+        [[("a", None), ("b", half), ("c", None)], [("b", None)]],
+        [[("b", None), ("c", None), ("a", (slice(0, 9), slice(0, 48)))], [("b", half), ("c", None)]],
+        [[("c", None), ("b", half), ("b", None)], [("b", half)]],
+    ]
+    job.run(works, 0)
+    assert not job.errors
+    for index, groups in enumerate(works):
+        for (name, box), found in zip(
+            [request for group in groups for request in group], job.found[index], strict=True
+        ):
+            np.testing.assert_array_equal(found, STATE[name] if box is None else STATE[name][box])
+    # Each bundle is read once for all, though each process wants its arrays. `c` of the second group is wanted by one process.
+    small = STATE["b"].nbytes + STATE["c"].nbytes
+    assert job.stored.counted <= small + small + STATE["a"].nbytes + 9 * 48 * 4
 
 
 def test_a_part_that_was_not_announced_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes import small
+from jaxckpt.job.modes import windows
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
+from jaxckpt.job.modes.windows import Windows
 from jaxckpt.job.plan import Plan, Share
 from jaxckpt.job.protocol.messages import AskSmall
 from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Piece
@@ -101,9 +102,8 @@ class Jobs:
 
     def ask(self, process: int, request: AskSmall, doing: str, *, into: Sequence[np.ndarray]) -> None:
         self.asked.append((process, request))
-        found = b"".join(array.tobytes() for array in self.peers[process].take(request))
         (target,) = into
-        target[:] = np.frombuffer(found, np.uint8)
+        target[:] = self.peers[process].take(request)
 
 
 def slices(box: Any) -> tuple[slice, ...]:
@@ -129,9 +129,10 @@ def test_what_is_put_together_is_what_the_processes_have(
     if not in_order:
         order.shuffle(numbers)
     with (
-        mock.patch.object(small, "_BATCH_PIECES", pieces),
-        mock.patch.object(small, "_BATCH_BYTES", nbytes),
-        mock.patch.object(small, "_LOOK_AHEAD", ahead),
+        mock.patch.object(windows, "_BATCH_PIECES", pieces),
+        mock.patch.object(windows, "_BATCH_BYTES", nbytes),
+        mock.patch.object(windows, "_WINDOW_PIECES", ahead),
+        mock.patch.object(windows, "WHOLE_BYTES", 0 if singly else windows.WHOLE_BYTES),
     ):
         center = SmallPieces(job.entries[CENTER], job, Pool(0))  # type: ignore[arg-type]
         for number in numbers:
@@ -149,7 +150,8 @@ def test_what_is_put_together_is_what_the_processes_have(
     for process, peer in job.peers.items():
         assert sum(request.count for owner, request in job.asked if owner == process) == len(peer._pieces)
         assert not any(peer._pieces)
-    assert center._places == {}
+    assert center._arrays == {}
+    assert center._pieces == {}
 
 
 def test_a_message_names_many_pieces() -> None:
@@ -171,7 +173,55 @@ def test_pieces_that_are_not_the_ones_that_were_meant(changed: dict[str, Any]) -
     good = {"first": 0, "count": 4, "first_box": ends[0], "last_box": ends[3]}
     with pytest.raises(ProcessError, match="does not have them, or has sent them already"):
         peer.take(AskSmall(**{**good, **changed}))
-    assert len(peer.take(AskSmall(**good))) == 4
+    assert peer.take(AskSmall(**good)).size == 4 * 24 * 4
     with pytest.raises(ProcessError, match="has sent them already"):
         peer.take(AskSmall(**good))
     assert math.prod(ends[0][2]) == 24
+
+
+def take_all(job: Jobs, kept: dict[str, Any]) -> SmallPieces:
+    """Takes all arrays, as one save does."""
+    job.asked.clear()
+    job.peers = {process: OwnSmallPieces(job.entries[process]) for process in job.peers}
+    center = SmallPieces(job.entries[CENTER], job, Pool(0), kept)  # type: ignore[arg-type]
+    for number, whole in enumerate(job.wholes):
+        if whole is not None:
+            np.testing.assert_array_equal(center.array(number), whole)
+    return center
+
+
+def test_the_next_save_of_the_structure_numbers_no_piece_again() -> None:
+    job = Jobs([1, 0, 2, 4, 3] * 10, np.float32)
+    kept: dict[str, Any] = {}
+    take_all(job, kept)
+    windows_of_first, asked = kept["windows"], list(job.asked)
+    with mock.patch.object(Windows, "_owned", side_effect=AssertionError):
+        take_all(job, kept)
+    assert kept["windows"] is windows_of_first
+    assert job.asked == asked
+
+
+def test_a_value_of_another_shape_in_host_memory_changes_the_numbers() -> None:
+    job = Jobs([1, 1], np.float32)
+    kept: dict[str, Any] = {}
+    take_all(job, kept)
+    before = kept["windows"]
+    assert before.is_for(job.entries[CENTER])
+    content: Any = job.entries[CENTER][1].content
+    for shape in ((3,), (4,)):
+        host = content._replace(shape=shape, share=content.share.plan.host_share(shape))
+        changed = [job.entries[CENTER][0], job.entries[CENTER][1]._replace(content=host)]
+        assert not before.is_for(changed)
+        before = Windows(changed, CENTER)
+        assert before.is_for(changed)
+
+
+def test_the_windows_of_very_many_pieces_are_let_go_of() -> None:
+    job = Jobs([1] * 100, np.float32)
+    kept: dict[str, Any] = {}
+    with mock.patch.object(windows, "_KEPT_PIECES", 50), mock.patch.object(windows, "_WINDOW_PIECES", 20):
+        center = take_all(job, kept)
+    assert kept == {}
+    found = center._windows._found
+    assert len(found) == 20
+    assert found[5:] == [None] * 15

@@ -15,6 +15,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import jaxckpt
+from jaxckpt.leaf_kinds import on_devices
 from jaxckpt.storage import compat
 
 pytestmark = pytest.mark.sampled
@@ -244,6 +245,34 @@ class TestErrorsNameTheLeaf:
                 checkpoint.restore(path)
             assert type(caught.value) is type(caught.value.__cause__)
             assert checkpoint.model[name] is value
+
+    @pytest.mark.parametrize("has_one_step", [True, False])
+    def test_with_and_without_the_one_step_of_jax(
+        self, has_one_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A version of JAX may not have it. The values are the same, and every transfer is explicit."""
+        if not has_one_step:
+            monkeypatch.setattr(compat, "assembler", lambda *_: None)
+        on_devices._divided_delivery.cache_clear()
+        values = {
+            f"{name} {dtype}": jax.device_put(jnp.arange(8).astype(dtype), place)
+            for name, place in PLACES.items()
+            for dtype in (jnp.float32, jnp.bfloat16, jnp.int8, bool)
+        }
+        weak = jax.jit(lambda: 1.0, out_shardings=NamedSharding(MESH, P()))()
+        assert weak.weak_type
+        values["weak"] = weak
+        path = saved(tmp_path, model=values)
+        for targets in (jax.tree.map(jnp.zeros_like, values), values):
+            checkpoint = jaxckpt.Checkpoint(model=targets)
+            with jax.transfer_guard("disallow"):
+                checkpoint.restore(path).assert_consumed()
+            for name, array in checkpoint.model.items():
+                assert array.sharding == targets[name].sharding
+                assert array.weak_type == targets[name].weak_type
+                assert array.dtype == targets[name].dtype
+                assert same(array, values[name])
+        on_devices._divided_delivery.cache_clear()
 
     def test_deleted_arrays_are_good_targets(self, tmp_path: Path) -> None:
         values = {name: jax.device_put(np.arange(8.0, dtype=np.float32), place) for name, place in PLACES.items()}

@@ -133,6 +133,50 @@ def test_parts(kind: str, engine: str, tmp_path: Path) -> None:
     check(finish(directory, settings))
 
 
+def test_parts_in_the_index_of_another(tmp_path: Path) -> None:
+    directory, settings = tmp_path / "c", SETTINGS["plain"]
+    writer.write_arrays(str(directory / "ocdbt.process_1"), entries(1, remote=True), settings)
+    before = {file: file.read_bytes() for file in directory.rglob("d/*")}
+    events: list[str] = []
+
+    def others() -> list[str]:
+        events.append("waited")
+        return ["ocdbt.process_1"]
+
+    assert writer.write_with_parts(str(directory), entries(0, remote=False), settings, "ocdbt.process_0", others)
+    assert events == ["waited"]
+    assert {file: file.read_bytes() for file in before} == before
+    # The data of this process lies where it would lie in a database of its own, without the index of one.
+    assert sum(file.stat().st_size for file in (directory / "ocdbt.process_0" / "d").iterdir()) > 10_000
+    assert not (directory / "ocdbt.process_0" / "manifest.ocdbt").exists()
+    assert sum(file.stat().st_size for file in (directory / "d").iterdir()) < 50_000, "data was copied"
+    assert by_us(directory) == by_tensorstore(directory)
+    check(finish(directory, settings))
+
+
+def test_parts_that_only_tensorstore_can_put_into_an_index(tmp_path: Path) -> None:
+    """Then nothing is left, and each process writes a database."""
+    part = store(tmp_path / "ocdbt.process_1", config={"manifest_kind": "numbered"})
+    part.write("key", b"v" * 2000).result()
+    given = str(tmp_path), entries(0, remote=False)
+    assert not writer.write_with_parts(*given, SETTINGS["plain"], "ocdbt.process_0", lambda: ["ocdbt.process_1"])
+    assert not writer.write_with_parts(*given, SETTINGS["zstd"], "ocdbt.process_0", pytest.fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["ocdbt.process_1"]
+
+
+def test_an_index_without_the_parts_is_not_written(tmp_path: Path) -> None:
+    def others() -> list[str]:
+        raise LostError("the other process is gone")
+
+    with nothing_left_behind(), pytest.raises(LostError):
+        writer.write_with_parts(str(tmp_path), entries(0, remote=False), SETTINGS["plain"], "ocdbt.process_0", others)
+    with pytest.raises(FileNotFoundError, match=r"ocdbt\.process_1"):
+        writer.write_with_parts(
+            str(tmp_path), entries(0, remote=False), SETTINGS["plain"], "ocdbt.process_0", lambda: ["ocdbt.process_1"]
+        )
+    assert not (tmp_path / "manifest.ocdbt").exists()
+
+
 def test_files_of_several_processes_at_once(tmp_path: Path) -> None:
     directory, settings = tmp_path / "c", SETTINGS["files"]
     errors = []

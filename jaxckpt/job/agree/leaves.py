@@ -28,9 +28,15 @@ def stored_values(
       more: names and descriptions of further things that are stored, such as empty nodes.
       facts: values that the center wants every process to know.
     """
-    described = [*descriptions(leaves, plan), *more]
-    hosts = host_contents(leaves)
-    return Contribution(digest_of(described), lambda: described, digest_of(hosts), lambda: hosts, facts)
+    further = tuple(more)
+    hosts = host_contents(_host_leaves(leaves, plan))
+    return Contribution(
+        _digest(leaves, plan, further),
+        lambda: [*descriptions(leaves, plan), *further],
+        digest_of(hosts),
+        lambda: hosts,
+        facts,
+    )
 
 
 def targets(leaves: Sequence[Leaf], plan: Plan, facts: Mapping[str, Any] = MappingProxyType({})) -> Contribution:
@@ -41,8 +47,36 @@ def targets(leaves: Sequence[Leaf], plan: Plan, facts: Mapping[str, Any] = Mappi
       plan: a plan, for the texts of shardings.
       facts: values that the center wants every process to know.
     """
-    described = descriptions(leaves, plan)
-    return Contribution(digest_of(described), lambda: described, facts=facts)
+    return Contribution(_digest(leaves, plan, ()), lambda: descriptions(leaves, plan), facts=facts)
+
+
+def _digest(leaves: Sequence[Leaf], plan: Plan, more: tuple[tuple[str, str], ...]) -> str:
+    """Returns the digest of all descriptions. It depends on the structure alone, so a plan that is kept has it.
+
+    Args:
+      leaves: the leaves.
+      plan: the plan of their structure.
+      more: as for `stored_values`.
+    """
+    known = {} if plan.kept is None else plan.kept.setdefault("digests", {})
+    found: str | None = known.get(more)
+    if found is None:
+        # The empty nodes are no part of the structure. They rarely change, so one digest is enough.
+        known.clear()
+        found = known[more] = digest_of([*descriptions(leaves, plan), *more])
+    return found
+
+
+def _host_leaves(leaves: Sequence[Leaf], plan: Plan) -> Sequence[Leaf]:
+    """Returns the leaves without those that lie on devices of several processes."""
+    if plan.kept is None:
+        return leaves
+    found = plan.kept.get("hosts")
+    if found is None:
+        found = plan.kept["hosts"] = [
+            position for position, leaf in enumerate(leaves) if not kind_of(leaf.value).is_global(leaf)
+        ]
+    return [leaves[position] for position in found]
 
 
 @quiet_gc()

@@ -18,7 +18,7 @@ from jaxckpt.tree.flatten import Leaf
 class Alone:
     """The mode of a job of one process, with or without `experimental_io_device`."""
 
-    def plan(self) -> None:
+    def plan(self, leaves: Sequence[Leaf]) -> None:
         """Returns None; see `Mode`."""
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:

@@ -1,13 +1,16 @@
 """Restoring with an IO process, its side: it opens the checkpoint, and answers the requests of its peers."""
 
 import contextlib
+import functools
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxckpt._lib.boxes import slices_of
+from jaxckpt.job.modes import bundles
 from jaxckpt.job.modes.local_answers import LocalAnswers
 from jaxckpt.job.modes.remote import PAGE, runs_of
 from jaxckpt.job.modes.shared_reads import SharedReads
@@ -31,6 +34,8 @@ from jaxckpt.job.session.session import Answer, PeerHandlers
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.source import OpenCheckpoint
 
+# The size of a bundle is in its key.
+_BUNDLE = ArrayInfo((), np.dtype(np.uint8), ())
 # Most bytes of answers that are being read or sent.
 _ANSWER_BYTES = 64 << 20
 
@@ -91,11 +96,14 @@ class CenterAnswers:
         leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
         infos = self._stored.infos(leaves)
         return Infos(
-            {name: (info.shape, info.dtype.name, info.chunk_shape or info.grid) for name, info in infos.items()}
+            {name: (info.shape, _dtype_name(info.dtype), info.chunk_shape or info.grid) for name, info in infos.items()}
         ), None
 
-    def _array_infos(self, names: Iterable[str]) -> Mapping[str, ArrayInfo]:
-        return self._stored.infos([self._by_name[name] for name in names])
+    def _array_infos(self, names: Collection[str]) -> Mapping[str, ArrayInfo]:
+        found = self._stored.infos([self._by_name[name] for name in names if name != bundles.NAME])
+        if bundles.NAME in names:
+            found[bundles.NAME] = _BUNDLE
+        return found
 
     def _texts(self, process: int, request: AskTexts) -> Answer:
         wanted = set(request.names)
@@ -118,7 +126,8 @@ class CenterAnswers:
         return Pieces(), [found[key] for key in boxes]
 
     def _announce(self, process: int, request: Announce) -> Answer:
-        return Shared(runs_of(self._reads.announce(process, request.boxes))), None
+        flags = self._reads.announce(process, request.boxes, request.small)
+        return Shared(runs_of(flags), self._reads.small), None
 
     def _fill(self, boxes: Sequence[BoxKey], targets: Sequence[np.ndarray]) -> None:
         """Fills arrays with parts of stored arrays."""
@@ -168,3 +177,9 @@ class CenterAnswers:
         with self._changed:
             self._granted.pop(process, None)
             self._changed.notify_all()
+
+
+@functools.lru_cache(maxsize=64)
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    # numpy makes the name anew each time.
+    return dtype.name

@@ -10,6 +10,7 @@ from jaxckpt._lib.groups import groups
 from jaxckpt.job.modes.center_answers import CenterAnswers
 from jaxckpt.job.modes.mode import Reading
 from jaxckpt.job.modes.shared_reads import SharedReads
+from jaxckpt.job.modes.small_reads import SmallFirst
 from jaxckpt.job.modes.wanted import Wanted
 from jaxckpt.job.session.center import Center
 from jaxckpt.job.session.serving import Finish
@@ -125,8 +126,13 @@ class CenterCheckpoint:
         return arrays
 
     def _read(self, requests: Sequence[tuple[str, Slices | None]]) -> list[np.ndarray]:
-        wanted = Wanted(requests, self._infos, self._positions)
-        shared, rest = wanted.divided(self._reads.announce(self._session.process, wanted.boxes))
+        small = SmallFirst(requests, self._infos, self._positions)
+        wanted = Wanted(small.rest, self._infos, self._positions)
+        shared, rest = wanted.divided(self._reads.announce(self._session.process, wanted.boxes, small.runs))
+        left = small.agree(self._reads.small, self.tree.leaves)
+        for number, key in enumerate(small.keys):
+            with self._reads.taken([key]) as (content,):
+                small.take_one(number, content)
         places = [wanted.target(part) for part in shared]
         for batch in groups(places, lambda place: place[0].nbytes, _TAKEN_BYTES):
             with self._reads.taken([key for _, key in batch]) as parts:
@@ -137,4 +143,4 @@ class CenterCheckpoint:
                 (name, slices_of(start, shape)) for _, (name, start, shape) in rest
             ]
             self._stored.read(boxes, [target for target, _ in rest])
-        return wanted.arrays
+        return small.all(wanted.arrays, self._stored.read(left) if left else [])

@@ -7,6 +7,7 @@ batches (see `small`). Large pieces of a peer on the same host travel through me
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from jaxckpt._lib.boxes import Box
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.local_memory import OpenedSlots, open_slots
-from jaxckpt.job.modes.small import SMALL_BYTES, SmallPieces
+from jaxckpt.job.modes.small import SmallPieces
+from jaxckpt.job.modes.windows import SMALL_BYTES
 from jaxckpt.job.protocol.messages import AskMemory, AskPieces, Fill
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry
@@ -30,19 +32,20 @@ class Fetcher:
       small: fetches the small pieces.
     """
 
-    def __init__(self, entries: Sequence[Entry], session: Center) -> None:
+    def __init__(self, entries: Sequence[Entry], session: Center, kept: dict[str, Any] | None = None) -> None:
         """Creates the fetcher, and asks peers on this host to share memory.
 
         Args:
           entries: the entries of the snapshot.
           session: the session with the peers.
+          kept: `Snapshot.kept`.
         """
         # A copy: the caller's list is going to refer to this object, and a reference cycle would keep the buffers alive until the garbage
         # collector runs.
         self._entries = tuple(entries)
         self._session = session
         self._buffers = Pool(_KEEP_BYTES)
-        self.small = SmallPieces(self._entries, session, self._buffers)
+        self.small = SmallPieces(self._entries, session, self._buffers, kept)
         self._memories = self._open_memories() if self._has_large_pieces() else {}
         # The slots that no box is using, by owner.
         self._free = {owner: deque(range(memory.offer.count)) for owner, memory in self._memories.items()}

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxckpt._lib.boxes import Box
 from jaxckpt.job.modes.fetcher import Fetcher
-from jaxckpt.job.modes.small import SMALL_BYTES, SmallPieces
+from jaxckpt.job.modes.small import SmallPieces
+from jaxckpt.job.modes.windows import SMALL_BYTES
 from jaxckpt.job.plan import HOST_OWNER, Share
 from jaxckpt.job.protocol.messages import AskHostValues
 from jaxckpt.job.session.center import Center
@@ -29,7 +30,7 @@ def complete(snapshot: Snapshot, session: Center) -> Snapshot:
     entries = list(snapshot.entries)
     if session.process != HOST_OWNER:
         _take_hosts(entries, session)
-    fetcher = Fetcher(entries, session)
+    fetcher = Fetcher(entries, session, snapshot.kept)
     for position, entry in enumerate(entries):
         content = entry.content
         if not isinstance(content, ArrayContent) or content.share is None:

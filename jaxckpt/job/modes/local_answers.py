@@ -7,7 +7,7 @@ is larger than a slot comes block by block, and its checksum is verified with th
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.source import OpenCheckpoint
 from jaxckpt.storage.source import Stream as StoredStream
 
-Infos = Callable[[Iterable[str]], Mapping[str, ArrayInfo]]
+Infos = Callable[[Collection[str]], Mapping[str, ArrayInfo]]
 Fill = Callable[[Sequence[BoxKey], Sequence[np.ndarray]], None]
 Hold = Callable[[BoxKey], contextlib.AbstractContextManager[np.ndarray] | None]
 # Most bytes of the slots of all peers.

@@ -38,8 +38,15 @@ class Mode(Protocol):
     A save or restore creates its own mode, with `jaxckpt.job.modes.mode_of`. It does not need to know anything else about the job.
     """
 
-    def plan(self) -> Plan | None:
-        """Returns a new plan, which tells which process owns which part of an array; None if this process has everything."""
+    def plan(self, leaves: Sequence[Leaf]) -> Plan | None:
+        """Returns the plan, which tells which process owns which part of an array; None if this process has everything.
+
+        Args:
+          leaves: all leaves, for which alone the plan is used.
+
+        Raises:
+          Exception: JAX's error about a leaf. The message names the leaf.
+        """
 
     def part(self, taken: Snapshot, path: str, settings: WriteSettings, arrange: Arrange) -> Snapshot:
         """Checks and arranges the snapshot of this process, before the other processes hear of the save.

@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots, share_slots
-from jaxckpt.job.modes.small import SMALL_BYTES, OwnSmallPieces
+from jaxckpt.job.modes.small import OwnSmallPieces
 from jaxckpt.job.modes.states import States
+from jaxckpt.job.modes.windows import SMALL_BYTES
 from jaxckpt.job.protocol.messages import (
     AskHostValues,
     AskMemory,
@@ -44,7 +45,10 @@ class PeerAnswers:
         self._left = {
             position: large
             for position, entry in enumerate(snapshot.entries)
-            if isinstance(content := entry.content, ArrayContent) and (large := _large_bytes(content))
+            if isinstance(content := entry.content, ArrayContent)
+            # A small array has small pieces only.
+            and (content.nbytes > SMALL_BYTES or content.share is None)
+            and (large := _large_bytes(content))
         }
         self._pieces = {position: tuple(snapshot.entries[position].content.pieces) for position in self._left}  # type: ignore[union-attr]
         self._entries = tuple(_without_data(entry) for entry in snapshot.entries)
@@ -95,7 +99,7 @@ class PeerAnswers:
         return Pieces(), parts
 
     def _get_small(self, request: AskSmall) -> Answer:
-        return Pieces(), self._small.take(request)
+        return Pieces(), [self._small.take(request)]
 
     def _cut(self, position: int, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         for piece in self._pieces.get(position, ()):

@@ -13,6 +13,7 @@ from jaxckpt._lib.boxes import Slices, slices_of
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes.local_memory import OpenedSlots, open_slots
+from jaxckpt.job.modes.small_reads import SmallFirst
 from jaxckpt.job.modes.tiles import PART_BYTES
 from jaxckpt.job.modes.wanted import BoxKey, Wanted
 from jaxckpt.job.protocol.messages import Announce, AskBoxes, AskInfos, AskMemory, AskStored, AskTexts, Put, Stream
@@ -115,17 +116,25 @@ class RemoteCheckpoint:
           requests: Orbax's name of an array, and a box of it; None for the whole array.
         """
         self._open_memory()
-        wanted = Wanted(requests, self._infos, self._positions)
-        runs = self._session.request(Announce(tuple(wanted.boxes)), f"reading {self.path}").runs
+        small = SmallFirst(requests, self._infos, self._positions)
+        wanted = Wanted(small.rest, self._infos, self._positions)
+        answer = self._session.request(Announce(tuple(wanted.boxes), small.runs), f"reading {self.path}")
+        left = small.agree(answer.small, self.tree.leaves)
+        contents = [np.empty(nbytes, np.uint8) for _, _, (nbytes,) in small.keys]
+        self._fetch(list(zip(contents, small.keys, strict=True)))
+        small.take(contents)
+        flags = flags_of(answer.runs, len(wanted.parts))
         if self._own is None:
             self._fetch([wanted.target(part) for part in wanted.parts])
-            return wanted.arrays
-        shared, rest = wanted.divided(flags_of(runs, len(wanted.parts)))
+            alone = Wanted(left, self._infos, self._positions)
+            self._fetch([alone.target(part) for part in alone.parts])
+            return small.all(wanted.arrays, alone.arrays)
+        shared, rest = wanted.divided(flags)
         self._fetch([wanted.target(part) for part in shared])
         if rest:
             boxes = [(name, slices_of(start, shape)) for _, (name, start, shape) in rest]
             self._own.read(boxes, [target for target, _ in rest])
-        return wanted.arrays
+        return small.all(wanted.arrays, self._own.read(left) if left else [])
 
     def _open_memory(self) -> None:
         """Opens the memory that the center shares, if it is on this host. Later calls do nothing."""

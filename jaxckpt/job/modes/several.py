@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxckpt.job import structures
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.agree.call import Contribution
 from jaxckpt.job.plan import Plan
@@ -18,9 +19,9 @@ class Several:
     # Index of the process that does the file access for all; None if each process writes its own share.
     _io_process: int | None = None
 
-    def plan(self) -> Plan:
+    def plan(self, leaves: Sequence[Leaf]) -> Plan:
         """Returns a plan: the IO process owns every piece that it has, or every process owns its share; see `Mode`."""
-        return Plan(jax.process_index(), self._io_process)
+        return structures.plan_for(leaves, jax.process_index(), self._io_process)
 
     def agree_to_save(
         self, leaves: Sequence[Leaf], taken: Snapshot, plan: Plan | None, facts: Mapping[str, Any]
@@ -33,4 +34,4 @@ class Several:
 
     def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
         """Describes the targets; see `Mode`."""
-        return agreed.targets(targets, self.plan())
+        return agreed.targets(targets, self.plan(targets))

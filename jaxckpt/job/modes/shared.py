@@ -70,7 +70,7 @@ class SharedDirectory(Several):
     def agree_to_restore(self, targets: Sequence[Leaf]) -> Contribution:
         """Describes the targets; see `Mode`."""
         facts = {_READS_ONCE: self._reads_once()} if jax.process_index() == CENTER else {}
-        return agreed.targets(targets, self.plan(), facts)
+        return agreed.targets(targets, self.plan(targets), facts)
 
     def write(
         self,
@@ -150,7 +150,7 @@ class Writer:
             time.sleep(_POLL_SECS)
 
     def _send(self, request: AskSmall) -> Answer:
-        return Pieces(), self._small.take(request)
+        return Pieces(), [self._small.take(request)]
 
     def _write(self, request: WritePart) -> Answer:
         new = request.path

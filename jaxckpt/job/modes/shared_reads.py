@@ -10,14 +10,14 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt._lib.deadline import SLICE_SECS, Deadline
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes import tiles
+from jaxckpt.job.modes import bundles, kept_tiles, tiles
+from jaxckpt.job.modes.kept_tiles import Tile
 from jaxckpt.job.modes.tiles import Indices
 from jaxckpt.job.modes.wanted import BoxKey, Part, parts_of
 from jaxckpt.job.session.session import patience
@@ -27,32 +27,6 @@ from jaxckpt.storage.source import OpenCheckpoint
 _WINDOW_BYTES = 128 << 20
 # Most bytes that are read at once, before a process asks for them.
 _AHEAD_BYTES = 64 << 20
-
-
-@dataclass(slots=True, eq=False)
-class _Tile:
-    """A tile that several processes want.
-
-    Attributes:
-      name: Orbax's name of the leaf.
-      start: first index of the tile.
-      shape: its extents.
-      order: its position among all that are read.
-      begin: bytes of all tiles before it.
-      end: bytes of all tiles up to this one.
-      left: number of parts that have not been taken.
-      data: the tile; None before it is read, and after every process has taken its part.
-    """
-
-    name: str
-    start: Indices
-    shape: Indices
-    order: int = 0
-    begin: int = 0
-    end: int = 0
-    left: int = 0
-    users: set[int] = field(default_factory=set)
-    data: Future[np.ndarray] | None = None
 
 
 class SharedReads:
@@ -73,12 +47,13 @@ class SharedReads:
         self._changed = threading.Condition()
         self._missing = set(processes)
         self._expected = set(processes)
-        self._announced: dict[int, Sequence[BoxKey]] = {}
+        self._announced: dict[int, tuple[Sequence[BoxKey], Sequence[int]]] = {}
+        self._small: tuple[int, ...] = ()
         self._groups = 0
         # Of the current group: for each process whether each of its parts is shared; the shared tiles by leaf and number, and in order.
         self._flags: dict[int, list[bool]] = {}
-        self._tiles: dict[tuple[str, Indices], _Tile] = {}
-        self._order: list[_Tile] = []
+        self._tiles: dict[tuple[str, Indices], Tile] = {}
+        self._order: list[Tile] = []
         self._oldest = 0
         self._shapes: dict[str, Indices] = {}
         self._error: BaseException | None = None
@@ -109,12 +84,18 @@ class SharedReads:
             self._missing.discard(process)
             self._begin_if_complete()
 
-    def announce(self, process: int, boxes: Sequence[BoxKey]) -> list[bool]:
+    @property
+    def small(self) -> tuple[int, ...]:
+        """The very small arrays that all processes want whole, as runs. Valid after `announce`, until this process calls it again."""
+        return self._small
+
+    def announce(self, process: int, boxes: Sequence[BoxKey], small: Sequence[int] = ()) -> list[bool]:
         """Notes the boxes of a group of leaves that a process wants, and waits until all processes have announced theirs.
 
         Args:
           process: index of the process.
           boxes: the boxes.
+          small: runs of the very small arrays that it wants.
 
         Returns:
           For each part of the boxes, in their order, whether other processes want something of its tile too.
@@ -125,7 +106,7 @@ class SharedReads:
         deadline = self._deadline("Waiting for the other processes")
         with self._changed:
             group = self._groups
-            self._announced[process] = boxes
+            self._announced[process] = boxes, small
             self._missing.discard(process)
             self._begin_if_complete()
             self._wait(lambda: self._groups > group, deadline)
@@ -149,11 +130,11 @@ class SharedReads:
         self._groups += 1
         self._changed.notify_all()
 
-    def _begin(self, announced: dict[int, Sequence[BoxKey]]) -> None:
-        found: dict[tuple[int, Indices], _Tile] = {}
-        of_parts: dict[int, list[_Tile]] = {}
+    def _begin(self, announced: dict[int, tuple[Sequence[BoxKey], Sequence[int]]]) -> None:
+        found: dict[tuple[int, Indices], Tile] = {}
+        of_parts: dict[int, list[Tile]] = {}
         self._shapes = {}
-        for process, boxes in announced.items():
+        for process, (boxes, _) in announced.items():
             mine = of_parts[process] = []
             for part in self.parts_of(boxes):
                 tile = found.get(part[:2])
@@ -163,7 +144,11 @@ class SharedReads:
                 tile.left += 1
                 mine.append(tile)
         self._flags = {process: [len(tile.users) > 1 for tile in parts] for process, parts in of_parts.items()}
-        self._order = [found[key] for key in sorted(found) if len(found[key].users) > 1]
+        self._small, self._order = kept_tiles.bundles_of(
+            self._stored, {process: small for process, (_, small) in announced.items()}
+        )
+        self._shapes[bundles.NAME] = (1,)
+        self._order += [found[key] for key in sorted(found) if len(found[key].users) > 1]
         end = 0
         for order, tile in enumerate(self._order):
             tile.order, tile.begin = order, end
@@ -171,7 +156,7 @@ class SharedReads:
         self._tiles = {(tile.name, tiles.tile_at(tile.start, self._shapes[tile.name])): tile for tile in self._order}
         self._oldest = 0
 
-    def _tile(self, name: str, number: Indices) -> _Tile:
+    def _tile(self, name: str, number: Indices) -> Tile:
         info = self._stored.infos([self._by_name[name]])[name]
         shape = self._shapes.get(name)
         if shape is None:
@@ -180,7 +165,7 @@ class SharedReads:
         size = info.dtype.itemsize
         for extent in extents:
             size *= extent
-        return _Tile(name, start, extents, end=size)
+        return Tile(name, start, extents, end=size)
 
     def is_shared(self, key: BoxKey) -> bool:
         """Returns whether several processes want something of the tile of a part.
@@ -190,7 +175,7 @@ class SharedReads:
         """
         return self._find(key) is not None
 
-    def _find(self, key: BoxKey) -> _Tile | None:
+    def _find(self, key: BoxKey) -> Tile | None:
         name, start, _ = key
         shape = self._shapes.get(name)
         return None if shape is None else self._tiles.get((name, tiles.tile_at(start, shape)))
@@ -237,7 +222,7 @@ class SharedReads:
                     self._oldest += 1
                 self._changed.notify_all()
 
-    def _load(self, needed: Sequence[_Tile]) -> None:
+    def _load(self, needed: Sequence[Tile]) -> None:
         """Reads the tiles that no other thread reads, and some that will be wanted soon."""
         first, last = needed[0], needed[-1]
         deadline = self._deadline("Waiting for the process that takes its parts slowest")
@@ -257,7 +242,7 @@ class SharedReads:
         if not mine:
             return
         try:
-            arrays = self._stored.read([(tile.name, slices_of(tile.start, tile.shape)) for tile in mine])
+            arrays = kept_tiles.read(self._stored, mine)
         except BaseException as error:
             for future in futures:
                 future.set_exception(error)  # type: ignore[union-attr]
@@ -265,7 +250,7 @@ class SharedReads:
         for future, array in zip(futures, arrays, strict=True):
             future.set_result(array)  # type: ignore[union-attr]
 
-    def _fits(self, tile: _Tile) -> bool:
+    def _fits(self, tile: Tile) -> bool:
         return tile.end - self._order[self._oldest].begin <= _WINDOW_BYTES if self._oldest < len(self._order) else True
 
     def _wait(self, until: Callable[[], bool], deadline: Deadline) -> None:

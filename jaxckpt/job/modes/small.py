@@ -7,54 +7,42 @@ numbers them in the same way, and asks for the pieces from one number to another
 import math
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxckpt._lib.boxes import Box
+from jaxckpt._lib.boxes import Box, slices_of
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.layouts import Layout
 from jaxckpt.job.modes.buffers import Pool
-from jaxckpt.job.plan import Share
+from jaxckpt.job.modes.windows import SMALL_BYTES, Pattern, Windows
 from jaxckpt.job.protocol.messages import AskSmall
-from jaxckpt.job.protocol.parts import BoxAt
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece
-
-# Pieces of at most so many bytes are small.
-SMALL_BYTES = 64 << 10
-# Most bytes, and most pieces, of a batch.
-_BATCH_BYTES = 1 << 20
-_BATCH_PIECES = 8192
-# Most pieces, of all owners together, that are numbered before they are needed.
-_LOOK_AHEAD = 4 * _BATCH_PIECES
-
-# A box, its owner and its bytes.
-_Owned = tuple[Box, int, int]
 
 
 class SmallPieces:
     """The small pieces of the peers, seen by the IO process. Several threads may use it."""
 
-    def __init__(self, entries: Sequence[Entry], session: Center, buffers: Pool) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], session: Center, buffers: Pool, kept: dict[str, Any] | None = None
+    ) -> None:
         """Creates the object. Nothing is fetched yet.
 
         Args:
           entries: the entries of the snapshot.
           session: the session with the peers.
           buffers: a pool for the bytes of the batches.
+          kept: `Snapshot.kept`.
         """
         self._entries = entries
         self._session = session
         self._buffers = buffers
         self._lock = threading.Lock()
-        # The position of the first leaf whose pieces have no numbers yet, and how many pieces have got theirs and have not been used.
-        self._next = self._ahead = 0
-        # The batches that take more pieces, and the number of the next piece, by owner.
-        self._open: dict[int, _Batch] = {}
-        self._numbers: dict[int, int] = {}
-        # By position and box: the batch of a piece, and where in the batch its bytes begin.
-        self._places: dict[int, dict[Box, tuple[_Batch, int]]] = {}
-        self._boxes: dict[tuple[Layout, int], tuple[_Owned, ...]] = {}
+        self._kept = kept
+        self._windows = _windows(entries, session.process, kept)
+        # What has been fetched and not been taken.
+        self._arrays: dict[int, np.ndarray] = {}
+        self._pieces: dict[tuple[int, Box], np.ndarray] = {}
 
     def array(self, position: int) -> np.ndarray:
         """Returns a small array, whose pieces on this process and on the peers are put together. Call it once for each array.
@@ -62,133 +50,83 @@ class SmallPieces:
         Args:
           position: position of the leaf.
         """
-        content = _array_of(self._entries[position])
-        own = {piece.start: piece for piece in content.pieces}
-        boxes = self._owned(content)
         with self._lock:
-            parts = [
-                self._taken(position, box, nbytes)
-                if owner != self._session.process
-                else np.ascontiguousarray(own[box.start].fetch(box.start, box.shape)).reshape(-1).view(np.uint8)
-                for box, owner, nbytes in boxes
-            ]
-        if all(box.shape[1:] == content.shape[1:] for box, _, _ in boxes):
-            # The boxes divide the first axis only, so their bytes follow each other.
-            whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            return whole.view(content.dtype).reshape(content.shape)
-        array = np.empty(content.shape, content.dtype)
-        for (box, _, _), part in zip(boxes, parts, strict=True):
-            place = tuple(slice(first, first + extent) for first, extent in zip(box.start, box.shape, strict=True))
-            array[place] = part.view(content.dtype).reshape(box.shape)
-        return array
+            if position not in self._arrays:
+                self._fetch(self._windows.of_array(position))
+            return self._arrays.pop(position)
 
     def piece(self, position: int, box: Box) -> np.ndarray:
-        """Returns a small piece of a peer. Call it once for each piece.
+        """Returns a small piece of a peer, of an array that is not small. Call it once for each piece.
 
         Args:
           position: position of the leaf.
           box: the piece.
         """
         content = _array_of(self._entries[position])
+        if 0 in box.shape:
+            # A piece without bytes is not sent.
+            return np.empty(box.shape, content.dtype)
         with self._lock:
-            part = self._taken(position, box, math.prod(box.shape) * content.dtype.itemsize)
+            if (position, box) not in self._pieces:
+                self._fetch(self._windows.of_piece(position, box))
+            part = self._pieces.pop((position, box))
         return part.view(content.dtype).reshape(box.shape)
 
-    def _taken(self, position: int, box: Box, nbytes: int) -> np.ndarray:
-        """Returns the bytes of a piece, and forgets it."""
-        if not nbytes:
-            # A piece without bytes is not sent.
-            return np.empty(0, np.uint8)
-        while position >= self._next:
-            self._number_next()
-        places = self._places[position]
-        batch, at = places.pop(box)
-        if not places:
-            del self._places[position]
-        self._ahead -= 1
-        if batch.content is None:
-            self._fetch(batch)
-        content = batch.content
-        assert content is not None
-        batch.unused -= 1
-        if not batch.unused:
-            # The pieces that have been taken keep the buffer as long as they need it.
-            batch.content = None
-        return content[at : at + nbytes]
+    def _fetch(self, number: int) -> None:
+        """Fetches a window. Its arrays and pieces keep the memory as long as they are needed."""
+        window = self._windows.take(number)
+        if self._kept is not None and self._windows.can_be_kept:
+            self._kept["windows"] = self._windows
+        answers: dict[int, np.ndarray] = {}
+        for owner, message, nbytes in window.requests:
+            content = answers[owner] = self._buffers.take(nbytes)
+            name = self._entries[message.first_box[0]].name
+            self._session.ask(owner, message, f"sending {name}", into=[content])
+        for pattern in window.patterns:
+            arrays = self._put_together(pattern, answers)
+            # The ellipsis makes the items arrays even if they have no axes.
+            self._arrays |= {position: arrays[number, ...] for number, position in enumerate(pattern.positions)}
+        for (position, box), (owner, offset) in window.pieces.items():
+            nbytes = math.prod(box.shape) * _array_of(self._entries[position]).dtype.itemsize
+            self._pieces[position, box] = answers[owner][offset : offset + nbytes]
 
-    def _fetch(self, batch: "_Batch") -> None:
-        while self._open.get(batch.owner) is batch and self._next < len(self._entries) and self._ahead < _LOOK_AHEAD:
-            self._number_next()
-        if self._open.get(batch.owner) is batch:
-            del self._open[batch.owner]
-        content = self._buffers.take(batch.nbytes)
-        request = AskSmall(batch.first, batch.count, batch.first_box, batch.last_box)
-        name = self._entries[batch.first_box[0]].name
-        self._session.ask(batch.owner, request, f"sending {name}", into=[content])
-        batch.content = content
+    def _put_together(self, pattern: Pattern, answers: dict[int, np.ndarray]) -> np.ndarray:
+        """Returns the arrays of a pattern, one after the other.
 
-    def _number_next(self) -> None:
-        """Gives the small pieces of the next leaf their numbers, and their places in batches."""
-        position = self._next
-        self._next += 1
-        content = self._entries[position].content
-        if not isinstance(content, ArrayContent) or content.share is None:
-            return
-        places = {}
-        for box, owner, nbytes in self._owned(content):
-            if owner == self._session.process or not 0 < nbytes <= SMALL_BYTES:
+        Args:
+          pattern: the pattern.
+          answers: the bytes of each owner.
+        """
+        count = len(pattern.positions)
+        found = np.empty((count, *pattern.shape), pattern.dtype)
+        for (box, owner, nbytes), offsets in zip(pattern.boxes, pattern.offsets, strict=True):
+            if not nbytes:
                 continue
-            batch = self._open.get(owner)
-            if batch is None or batch.nbytes + nbytes > _BATCH_BYTES or batch.count == _BATCH_PIECES:
-                batch = self._open[owner] = _Batch(owner, self._numbers.get(owner, 0), (position, *box))
-            self._numbers[owner] = batch.first + batch.count + 1
-            places[box] = batch, batch.nbytes
-            batch.add((position, *box), nbytes)
-        if places:
-            self._places[position] = places
-            self._ahead += len(places)
-
-    def _owned(self, content: ArrayContent) -> tuple[_Owned, ...]:
-        """Returns the boxes of an array in C order. They are computed once for all arrays of a layout without replicas."""
-        share: Share = content.share
-        layout, itemsize = share.layout, content.dtype.itemsize
-        found = self._boxes.get((layout, itemsize)) if layout is not None else None
-        if found is None:
-            # In C order, as their owners number them.
-            found = tuple((box, owner, math.prod(box.shape) * itemsize) for box, owner in sorted(share.all()))
-            if layout is not None:
-                self._boxes[layout, itemsize] = found
+            if offsets is None:
+                content = np.frombuffer(
+                    b"".join([self._own(position, box) for position in pattern.positions]), np.uint8
+                )
+            elif int(offsets[-1] - offsets[0]) == (count - 1) * nbytes:
+                # The offsets ascend, and no two pieces overlap. So these follow each other.
+                content = answers[owner][int(offsets[0]) : int(offsets[0]) + count * nbytes]
+            else:
+                content = answers[owner][offsets[:, None] + np.arange(nbytes)]
+            parts = content.reshape(-1).view(pattern.dtype).reshape(count, *box.shape)
+            found[(slice(None), *slices_of(box.start, box.shape))] = parts
         return found
 
+    def _own(self, position: int, box: Box) -> bytes:
+        """Returns the bytes of a piece of this process."""
+        for piece in _array_of(self._entries[position]).pieces:
+            if piece.start == box.start:
+                return piece.fetch(box.start, box.shape).tobytes()
+        raise AssertionError(f"{self._entries[position].name}: this process does not have the piece at {box.start}")
 
-class _Batch:
-    """Pieces of one owner that are sent together.
 
-    Attributes:
-      owner: index of the process that sends them.
-      first: number of the first piece.
-      first_box: the first piece.
-      last_box: the last piece.
-      count: number of pieces.
-      nbytes: their bytes.
-      unused: number of its pieces that have not been asked for yet.
-      content: their bytes, one piece after the other; None as long as they have not been fetched.
-    """
-
-    __slots__ = ("content", "count", "first", "first_box", "last_box", "nbytes", "owner", "unused")
-
-    def __init__(self, owner: int, first: int, box: BoxAt) -> None:
-        self.owner = owner
-        self.first = first
-        self.first_box = self.last_box = box
-        self.count = self.nbytes = self.unused = 0
-        self.content: np.ndarray | None = None
-
-    def add(self, box: BoxAt, nbytes: int) -> None:
-        self.last_box = box
-        self.count += 1
-        self.unused += 1
-        self.nbytes += nbytes
+def _windows(entries: Sequence[Entry], process: int, kept: dict[str, Any] | None) -> Windows:
+    """Returns the windows of a snapshot: those of the last save of its structure, if they hold for this one."""
+    found: Windows | None = None if kept is None else kept.get("windows")
+    return found if found is not None and found.is_for(entries) else Windows(entries, process)
 
 
 class OwnSmallPieces:
@@ -204,14 +142,13 @@ class OwnSmallPieces:
         for position, entry in enumerate(entries):
             content = entry.content
             if isinstance(content, ArrayContent):
-                self._pieces += [
-                    (position, piece)
-                    for piece in sorted(content.pieces, key=_start)
-                    if 0 < math.prod(piece.shape) * content.dtype.itemsize <= SMALL_BYTES
-                ]
+                pieces = content.pieces
+                for piece in pieces if len(pieces) < 2 else sorted(pieces, key=_start):
+                    if 0 < math.prod(piece.shape) * content.dtype.itemsize <= SMALL_BYTES:
+                        self._pieces.append((position, piece))
 
-    def take(self, request: AskSmall) -> list[np.ndarray]:
-        """Returns the pieces of a batch, and forgets them.
+    def take(self, request: AskSmall) -> np.ndarray:
+        """Returns the bytes of the pieces of a batch, one after the other, and forgets them.
 
         Args:
           request: the request of the IO process.
@@ -229,7 +166,8 @@ class OwnSmallPieces:
                 "This process does not have them, or has sent them already."
             )
         self._pieces[first:last] = [None] * request.count
-        return [np.ascontiguousarray(piece.fetch(piece.start, piece.shape)) for _, piece in pieces]
+        parts = [piece.fetch(piece.start, piece.shape).tobytes() for _, piece in pieces]
+        return np.frombuffer(b"".join(parts), np.uint8)
 
 
 def _start(piece: Piece) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def gathered(snapshot: Snapshot, session: Center) -> Snapshot:
       ProcessError: a peer failed, ended or does not answer.
     """
     chosen = _very_small(snapshot)
-    small = SmallPieces(tuple(chosen.values()), session, Pool(0))
+    small = SmallPieces(tuple(chosen.values()), session, Pool(0), snapshot.kept)
     entries = list(snapshot.entries)
     for number, (position, entry) in enumerate(chosen.items()):
         content = entry.content
@@ -62,7 +62,13 @@ def _very_small(snapshot: Snapshot) -> Mapping[int, Entry]:
     if snapshot.groups is not None:
         # The program has said which pieces share a file.
         return {}
-    return {position: entry for position, entry in enumerate(snapshot.entries) if _is_very_small(entry.content)}
+    entries, kept = snapshot.entries, snapshot.kept
+    positions = None if kept is None else kept.get("very small")
+    if positions is None:
+        positions = [position for position, entry in enumerate(entries) if _is_very_small(entry.content)]
+        if kept is not None:
+            kept["very small"] = positions
+    return {position: entries[position] for position in positions}
 
 
 def _is_very_small(content: object) -> bool:

@@ -207,16 +207,18 @@ class AskTexts(Request[Texts]):
 
 @dataclass(frozen=True)
 class Shared(Message):
-    """Which announced parts the center reads for several processes: lengths of runs, in turn of parts that it does not and does."""
+    """Which parts the center reads for several processes: lengths of runs, in turn of those that it does not and does. `Announce.small`."""
 
     runs: tuple[int, ...]
+    small: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Announce(Request[Shared]):
-    """A peer tells which boxes of a group of leaves it wants. The answer comes when every process has told it."""
+    """A peer tells the boxes that it wants of a group of leaves, and runs of very small arrays. Answered when every process has told it."""
 
     boxes: tuple[BoxOf, ...]
+    small: tuple[int, ...]
 
 
 @dataclass(frozen=True)

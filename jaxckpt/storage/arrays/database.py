@@ -59,6 +59,7 @@ class Database:
       deadline: when the write gives up.
       transfer: counts the bytes of arrays; None if they are not counted.
       giving_way: lets the threads give way to the program; None if a caller waits for them.
+      part: name of the subdirectory for the data files of chunks; empty if these lie beside those of the tree.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Database:
         deadline: Deadline,
         transfer: Transfer | None = None,
         giving_way: GivingWay | None = None,
+        part: str = "",
     ) -> None:
         self._directory = directory
+        self._part = part
         self._target, self._max = target_file_bytes, max_file_bytes
         self._memory = memory_bytes
         self._transfer = transfer or Transfer()
@@ -95,7 +98,8 @@ class Database:
           ValueError: a key comes twice, or a chunk has another length than `Chunk.nbytes`.
           BaseException: the error that `values`, or the `load` of a chunk, raised.
         """
-        os.makedirs(os.path.join(self._directory, "d"), exist_ok=True)
+        for folder in {"", self._part}:
+            os.makedirs(os.path.join(self._directory, folder, "d"), exist_ok=True)
         self._values = values
         try:
             self._writers.at_least(_WRITERS, self._write_values)
@@ -145,12 +149,14 @@ class Database:
                         self._close_later(file)
                         file = None
                     if file is None:
-                        file, group = DataFile(self._directory), value.group
+                        file, group = DataFile(os.path.join(self._directory, self._part)), value.group
                     place = file.append([data] if isinstance(data, np.ndarray) else data)
                     if place.length != stored:
                         raise ValueError(
                             f"{value.key}: got {place.length - checksum.BYTES} bytes, expected {value.nbytes}"
                         )
+                    if self._part:
+                        place = place._replace(file=f"{self._part}/{place.file}")
                     self._entries.append(Entry(value.key.encode(), place))
                     self._transfer.add(value.nbytes)
                 finally:

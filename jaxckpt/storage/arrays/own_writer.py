@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -37,6 +37,8 @@ def write(
     settings: WriteSettings,
     deadline: Deadline,
     transfer: Transfer,
+    parts: Callable[[], Sequence[str]] = tuple,
+    part: str = "",
 ) -> None:
     """Writes the arrays among `entries` as a new database.
 
@@ -47,8 +49,12 @@ def write(
       settings: how to write them.
       deadline: when the write gives up.
       transfer: counts the bytes.
+      parts: called after the last entry; returns the names of subdirectories with databases whose values become values of this one.
+      part: as for `Database`.
 
     Raises:
+      UnknownFormatError: a part has a format that only TensorStore reads.
+      CorruptCheckpointError: a part is damaged.
       OSError: with errno.
       TimeoutError: after the deadline.
       BaseException: the error that the source of a piece raised.
@@ -61,8 +67,30 @@ def write(
         deadline,
         transfer,
         GivingWay(_GIVING_WAY * settings.timeout_secs) if settings.asynchronous else None,
+        part,
     )
-    database.write(_values(entries, settings) if groups is None else _grouped_values(entries, groups, settings))
+    own = _values(entries, settings) if groups is None else _grouped_values(entries, groups, settings)
+    database.write(_with_parts(own, directory, parts, deadline))
+
+
+def _with_parts(
+    own: Iterable[Chunk | Value], directory: str, parts: Callable[[], Sequence[str]], deadline: Deadline
+) -> Iterator[Chunk | Value]:
+    """Yields values, and then those of databases in subdirectories.
+
+    Args:
+      own: the values.
+      directory: directory of the database.
+      parts: as for `write`.
+      deadline: when the write gives up.
+    """
+    # Processes that write parts of one array all describe it.
+    described = set()
+    for value in own:
+        if isinstance(value, Value):
+            described.add(value.key)
+        yield value
+    yield from (value for key, value in _merged(directory, parts(), deadline).items() if key not in described)
 
 
 def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
@@ -79,6 +107,12 @@ def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
       OSError: with errno.
       TimeoutError: after the deadline.
     """
+    values = iter(_merged(directory, parts, deadline).values())
+    Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(values)
+
+
+def _merged(directory: str, parts: Sequence[str], deadline: Deadline) -> dict[bytes, Value]:
+    """Returns the values of databases in subdirectories, by their keys. If several hold a key, the first one wins."""
     merged: dict[bytes, Value] = {}
     for part in parts:
         try:
@@ -88,7 +122,7 @@ def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
                 merged.setdefault(key, Value(key, value))
         except DamagedError as error:
             raise faults.reading(error, os.path.join(directory, part), directory) from error
-    Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(iter(merged.values()))
+    return merged
 
 
 def without_pieces(entries: Iterable[Entry]) -> list[Entry]:

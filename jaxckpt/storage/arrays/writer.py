@@ -4,6 +4,7 @@ jaxckpt's own code writes uncompressed arrays into local OCDBT databases. Tensor
 of their own, all arrays in buckets, and all arrays at all if `engine` says so.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -17,6 +18,8 @@ from jaxckpt.storage.item.content import Entry, Snapshot
 from jaxckpt.storage.ocdbt.model import UnknownFormatError
 from jaxckpt.storage.settings import WriteSettings
 
+# The subdirectory with the data files of a database.
+_DATA = "d"
 # A function that writes the arrays and the tree of a snapshot into an existing directory, as `write` does.
 Fill: TypeAlias = Callable[[str, Snapshot, WriteSettings], None]
 
@@ -67,7 +70,7 @@ def write_arrays(
     stores.make_directory(directory)
     deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
     in_database = layout.uses_ocdbt(settings)
-    if engine.is_own() and in_database and settings.compression is None and stores.is_local(directory):
+    if _is_own(directory, settings):
         own_writer.write(directory, entries, groups, settings, deadline, transfer)
         return
     # TensorStore begins a new data file with every transaction, so groups do not share files. Arrays without elements are not in a group.
@@ -76,6 +79,54 @@ def write_arrays(
     # TensorStore does not make a database without keys, but readers of a local item expect one. In a bucket they do not.
     if in_database and stores.is_local(directory) and not kvstore.is_ocdbt(directory):
         tensorstore_writer.write_nothing(directory, settings, deadline)
+
+
+def write_with_parts(
+    directory: str,
+    entries: Sequence[Entry],
+    settings: WriteSettings,
+    part: str,
+    others: Callable[[], Sequence[str]],
+    groups: Sequence[Sequence[Entry]] | None = None,
+    transfer: Transfer | None = None,
+) -> bool:
+    """Writes arrays into a database, as `write_arrays` does, which also has what is in the databases of other processes.
+
+    The new database refers to the data files of the others, which stay where they are.
+
+    Args:
+      directory: directory of the item, which exists.
+      entries: as for `write_arrays`.
+      settings: as for `write_arrays`.
+      part: name of the subdirectory for the data files of `entries`.
+      others: waits until the databases of the others are there, and returns the names of their subdirectories. If several hold a key, the
+        first one wins, but not over `entries`.
+      groups: as for `write_arrays`.
+      transfer: as for `write_arrays`.
+
+    Returns:
+      Whether it was possible. If not, nothing is left, and each process has to write a database: TensorStore has to write or read one.
+
+    Raises:
+      CorruptCheckpointError: a part is damaged.
+      BaseException: as `write_arrays`, or the error of `others`.
+    """
+    if not _is_own(directory, settings):
+        return False
+    deadline = Deadline(settings.timeout_secs, f"Writing {directory}")
+    try:
+        own_writer.write(directory, entries, groups, settings, deadline, transfer or Transfer(), others, part)
+    except UnknownFormatError:
+        for name in (part, _DATA):
+            stores.remove_tree(os.path.join(directory, name))
+        return False
+    return True
+
+
+def _is_own(directory: str, settings: WriteSettings) -> bool:
+    """Whether jaxckpt's own code writes the database of a directory."""
+    is_plain = layout.uses_ocdbt(settings) and settings.compression is None
+    return engine.is_own() and is_plain and stores.is_local(directory)
 
 
 def merge(directory: str, parts: Sequence[str], timeout_secs: float = 1200.0) -> None:

@@ -176,6 +176,8 @@ class Snapshot:
       states: in a job of several processes, the states of this process's objects, such as data iterators, each with its path.
       custom_metadata: what the program stores beside the tree, as JSON values; None for nothing.
       transfer: counts the bytes that this process writes.
+      kept: in a job of several processes, where later saves of the same structure find what depends on the structure alone, by what it is;
+        None if nothing is kept.
       account: returns what the checkpoint is to remember of its save. Called once everything is written, right before the commit; None
         for nothing.
     """
@@ -187,6 +189,7 @@ class Snapshot:
     custom_metadata: Mapping[str, Any] | None = None
     states: tuple[tuple[Path, str | bytes], ...] = ()
     transfer: Transfer = field(default_factory=Transfer, compare=False)
+    kept: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     account: Callable[[], Account] | None = field(default=None, compare=False)
 
     @property

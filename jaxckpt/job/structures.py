@@ -1,0 +1,98 @@
+"""What calls work out about the structure of a state, kept for later calls: a training loop saves the same structure again and again.
+
+The *structure* is all that processes agree about: paths, kinds, shapes, dtypes, shardings and weak types of the leaves, but not their
+values. Each call describes its leaves anew, and compares the descriptions with those of the last structures, leaf by leaf. So a
+structure that has changed is never mistaken for an earlier one.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from jaxckpt.job.plan import Plan
+from jaxckpt.leaf_kinds.kind import Texts
+from jaxckpt.leaf_kinds.registry import kind_of
+from jaxckpt.tree import leaf_errors
+from jaxckpt.tree.flatten import Leaf
+from jaxckpt.tree.names import Path
+
+# Most structures, and most leaves of all of them together, that are kept.
+_STRUCTURES = 4
+_LEAVES = 200_000
+
+_lock = threading.Lock()
+# The one that was used last comes last.
+_known: list["_Structure"] = []
+
+
+class _Structure:
+    """A structure, and the plan that has been made for it."""
+
+    __slots__ = ("forms", "paths", "plan")
+
+    def __init__(self, paths: Sequence[Path], forms: Sequence[Any], plan: Plan) -> None:
+        self.paths = paths
+        self.forms = forms
+        self.plan = plan
+
+    def fits(self, paths: Sequence[Path], forms: Sequence[Any], process: int, center: int | None) -> bool:
+        """Whether a plan for this process and center is one for leaves of these paths and forms."""
+        if self.plan.process != process or self.plan.center != center:
+            return False
+        # Both are lists. Most often their items are the same objects, which makes the comparison fast.
+        return self.paths == paths and self.forms == forms
+
+
+def plan_for(leaves: Sequence[Leaf], process: int, center: int | None) -> Plan:
+    """Returns the plan for leaves. Calls whose leaves have the same structure get the same plan, with all that it has worked out.
+
+    Args:
+      leaves: the leaves.
+      process: index of this process.
+      center: index of the process that writes everything; None if every process writes.
+
+    Raises:
+      Exception: JAX's error about a leaf. The message names the leaf.
+    """
+    new = Plan(process, center, kept={})
+    texts = Texts(new.text)
+    spelled: dict[int, tuple[Any, str]] = {}
+    paths = [leaf.path for leaf in leaves]
+    with leaf_errors.Walk(leaves) as walk:
+        forms = [_form(leaf.value, texts, spelled) for leaf in walk]
+    with _lock:
+        for structure in reversed(_known):
+            if structure.fits(paths, forms, process, center):
+                _known.remove(structure)
+                _known.append(structure)
+                return structure.plan
+        _known.append(_Structure(paths, forms, new))
+        while len(_known) > _STRUCTURES or (len(_known) > 1 and sum(len(each.paths) for each in _known) > _LEAVES):
+            del _known[0]
+    return new
+
+
+def forget() -> None:
+    """Forgets all structures."""
+    with _lock:
+        _known.clear()
+
+
+def _form(value: Any, texts: Texts, spelled: dict[int, tuple[Any, str]]) -> Any:
+    """Returns what must be equal for a leaf to have the same place in a structure.
+
+    Args:
+      value: the value of the leaf.
+      texts: the cache of descriptions.
+      spelled: the texts of shardings by their ids, each with the sharding, so that another one cannot get its id.
+    """
+    kind = kind_of(value)
+    form = kind.form(value)
+    if form is None:
+        return kind, kind.describe(value, texts)
+    sharding = form[-1]
+    found = spelled.get(id(sharding))
+    if found is None:
+        # Equal shardings may have different texts, and the texts are what processes compare.
+        found = spelled[id(sharding)] = sharding, str(sharding)
+    return kind, form, found[1]
