@@ -123,12 +123,14 @@ class TestNnx:
         # The streams go on from where they were.
         assert_same([jax.random.key_data(fresh[2].noise())], [jax.random.key_data(saved[2].noise())])
 
+    @pytest.mark.slow
     def test_shared_weights_are_stored_once(self, tmp_path: Path) -> None:
         model, _, _ = trained(1)
         names = jaxckpt.load_checkpoint(jaxckpt.Checkpoint(model=model).save(tmp_path / "ckpt")).keys()
         assert "model/first/kernel" in names
         assert not [name for name in names if name.startswith("model/tied")]
 
+    @pytest.mark.slow
     def test_an_nnx_root_is_updated_in_place(self, tmp_path: Path) -> None:
         saved, fresh = trained(2)[0], trained(1)[0]
         path = jaxckpt.Checkpoint(saved).save(tmp_path / "ckpt")
@@ -157,6 +159,7 @@ class TestNnx:
         assert variable.get_value().sharding == sharding
         np.testing.assert_array_equal(variable.get_value(), np.arange(8.0))
 
+    @pytest.mark.slow
     def test_a_wrong_shape_inside_a_module_changes_nothing(self, tmp_path: Path) -> None:
         path = jaxckpt.Checkpoint(a=trained(2)[0], z=nnx.Linear(2, 2, rngs=nnx.Rngs(0))).save(tmp_path / "ckpt")
         model = trained(1)[0]
@@ -178,6 +181,7 @@ def _wait_for(path: str) -> None:
 class TestFailingObjects:
     """A state that an object refuses: everything stays as it was, whatever the order."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("position", ["a", "m", "z"])
     def test_everything_is_undone(self, position: str, tmp_path: Path) -> None:
         model, optimizer, rngs = trained(2)
@@ -452,6 +456,7 @@ def test_train_state(tmp_path: Path) -> None:
     assert_same(jax.tree.leaves(checkpoint.params), jax.tree.leaves(saved.params))
 
 
+@pytest.mark.slow
 def test_nnx_objects_in_a_deep_copy_are_independent(tmp_path: Path) -> None:
     model = trained(1)[0]
     checkpoint = jaxckpt.Checkpoint(model=model)

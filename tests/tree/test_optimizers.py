@@ -156,6 +156,7 @@ def untyped(form: str) -> Any:
     return pytest.param(form, marks=mark)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["named", "in a tree", "root", *map(untyped, ("state", "split state"))])
 def test_nnx_optimizers(form: str, tmp_path: Path) -> None:
     def make(model: Any, optimizer: Any) -> jaxckpt.Checkpoint:
