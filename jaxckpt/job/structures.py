@@ -17,7 +17,7 @@ from jaxckpt.tree.flatten import Leaf
 from jaxckpt.tree.names import Path
 
 # Most structures, and most leaves of all of them together, that are kept.
-_STRUCTURES = 4
+_STRUCTURES = 8
 _LEAVES = 200_000
 
 _lock = threading.Lock()

@@ -9,7 +9,8 @@ method               asked by                                     question
 `owns`               `registry.kind_of`                           whether a value is of this kind
 `refusal`            `saving`, `restoring`                        why a value cannot be a leaf, and the way out
 `start`, `take`      `saving.snapshot`                            the content to write
-`is_global`          `saving.snapshot`                            whether other processes hold shards of it too
+`is_global`          `saving.shards`                              whether other processes hold shards of it too
+`form`               `job.structures`                             what tells a structure that is known from another one
 `describe`, `digest` `job.agree.leaves`                           texts that the processes of a job compare
 `validate`           `restoring.reading`                          whether a stored leaf fits a target
 `place`              `restoring.placement`                        how the new value is made

@@ -119,19 +119,19 @@ def _divided(form: _Form, share: Share) -> Described:
     return Described(form, share, parts)
 
 
-def start(leaf: Leaf, array: Described) -> Started:
+def start(leaf: Leaf, array: Described, *, on_cpu: bool) -> Started:
     """Starts the transfer of the parts that this process owns to host memory.
 
     Args:
       leaf: the leaf.
       array: its description.
+      on_cpu: whether JAX runs on the CPU. Then there is nothing to transfer.
 
     Raises:
       ValueError: the array was deleted (donated). The message names the leaf.
     """
     value, form = leaf.value, array.form
     require_data(leaf)
-    on_cpu = jax.default_backend() == "cpu"
     shards: dict[int, Any] = {}
     started: Started = []
     for box, position, inside in array.parts:

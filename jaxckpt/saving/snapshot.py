@@ -46,9 +46,11 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
         else:
             arrays = shards.described(walk, plan)
+            on_cpu = jax.default_backend() == "cpu"
             # Start all transfers before waiting for the first.
             started = [
-                None if array is None else shards.start(leaf, array) for leaf, array in zip(walk, arrays, strict=True)
+                None if array is None else shards.start(leaf, array, on_cpu=on_cpu)
+                for leaf, array in zip(walk, arrays, strict=True)
             ]
             _start_transfers([leaf for leaf, array in zip(leaves, arrays, strict=True) if array is None])
             entries = []

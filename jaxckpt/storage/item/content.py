@@ -122,7 +122,7 @@ class ArrayContent(NamedTuple):
     @property
     def share_bytes(self) -> int:
         """Size of all `pieces` in bytes."""
-        return sum(math.prod(piece.shape) for piece in self.pieces) * self.dtype.itemsize
+        return sum([math.prod(piece.shape) for piece in self.pieces]) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
