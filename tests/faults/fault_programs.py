@@ -22,7 +22,7 @@ from jaxckpt.job.agree import leader, meeting
 from jaxckpt.job.modes import fetcher, local_answers, peer_answers, shared, shared_reads
 from jaxckpt.job.protocol import handshake, link, meeting_messages, messages
 from jaxckpt.job.session import center, peer
-from jaxckpt.storage.arrays import writer
+from jaxckpt.storage.arrays import own_writer, writer
 from jaxckpt.storage.commit import moves
 from jaxckpt.storage.ocdbt import data_file
 from jaxckpt.storage.stores import local
@@ -50,8 +50,8 @@ _PLACES = {
     "part": (shared.Writer, "_write"),
     "mark": (shared, "_require_shared"),
     "data": (data_file.DataFile, "append"),
-    "merge": (writer, "merge"),
-    "arrays": (writer, "write_arrays"),
+    "merge": (own_writer, "_merged"),
+    "arrays": (writer, ("write_arrays", "write_with_parts")),
     "outcome": (center.Center, "tell"),
     "request": (peer.Peer, "_next_answer"),
     "provide": (local_answers.LocalAnswers, ("put", "stream")),
