@@ -50,7 +50,7 @@ def check_part(path: str, settings: WriteSettings) -> None:
 
 
 def save_token(new: str) -> str:
-    """Returns what tells the save that works on a directory from another one that has its name later.
+    """Returns what tells the save of this process that works on a directory from another one that has its name later.
 
     Args:
       new: directory of the item.
@@ -59,13 +59,14 @@ def save_token(new: str) -> str:
       The token of its lease in a bucket. Empty elsewhere: the name of a temporary directory is used once.
 
     Raises:
-      FileNotFoundError: a save does not work there any more.
+      FileNotFoundError: the save does not work there any more.
     """
     if not committer_of(new).in_place:
         return ""
     lease = leases.read(new)
-    if lease is None:
-        raise FileNotFoundError(errno.ENOENT, "No save is working here any more", new)
+    # This process may have been suspended for so long that another one took its save for dead, and works here now.
+    if lease is None or not lease.owner.is_this_process:
+        raise FileNotFoundError(errno.ENOENT, "The save was given up meanwhile", new)
     return lease.owner.token
 
 

@@ -58,6 +58,11 @@ class Owner:
         """Marks the work as over. Idempotent."""
         _at_work.pop(self.token, None)
 
+    @property
+    def is_this_process(self) -> bool:
+        """Whether this process does the work, and has not ended it."""
+        return self.token in _at_work and self.pid == os.getpid() and self.host == processes.host()
+
     def is_alive(self, silent_secs: float, patience_secs: float) -> bool:
         """Whether the work may still be running.
 

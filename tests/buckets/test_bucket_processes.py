@@ -1,5 +1,6 @@
 """Jobs of several processes save into a bucket: through one process, or each its part."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from jaxckpt import storage, testing
 from jaxckpt.storage import joint, stores
 from jaxckpt.storage.commit import leases
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
+from jaxckpt.storage.owner import Owner
 from jaxckpt.storage.settings import WriteSettings
 
 pytestmark = [pytest.mark.job, pytest.mark.timeout(240)]
@@ -147,6 +149,14 @@ class TestPartOfASaveThatWasGivenUp:
             joint.write_part(new, part(), WriteSettings(), 1, token)
         assert bucket.keys == before
         later.release()
+
+    def test_before_it_asks_which_save_it_is(self, bucket: Bucket) -> None:
+        """Otherwise all its processes would write as parts of the save of another process."""
+        new = bucket.path("ckpt-1")
+        other = dataclasses.replace(Owner.new(token_bytes=8), pid=1)
+        stores.write(f"{new}/{leases.FILE}", leases._content("save", None, other))
+        with pytest.raises(FileNotFoundError, match="given up"):
+            joint.save_token(new)
 
     @pytest.mark.parametrize("followed", [False, True])
     def test_while_it_writes(self, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, followed: bool) -> None:

@@ -18,10 +18,12 @@ import jaxckpt
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.job.modes import bundles, shared_reads, tiles
+from jaxckpt.job.modes.center_answers import CenterAnswers
 from jaxckpt.job.modes.remote import flags_of, runs_of
 from jaxckpt.job.modes.shared_reads import SharedReads
 from jaxckpt.job.modes.small_reads import SmallFirst
 from jaxckpt.job.modes.wanted import Wanted
+from jaxckpt.job.protocol.messages import Announce, AskBoxes
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
 
@@ -250,3 +252,28 @@ def test_a_part_that_was_not_announced_is_refused(path: str, monkeypatch: pytest
     job.reads.announce(0, [("b", (0,), (300,))])
     with pytest.raises(jaxckpt.ProcessError, match="not announced"), job.reads.taken([("b", (0,), (10,))]):
         pass
+
+
+def test_who_wants_the_whole_does_not_take_the_place_of_who_wants_a_part(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 0 wants a very small array whole, the others want less of it, so that process 0 reads it alone."""
+    job = Job(path, 3, 1 << 20, monkeypatch)
+    answers = CenterAnswers(job.stored, job.reads).handlers()
+    part = ("b", (0,), (10,))
+    asked = [Announce((), SmallFirst([("b", None)], job.infos, job.positions).runs), *[Announce((part,), ())] * 2]
+    threads = [threading.Thread(target=answers[Announce], args=each) for each in enumerate(asked)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert job.reads.small == ()
+    assert [job.reads.is_shared(process, part) for process in range(3)] == [False, True, True]
+    with job.reads.taken([part]):
+        _, content = answers[AskBoxes](0, AskBoxes((("b", (0,), (300,)),)))
+        np.testing.assert_array_equal(content[0], STATE["b"])  # type: ignore[index]
+    read = job.stored.counted
+    # The tile is still there for process 2.
+    with job.reads.taken([part]) as (found,):
+        np.testing.assert_array_equal(found, STATE["b"][:10])
+    assert job.stored.counted == read

@@ -219,9 +219,21 @@ def test_a_value_of_another_shape_in_host_memory_changes_the_numbers() -> None:
 def test_the_windows_of_very_many_pieces_are_let_go_of() -> None:
     job = Jobs([1] * 100, np.float32)
     kept: dict[str, Any] = {}
-    with mock.patch.object(windows, "_KEPT_PIECES", 50), mock.patch.object(windows, "_WINDOW_PIECES", 20):
+    with mock.patch.object(windows, "_KEPT_PIECES", 75), mock.patch.object(windows, "_WINDOW_PIECES", 30):
         center = take_all(job, kept)
     assert kept == {}
     found = center._windows._found
     assert len(found) == 20
     assert found[5:] == [None] * 15
+
+
+def test_arrays_that_the_io_process_has_itself_are_put_together_few_at_a_time() -> None:
+    """Otherwise a save of replicated arrays would copy all of them at once."""
+    job = Jobs([5, 1] + [5] * 100, np.float32)
+    center = SmallPieces(job.entries[CENTER], job, Pool(0))  # type: ignore[arg-type]
+    held = 0
+    with mock.patch.object(windows, "_BATCH_BYTES", 10 * 6 * 12 * 2 * 4):
+        for number, whole in enumerate(job.wholes):
+            np.testing.assert_array_equal(center.array(number), whole)  # type: ignore[arg-type]
+            held = max(held, len(center._arrays))
+    assert 5 < held < 12

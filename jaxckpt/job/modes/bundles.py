@@ -28,13 +28,14 @@ Requests = Sequence[tuple[str, Slices | None]]
 
 
 def very_small(requests: Requests, infos: Mapping[str, ArrayInfo]) -> list[bool]:
-    """Returns, for each request, whether it asks for very small arrays whole.
+    """Returns, for each request, whether it asks for a very small array whole. It is the same for all requests for one array.
 
     Args:
       requests: Orbax's name of an array, and a box of it; None for the whole array.
       infos: descriptions of the arrays, by Orbax's name.
     """
-    return [_is_very_small(box, infos[name]) for name, box in requests]
+    in_part = {name for name, box in requests if not _is_very_small(box, infos[name])}
+    return [name not in in_part for name, _ in requests]
 
 
 def _is_very_small(box: Slices | None, info: ArrayInfo) -> bool:

@@ -70,8 +70,12 @@ class CenterAnswers:
             Announce: self._announce,
             AskBoxes: self._read,
             AskMemory: self._local.share,
-            Put: lambda process, request: self._local.put(process, request, self._array_infos, self._fill),
-            Stream: lambda process, request: self._local.stream(process, request, self._array_infos, self._hold),
+            Put: lambda process, request: self._local.put(
+                process, request, self._array_infos, functools.partial(self._fill, process)
+            ),
+            Stream: lambda process, request: self._local.stream(
+                process, request, self._array_infos, functools.partial(self._hold, process)
+            ),
         }
 
     def close(self) -> None:
@@ -114,8 +118,8 @@ class CenterAnswers:
         boxes = request.boxes
         infos = self._array_infos({name for name, _, _ in boxes})
         nbytes = sum(math.prod(shape) * infos[name].dtype.itemsize for name, _, shape in boxes)
-        shared = [key for key in boxes if self._reads.is_shared(key)]
-        rest = [key for key in boxes if not self._reads.is_shared(key)]
+        shared = [key for key in boxes if self._reads.is_shared(process, key)]
+        rest = [key for key in boxes if not self._reads.is_shared(process, key)]
         # First the tiles, then the room for the answer: what waits for room must not keep others from taking theirs.
         with self._reads.taken(shared) as parts:
             self._grant(process, nbytes)
@@ -129,13 +133,13 @@ class CenterAnswers:
         flags = self._reads.announce(process, request.boxes, request.small)
         return Shared(runs_of(flags), self._reads.small), None
 
-    def _fill(self, boxes: Sequence[BoxKey], targets: Sequence[np.ndarray]) -> None:
-        """Fills arrays with parts of stored arrays."""
+    def _fill(self, process: int, boxes: Sequence[BoxKey], targets: Sequence[np.ndarray]) -> None:
+        """Fills arrays with parts of stored arrays, which a process wants."""
         rest, into = [], []
         shared, places = [], []
         for key, target in zip(boxes, targets, strict=True):
             name, start, shape = key
-            if self._reads.is_shared(key):
+            if self._reads.is_shared(process, key):
                 shared.append(key)
                 places.append(target)
             else:
@@ -147,9 +151,9 @@ class CenterAnswers:
             for place, part in zip(places, parts, strict=True):
                 place[...] = part
 
-    def _hold(self, key: BoxKey) -> contextlib.AbstractContextManager[np.ndarray] | None:
-        """Returns a context with a part that several processes want; None if no other process wants it."""
-        return self._taken(key) if self._reads.is_shared(key) else None
+    def _hold(self, process: int, key: BoxKey) -> contextlib.AbstractContextManager[np.ndarray] | None:
+        """Returns a context with a part that a process and others want; None if no other process wants it."""
+        return self._taken(key) if self._reads.is_shared(process, key) else None
 
     @contextlib.contextmanager
     def _taken(self, key: BoxKey) -> Iterator[np.ndarray]:

@@ -167,13 +167,18 @@ class SharedReads:
             size *= extent
         return Tile(name, start, extents, end=size)
 
-    def is_shared(self, key: BoxKey) -> bool:
-        """Returns whether several processes want something of the tile of a part.
+    def is_shared(self, process: int, key: BoxKey) -> bool:
+        """Returns whether a process and others have announced that they want something of the tile of a part.
+
+        A process that does not announce a very small array, because it wants the whole, reads it alone if not all processes do. It must
+        not take the place of one that has announced a box of it.
 
         Args:
+          process: index of the process.
           key: the part.
         """
-        return self._find(key) is not None
+        tile = self._find(key)
+        return tile is not None and process in tile.users
 
     def _find(self, key: BoxKey) -> Tile | None:
         name, start, _ = key

@@ -22,7 +22,7 @@ from jaxckpt.storage.item.content import ArrayContent, Entry
 # Pieces of at most so many bytes are small, and so are arrays.
 SMALL_BYTES = 64 << 10
 WHOLE_BYTES = SMALL_BYTES
-# Most bytes and most pieces of one owner in a window.
+# Most bytes and most pieces of one owner, the IO process included, in a window.
 _BATCH_BYTES = 1 << 20
 _BATCH_PIECES = 8192
 # Most pieces of a window, of all owners together. They are in memory as objects.
@@ -174,12 +174,12 @@ class Windows:
                 groups = [(owned,) for owned in boxes if owned[1] != self._process and 0 < owned[2] <= SMALL_BYTES]
             for number, group in enumerate(groups):
                 theirs = [owned for owned in group if owned[1] != self._process and owned[2]]
-                if not making.has_room(theirs):
+                if not making.has_room(group):
                     yield making.window(self._process)
                     making = _Making(numbers)
                     index += 1
                     first = index if number == 0 else first
-                self._pieces += len(theirs)
+                self._pieces += len(group)
                 making.add(position, array, group, theirs, self._process)
             self._places[position] = first, index
         self._is_complete = True
@@ -239,6 +239,7 @@ class _Making:
         self._singles: dict[tuple[int, Box], tuple[int, int]] = {}
 
     def has_room(self, pieces: Sequence[Owned]) -> bool:
+        """Whether pieces, this process's own ones too, fit into the window. Own pieces of small arrays are copied, as the others are."""
         if self._total == 0:
             return True
         if self._total + len(pieces) > _WINDOW_PIECES:
@@ -264,7 +265,10 @@ class _Making:
             offset = self._sizes.get(owner, 0)
             self._sizes[owner] = offset + nbytes
             offsets.append(offset)
-        self._total += len(theirs)
+        own = [nbytes for _, owner, nbytes in boxes if owner == process]
+        self._counts[process] = self._counts.get(process, 0) + len(own)
+        self._sizes[process] = self._sizes.get(process, 0) + sum(own)
+        self._total += len(boxes)
         if 0 < array.nbytes <= WHOLE_BYTES:
             key = boxes, array.shape, array.dtype
             positions, found = self._patterns.setdefault(key, ([], [[] for _ in theirs]))
