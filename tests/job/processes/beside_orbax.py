@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
@@ -92,14 +93,15 @@ def after_a_failure(directory: str, io: int | None, who: int, how: str, asynchro
     """A save with jaxckpt that goes wrong on process `who`, between saves with Orbax; returns what it raised."""
     from jaxckpt.storage.arrays import writer
 
-    original = writer.write_arrays
+    # Process 0 of a shared directory writes with the parts of the others.
+    originals = {name: getattr(writer, name) for name in ("write_arrays", "write_with_parts")}
     handled = threading.Event()
 
     def handle(*_: object) -> None:
         handled.set()
         raise KeyboardInterrupt
 
-    def broken(*arguments: Any, **more: Any) -> None:
+    def broken(name: str, *arguments: Any, **more: Any) -> Any:
         if how == "error":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
         ident = threading.main_thread().ident
@@ -108,7 +110,7 @@ def after_a_failure(directory: str, io: int | None, who: int, how: str, asynchro
         # The main thread waits for this one, and has to be woken, and to give the save up, before this one goes on.
         assert handled.wait(60)
         time.sleep(0.2)
-        original(*arguments, **more)
+        return originals[name](*arguments, **more)
 
     orbax = Orbax(directory + "/orbax")
     checkpoint = mp_programs.simple()
@@ -116,7 +118,8 @@ def after_a_failure(directory: str, io: int | None, who: int, how: str, asynchro
     orbax.save(wait=True)
     with contextlib.ExitStack() as stack:
         if jax.process_index() == who:
-            stack.enter_context(mock.patch.object(writer, "write_arrays", broken))
+            for name in originals:
+                stack.enter_context(mock.patch.object(writer, name, functools.partial(broken, name)))
             stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handle))
         raised: list[str] = []
         try:
