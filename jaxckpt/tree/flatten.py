@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +13,7 @@ from jaxckpt.tree.names import VALUE, Key, KnownPath, Path, as_key, known_paths,
 from jaxckpt.tree.roles import DICT, LEAF, OTHER, REFERENCE, ROLES, SEQUENCE, role_of, stops
 
 
-class _LeafFields(NamedTuple):
-    path: Path
-    value: Any
-    variable_depth: int = 0
-    is_state: bool = False
-
-
-class Leaf(_LeafFields):
+class Leaf(NamedTuple):
     """One leaf of a value.
 
     Attributes:
@@ -31,8 +23,12 @@ class Leaf(_LeafFields):
       is_state: whether it is the state of an object such as a data iterator, which belongs to its process.
     """
 
-    # No __slots__: the name is asked for many times, so it is kept.
-    @cached_property
+    path: Path
+    value: Any
+    variable_depth: int = 0
+    is_state: bool = False
+
+    @property
     def name(self) -> str:
         """The path joined by ``/``."""
         return leaf_name(self.path)
