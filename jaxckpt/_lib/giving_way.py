@@ -3,11 +3,13 @@
 On Linux each thread has a priority ("nice") of its own. Elsewhere a process has one for all its threads, so nothing is changed there.
 """
 
+import contextlib
 import errno
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 # Each step of nice takes a fifth of a thread's share of a core that others want, too.
 STEPS = 10
@@ -27,7 +29,7 @@ class GivingWay:
         """
         self._end = time.monotonic() + seconds
         # Of the thread that begins the operation. The threads may start others, which inherit what `apply` has set.
-        self._nice = min(_LOWEST, _nice() + STEPS) if _is_possible() else None
+        self._nice = _lowered() if _is_possible() else None
 
     @property
     def is_over(self) -> bool:
@@ -44,16 +46,26 @@ class GivingWay:
         """
         if self._nice is None:
             return
-        try:
+        with _unless_forbidden():
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
-        except OSError as error:
-            if error.errno not in _FORBIDDEN:
-                raise
 
 
 def _is_possible() -> bool:
     return sys.platform == "linux"
 
 
-def _nice() -> int:
-    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+def _lowered() -> int | None:
+    """Returns the nice value of this thread and `STEPS` more; None where the system forbids to ask."""
+    with _unless_forbidden():
+        return min(_LOWEST, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + STEPS)
+    return None
+
+
+@contextlib.contextmanager
+def _unless_forbidden() -> Iterator[None]:
+    """Ignores the error of a system that forbids the block. Giving way is a courtesy, and no reason for a save to fail."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise

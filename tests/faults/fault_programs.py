@@ -321,7 +321,7 @@ def harassed(prefix: str, io: int, version: float, bombs: list[bytes], silent: i
 
     meeting.Listener.wait = wait  # type: ignore[method-assign]
     try:
-        # Whoever waited for the handshake of a stranger would not be done in time.
+        # A call that waited for a stranger's handshake would not be done in time.
         with mock.patch.object(handshake, "_HANDSHAKE_SECS", 1000.0):
             found = outcome(lambda: jaxckpt.Checkpoint(**tree(version)).save(prefix, options(io, 40)))
     finally:

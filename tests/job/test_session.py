@@ -473,7 +473,7 @@ class Interrupting:
         self.passed += 1
         if self.passed > 1:
             return
-        assert threading.current_thread() is not threading.main_thread(), "messages are none of the main thread's"
+        assert threading.current_thread() is not threading.main_thread(), "the main thread must not handle messages"
         interrupt()
         if self._session is None:
             time.sleep(0.2)

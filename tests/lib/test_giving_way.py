@@ -80,14 +80,15 @@ def test_when_the_time_is_over_others_take_over() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.ENOSYS], ids=["EPERM", "EACCES", "ENOSYS"])
-def test_where_it_is_forbidden_the_priority_stays(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["getpriority", "setpriority"])
+def test_where_it_is_forbidden_the_priority_stays(call: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = nice_of(threading.get_native_id())
     found: list[int] = []
 
-    def refuse(which: int, who: int, priority: int) -> None:
+    def refuse(*_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "setpriority", refuse)
+    monkeypatch.setattr(os, call, refuse)
     run(GivingWay(_SECS), lambda: found.append(nice_of(threading.get_native_id())))
 
     assert found == [before] * 2

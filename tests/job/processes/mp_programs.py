@@ -1,4 +1,4 @@
-"""What the programs of the jobs share. None of the modules `mp_*` imports pytest: it would be slow, in every process."""
+"""What the programs of the jobs share. No module `mp_*` may import pytest: that would be slow, in every process."""
 
 from typing import Any
 
