@@ -123,7 +123,7 @@ def _read_batch(descriptor: int, batch: list[Read]) -> None:
     for read in batch:
         at = read.place.offset - start
         try:
-            chunk = decode(stored[at : at + read.place.length], read.dtype, read.shape, read.is_compressed)
+            chunk = decode(stored[at : at + read.place.length], read.dtype, read.shape, read.encoding)
         except DamagedError as error:
             raise ReadError(read.owner) from _with_file(error, read)
         for part in read.parts:
