@@ -168,7 +168,8 @@ def test_reads_the_same_bits_as_tensorstore(case: tuple[Format, np.ndarray, dict
             assert jaxckpt.verify(path).ok
             # In the parts that devices hold: some chunks are wanted in part, and several parts want the same chunk.
             axis = random.randrange(array.ndim) if array.ndim else None
-            if axis is not None and array.shape[axis] in (2, 4, 8):
+            # JAX has no 64 bits in these tests.
+            if axis is not None and array.shape[axis] in (2, 4, 8) and array.dtype != np.int64:
                 mesh = jax.make_mesh((array.shape[axis],), ("x",))
                 names = [None] * array.ndim
                 names[axis] = "x"
