@@ -110,8 +110,12 @@ class _Stored:
 
     def read(self, size: int, /) -> bytes:
         """Returns the next bytes, at most `size`; none at the end."""
-        target = np.empty(min(size, self._nbytes - self._done), np.uint8)
-        return target[: self._next(target)].tobytes() if target.size else b""
+        wanted = min(size, self._nbytes - self._done)
+        if not wanted:
+            return b""
+        found = os.pread(self._descriptor, wanted, self._offset + self._done)
+        self._count(found, len(found))
+        return found
 
     def finish(self) -> None:
         while not self.is_at_end:
@@ -123,12 +127,15 @@ class _Stored:
 
     def _next(self, target: np.ndarray) -> int:
         got = os.preadv(self._descriptor, [target.data], self._offset + self._done)
-        if got <= 0:
+        self._count(target[:got], got)
+        return got
+
+    def _count(self, found: np.ndarray | bytes, nbytes: int) -> None:
+        if not nbytes:
             raise DamagedError("its data file is shorter than it was")
         if self._is_checked:
-            self._checksum = checksum.extended(self._checksum, target[:got])
-        self._done += got
-        return got
+            self._checksum = checksum.extended(self._checksum, found)
+        self._done += nbytes
 
 
 class _Compressed:
