@@ -2,7 +2,7 @@
 
 The process that has the bytes owns the memory: a peer in a save, the IO process in a restore. The memory consists of *slots*. The
 other process asks the owner over their connection to fill a slot, reads the slot, and asks for more. So a slot is filled again only
-when the other process has read it. The memory belongs to one call; only its owner writes to it.
+when the other process has read it. The memory belongs to one call at a time; only its owner writes to it.
 
 The owner tells over the connection how to open the memory. The other process opens it in /proc, read-only, which the kernel allows to
 processes of the same user. The memory is no file of any file system, so the size of /dev/shm does not matter. If there is no such memory,
