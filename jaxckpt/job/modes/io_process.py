@@ -49,6 +49,7 @@ class IoProcess(Several):
             return
         with contextlib.closing(PeerAnswers(taken())) as answers:
             session.decide(no_file_access, answers.handlers())
+            answers.keep()
 
     def open(self, session: Session, path: str, seconds: float, names: Collection[str]) -> Reading:
         """Opens the files on the center, for all processes; see `Mode`."""

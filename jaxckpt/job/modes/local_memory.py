@@ -1,8 +1,8 @@
 """Memory that processes of one host share: one copy moves the bytes, without the network's protocols.
 
-The process that has the bytes owns the memory: a peer in a save, the IO process in a restore. The memory consists of *slots* of one size.
-The other process asks the owner over their connection to fill a slot, reads the slot, and asks for more. So a slot is filled again only
-when the other process has read it. The memory belongs to one call; only its owner writes to it.
+The process that has the bytes owns the memory: a peer in a save, the IO process in a restore. The memory consists of *slots*. The
+other process asks the owner over their connection to fill a slot, reads the slot, and asks for more. So a slot is filled again only
+when the other process has read it. The memory belongs to one call at a time; only its owner writes to it.
 
 The owner tells over the connection how to open the memory. The other process opens it in /proc, read-only, which the kernel allows to
 processes of the same user. The memory is no file of any file system, so the size of /dev/shm does not matter. If there is no such memory,
@@ -22,9 +22,6 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.protocol.parts import SlotOffer
 
-# Most bytes of a slot. Bytes in a larger one would leave the processor's cache before the other process reads them; smaller ones cost more
-# messages.
-SLOT_BYTES = 2 << 20
 _PROOF_BYTES = 32
 # MFD_NOEXEC_SEAL, which Python does not name yet. A system may require it (vm.memfd_noexec); Linux before 6.3 does not know it.
 _NOEXEC = 0x8
@@ -37,17 +34,16 @@ class SharedSlots:
       offer: what the other process needs to open the memory.
     """
 
-    def __init__(self, count: int, slot_bytes: int) -> None:
+    def __init__(self, sizes: Sequence[int]) -> None:
         """Creates the memory.
 
         Args:
-          count: number of slots.
-          slot_bytes: bytes of each slot.
+          sizes: bytes of each slot, the largest first.
 
         Raises:
           OSError: this system does not have such memory, or does not have so much of it.
         """
-        nbytes = count * slot_bytes
+        nbytes = sum(sizes)
         descriptor = _memory_file()
         self._close = weakref.finalize(self, os.close, descriptor)
         self._close.atexit = False
@@ -59,7 +55,7 @@ class SharedSlots:
         proof = secrets.token_bytes(_PROOF_BYTES)
         os.pwrite(descriptor, proof, nbytes)
         self._map = _mapped(descriptor, nbytes, mmap.ACCESS_WRITE)
-        self.offer = SlotOffer(os.getpid(), descriptor, proof.hex(), count, slot_bytes)
+        self.offer = SlotOffer(os.getpid(), descriptor, proof.hex(), tuple(sizes))
 
     def slot(self, number: int, nbytes: int) -> np.ndarray:
         """Returns the beginning of a slot as an array of uint8.
@@ -95,7 +91,7 @@ class OpenedSlots:
           OSError: the memory cannot be opened here, or the file that was opened is another one.
         """
         self.offer = offer
-        nbytes = offer.count * offer.slot_bytes
+        nbytes = sum(offer.sizes)
         descriptor = os.open(f"/proc/{offer.pid}/fd/{offer.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             # In another PID namespace this process id may belong to any process.
@@ -129,15 +125,14 @@ class OpenedSlots:
             at += target.nbytes
 
 
-def share_slots(count: int, slot_bytes: int) -> SharedSlots | None:
+def share_slots(sizes: Sequence[int]) -> SharedSlots | None:
     """Returns new shared memory; None if this system does not have it.
 
     Args:
-      count: number of slots.
-      slot_bytes: bytes of each slot.
+      sizes: bytes of each slot, the largest first.
     """
     with contextlib.suppress(OSError):
-        return SharedSlots(count, slot_bytes)
+        return SharedSlots(sizes)
     return None
 
 
@@ -173,8 +168,7 @@ def _mapped(descriptor: int, nbytes: int, access: int) -> mmap.mmap:
 
 
 def _slot(mapped: mmap.mmap, offer: SlotOffer, number: int, nbytes: int) -> np.ndarray:
-    if not 0 <= number < offer.count or not 0 <= nbytes <= offer.slot_bytes:
-        raise ProcessError(
-            f"{nbytes} bytes in slot {number}: there are {offer.count} slots of {offer.slot_bytes} bytes"
-        )
-    return np.frombuffer(mapped, np.uint8, nbytes, number * offer.slot_bytes)
+    sizes = offer.sizes
+    if not 0 <= number < len(sizes) or not 0 <= nbytes <= sizes[number]:
+        raise ProcessError(f"{nbytes} bytes in slot {number}: the slots have {', '.join(map(str, sizes))} bytes")
+    return np.frombuffer(mapped, np.uint8, nbytes, sum(sizes[:number]))

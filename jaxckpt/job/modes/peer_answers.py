@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots, share_slots
+from jaxckpt.job.modes import kept_memory
+from jaxckpt.job.modes.local_memory import SharedSlots
 from jaxckpt.job.modes.small import OwnSmallPieces
 from jaxckpt.job.modes.states import States
 from jaxckpt.job.modes.windows import SMALL_BYTES
@@ -27,8 +28,9 @@ from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot, StringContent
 
 _PAGE_CHARS = 8 << 20
-# As many as the boxes of other processes that the IO process writes at a time.
-_SLOTS = 4
+# As many slots as the boxes of other processes that the IO process writes at a time. The largest one, which it takes first, has room for a
+# chunk of a large array. Where a host has several processes, it seldom needs a second one of the same process.
+_SLOTS = (4 << 20, 2 << 20, 1 << 20, 1 << 20)
 
 
 class PeerAnswers:
@@ -57,8 +59,18 @@ class PeerAnswers:
         self._sending: dict[int, np.ndarray] = {}
         self._states = States(snapshot)
 
+    def keep(self) -> None:
+        """Keeps the shared memory for the next save.
+
+        Call this only when the IO process has told that the save is complete. After a failure it may still be reading the memory.
+        """
+        # In this order: after an interrupt between the two steps the memory is freed, and is not both kept and withdrawn.
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            kept_memory.give_back(memory)
+
     def close(self) -> None:
-        """Frees the shared memory. Idempotent."""
+        """Frees the shared memory, unless it is kept. Idempotent."""
         self._sending.clear()
         if self._memory is not None:
             self._memory.withdraw()
@@ -75,7 +87,7 @@ class PeerAnswers:
         }
 
     def _share(self, request: AskMemory) -> Answer:
-        self._memory = self._memory or share_slots(_SLOTS, SLOT_BYTES)
+        self._memory = self._memory or kept_memory.take(_SLOTS)
         return Memory(None if self._memory is None else self._memory.offer), None
 
     def _fill(self, request: Fill) -> Answer:

@@ -83,12 +83,10 @@ class SlotOffer:
       fd: that process's file descriptor of the memory.
       proof: the bytes that follow the slots, in hexadecimal digits. The other process checks them, to be sure that it has opened the
         right file.
-      count: number of slots.
-      slot_bytes: bytes of each slot.
+      sizes: bytes of each slot, the largest first.
     """
 
     pid: int
     fd: int
     proof: str
-    count: int
-    slot_bytes: int
+    sizes: tuple[int, ...]

@@ -1,5 +1,6 @@
 """Programs with large arrays, or very many small ones, and what calls leave behind; and damage."""
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -88,7 +89,7 @@ def _offer_of_another_process(self: Any, request: Any) -> Any:
     """What a process says that has the same number as another one, because it lives in a container of its own."""
     from jaxckpt.job.protocol import messages, parts
 
-    return messages.Memory(parts.SlotOffer(1, 8, "00" * 32, 4, 1 << 20)), None
+    return messages.Memory(parts.SlotOffer(1, 8, "00" * 32, (1 << 20,) * 4)), None
 
 
 def many_small(directory: str, io: int | None, count: int) -> tuple[int, set[bool]]:
@@ -171,6 +172,47 @@ def left_behind(directory: str, io: int) -> tuple[tuple[int, int], tuple[int, in
         gc.enable()
 
 
+def kept_memory_of_saves(directory: str, io: int) -> list[str | None]:
+    """Saves a large array, twice with success, then with a failure, then with success.
+
+    Returns:
+      By save what tells the memory that this process shared from other memory; None if it shared none.
+    """
+    from unittest import mock
+
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxckpt.job.modes import peer_answers
+    from jaxckpt.storage.arrays import own_writer
+
+    sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec("x"))
+    data = np.random.default_rng(0).random((jax.device_count() * 300, 256), np.float32)
+    array = jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+    share, found = peer_answers.PeerAnswers._share, []
+
+    def noted(answers: Any, request: Any) -> Any:
+        answer, _ = share(answers, request)
+        found[-1] = answer.offer.proof
+        return answer, None
+
+    def failing(*arguments: Any) -> Any:
+        raise PermissionError(13, "on purpose", directory)
+
+    with mock.patch.object(peer_answers.PeerAnswers, "_share", noted):
+        for number, fails in enumerate((False, False, True, False)):
+            found.append(None)
+            checkpoint = jaxckpt.Checkpoint(w=array + number)
+            if fails:
+                with mock.patch.object(own_writer, "_with_parts", failing), contextlib.suppress(PermissionError):
+                    checkpoint.write(f"{directory}/kept{number}", options(io))
+                continue
+            path = checkpoint.write(f"{directory}/kept{number}", options(io))
+            target = jaxckpt.Checkpoint(w=jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding))
+            target.read(path, options(io)).assert_consumed()
+            mp_values.assert_same({"w": target.w}, {"w": array + number})
+    return found
+
+
 def many_chunks_at_once(directory: str, io: int) -> tuple[int, int]:
     """Saves arrays of hundreds of chunks that lie on other processes, the threads that write them interrupting each other all the time.
 
@@ -204,8 +246,7 @@ def many_chunks_at_once(directory: str, io: int) -> tuple[int, int]:
     try:
         with (
             mock.patch.object(fetcher.Center, "ask", counted),
-            mock.patch.object(peer_answers, "_SLOTS", 1),
-            mock.patch.object(peer_answers, "SLOT_BYTES", 32 << 10),
+            mock.patch.object(peer_answers, "_SLOTS", (32 << 10,)),
         ):
             for number in range(6):
                 path = jaxckpt.Checkpoint(w=array).write(f"{directory}/many{number}", settings)

@@ -69,10 +69,23 @@ def test_small_arrays_travel_in_batches_and_are_one_chunk_each(jobs, io: int | N
 
 @testing.requires_private_disks
 def test_shared_memory_goes_without_garbage_collection(jobs) -> None:
+    """Apart from that of one save, which its process keeps for the next one."""
     job = jobs.job(3)
     for (descriptors, mappings), after in job.run(mp_sizes.left_behind, jobs.directory(job), 1):
         assert after[0] <= descriptors
-        assert after[1] <= mappings == 0
+        assert after[1] <= mappings <= 1
+
+
+@testing.requires_private_disks
+def test_shared_memory_is_kept_for_the_next_save_unless_a_save_fails(jobs) -> None:
+    """After a failure the IO process may still be reading it."""
+    job = jobs.job(3)
+    io_process, *others = job.run(mp_sizes.kept_memory_of_saves, jobs.directory(job), 0)
+    assert io_process == [None] * 4
+    for first, second, after_failure, last in others:
+        assert first == second == after_failure
+        assert last is not None
+        assert last != first
 
 
 @testing.requires_private_disks
