@@ -17,6 +17,8 @@ from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.storage.item.content import ArrayContent, Piece
 from jaxckpt.tree.flatten import Leaf
 
+_new = tuple.__new__
+
 
 class _Part(NamedTuple):
     """A box that this process owns.
@@ -61,11 +63,16 @@ class Described(NamedTuple):
       form: what it has in common with others.
       share: who owns which part of it.
       parts: what this process owns.
+      bare: the content without its pieces.
+      whole: if this process owns exactly one of its shards, undivided, and the data need not be converted: the position of the shard.
+        Otherwise None.
     """
 
     form: _Form
     share: Share
     parts: Sequence[_Part]
+    bare: ArrayContent
+    whole: int | None
 
 
 # For each box that this process owns: the box, its shard, and its place in the shard.
@@ -116,7 +123,43 @@ def _described(leaves: Iterable[Leaf], plan: Plan) -> Sequence[Described | None]
 
 def _divided(form: _Form, share: Share) -> Described:
     parts = form.owned if form.owned is not None else tuple(_owned(form.places, share.mine()))
-    return Described(form, share, parts)
+    whole = parts[0].position if len(parts) == 1 and parts[0].inside is None and form.key_impl is None else None
+    return Described(form, share, parts, _bare(form, share), whole)
+
+
+def _bare(form: _Form, share: Share) -> ArrayContent:
+    """Returns the content of an array without its pieces.
+
+    It calls the array a numpy array: without a target, Orbax restores a jax.Array only on the very devices that saved it. For PRNG keys
+    Orbax only has the type jax.Array, so their content names a device that every job has.
+
+    Args:
+      form: the form of the array.
+      share: who owns which part of it.
+    """
+    if form.key_impl is None:
+        return ArrayContent("np.ndarray", form.shape, form.dtype, share.grid, (), "jax", None, form.sharding, share)
+    return ArrayContent("jax.Array", form.shape, form.dtype, share.grid, (), None, form.key_impl, _first_device(), share)
+
+
+def content_on_cpu(leaf: Leaf, array: Described) -> ArrayContent:
+    """Returns the content of an array on the CPU, as `start` and `content` do, in one step. Called for thousands of leaves.
+
+    Args:
+      leaf: the leaf.
+      array: its description.
+
+    Raises:
+      ValueError: the array was deleted (donated). The message names the leaf.
+    """
+    if array.whole is None:
+        return content(array, start(leaf, array, on_cpu=True))
+    value = leaf.value
+    if value.is_deleted():
+        require_data(leaf)
+    box = array.parts[0].box
+    piece = _new(Piece, (*box, np.asarray(value.addressable_data(array.whole))))
+    return _with_pieces(array.bare, (piece,))
 
 
 def start(leaf: Leaf, array: Described, *, on_cpu: bool) -> Started:
@@ -150,21 +193,19 @@ def start(leaf: Leaf, array: Described, *, on_cpu: bool) -> Started:
 
 
 def content(array: Described, started: Started) -> ArrayContent:
-    """Returns the description of an array, with the pieces that this process owns. Waits for their transfer.
-
-    The description calls the array a numpy array: without a target, Orbax restores a jax.Array only on the very devices that saved it. For
-    PRNG keys Orbax only has the type jax.Array, so their description names a device that every job has.
+    """Returns the content of an array, with the pieces that this process owns. Waits for their transfer.
 
     Args:
       array: the description.
       started: as `start` returned it.
     """
-    form, share, _ = array
     pieces = tuple([Piece(box.start, box.shape, part_of(np.asarray(data), inside)) for box, data, inside in started])
-    if form.key_impl is None:
-        return ArrayContent("np.ndarray", form.shape, form.dtype, share.grid, pieces, "jax", None, form.sharding, share)
-    device = _first_device()
-    return ArrayContent("jax.Array", form.shape, form.dtype, share.grid, pieces, None, form.key_impl, device, share)
+    return _with_pieces(array.bare, pieces)
+
+
+def _with_pieces(bare: ArrayContent, pieces: Sequence[Piece]) -> ArrayContent:
+    # The method _replace takes three times as long.
+    return _new(ArrayContent, (*bare[:4], pieces, *bare[5:]))
 
 
 def _form(value: jax.Array, sharding: Any, plan: Plan) -> _Form:

@@ -46,26 +46,14 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
         else:
             arrays = shards.described(walk, plan)
-            on_cpu = jax.default_backend() == "cpu"
-            # Start all transfers before waiting for the first.
-            started = [
-                None if array is None else shards.start(leaf, array, on_cpu=on_cpu)
-                for leaf, array in zip(walk, arrays, strict=True)
-            ]
-            _start_transfers([leaf for leaf, array in zip(leaves, arrays, strict=True) if array is None])
-            entries = []
-            for number, leaf in enumerate(walk):
-                array, parts = arrays[number], started[number]
-                # What has been copied is let go of.
-                started[number] = None
-                entries.append(
-                    Entry(
-                        leaf.path,
-                        _host_part(leaf, plan, copy)
-                        if array is None or parts is None
-                        else shards.content(array, parts),
-                    )
-                )
+            if jax.default_backend() == "cpu":
+                contents = [
+                    _host_part(leaf, plan, copy) if array is None else shards.content_on_cpu(leaf, array)
+                    for leaf, array in zip(walk, arrays, strict=True)
+                ]
+            else:
+                contents = _transferred(walk, leaves, arrays, plan, copy)
+            entries = list(map(Entry, [leaf.path for leaf in leaves], contents))
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     refuse_collisions(entries)
     if plan is None:
@@ -76,6 +64,34 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             f"Names that begin with {PROCESS!r} are reserved for the states of other processes; choose another name."
         )
     return Snapshot(tuple(entries), states=tuple(states), kept=plan.kept)
+
+
+def _transferred(
+    walk: leaf_errors.Walk, leaves: Sequence[Leaf], arrays: Sequence[shards.Described | None], plan: Plan, copy: bool
+) -> list[Content]:
+    """Returns the contents of leaves whose data has to be copied from devices to the host. All transfers start before the first is waited for.
+
+    Args:
+      walk: the leaves, to be iterated over, for errors.
+      leaves: the leaves.
+      arrays: as `shards.described` returned it.
+      plan: tells which process owns which piece.
+      copy: whether to copy mutable host memory.
+    """
+    started = [
+        None if array is None else shards.start(leaf, array, on_cpu=False)
+        for leaf, array in zip(walk, arrays, strict=True)
+    ]
+    _start_transfers([leaf for leaf, array in zip(leaves, arrays, strict=True) if array is None])
+    contents: list[Content] = []
+    for number, leaf in enumerate(walk):
+        array, parts = arrays[number], started[number]
+        # What has been copied is let go of.
+        started[number] = None
+        contents.append(
+            _host_part(leaf, plan, copy) if array is None or parts is None else shards.content(array, parts)
+        )
+    return contents
 
 
 def _host_part(leaf: Leaf, plan: Plan, copy: bool) -> Content:
