@@ -139,24 +139,29 @@ def _bare(form: _Form, share: Share) -> ArrayContent:
     """
     if form.key_impl is None:
         return ArrayContent("np.ndarray", form.shape, form.dtype, share.grid, (), "jax", None, form.sharding, share)
-    return ArrayContent("jax.Array", form.shape, form.dtype, share.grid, (), None, form.key_impl, _first_device(), share)
+    return ArrayContent(
+        "jax.Array", form.shape, form.dtype, share.grid, (), None, form.key_impl, _first_device(), share
+    )
 
 
-def content_on_cpu(leaf: Leaf, array: Described) -> ArrayContent:
-    """Returns the content of an array on the CPU, as `start` and `content` do, in one step. Called for thousands of leaves.
+def content_at_once(leaf: Leaf, array: Described, *, on_cpu: bool) -> ArrayContent:
+    """Returns the content of an array, as `start` and `content` do, in one step. Called for thousands of leaves.
 
     Args:
       leaf: the leaf.
       array: its description.
+      on_cpu: as for `start`.
 
     Raises:
       ValueError: the array was deleted (donated). The message names the leaf.
     """
-    if array.whole is None:
-        return content(array, start(leaf, array, on_cpu=True))
     value = leaf.value
     if value.is_deleted():
         require_data(leaf)
+    if not array.parts:
+        return array.bare
+    if array.whole is None:
+        return content(array, start(leaf, array, on_cpu=on_cpu))
     box = array.parts[0].box
     piece = _new(Piece, (*box, np.asarray(value.addressable_data(array.whole))))
     return _with_pieces(array.bare, (piece,))

@@ -30,7 +30,7 @@ def complete(snapshot: Snapshot, session: Center) -> Snapshot:
     entries = list(snapshot.entries)
     if session.process != HOST_OWNER:
         _take_hosts(entries, session)
-    fetcher = Fetcher(entries, session, snapshot.kept)
+    fetcher = Fetcher(entries, session, snapshot.kept, snapshot.pack)
     for position, entry in enumerate(entries):
         content = entry.content
         if not isinstance(content, ArrayContent) or content.share is None:

@@ -27,7 +27,7 @@ def gathered(snapshot: Snapshot, session: Center) -> Snapshot:
       ProcessError: a peer failed, ended or does not answer.
     """
     chosen = _very_small(snapshot)
-    small = SmallPieces(tuple(chosen.values()), session, Pool(0), snapshot.kept)
+    small = SmallPieces(tuple(chosen.values()), session, Pool(0), snapshot.kept, snapshot.pack)
     entries = list(snapshot.entries)
     for number, (position, entry) in enumerate(chosen.items()):
         content = entry.content
@@ -43,7 +43,7 @@ def own_small_pieces(snapshot: Snapshot) -> OwnSmallPieces:
     Args:
       snapshot: the peer's part of the snapshot.
     """
-    return OwnSmallPieces(tuple(_very_small(snapshot).values()))
+    return OwnSmallPieces(tuple(_very_small(snapshot).values()), snapshot.pack)
 
 
 def rest(snapshot: Snapshot) -> Snapshot:
@@ -65,13 +65,18 @@ def _very_small(snapshot: Snapshot) -> Mapping[int, Entry]:
     entries, kept = snapshot.entries, snapshot.kept
     positions = None if kept is None else kept.get("very small")
     if positions is None:
-        positions = [position for position, entry in enumerate(entries) if _is_very_small(entry.content)]
+        positions = [position for position, entry in enumerate(entries) if is_very_small(entry.content)]
         if kept is not None:
             kept["very small"] = positions
     return {position: entries[position] for position in positions}
 
 
-def _is_very_small(content: object) -> bool:
+def is_very_small(content: object) -> bool:
+    """Returns whether an array is divided among several processes, and so small that one of them writes it.
+
+    Args:
+      content: the content of an entry of a snapshot.
+    """
     return (
         isinstance(content, ArrayContent)
         and content.share is not None

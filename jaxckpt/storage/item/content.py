@@ -87,6 +87,36 @@ class Piece(NamedTuple):
         return self.source[(*box, ...)]
 
 
+class InPack(Sequence[Piece]):
+    """The pieces of an array of which this process has one, whose data lies in the pack of the snapshot: it cannot be looked at here.
+
+    It depends on the structure of the values alone, so it is made once for all saves of a structure. See `Snapshot.pack`.
+
+    Attributes:
+      start: as of a `Piece`.
+      shape: as of a `Piece`.
+      number: number of the piece in the pack.
+      first: position of its first byte in the pack.
+      last: position behind its last byte.
+    """
+
+    __slots__ = ("first", "last", "number", "shape", "start")
+
+    def __init__(self, start: tuple[int, ...], shape: tuple[int, ...], number: int, first: int, last: int) -> None:
+        """Creates the stand-in. The arguments are the attributes."""
+        self.start = start
+        self.shape = shape
+        self.number = number
+        self.first = first
+        self.last = last
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("The data of this piece lies in the pack of its snapshot")
+
+
 class ArrayContent(NamedTuple):
     """An array (or a scalar) to store.
 
@@ -95,7 +125,7 @@ class ArrayContent(NamedTuple):
       shape: shape of the whole array.
       dtype: dtype of the whole array.
       write_shape: shape of one piece; the pieces tile the array.
-      pieces: contain every element exactly once. May be made on demand, so they are only iterated over, never indexed.
+      pieces: contain every element exactly once. May be made on demand, so they are only iterated over, never indexed. See also `InPack`.
       note: word of the leaf's note, if Orbax has no word for its type (see `jaxckpt.storage.item.notes`); otherwise None.
       key_impl: PRNG implementation, if this is the data of a typed PRNG key; otherwise None.
       sharding: the jax.sharding.Sharding of a jax.Array; otherwise None.
@@ -122,6 +152,8 @@ class ArrayContent(NamedTuple):
     @property
     def share_bytes(self) -> int:
         """Size of all `pieces` in bytes."""
+        if isinstance(self.pieces, InPack):
+            return self.pieces.last - self.pieces.first
         return sum([math.prod(piece.shape) for piece in self.pieces]) * self.dtype.itemsize
 
 
@@ -178,6 +210,7 @@ class Snapshot:
       transfer: counts the bytes that this process writes.
       kept: in a job of several processes, where later saves of the same structure find what depends on the structure alone, by what it is;
         None if nothing is kept.
+      pack: in a job of several processes, the bytes of very small pieces of this process, one after the other (see `InPack`).
       account: returns what the checkpoint is to remember of its save. Called once everything is written, right before the commit; None
         for nothing.
     """
@@ -190,6 +223,7 @@ class Snapshot:
     states: tuple[tuple[Path, str | bytes], ...] = ()
     transfer: Transfer = field(default_factory=Transfer, compare=False)
     kept: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    pack: np.ndarray | None = field(default=None, compare=False, repr=False)
     account: Callable[[], Account] | None = field(default=None, compare=False)
 
     @property
