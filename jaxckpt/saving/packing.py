@@ -1,8 +1,8 @@
 """Very small pieces of device arrays: their bytes are copied one after the other, into the pack of a snapshot.
 
-Thousands of leaves of a few bytes cost what is done for each of them, and not their bytes. In a job of several processes, the pieces of such
-leaves only travel to the process that writes them. So a save copies their bytes, and everything else comes from the last save of the
-same structure: the entries of the snapshot, and where in the pack each piece is.
+Leaves of a few bytes cost what is done for each of them, and not their bytes. In a job of several processes, the pieces of such leaves
+travel to the process that writes them. So a save copies their bytes, and all else comes from the last save of the same structure: the
+entries of the snapshot, and where in the pack each piece is.
 """
 
 import math
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxckpt.job.modes.together import is_very_small
+from jaxckpt.job.modes.together import VERY_SMALL_BYTES, is_very_small
 from jaxckpt.job.plan import Plan
 from jaxckpt.saving.shards import Described
-from jaxckpt.storage.item.content import Entry, InPack
+from jaxckpt.storage.item.content import Entry, InPack, Piece
 from jaxckpt.tree.flatten import Leaf
 
-# Most bytes of a pack.
+# A pack is full when it has so many bytes.
 _PACK_BYTES = 16 << 20
 
 
@@ -62,7 +62,7 @@ def start(leaves: Sequence[Leaf], arrays: Sequence[Described | None], plan: Plan
         return None
     packing: Packing | None = plan.kept.get("packing")
     if packing is None:
-        packing = plan.kept["packing"] = _packing(leaves, arrays)
+        packing = plan.kept["packing"] = _packing(leaves, arrays, plan)
     if not packing.members:
         return None
     try:
@@ -101,24 +101,33 @@ def finish(started: Started) -> np.ndarray | None:
     return np.frombuffer(content, np.uint8)
 
 
-def _packing(leaves: Sequence[Leaf], arrays: Sequence[Described | None]) -> Packing:
-    entries: list[Entry | None] = []
+def _packing(leaves: Sequence[Leaf], arrays: Sequence[Described | None], plan: Plan) -> Packing:
+    entries: list[Entry | None] = [None] * len(leaves)
     members: list[tuple[int, int]] = []
     foreign: list[int] = []
     first = 0
     for position, (leaf, array) in enumerate(zip(leaves, arrays, strict=True)):
-        entries.append(None)
-        if array is None or array.whole is None or not is_very_small(array.bare):
+        if array is None or not array.parts or not array.is_plain or not _is_sent(array, plan):
             continue
-        last = first + math.prod(array.parts[0].box.shape) * array.bare.dtype.itemsize
-        if last > _PACK_BYTES:
+        itemsize = array.bare.dtype.itemsize
+        pieces = []
+        # In the order in which pieces of one array are numbered.
+        for box, shard, _ in sorted(array.parts, key=lambda part: part.box.start):
+            last = first + math.prod(box.shape) * itemsize
+            if array.bare.dtype.isbuiltin != 1:
+                foreign.append(len(members))
+            pieces.append(Piece(*box, InPack(len(members), first, last)))
+            members.append((position, shard))
+            first = last
+        entries[position] = Entry(leaf.path, array.bare._replace(pieces=tuple(pieces)))
+        if first > _PACK_BYTES:
             break
-        piece = InPack(*array.parts[0].box, len(members), first, last)
-        first = last
-        entries[position] = Entry(leaf.path, array.bare._replace(pieces=piece))
-        if array.bare.dtype.isbuiltin != 1:
-            foreign.append(len(members))
-        members.append((position, array.whole))
-    entries += [None] * (len(leaves) - len(entries))
     rest = [position for position, entry in enumerate(entries) if entry is None]
     return Packing(entries, rest, members, foreign)
+
+
+def _is_sent(array: Described, plan: Plan) -> bool:
+    """Returns whether an array is very small, and its pieces go to the process that writes the whole."""
+    if plan.center is None:
+        return is_very_small(array.bare)
+    return 0 < array.bare.nbytes <= VERY_SMALL_BYTES

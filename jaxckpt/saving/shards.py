@@ -64,15 +64,14 @@ class Described(NamedTuple):
       share: who owns which part of it.
       parts: what this process owns.
       bare: the content without its pieces.
-      whole: if this process owns exactly one of its shards, undivided, and the data need not be converted: the position of the shard.
-        Otherwise None.
+      is_plain: whether what this process owns are whole shards, whose data is stored as it is.
     """
 
     form: _Form
     share: Share
     parts: Sequence[_Part]
     bare: ArrayContent
-    whole: int | None
+    is_plain: bool
 
 
 # For each box that this process owns: the box, its shard, and its place in the shard.
@@ -123,8 +122,8 @@ def _described(leaves: Iterable[Leaf], plan: Plan) -> Sequence[Described | None]
 
 def _divided(form: _Form, share: Share) -> Described:
     parts = form.owned if form.owned is not None else tuple(_owned(form.places, share.mine()))
-    whole = parts[0].position if len(parts) == 1 and parts[0].inside is None and form.key_impl is None else None
-    return Described(form, share, parts, _bare(form, share), whole)
+    is_plain = form.key_impl is None and all(part.inside is None for part in parts)
+    return Described(form, share, parts, _bare(form, share), is_plain)
 
 
 def _bare(form: _Form, share: Share) -> ArrayContent:
@@ -160,11 +159,10 @@ def content_at_once(leaf: Leaf, array: Described, *, on_cpu: bool) -> ArrayConte
         require_data(leaf)
     if not array.parts:
         return array.bare
-    if array.whole is None:
+    if not array.is_plain:
         return content(array, start(leaf, array, on_cpu=on_cpu))
-    box = array.parts[0].box
-    piece = _new(Piece, (*box, np.asarray(value.addressable_data(array.whole))))
-    return _with_pieces(array.bare, (piece,))
+    pieces = [_new(Piece, (*box, np.asarray(value.addressable_data(shard)))) for box, shard, _ in array.parts]
+    return _with_pieces(array.bare, tuple(pieces))
 
 
 def start(leaf: Leaf, array: Described, *, on_cpu: bool) -> Started:

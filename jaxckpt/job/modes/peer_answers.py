@@ -47,7 +47,6 @@ class PeerAnswers:
             for position, entry in enumerate(snapshot.entries)
             if isinstance(content := entry.content, ArrayContent)
             # A small array has small pieces only.
-            and not isinstance(content.pieces, InPack)
             and (content.nbytes > SMALL_BYTES or content.share is None)
             and (large := _large_bytes(content))
         }
@@ -145,7 +144,7 @@ def _large_bytes(content: ArrayContent) -> int:
 
 def _without_data(entry: Entry) -> Entry:
     content = entry.content
-    if not isinstance(content, ArrayContent) or not content.pieces or isinstance(content.pieces, InPack):
+    if not isinstance(content, ArrayContent) or not content.pieces or isinstance(content.pieces[0].source, InPack):
         return entry
     return entry._replace(content=content._replace(pieces=()))
 

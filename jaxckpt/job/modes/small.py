@@ -129,9 +129,8 @@ class SmallPieces:
         """
         return joined([self._own_piece(position, box) for position in positions], self._pack)
 
-    def _own_piece(self, position: int, box: Box) -> Piece | InPack:
-        pieces = _array_of(self._entries[position]).pieces
-        for piece in (pieces,) if isinstance(pieces, InPack) else pieces:
+    def _own_piece(self, position: int, box: Box) -> Piece:
+        for piece in _array_of(self._entries[position]).pieces:
             if piece.start == box.start:
                 return piece
         raise AssertionError(f"{self._entries[position].name}: this process does not have the piece at {box.start}")
@@ -154,14 +153,11 @@ class OwnSmallPieces:
           pack: `Snapshot.pack`.
         """
         self._pack = pack
-        self._pieces: list[tuple[int, Piece | InPack] | None] = []
+        self._pieces: list[tuple[int, Piece] | None] = []
         for position, entry in enumerate(entries):
             content = entry.content
             if isinstance(content, ArrayContent):
                 pieces = content.pieces
-                if isinstance(pieces, InPack):
-                    self._pieces.append((position, pieces))
-                    continue
                 for piece in pieces if len(pieces) < 2 else sorted(pieces, key=_start):
                     if 0 < math.prod(piece.shape) * content.dtype.itemsize <= SMALL_BYTES:
                         self._pieces.append((position, piece))
@@ -188,25 +184,26 @@ class OwnSmallPieces:
         return joined([piece for _, piece in pieces], self._pack)
 
 
-def joined(pieces: Sequence[Piece | InPack], pack: np.ndarray | None) -> np.ndarray:
+def joined(pieces: Sequence[Piece], pack: np.ndarray | None) -> np.ndarray:
     """Returns the bytes of pieces that this process has, one after the other. They may be a view of the pack.
 
     Args:
-      pieces: the pieces, at least one, in the order of the leaves.
-      pack: the pack with those of them that are `InPack`.
+      pieces: the pieces.
+      pack: the pack with the data of those that are in one.
     """
-    first, last = pieces[0], pieces[-1]
-    # Pieces of a pack are numbered in the order of the leaves.
-    if isinstance(first, InPack) and isinstance(last, InPack) and last.number - first.number == len(pieces) - 1:
-        assert pack is not None
+    sources = [piece.source for piece in pieces]
+    packed = [source for source in sources if isinstance(source, InPack)]
+    if not packed:
+        return np.frombuffer(b"".join([piece.fetch(*piece[:2]).tobytes() for piece in pieces]), np.uint8)
+    assert pack is not None
+    first, last = packed[0], packed[-1]
+    if [source.number for source in packed] == [*range(first.number, first.number + len(pieces))]:
+        # All of them are in the pack, in this order.
         return pack[first.first : last.last]
-    parts = []
-    for piece in pieces:
-        if isinstance(piece, InPack):
-            assert pack is not None
-            parts.append(pack[piece.first : piece.last].tobytes())
-        else:
-            parts.append(piece.fetch(piece.start, piece.shape).tobytes())
+    parts = [
+        (pack[source.first : source.last] if isinstance(source, InPack) else piece.fetch(*piece[:2])).tobytes()
+        for piece, source in zip(pieces, sources, strict=True)
+    ]
     return np.frombuffer(b"".join(parts), np.uint8)
 
 

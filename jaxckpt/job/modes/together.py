@@ -12,8 +12,8 @@ from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 
-# Arrays of at most so many bytes are very small. Process 0 holds them in memory until it has written them.
-_SMALL_BYTES = 4 << 10
+VERY_SMALL_BYTES = 4 << 10
+"""Arrays of at most so many bytes are very small. Process 0 holds them in memory until it has written them."""
 
 
 def gathered(snapshot: Snapshot, session: Center) -> Snapshot:
@@ -81,5 +81,5 @@ def is_very_small(content: object) -> bool:
         isinstance(content, ArrayContent)
         and content.share is not None
         and content.share.grid != content.shape
-        and 0 < content.nbytes <= _SMALL_BYTES
+        and 0 < content.nbytes <= VERY_SMALL_BYTES
     )

@@ -42,13 +42,37 @@ class Blocks(NamedTuple):
         return array
 
 
+class InPack:
+    """The source of a piece whose data lies in the pack of its snapshot, see `Snapshot.pack`.
+
+    It depends on the structure of the values alone, so it is the same object in all saves of a structure.
+
+    Attributes:
+      number: number of the piece in the pack.
+      first: position of its first byte in the pack.
+      last: position behind its last byte.
+    """
+
+    __slots__ = ("first", "last", "number")
+
+    def __init__(self, number: int, first: int, last: int) -> None:
+        """Creates the source. The arguments are the attributes."""
+        self.number = number
+        self.first = first
+        self.last = last
+
+    def __call__(self, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray | Blocks:
+        """Raises an error: the data has to be taken from the pack."""
+        raise AssertionError("The data of this piece lies in the pack of its snapshot")
+
+
 class Piece(NamedTuple):
     """A box of an array that is written.
 
     Attributes:
       start: first index along each axis of the whole array.
       shape: extent along each axis.
-      source: an array of that shape; or, if the data is elsewhere, a function with the arguments and the result of `stream`.
+      source: an array of that shape; or, if the data is elsewhere, a function with the arguments and the result of `stream`; or `InPack`.
     """
 
     start: tuple[int, ...]
@@ -87,36 +111,6 @@ class Piece(NamedTuple):
         return self.source[(*box, ...)]
 
 
-class InPack(Sequence[Piece]):
-    """The pieces of an array of which this process has one, whose data lies in the pack of the snapshot: it cannot be looked at here.
-
-    It depends on the structure of the values alone, so it is made once for all saves of a structure. See `Snapshot.pack`.
-
-    Attributes:
-      start: as of a `Piece`.
-      shape: as of a `Piece`.
-      number: number of the piece in the pack.
-      first: position of its first byte in the pack.
-      last: position behind its last byte.
-    """
-
-    __slots__ = ("first", "last", "number", "shape", "start")
-
-    def __init__(self, start: tuple[int, ...], shape: tuple[int, ...], number: int, first: int, last: int) -> None:
-        """Creates the stand-in. The arguments are the attributes."""
-        self.start = start
-        self.shape = shape
-        self.number = number
-        self.first = first
-        self.last = last
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: Any) -> Any:
-        raise AssertionError("The data of this piece lies in the pack of its snapshot")
-
-
 class ArrayContent(NamedTuple):
     """An array (or a scalar) to store.
 
@@ -125,7 +119,7 @@ class ArrayContent(NamedTuple):
       shape: shape of the whole array.
       dtype: dtype of the whole array.
       write_shape: shape of one piece; the pieces tile the array.
-      pieces: contain every element exactly once. May be made on demand, so they are only iterated over, never indexed. See also `InPack`.
+      pieces: contain every element exactly once. May be made on demand, so they are only iterated over, never indexed.
       note: word of the leaf's note, if Orbax has no word for its type (see `jaxckpt.storage.item.notes`); otherwise None.
       key_impl: PRNG implementation, if this is the data of a typed PRNG key; otherwise None.
       sharding: the jax.sharding.Sharding of a jax.Array; otherwise None.
@@ -152,8 +146,6 @@ class ArrayContent(NamedTuple):
     @property
     def share_bytes(self) -> int:
         """Size of all `pieces` in bytes."""
-        if isinstance(self.pieces, InPack):
-            return self.pieces.last - self.pieces.first
         return sum([math.prod(piece.shape) for piece in self.pieces]) * self.dtype.itemsize
 
 
