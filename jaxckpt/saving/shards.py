@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxckpt._lib.boxes import Box, Slices, part_of, slices_of
 from jaxckpt.job.layouts import Layout
-from jaxckpt.job.plan import HOST_OWNER, Plan, Share
+from jaxckpt.job.plan import Plan, Share
 from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.dtypes import is_key_dtype
 from jaxckpt.leaf_kinds.jax_arrays import require_data
@@ -138,9 +138,7 @@ def _bare(form: _Form, share: Share) -> ArrayContent:
     """
     if form.key_impl is None:
         return ArrayContent("np.ndarray", form.shape, form.dtype, share.grid, (), "jax", None, form.sharding, share)
-    return ArrayContent(
-        "jax.Array", form.shape, form.dtype, share.grid, (), None, form.key_impl, _first_device(), share
-    )
+    return ArrayContent("jax.Array", form.shape, form.dtype, share.grid, (), None, form.key_impl, first_device(), share)
 
 
 def content_at_once(leaf: Leaf, array: Described, *, on_cpu: bool) -> ArrayContent:
@@ -162,7 +160,7 @@ def content_at_once(leaf: Leaf, array: Described, *, on_cpu: bool) -> ArrayConte
     if not array.is_plain:
         return content(array, start(leaf, array, on_cpu=on_cpu))
     pieces = [_new(Piece, (*box, np.asarray(value.addressable_data(shard)))) for box, shard, _ in array.parts]
-    return _with_pieces(array.bare, tuple(pieces))
+    return array.bare.with_pieces(tuple(pieces), array.bare.write_shape)
 
 
 def start(leaf: Leaf, array: Described, *, on_cpu: bool) -> Started:
@@ -203,12 +201,7 @@ def content(array: Described, started: Started) -> ArrayContent:
       started: as `start` returned it.
     """
     pieces = tuple([Piece(box.start, box.shape, part_of(np.asarray(data), inside)) for box, data, inside in started])
-    return _with_pieces(array.bare, pieces)
-
-
-def _with_pieces(bare: ArrayContent, pieces: Sequence[Piece]) -> ArrayContent:
-    # The method _replace takes three times as long.
-    return _new(ArrayContent, (*bare[:4], pieces, *bare[5:]))
+    return array.bare.with_pieces(pieces, array.bare.write_shape)
 
 
 def _form(value: jax.Array, sharding: Any, plan: Plan) -> _Form:
@@ -271,35 +264,6 @@ def _contains(whole: Box, part: Box) -> bool:
     )
 
 
-def host_content(content: ArrayContent, plan: Plan) -> ArrayContent:
-    """Returns the content of a host leaf, with the same description on every process. Only process 0 has the data.
-
-    Args:
-      content: the content that this process has.
-      plan: tells which process owns which piece.
-    """
-    sharding = _first_device() if content.value_type == "jax.Array" else None
-    pieces: tuple[Piece, ...] = ()
-    if plan.process == HOST_OWNER:
-        pieces = (Piece((0,) * len(content.shape), content.shape, _whole(content)),)
-    return content._replace(
-        write_shape=content.shape,
-        pieces=pieces,
-        sharding=sharding,
-        share=plan.host_share(content.shape),
-    )
-
-
-def _whole(content: ArrayContent) -> np.ndarray:
-    if len(content.pieces) == 1:
-        return content.pieces[0].fetch(content.pieces[0].start, content.pieces[0].shape)
-    array = np.empty(content.shape, content.dtype)
-    for piece in content.pieces:
-        box = tuple(slice(start, start + extent) for start, extent in zip(piece.start, piece.shape, strict=True))
-        array[box] = piece.fetch(piece.start, piece.shape)
-    return array
-
-
 @functools.cache
 def _key_data(dtype: Any) -> tuple[tuple[int, ...], Any]:
     """Returns the shape and the dtype of the key data of one PRNG key."""
@@ -308,5 +272,6 @@ def _key_data(dtype: Any) -> tuple[tuple[int, ...], Any]:
 
 
 @functools.cache
-def _first_device() -> Any:
+def first_device() -> Any:
+    """Returns a sharding that every job has. It stands for one in descriptions of values that Orbax takes for a jax.Array."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])

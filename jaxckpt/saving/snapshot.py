@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxckpt.job.plan import HOST_OWNER, Plan
+from jaxckpt.job.plan import Plan
 from jaxckpt.leaf_kinds.kind import Content
 from jaxckpt.leaf_kinds.registry import kind_of
-from jaxckpt.saving import packing, shards
+from jaxckpt.saving import host_leaves, packing, shards
 from jaxckpt.storage.item import layout, strings
-from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
+from jaxckpt.storage.item.content import EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import EmptyNode, Flat, Leaf
 from jaxckpt.tree.names import PROCESS, Path
@@ -94,25 +94,13 @@ def _entries(leaves: Sequence[Leaf], plan: Plan, *, copy: bool, pack: bool) -> t
             # What has been copied is let go of.
             parts = started.pop(position, None)
             if array is None:
-                content: Content = _host_part(leaf, plan, copy)
+                content: Content = host_leaves.part(leaf, plan, copy)
             elif parts is None:
                 content = shards.content_at_once(leaf, array, on_cpu=on_cpu)
             else:
                 content = shards.content(array, parts)
             entries[position] = Entry(leaf.path, content)
     return entries, packed
-
-
-def _host_part(leaf: Leaf, plan: Plan, copy: bool) -> Content:
-    """Returns the content of a leaf in host memory: the same description on every process. Only process 0 adds the data.
-
-    Args:
-      leaf: the leaf.
-      plan: tells which process owns which piece.
-      copy: whether to copy mutable host memory.
-    """
-    own = kind_of(leaf.value).take(leaf, copy and plan.process == HOST_OWNER)
-    return shards.host_content(own, plan) if isinstance(own, ArrayContent) else own
 
 
 def _start_transfers(leaves: Sequence[Leaf]) -> None:

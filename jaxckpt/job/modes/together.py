@@ -32,8 +32,9 @@ def gathered(snapshot: Snapshot, session: Center) -> Snapshot:
     for number, (position, entry) in enumerate(chosen.items()):
         content = entry.content
         assert isinstance(content, ArrayContent)
-        piece = Piece((0,) * len(content.shape), content.shape, small.array(number))
-        entries[position] = entry._replace(content=content._replace(write_shape=content.shape, pieces=(piece,)))
+        shape = content.shape
+        piece = Piece((0,) * len(shape), shape, small.array(number))
+        entries[position] = Entry(entry.path, content.with_pieces((piece,), shape))
     return dataclasses.replace(snapshot, entries=tuple(entries))
 
 

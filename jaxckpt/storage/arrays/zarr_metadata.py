@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,6 @@ class ArrayInfo:
       grid: shape of its chunks in any format; None if another process has opened the checkpoint.
       is_compressed: whether chunks may be smaller on disk than in memory.
       inner_chunks: number of inner chunks in each chunk (of the codec `sharding_indexed`); 1 without it.
-      nbytes: size of the array in bytes. Computed once, because it is asked for many times.
     """
 
     shape: tuple[int, ...]
@@ -42,11 +41,11 @@ class ArrayInfo:
     grid: tuple[int, ...] | None = None
     is_compressed: bool = False
     inner_chunks: int = 1
-    nbytes: int = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        # The class is frozen.
-        object.__setattr__(self, "nbytes", math.prod(self.shape) * self.dtype.itemsize)
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def parse_zarr3(content: bytes) -> ArrayInfo:

@@ -148,6 +148,15 @@ class ArrayContent(NamedTuple):
         """Size of all `pieces` in bytes."""
         return sum([math.prod(piece.shape) for piece in self.pieces]) * self.dtype.itemsize
 
+    def with_pieces(self, pieces: Sequence[Piece], write_shape: tuple[int, ...]) -> "ArrayContent":
+        """Returns the same content with other pieces. Called for thousands of leaves: `_replace` takes three times as long.
+
+        Args:
+          pieces: the pieces.
+          write_shape: their shape.
+        """
+        return tuple.__new__(ArrayContent, (*self[:3], write_shape, pieces, *self[5:]))
+
 
 @dataclass(frozen=True, slots=True)
 class StringContent:
