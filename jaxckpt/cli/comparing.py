@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxckpt._lib.documents import damage
 from jaxckpt._lib.output import count
 from jaxckpt.cli.statistics import Statistics, of_numbers
+from jaxckpt.leaf_kinds import registry
 from jaxckpt.leaf_kinds.described import LeafMetadata
 from jaxckpt.reader import Reader
 
@@ -57,8 +59,8 @@ def compare(a: Reader, b: Reader, name: str) -> Difference | None:
     of_a, of_b = a.metadata(name), b.metadata(name)
     if _category(of_a) != _category(of_b):
         return Difference(name, "type", f"{_describe(of_a)} in A, {_describe(of_b)} in B")
-    if of_a.kind in ("str", "bytes"):
-        return _compare_text(name, of_a.kind, a.get_tensor(name), b.get_tensor(name))
+    if _is_one_value(of_a):
+        return _compare_values(name, of_a.kind, a.get_tensor(name), b.get_tensor(name))
     if of_a.kind == of_b.kind == "TensorFlow string":
         return _compare_strings(name, a.get_tensor(name), b.get_tensor(name))
     if of_a.shape != of_b.shape:
@@ -71,20 +73,30 @@ def compare(a: Reader, b: Reader, name: str) -> Difference | None:
 def _category(leaf: LeafMetadata) -> str:
     if leaf.key_impl is not None:
         return f"PRNG key ({leaf.key_impl})"
-    return leaf.kind if leaf.kind in ("str", "bytes") else "array"
+    return leaf.kind if _is_one_value(leaf) else "array"
+
+
+def _is_one_value(leaf: LeafMetadata) -> bool:
+    kind = registry.named(leaf.kind)
+    return kind is not None and kind.is_one_value
 
 
 def _describe(leaf: LeafMetadata) -> str:
-    if leaf.kind in ("str", "bytes"):
+    if _is_one_value(leaf):
         return f"{leaf.kind} of {count(leaf.nbytes, 'byte')}"
     return f"{_category(leaf)} {leaf.dtype}{list(leaf.shape)}"
 
 
-def _compare_text(name: str, kind: str, a: np.ndarray, b: np.ndarray) -> Difference | None:
-    left, right = (array.tobytes() if kind == "bytes" else str(array[()]) for array in (a, b))
-    if left == right:
+def _compare_values(name: str, kind_name: str, a: np.ndarray, b: np.ndarray) -> Difference | None:
+    kind = registry.named(kind_name)
+    assert kind is not None
+    with damage(name, "its stored value"):
+        left, right = kind.read(a), kind.read(b)
+    if kind.is_same(left, right):
         return None
-    words = [repr(value) if len(value) <= 40 else f"{kind} of length {len(value)}" for value in (left, right)]
+    if not isinstance(left, (str, bytes)):
+        return Difference(name, "value", f"{left!r} in A, {right!r} in B")
+    words = [repr(value) if len(value) <= 40 else f"{kind_name} of length {len(value)}" for value in (left, right)]
     if words[0] == words[1]:
         words = [
             f"{word}, {value[at : at + 20]!r} at {at}"

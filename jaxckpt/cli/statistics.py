@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxckpt._lib.boxes import Box, slices_of
 from jaxckpt.leaf_kinds.dtypes import number_kind
+from jaxckpt.leaf_kinds.registry import stored_kind
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
-from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import OpenCheckpoint
 
@@ -70,7 +70,7 @@ class Statistics:
 def has_statistics(leaf: StoredLeaf, info: ArrayInfo) -> bool:
     """Whether the elements of an array leaf are numbers: not PRNG keys, nor bytes."""
     is_number = info.dtype == np.bool_ or number_kind(info.dtype) in ("f", "i", "c")
-    return leaf.key_impl is None and leaf.note != notes.BYTES.word and is_number
+    return leaf.key_impl is None and is_number and not stored_kind(leaf).is_one_value
 
 
 def statistics_of(

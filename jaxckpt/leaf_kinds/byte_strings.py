@@ -19,6 +19,7 @@ class _ByteStrings(LeafKind):
     reader_name = "bytes"
     stored_as = (notes.BYTES.word,)
     note = notes.BYTES
+    is_one_value = True
 
     def owns(self, value: Any) -> bool:
         return type(value) is bytes

@@ -88,12 +88,14 @@ class LeafKind(Protocol):
       stored_as: the words that mark such a leaf in a checkpoint: the word of its note, or else Orbax's word for its type ("PRNG key" for
         every leaf that has an implementation of PRNG keys).
       note: the note that is stored with such a leaf, if the kind needs a note of its own.
+      is_one_value: whether a leaf is one value, such as a text, so that the elements of the stored array mean nothing by themselves.
     """
 
     name: str
     reader_name: str = ""
     stored_as: tuple[str, ...] = ()
     note: Note | None = None
+    is_one_value: bool = False
 
     def owns(self, value: Any) -> bool:
         """Whether a value is of this kind. Asked once per type, in the registry's order, so the answer must depend on the type only."""
@@ -210,9 +212,9 @@ class LeafKind(Protocol):
         return f"an array of shape {info.shape} and dtype {info.dtype}"
 
     def read(self, array: np.ndarray) -> Any:
-        """Returns the value of a leaf of this kind for a reader, which has no target. Not called for a leaf that is stored as a str.
+        """Returns the value of a leaf of this kind for a reader, which has no target.
 
         Args:
-          array: the stored array.
+          array: the stored array; of a leaf that is stored as a str, an array without axes that holds it.
         """
         return array if array.flags.writeable else array.copy()

@@ -66,6 +66,15 @@ def stored_kind(leaf: StoredLeaf) -> LeafKind:
     return _by_word.get(leaf.note or leaf.value_type) or _by_word[leaf.value_type]
 
 
+def named(reader_name: str) -> LeafKind | None:
+    """Returns the kind of the leaves that a reader describes by this word (see `LeafMetadata.kind`); None for foreign leaves.
+
+    Args:
+      reader_name: the word. jax.Arrays and numpy arrays may share one.
+    """
+    return next((kind for kind in _kinds if kind.reader_name == reader_name), None)
+
+
 def refusal(value: Any, action: str) -> str | None:
     """Returns why a value cannot be a leaf of a checkpoint; None if it can.
 

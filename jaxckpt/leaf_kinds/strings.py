@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxckpt.leaf_kinds import contents
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import Content, Delivery, LeafKind, OtherKindError, Terms
@@ -16,6 +18,7 @@ class _Strings(LeafKind):
     name = "str"
     reader_name = "str"
     stored_as = ("string",)
+    is_one_value = True
 
     def owns(self, value: Any) -> bool:
         return type(value) is str
@@ -37,6 +40,9 @@ class _Strings(LeafKind):
 
     def describe_stored(self, leaf: StoredLeaf, info: ArrayInfo | None) -> str:
         return "a str"
+
+    def read(self, array: np.ndarray) -> Any:
+        return str(array[()])
 
 
 STRINGS = _Strings()

@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ def make_case(seed: int, number: int, directory: Path) -> Case:
     files, case.database = dict(found), copy.deepcopy(database)
     special: dict[str, Callable[[Path], None]] = {}
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        change = rng.choices([_document, _tree, _places, _file, _state], [40, 25, 15, 14, 6])[0]
+        change = rng.choices([_document, _tree, _places, _shard, _file, _state], [38, 24, 14, 6, 13, 5])[0]
         try:
             change(files, special, case, rng)
         except (LookupError, ValueError, RecursionError):
@@ -203,18 +204,54 @@ def _inner_document(files: Files, name: str, case: Case, rng: random.Random, tim
     folder, database = found
     places = [
         (node, number)
-        for node in ocdbt.nodes(database.root)
-        for number, value in enumerate(node.values)
-        if value[:2] == b'{"' and value[-1:] == b"}"
+        for node, number in _values(database)
+        if node.values[number][:2] == b'{"' and node.values[number][-1:] == b"}"
     ]
     if not places:
         return
     for node, number in rng.sample(places, min(len(places), rng.choice([1, 3]))):
-        node.values[number] = documents.mutate(node.values[number], rng, times)
-        inline = [position for position, kind in enumerate(node.columns[1]) if not kind]
-        node.columns[0][inline[number]] = len(node.values[number])
+        _set_value(node, number, documents.mutate(node.values[number], rng, times))
     case.what.append("documents in the database")
     _put_database(files, folder, database, rng)
+
+
+def _values(database: ocdbt.Database) -> list[tuple[ocdbt.Tree, int]]:
+    """Node and number of every value that is in a node."""
+    return [(node, number) for node in ocdbt.nodes(database.root) for number in range(len(node.values))]
+
+
+def _set_value(node: ocdbt.Tree, number: int, value: bytes) -> None:
+    node.values[number] = value
+    inline = [position for position, kind in enumerate(node.columns[1]) if not kind]
+    node.columns[0][inline[number]] = len(value)
+
+
+def _shard(files: Files, special: Special, case: Case, rng: random.Random) -> None:
+    """Changes where the chunks in some shards are."""
+    case.what.append("shards")
+    for name in [name for name in files if "/c/" in name and _is_shard(files[name])]:
+        if rng.random() < 0.5:
+            files[name] = _with_other_index(files[name], rng)
+    if case.database is None:
+        return
+    folder, database = case.database
+    places = [(node, number) for node, number in _values(database) if _is_shard(node.values[number])]
+    for node, number in rng.sample(places, min(len(places), rng.choice([1, 3]))):
+        _set_value(node, number, _with_other_index(node.values[number], rng))
+    _put_database(files, folder, database, rng)
+
+
+def _is_shard(value: bytes) -> bool:
+    """Whether a value ends in the index of one chunk. The goldens have no others."""
+    return len(value) > 20 and google_crc32c.value(value[-20:-4]) == int.from_bytes(value[-4:], "little")
+
+
+def _with_other_index(value: bytes, rng: random.Random) -> bytes:
+    numbers = list(struct.unpack("<QQ", value[-20:-4])) * rng.choice([1, 1, 1, 2, 1000])
+    for _ in range(rng.choice([1, 2])):
+        numbers[rng.randrange(len(numbers))] = rng.choice([*INTS[:-1], len(value) - 20, len(value) - 21])
+    index = struct.pack(f"<{len(numbers)}Q", *numbers)
+    return value[:-20] + index + google_crc32c.value(index).to_bytes(4, "little")
 
 
 def _tree(files: Files, special: Special, case: Case, rng: random.Random) -> None:

@@ -1,5 +1,6 @@
 """A new kind of leaf takes one object in the registry: it is saved, restored, read, compared and described like those that come along."""
 
+import json
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from flax import nnx
 from orbax.checkpoint import v1
 
 import jaxckpt
+from jaxckpt import cli
 from jaxckpt.job.agree import leaves
 from jaxckpt.job.plan import Plan
 from jaxckpt.leaf_kinds import contents, registry
@@ -34,6 +36,7 @@ class Fractions(LeafKind):
     reader_name = "fraction"
     stored_as = (NOTE.word,)
     note = NOTE
+    is_one_value = True
 
     def owns(self, value: Any) -> bool:
         return type(value) is Fraction
@@ -98,6 +101,21 @@ def test_read_without_a_target(tmp_path: Path) -> None:
     assert reader.metadata("f").kind == "fraction"
     np.testing.assert_array_equal(reader.get_tensor("f"), [3, 4])
     np.testing.assert_array_equal(v1.load(path)["f"], [3, 4])
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers that stand for a value are not compared, nor averaged, by themselves."""
+    for name, value in (("a", Fraction(3, 4)), ("b", Fraction(5, 4)), ("same", Fraction(3, 4))):
+        jaxckpt.Checkpoint(f=value, x=np.arange(2)).write(tmp_path / name)
+    assert cli.main(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "Fraction(3, 4) in A, Fraction(5, 4) in B" in capsys.readouterr().out
+    assert cli.main(["diff", str(tmp_path / "a"), str(tmp_path / "same")]) == 0
+    capsys.readouterr()
+    assert cli.main(["inspect", "--stats", "--json", str(tmp_path / "a")]) == 0
+    described = {leaf["name"]: leaf for leaf in json.loads(capsys.readouterr().out)["leaves"]}
+    assert described["f"]["kind"] == "fraction"
+    assert "mean" in str(described["x"])
+    assert "mean" not in str(described["f"])
 
 
 def test_other_kinds_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class Done(Message):
 
 @dataclass(frozen=True)
 class Beat(Message):
-    """A heartbeat: the sender is alive. Every process may send it at any time; it is not answered."""
+    """A heartbeat: the sender is alive. Any process may send it at any time, but only the center does. It is not answered."""
 
 
 @dataclass(frozen=True)

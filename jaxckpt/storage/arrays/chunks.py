@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxckpt._lib import bounds, checksum
+from jaxckpt._lib import checksum
 from jaxckpt._lib.aligned import aligned_empty
 from jaxckpt._lib.boxes import Slices, part_of, spans_of
 from jaxckpt._lib.documents import DamagedError
-from jaxckpt.storage.arrays import plausible
+from jaxckpt.storage.arrays import locating, plausible
+from jaxckpt.storage.arrays.encoding import Encoding
 from jaxckpt.storage.arrays.places import Places
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import layout
@@ -20,8 +21,6 @@ from jaxckpt.storage.ocdbt.model import Place
 
 # Larger arrays are checked: they must not claim more bytes than the checkpoint has.
 _ASK_BYTES = 1 << 20
-# zstd may add so many bytes to a chunk that it cannot compress, and a 64th of the chunk.
-_ZSTD_BYTES = 1024
 
 
 class Part(NamedTuple):
@@ -59,10 +58,10 @@ class Read(NamedTuple):
 
     Attributes:
       owner: Orbax's name of the array, for errors.
-      place: where the chunk and its crc32c are.
+      place: where the chunk is, with its crc32c if it has one.
       shape: shape of the whole chunk.
       dtype: dtype of the array.
-      is_compressed: whether zstd has compressed the chunk.
+      encoding: how the chunk is stored.
       parts: the wanted boxes of the chunk; at least one.
     """
 
@@ -70,7 +69,7 @@ class Read(NamedTuple):
     place: Place
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    is_compressed: bool
+    encoding: Encoding
     parts: list[Part]
 
     @property
@@ -98,7 +97,7 @@ class Reads:
         found = self._reads.get((owner, place))
         if found is None:
             assert info.chunk_shape is not None
-            self._reads[owner, place] = Read(owner, place, info.chunk_shape, info.dtype, info.is_compressed, [part])
+            self._reads[owner, place] = Read(owner, place, info.chunk_shape, info.dtype, info.encoding, [part])
         else:
             found.parts.append(part)
 
@@ -108,7 +107,14 @@ class Reads:
 
 
 def plan(
-    places: Places, name: str, info: ArrayInfo, box: Slices | None, reads: Reads, target: np.ndarray | None
+    places: Places,
+    name: str,
+    info: ArrayInfo,
+    box: Slices | None,
+    reads: Reads,
+    target: np.ndarray | None,
+    *,
+    is_complete: bool = True,
 ) -> np.ndarray:
     """Returns an array for a box, and adds the reads that will fill it to `reads`.
 
@@ -119,6 +125,7 @@ def plan(
       box: the wanted box of the array; None for the whole array.
       reads: plan to which the chunks are added.
       target: array of the shape of the box, to be filled; None for a new one.
+      is_complete: whether every chunk must be there. If not, absent chunks are zeros, and the caller has called `plausible.check`.
 
     Returns:
       The array that the reads fill: `target` or a new one. If the value is in the index, it is another array, complete at once and perhaps
@@ -132,52 +139,41 @@ def plan(
     chunk = info.chunk_shape
     assert chunk is not None
     path = layout.array_path(name)
+    shards: locating.Shards = {}
     found: bytes | Place | None = None
     if chunk == info.shape:
-        found = _chunk(places, path + layout.chunk_key((0,) * len(chunk)), info.nbytes, info.is_compressed)
+        found = locating.find(places, path, info, (0,) * len(chunk), shards)
         # The index may have thousands of small arrays, so this path does nothing more.
         if isinstance(found, bytes):
-            return part_of(decode(found, info.dtype, chunk, info.is_compressed), box)
+            return part_of(decode(found, info.dtype, chunk, info.encoding), box)
     spans = spans_of(box, info.shape)
     shape = tuple([max(0, stop - start) for start, stop in spans])
-    if target is None and info.nbytes > _ASK_BYTES:
+    if is_complete and target is None and info.nbytes > _ASK_BYTES:
         stored = places.stored(path).bytes if info.is_compressed else places.most(path).bytes
-        if info.nbytes > _most(stored, info.is_compressed):
+        if info.nbytes > locating.largest(stored, is_compressed=info.is_compressed):
             raise DamagedError(f"it claims {info.nbytes} bytes, but the checkpoint holds {stored}")
         plausible.check_memory(math.prod(shape) * info.dtype.itemsize)
     array = aligned_empty(shape, info.dtype) if target is None else target
     if isinstance(found, Place) and array.size:
         reads.add(name, found, info, Part(tuple([slice(*span) for span in spans]), array))
     elif array.size:
-        _add(places, name, array, [start for start, _ in spans], info, reads)
+        start = [start for start, _ in spans]
+        _add(places, name, array, start, info, reads, shards, is_complete=is_complete)
     return array
 
 
-def _most(stored: int, is_compressed: bool) -> int:
-    """Returns the largest number of bytes that may be stored as `stored` bytes."""
-    return bounds.EXPANDED_CHUNK_BYTES + bounds.EXPANDED_CHUNK_RATIO * stored if is_compressed else stored
-
-
-def _chunk(places: Places, key: str, nbytes: int, is_compressed: bool) -> bytes | Place:
-    """Returns a chunk of `nbytes` bytes, or where it is. Raises DamagedError if it is missing or cannot have that size."""
-    found = places.get(key)
-    if found is None:
-        raise DamagedError(f"its chunk {key} is missing")
-    if isinstance(found, Place):
-        length = found.length - layout.CHECKSUM_BYTES
-        if is_compressed:
-            if not 0 < length <= nbytes + nbytes // 64 + _ZSTD_BYTES:
-                raise DamagedError(f"its chunk {key} has {found.length} bytes, but its elements only {nbytes}")
-            if nbytes > _most(length, is_compressed):
-                raise DamagedError(f"its chunk {key} has {found.length} bytes, too few for elements of {nbytes} bytes")
-            plausible.check_memory(nbytes)
-        elif length != nbytes:
-            raise DamagedError(f"its chunk {key} has {found.length} bytes")
-    return found
-
-
-def _add(places: Places, name: str, array: np.ndarray, start: Sequence[int], info: ArrayInfo, reads: Reads) -> None:
-    """Adds the chunks that fill a box of an array. Copies chunks that are in the index into the array at once.
+def _add(
+    places: Places,
+    name: str,
+    array: np.ndarray,
+    start: Sequence[int],
+    info: ArrayInfo,
+    reads: Reads,
+    shards: locating.Shards,
+    *,
+    is_complete: bool,
+) -> None:
+    """Adds the chunks that fill a box of an array. Fills in at once what is in the index, and absent chunks.
 
     Args:
       places: where the chunks are.
@@ -186,21 +182,21 @@ def _add(places: Places, name: str, array: np.ndarray, start: Sequence[int], inf
       start: first index of the box along each axis of the whole array.
       info: metadata of the array.
       reads: plan to which the chunks are added.
+      shards: the shards of the array that have been found.
+      is_complete: whether every chunk must be there. If not, absent chunks are zeros.
     """
     path = layout.array_path(name)
-    chunk, shape, is_compressed = info.chunk_shape, info.shape, info.is_compressed
+    chunk, shape = info.chunk_shape, info.shape
     assert chunk is not None
     ranges = [
         range(first // cut, -(-(first + extent) // cut))
         for first, extent, cut in zip(start, array.shape, chunk, strict=True)
     ]
-    nbytes = math.prod(chunk) * array.dtype.itemsize
     number_of_chunks = math.prod(map(len, ranges))
-    if number_of_chunks > 1 and number_of_chunks > places.most(path).chunks:
+    if is_complete and number_of_chunks > 1 and number_of_chunks > places.most(path).chunks * info.inner_chunks:
         raise DamagedError("it has more chunks than the checkpoint holds")
     for number in itertools.product(*ranges):
-        key = path + layout.chunk_key(number)
-        found = _chunk(places, key, nbytes, is_compressed)
+        found = locating.find(places, path, info, number, shards)
         target: list[slice] = []
         part: list[slice] = []
         for i, cut, first, extent, whole in zip(number, chunk, start, array.shape, shape, strict=True):
@@ -208,20 +204,24 @@ def _add(places: Places, name: str, array: np.ndarray, start: Sequence[int], inf
             target.append(slice(low - first, high - first))
             part.append(slice(low - i * cut, high - i * cut))
         if isinstance(found, bytes):
-            array[tuple(target)] = decode(found, array.dtype, chunk, is_compressed)[tuple(part)]
-        else:
+            array[tuple(target)] = decode(found, array.dtype, chunk, info.encoding)[tuple(part)]
+        elif found is not None:
             # The ellipsis makes the result an array even if it has no axes.
             reads.add(name, found, info, Part(tuple(part), array[(*target, ...)]))  # type: ignore[arg-type]
+        elif is_complete:
+            raise DamagedError(f"its chunk {path}{info.encoding.keys.of(number)} is missing")
+        else:
+            array[tuple(target)] = 0
 
 
-def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], is_compressed: bool = False) -> np.ndarray:
-    """Decodes a chunk whose codecs are bytes, perhaps zstd, and crc32c.
+def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], encoding: Encoding) -> np.ndarray:
+    """Decodes a chunk.
 
     Args:
-      value: the stored chunk, with its crc32c.
+      value: the stored chunk, with its crc32c if it has one.
       dtype: dtype of the array.
       shape: shape of the chunk.
-      is_compressed: whether zstd has compressed it.
+      encoding: how it is stored.
 
     Returns:
       The chunk, read-only.
@@ -229,12 +229,12 @@ def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], is_compre
     Raises:
       DamagedError: the chunk has another length, its checksum does not match, or it does not decompress to its length.
     """
-    data = value[: -layout.CHECKSUM_BYTES]
+    data = value[: len(value) - encoding.checksum_bytes]
     expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected and not is_compressed:
+    if len(data) != expected and not encoding.is_compressed:
         raise DamagedError(f"its data is {len(data)} bytes long, expected {expected}")
-    if not checksum.is_sealed(data, value[-layout.CHECKSUM_BYTES :]):
+    if encoding.is_checked and not checksum.is_sealed(data, value[-checksum.BYTES :]):
         raise DamagedError("the checksum of its data does not match")
-    if is_compressed:
+    if encoding.is_compressed:
         data = zstd.decompress_exactly(data, expected)
     return np.frombuffer(data, dtype).reshape(shape)

@@ -30,6 +30,15 @@ class Places(Protocol):
           limit: the largest size of a value in bytes. A larger one counts as damaged.
         """
 
+    def part(self, value: bytes | Place, offset: int, length: int) -> bytes:
+        """Returns a part of a value that `get` has found.
+
+        Args:
+          value: the value, or where it is.
+          offset: first byte of the part.
+          length: number of bytes. The value is not shorter than the part.
+        """
+
     def stored(self, folder: str) -> Stored:
         """Returns number and sizes of the stored values whose keys begin with `folder`, which is the path of an array."""
 
@@ -63,6 +72,10 @@ class InDatabase:
                     raise DamagedError(f"its {key.rpartition('/')[2]} has {found.length} bytes")
                 found = self._inside.read_range(*found)
             yield found
+
+    def part(self, value: bytes | Place, offset: int, length: int) -> bytes:
+        """See `Places`."""
+        return _part(self._inside, value, offset, length)
 
     def stored(self, folder: str) -> Stored:
         """See `Places`."""
@@ -104,6 +117,10 @@ class InFiles:
             except FileNotFoundError:
                 yield None
 
+    def part(self, value: bytes | Place, offset: int, length: int) -> bytes:
+        """See `Places`."""
+        return _part(self._inside, value, offset, length)
+
     def stored(self, folder: str) -> Stored:
         """See `Places`."""
         return self._inside.stored(folder)
@@ -112,3 +129,9 @@ class InFiles:
         """See `Places`."""
         stored = self._inside.stored(folder)
         return Most(stored.files, stored.bytes)
+
+
+def _part(inside: Inside, value: bytes | Place, offset: int, length: int) -> bytes:
+    if isinstance(value, Place):
+        return inside.read_range(value.file, value.offset + offset, length)
+    return value[offset : offset + length]

@@ -82,7 +82,9 @@ def check(
     allowed = stored.files if is_complete else stored.files + bounds.ABSENT_CHUNKS
     if chunks > allowed:
         raise DamagedError(f"it claims {chunks} chunks, but the checkpoint holds {stored.files}")
-    # On disk, a chunk at the edge of the array is as large as the others.
+    # On disk, a chunk at the edge of the array is as large as the others. A shard need not hold its chunks outside of the array.
+    if info.chunk_shape is not None and info.encoding.is_sharded:
+        chunk_bytes = math.prod(info.chunk_shape) * itemsize
     if chunk_bytes > most and (is_complete or chunk_bytes > max(bounds.EXPANDED_CHUNK_BYTES, info.nbytes)):
         raise DamagedError(f"it claims chunks of {chunk_bytes} bytes, but the checkpoint holds {stored.bytes}")
     if info.inner_chunks * _INDEX_BYTES > stored.bytes + bounds.EXPANDED_CHUNK_BYTES:

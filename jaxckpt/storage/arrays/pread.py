@@ -10,7 +10,7 @@ import numpy as np
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError
 from jaxckpt._lib.threads import Threads
-from jaxckpt.storage.arrays import content, counts
+from jaxckpt.storage.arrays import chunk_bytes, counts
 from jaxckpt.storage.arrays.chunks import Read, decode
 from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.stores.inside import Inside
@@ -70,7 +70,7 @@ def run(inside: Inside, reads: Sequence[Read], deadline: Deadline) -> None:
                         file = batch[0].place.file
                         descriptor = inside.open(file)
                     _read_batch(descriptor, batch)
-                    counts.add(len(batch), content.nbytes_of(batch))
+                    counts.add(len(batch), chunk_bytes.nbytes_of(batch))
                 except DamagedError as error:
                     raise ReadError(batch[0].owner) from _with_file(error, batch[0])
                 except OSError as error:
@@ -116,14 +116,14 @@ def _end(place: Place) -> int:
 def _read_batch(descriptor: int, batch: list[Read]) -> None:
     """Does the reads of a batch. Raises ReadError for a damaged chunk of a batch; DamagedError or OSError for the whole batch."""
     if len(batch) == 1 and batch[0].place.length > _SMALL:
-        content.deliver(content.content_of(descriptor, batch[0]), batch[0])
+        chunk_bytes.deliver(chunk_bytes.content_of(descriptor, batch[0]), batch[0])
         return
     start = batch[0].place.offset
     stored = _content(descriptor, start, max(_end(read.place) for read in batch) - start)
     for read in batch:
         at = read.place.offset - start
         try:
-            chunk = decode(stored[at : at + read.place.length], read.dtype, read.shape, read.is_compressed)
+            chunk = decode(stored[at : at + read.place.length], read.dtype, read.shape, read.encoding)
         except DamagedError as error:
             raise ReadError(read.owner) from _with_file(error, read)
         for part in read.parts:
@@ -161,7 +161,7 @@ class ChunkStream:
         self._path = inside.path(read.place.file)
         descriptor = inside.open(read.place.file)
         weakref.finalize(self, os.close, descriptor).atexit = False
-        self._content = content.content_of(descriptor, read)
+        self._content = chunk_bytes.content_of(descriptor, read)
 
     def fill(self, target: np.ndarray) -> None:
         """Fills an array with the next bytes. Only the last call checks the chunk, so do not use the bytes before it has returned.

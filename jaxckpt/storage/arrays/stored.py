@@ -1,4 +1,4 @@
-"""Reads the arrays of an existing checkpoint. The own code reads those that jaxckpt wrote; TensorStore reads the rest."""
+"""Reads the arrays of an existing checkpoint. The own code reads what jaxckpt and Orbax write on a disk; TensorStore reads the rest."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -120,7 +120,8 @@ class StoredArrays:
         out: list[Any] = [None] * len(requests)
         reads = Reads()
         rest: list[Request] = []
-        places = self._open()
+        absent = plausible.Absent()
+        places, is_complete = self._open(), self._tree.complete_chunks
         for position, (name, box) in enumerate(requests):
             info = self._infos[name]
             if 0 in info.shape:
@@ -128,10 +129,11 @@ class StoredArrays:
             elif places is None or not self._is_direct(info):
                 rest.append(Request(position, name, info, box))
             else:
+                if not is_complete:
+                    self._check_plausible(Request(position, name, info, box), absent)
+                target = None if into is None else into[position]
                 try:
-                    out[position] = chunks.plan(
-                        places, name, info, box, reads, None if into is None else into[position]
-                    )
+                    out[position] = chunks.plan(places, name, info, box, reads, target, is_complete=is_complete)
                 except (DamagedError, OSError, MemoryError) as error:
                     raise self._fault(error, name) from error
         try:
@@ -141,7 +143,6 @@ class StoredArrays:
             assert cause is not None
             raise self._fault(cause, error.owner) from cause
         if rest:
-            absent = plausible.Absent()
             for request in rest:
                 self._check_plausible(request, absent)
             self._by_tensorstore().read(rest, out, self._deadline)
@@ -166,7 +167,7 @@ class StoredArrays:
         self._begin()
         info = self._infos[name]
         places = self._open()
-        if places is None or 0 in info.shape or not self._is_direct(info):
+        if places is None or 0 in info.shape or not self._is_direct(info) or not self._tree.complete_chunks:
             return None
         plan = Reads()
         try:
@@ -183,7 +184,9 @@ class StoredArrays:
 
     def _is_direct(self, info: ArrayInfo) -> bool:
         """Whether the own code reads the chunks of an array from their files."""
-        return self._is_own and info.chunk_shape is not None and self._tree.complete_chunks and self._inside.is_local
+        if not self._is_own or info.chunk_shape is None or not self._inside.is_local:
+            return False
+        return self._tree.complete_chunks or (info.encoding.is_zero_absent and not info.encoding.is_sharded)
 
     def _open(self) -> Places | None:
         """Returns the places of the values of the directory; None if only TensorStore can find them."""
@@ -248,7 +251,7 @@ class StoredArrays:
             self._infos[name] = info
 
     def _check_plausible(self, request: Request, absent: plausible.Absent) -> None:
-        """Makes sure that the bytes on disk justify a read, before TensorStore is asked for it. See `plausible`."""
+        """Makes sure that the bytes on disk justify a read that TensorStore does, or that may fill in absent chunks. See `plausible`."""
         name, places = request.name, self._open()
         try:
             if name not in self._stored and places is not None:

@@ -90,7 +90,7 @@ class TensorStoreReader:
         large: dict[str, list[Request]] = {}
         for request in requests:
             info = request.info
-            if info.chunk_shape == info.shape and info.nbytes <= layout.SMALL_BYTES and self._tree.complete_chunks:
+            if self._is_one_value(info):
                 small.setdefault(request.name, []).append(request)
             elif len(info.shape) > bounds.TENSORSTORE_AXES:
                 what = (
@@ -123,6 +123,11 @@ class TensorStoreReader:
             counts.add(_number_of_chunks(request), out[request.position].nbytes)
         for same, wanted, array in shared:
             self._read_shared(same, wanted, array, out, deadline)
+
+    def _is_one_value(self, info: ArrayInfo) -> bool:
+        """Whether an array is one small value, which the own code decodes: opening an array of TensorStore takes longer."""
+        is_small = info.chunk_shape == info.shape and info.nbytes <= layout.SMALL_BYTES
+        return is_small and not info.encoding.is_sharded and self._tree.complete_chunks
 
     def _read_shared(
         self, requests: Sequence[Request], boxes: Sequence[Spans], array: Any, out: list[Any], deadline: Deadline
@@ -167,7 +172,7 @@ class TensorStoreReader:
             if result.state != "value":
                 raise DamagedError("its data is missing")
             info = request.info
-            return chunks.decode(result.value, info.dtype, info.shape, info.is_compressed)
+            return chunks.decode(result.value, info.dtype, info.shape, info.encoding)
         except DamagedError as error:
             raise self._fault(error, request.name) from error
 
@@ -207,7 +212,7 @@ class TensorStoreReader:
 
 
 def _only_key(request: Request) -> str:
-    return layout.array_path(request.name) + layout.chunk_key((0,) * len(request.info.shape))
+    return layout.array_path(request.name) + request.info.encoding.keys.of((0,) * len(request.info.shape))
 
 
 def _are_filled(boxes: Sequence[Spans]) -> bool:

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxckpt._lib import bounds
 from jaxckpt._lib.documents import DamagedError, as_dict, as_extents, as_int, as_list, as_text, parse_strictly
-from jaxckpt.storage.item import layout
+from jaxckpt.storage.arrays import encoding
+from jaxckpt.storage.arrays.encoding import PLAIN, Encoding
 
 # Types whose size numpy (with ml_dtypes) knows. TensorStore has others, such as "string".
 _TYPE = re.compile(r"bool|u?int\d{1,2}|b?float\d{1,2}(_\w{1,16})?|complex\d{2,3}", re.ASCII)
@@ -28,11 +29,11 @@ class ArrayInfo:
     Attributes:
       shape: shape of the array.
       dtype: dtype of the array.
-      chunk_shape: shape of its chunks; None if only TensorStore can decode them. The own code decodes bytes, or zstd if `is_compressed`,
-        followed by their crc32c.
-      grid: shape of its chunks in any format; None if another process has opened the checkpoint.
+      chunk_shape: shape of its chunks; None if only TensorStore can decode them. If the chunks are in shards, these are the chunks inside.
+      grid: shape of what has a key of its own, in any format: a chunk or a shard. None if another process has opened the checkpoint.
       is_compressed: whether chunks may be smaller on disk than in memory.
-      inner_chunks: number of inner chunks in each chunk (of the codec `sharding_indexed`); 1 without it.
+      inner_chunks: number of chunks in each shard (of the codec `sharding_indexed`); 1 without it.
+      encoding: how the chunks are stored, if `chunk_shape` is not None.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +42,7 @@ class ArrayInfo:
     grid: tuple[int, ...] | None = None
     is_compressed: bool = False
     inner_chunks: int = 1
+    encoding: Encoding = PLAIN
 
     @property
     def nbytes(self) -> int:
@@ -58,21 +60,23 @@ def parse_zarr3(content: bytes) -> ArrayInfo:
     dtype = _numpy_dtype(name)
     grid = _configuration(document.get("chunk_grid"), "chunk_grid", ("regular",))[1]
     chunk = as_extents(grid.get("chunk_shape"), "chunk_shape", 1, len(shape))
-    encoding = document.get("chunk_key_encoding")
-    _configuration(encoding, "chunk_key_encoding", ("default", "v2"))
+    _configuration(document.get("chunk_key_encoding"), "chunk_key_encoding", ("default", "v2"))
     _check_sizes(shape, chunk, dtype)
-    codecs = document.get("codecs")
-    is_compressed, inner = _check_codecs(codecs, chunk, 0)
-    # The own code decodes only what jaxckpt writes. TensorStore decodes the rest.
-    ours = _is_own(codecs, dtype) and encoding == {"name": "default"}
-    return ArrayInfo(shape, dtype, chunk if ours else None, chunk, is_compressed, inner)
+    is_compressed, inner = _check_codecs(document.get("codecs"), chunk, 0)
+    return _info(shape, dtype, chunk, is_compressed, inner, encoding.of_zarr3(document, dtype, chunk))
 
 
-def _is_own(codecs: Any, dtype: np.dtype[Any]) -> bool:
-    """Whether codecs, which have been checked, are those that jaxckpt writes. The level of zstd does not matter to a reader."""
-    if len(codecs) == len(layout.codecs(dtype, "zstd")) and codecs[1]["name"] == "zstd":
-        return [codecs[0], codecs[2]] == layout.codecs(dtype)
-    return bool(codecs == layout.codecs(dtype))
+def _info(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    grid: tuple[int, ...],
+    is_compressed: bool,
+    inner: int,
+    decodable: encoding.Decodable | None,
+) -> ArrayInfo:
+    if decodable is None:
+        return ArrayInfo(shape, dtype, None, grid, is_compressed, inner)
+    return ArrayInfo(shape, dtype, decodable.chunk, grid, is_compressed, inner, decodable.encoding)
 
 
 def parse_zarr2(content: bytes) -> ArrayInfo:
@@ -90,7 +94,7 @@ def parse_zarr2(content: bytes) -> ArrayInfo:
     compressor = document.get("compressor")
     if compressor is not None and as_dict(compressor, "compressor").get("id") not in _COMPRESSORS:
         raise DamagedError("its compressor is unknown")
-    return ArrayInfo(shape, dtype, None, chunk, compressor is not None)
+    return _info(shape, dtype, chunk, compressor is not None, 1, encoding.of_zarr2(document, dtype, chunk))
 
 
 def _document(content: bytes) -> dict[str, Any]:

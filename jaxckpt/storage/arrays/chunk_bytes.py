@@ -15,7 +15,6 @@ from jaxckpt._lib.blocks import BLOCK_BYTES, blocks, scratch
 from jaxckpt._lib.boxes import Slices
 from jaxckpt._lib.documents import DamagedError
 from jaxckpt.storage.arrays.chunks import Part, Read
-from jaxckpt.storage.item import layout
 from jaxckpt.storage.ocdbt import zstd
 
 
@@ -36,8 +35,10 @@ def content_of(descriptor: int, read: Read) -> Content:
       descriptor: of its data file, open as long as the content is used.
       read: the chunk.
     """
-    stored = _Stored(descriptor, read.place.offset, read.place.length - layout.CHECKSUM_BYTES)
-    return _Compressed(stored, read.nbytes) if read.is_compressed else stored
+    encoding = read.encoding
+    nbytes = read.place.length - encoding.checksum_bytes
+    stored = _Stored(descriptor, read.place.offset, nbytes, is_checked=encoding.is_checked)
+    return _Compressed(stored, read.nbytes) if encoding.is_compressed else stored
 
 
 def deliver(content: Content, read: Read) -> None:
@@ -92,10 +93,10 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 class _Stored:
-    """Bytes that are stored as they are: those of a chunk before its crc32c."""
+    """Bytes that are stored as they are: those of a chunk before its crc32c, if it has one."""
 
-    def __init__(self, descriptor: int, offset: int, nbytes: int) -> None:
-        self._descriptor, self._offset, self._nbytes = descriptor, offset, nbytes
+    def __init__(self, descriptor: int, offset: int, nbytes: int, *, is_checked: bool) -> None:
+        self._descriptor, self._offset, self._nbytes, self._is_checked = descriptor, offset, nbytes, is_checked
         self._checksum = self._done = 0
 
     @property
@@ -109,23 +110,32 @@ class _Stored:
 
     def read(self, size: int, /) -> bytes:
         """Returns the next bytes, at most `size`; none at the end."""
-        target = np.empty(min(size, self._nbytes - self._done), np.uint8)
-        return target[: self._next(target)].tobytes() if target.size else b""
+        wanted = min(size, self._nbytes - self._done)
+        if not wanted:
+            return b""
+        found = os.pread(self._descriptor, wanted, self._offset + self._done)
+        self._count(found, len(found))
+        return found
 
     def finish(self) -> None:
         while not self.is_at_end:
             self.fill(scratch(min(BLOCK_BYTES, self._nbytes - self._done)))
-        stored = os.pread(self._descriptor, layout.CHECKSUM_BYTES, self._offset + self._nbytes)
-        if stored != checksum.encoded(self._checksum):
-            raise DamagedError("the checksum of its data does not match")
+        if self._is_checked:
+            stored = os.pread(self._descriptor, checksum.BYTES, self._offset + self._nbytes)
+            if stored != checksum.encoded(self._checksum):
+                raise DamagedError("the checksum of its data does not match")
 
     def _next(self, target: np.ndarray) -> int:
         got = os.preadv(self._descriptor, [target.data], self._offset + self._done)
-        if got <= 0:
-            raise DamagedError("its data file is shorter than it was")
-        self._checksum = checksum.extended(self._checksum, target[:got])
-        self._done += got
+        self._count(target[:got], got)
         return got
+
+    def _count(self, found: np.ndarray | bytes, nbytes: int) -> None:
+        if not nbytes:
+            raise DamagedError("its data file is shorter than it was")
+        if self._is_checked:
+            self._checksum = checksum.extended(self._checksum, found)
+        self._done += nbytes
 
 
 class _Compressed:
