@@ -2,6 +2,7 @@
 
 Device arrays are immutable. On the CPU backend the snapshot is a view of the device's buffer, which JAX does not donate as long as the
 view exists. On other backends it is a copy in host memory. Mutable host memory (numpy) is copied if the write happens in the background.
+Very small pieces that another process writes are copied in any case (see `packing`).
 """
 
 import operator
