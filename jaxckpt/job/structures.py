@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.job.plan import Plan
 from jaxckpt.leaf_kinds.kind import LeafKind, Texts
 from jaxckpt.leaf_kinds.registry import kind_of
@@ -47,6 +48,7 @@ class _Structure:
         return self.paths == paths and self.forms == forms
 
 
+@quiet_gc()
 def plan_for(leaves: Sequence[Leaf], process: int, center: int | None) -> Plan:
     """Returns the plan for leaves. Calls whose leaves have the same structure get the same plan, with all that it has worked out.
 
