@@ -109,17 +109,18 @@ def _packing(leaves: Sequence[Leaf], arrays: Sequence[Described | None], plan: P
     for position, (leaf, array) in enumerate(zip(leaves, arrays, strict=True)):
         if array is None or not array.parts or not array.is_plain or not _is_sent(array, plan):
             continue
-        itemsize = array.bare.dtype.itemsize
+        bare, parts = array.bare, array.parts
+        dtype = bare.dtype
         pieces = []
         # In the order in which pieces of one array are numbered.
-        for box, shard, _ in sorted(array.parts, key=lambda part: part.box.start):
-            last = first + math.prod(box.shape) * itemsize
-            if array.bare.dtype.isbuiltin != 1:
+        for box, shard, _ in parts if len(parts) == 1 else sorted(parts, key=lambda part: part.box.start):
+            last = first + math.prod(box.shape) * dtype.itemsize
+            if dtype.isbuiltin != 1:
                 foreign.append(len(members))
             pieces.append(Piece(*box, InPack(len(members), first, last)))
             members.append((position, shard))
             first = last
-        entries[position] = Entry(leaf.path, array.bare._replace(pieces=tuple(pieces)))
+        entries[position] = Entry(leaf.path, bare.with_pieces(tuple(pieces), bare.write_shape))
         if first > _PACK_BYTES:
             break
     rest = [position for position, entry in enumerate(entries) if entry is None]
