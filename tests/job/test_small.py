@@ -188,6 +188,8 @@ def test_what_is_put_together_is_what_the_processes_have(
 def test_a_run_of_packed_pieces_is_not_copied() -> None:
     job = Jobs([1] * 50, np.float32, lambda: True)
     assert np.shares_memory(job.peers[0].take(ask_all(job, 0)), job.packs[0])
+    # What has been sent is let go of.
+    assert job.peers[0]._pack is None
 
 
 def test_a_piece_in_a_pack_cannot_be_taken_for_another() -> None:

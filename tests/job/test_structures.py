@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxckpt.job import structures
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.plan import Plan, digest_of
+from jaxckpt.leaf_kinds.jax_arrays import JAX_ARRAYS
+from jaxckpt.leaf_kinds.registry import register
 from jaxckpt.tree.flatten import Leaf, flatten
 
 
@@ -128,3 +130,30 @@ def test_the_digest_of_a_kept_plan_is_that_of_the_descriptions() -> None:
             assert found.digest == digest_of(described)
             assert list(found.leaves()) == described
             assert list(found.host_contents()) == agreed.host_contents(leaves)
+
+
+def test_few_forms_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of many shapes do not fill the memory, and none is taken for another whose form was remembered."""
+    monkeypatch.setattr(structures, "_FORMS", 3)
+    plans = []
+    for rows in (*range(1, 9), *range(1, 9)):
+        plans.append(plan_of({"w": jnp.zeros((rows, 2)), "v": jnp.zeros(rows, jnp.int32)}))
+        assert len(structures._forms) <= 3
+    assert plans[:8] == plans[8:]
+    assert len(set(map(id, plans))) == 8
+    structures.forget()
+    assert not structures._forms
+
+
+def test_a_kind_that_is_registered_later_has_another_form() -> None:
+    known = plan_of({"w": jnp.zeros(3)})
+
+    class Other(type(JAX_ARRAYS)):  # type: ignore[misc]
+        name = "other"
+
+    remove = register(Other())
+    try:
+        assert plan_of({"w": jnp.zeros(3)}) is not known
+    finally:
+        remove()
+    assert plan_of({"w": jnp.zeros(3)}) is known

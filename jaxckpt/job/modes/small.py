@@ -181,7 +181,11 @@ class OwnSmallPieces:
                 "This process does not have them, or has sent them already."
             )
         self._pieces[first:last] = [None] * request.count
-        return joined([piece for _, piece in pieces], self._pack)
+        content = joined([piece for _, piece in pieces], self._pack)
+        if last == len(self._pieces) and not any(self._pieces):
+            # All of it has been sent.
+            self._pack = None
+        return content
 
 
 def joined(pieces: Sequence[Piece], pack: np.ndarray | None) -> np.ndarray:

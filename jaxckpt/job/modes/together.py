@@ -55,7 +55,7 @@ def rest(snapshot: Snapshot) -> Snapshot:
     """
     chosen = _very_small(snapshot)
     entries = (entry for position, entry in enumerate(snapshot.entries) if position not in chosen)
-    return dataclasses.replace(snapshot, entries=tuple(entries))
+    return dataclasses.replace(snapshot, entries=tuple(entries), pack=None)
 
 
 def _very_small(snapshot: Snapshot) -> Mapping[int, Entry]:
