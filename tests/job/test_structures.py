@@ -13,6 +13,7 @@ from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.plan import Plan, digest_of
 from jaxckpt.leaf_kinds.jax_arrays import JAX_ARRAYS
 from jaxckpt.leaf_kinds.registry import register
+from jaxckpt.storage import compat
 from jaxckpt.tree.flatten import Leaf, flatten
 
 
@@ -157,3 +158,19 @@ def test_a_kind_that_is_registered_later_has_another_form() -> None:
     finally:
         remove()
     assert plan_of({"w": jnp.zeros(3)}) is known
+
+
+def test_arrays_that_share_a_sharding_are_told_apart() -> None:
+    sharding = NamedSharding(jax.make_mesh((4, 2), ("x", "y")), PartitionSpec("x"))
+    weak = jax.jit(lambda: 1.0 * jnp.arange(8).astype(float), out_shardings=sharding)()
+    made = [
+        jax.device_put(jnp.zeros(8), sharding),
+        jax.device_put(jnp.zeros(16), sharding),
+        jax.device_put(jnp.zeros((8, 1)), sharding),
+        jax.device_put(jnp.zeros(8, jnp.int32), sharding),
+        compat.as_weak(weak),
+    ]
+    assert len({id(array.sharding) for array in made}) == 1
+    plans = [plan_of({"w": array}) for array in made]
+    assert len(set(map(id, plans))) == len(made)
+    assert [plan_of({"w": array}) for array in made] == plans
