@@ -1,5 +1,6 @@
 """Small pieces in batches: whatever the plan and the order, the IO process puts together what the peers have."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -183,6 +184,18 @@ def test_what_is_put_together_is_what_the_processes_have(
         assert not any(peer._pieces)
     assert center._arrays == {}
     assert center._pieces == {}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("kinds", [[1, 1, 1], [1, 4, 1, 4, 5, 1], [2, 3, 3, 2, 6, 0, 2]])
+def test_pieces_of_one_box_lie_apart_in_a_pack(kinds: list[int], every: int) -> None:
+    """The own pieces of arrays that are put together are not all that the pack has."""
+    number = itertools.count()
+    job = Jobs(kinds, np.float32, lambda: next(number) % every == 0)
+    center = SmallPieces(job.entries[CENTER], job, Pool(0), None, job.packs[CENTER])  # type: ignore[arg-type]
+    for position, whole in enumerate(job.wholes):
+        if whole is not None and whole.size:
+            np.testing.assert_array_equal(center.array(position), whole)
 
 
 def test_a_run_of_packed_pieces_is_not_copied() -> None:
