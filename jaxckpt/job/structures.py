@@ -9,8 +9,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.job.plan import Plan
-from jaxckpt.leaf_kinds.kind import Texts
+from jaxckpt.leaf_kinds.kind import LeafKind, Texts
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
@@ -19,10 +20,14 @@ from jaxckpt.tree.names import Path
 # Most structures, and most leaves of all of them together, that are kept.
 _STRUCTURES = 8
 _LEAVES = 200_000
+# Most forms that are remembered by their origins.
+_FORMS = 4096
 
 _lock = threading.Lock()
 # The one that was used last comes last.
 _known: list["_Structure"] = []
+# By kind and the ids of the two objects of `LeafKind.origin` the form, with these objects, so that others cannot get their ids.
+_forms: dict[tuple[Any, int, int], tuple[Any, tuple[Any, Any]]] = {}
 
 
 class _Structure:
@@ -43,6 +48,7 @@ class _Structure:
         return self.paths == paths and self.forms == forms
 
 
+@quiet_gc()
 def plan_for(leaves: Sequence[Leaf], process: int, center: int | None) -> Plan:
     """Returns the plan for leaves. Calls whose leaves have the same structure get the same plan, with all that it has worked out.
 
@@ -76,10 +82,11 @@ def forget() -> None:
     """Forgets all structures."""
     with _lock:
         _known.clear()
+        _forms.clear()
 
 
 def _form(value: Any, texts: Texts, spelled: dict[int, tuple[Any, str]]) -> Any:
-    """Returns what must be equal for a leaf to have the same place in a structure.
+    """Returns what must be equal for a leaf to have the same place in a structure. Most often it is the same object as at the last call.
 
     Args:
       value: the value of the leaf.
@@ -87,6 +94,20 @@ def _form(value: Any, texts: Texts, spelled: dict[int, tuple[Any, str]]) -> Any:
       spelled: the texts of shardings by their ids, each with the sharding, so that another one cannot get its id.
     """
     kind = kind_of(value)
+    origin = kind.origin(value)
+    if origin is None:
+        return _new_form(kind, value, texts, spelled)
+    key = kind, id(origin[0]), id(origin[1])
+    known = _forms.get(key)
+    if known is None:
+        known = _new_form(kind, value, texts, spelled), origin
+        if len(_forms) >= _FORMS:
+            _forms.clear()
+        _forms[key] = known
+    return known[0]
+
+
+def _new_form(kind: LeafKind, value: Any, texts: Texts, spelled: dict[int, tuple[Any, str]]) -> Any:
     form = kind.form(value)
     if form is None:
         return kind, kind.describe(value, texts)

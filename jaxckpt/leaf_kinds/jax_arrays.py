@@ -55,6 +55,11 @@ class _JaxArrays(LeafKind):
     def form(self, value: Any) -> tuple[Any, ...] | None:
         return on_devices.form(value)
 
+    def origin(self, value: Any) -> tuple[Any, Any] | None:
+        # JAX makes one object for all arrays of the same shape, dtype and weak type. It is never changed, only replaced.
+        aval = getattr(value, "aval", None)
+        return None if aval is None else (aval, value.sharding)
+
     def digest(self, value: Any) -> str | None:
         if not value.is_fully_addressable or value.is_deleted():
             return None

@@ -156,6 +156,13 @@ class LeafKind(Protocol):
         """
         return None
 
+    def origin(self, value: Any) -> tuple[Any, Any] | None:
+        """Returns two immutable objects from which `form` follows; None if there are no such objects.
+
+        Values that share both have the same form. It is faster to look at two objects than to make a form.
+        """
+        return None
+
     def digest(self, value: Any) -> str | None:
         """Returns the digest of a value in host memory, which should be the same on every process; None for values on devices."""
 

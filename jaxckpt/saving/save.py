@@ -127,7 +127,9 @@ class Save:
             flats = list(values())
             leaves = [leaf for flat in flats for leaf in flat.leaves]
             plan = self._mode.plan(leaves)
-            taken = snapshot.take(flats, plan, copy=self._settings.asynchronous)
+            # A sharding callback looks at every piece.
+            pack = self._sharding_callback is None
+            taken = snapshot.take(flats, plan, copy=self._settings.asynchronous, pack=pack)
             subject = paths.absolute(self._call.subject)
             storage.check(subject, taken, self._settings)
             self._taken = taken = self._mode.part(taken, subject, self._settings, self._arranged)

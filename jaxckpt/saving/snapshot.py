@@ -2,6 +2,7 @@
 
 Device arrays are immutable. On the CPU backend the snapshot is a view of the device's buffer, which JAX does not donate as long as the
 view exists. On other backends it is a copy in host memory. Mutable host memory (numpy) is copied if the write happens in the background.
+Very small pieces that another process writes are copied in any case (see `packing`).
 """
 
 import operator
@@ -9,19 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxckpt.job.plan import HOST_OWNER, Plan
+from jaxckpt.job.plan import Plan
 from jaxckpt.leaf_kinds.kind import Content
 from jaxckpt.leaf_kinds.registry import kind_of
-from jaxckpt.saving import shards
+from jaxckpt.saving import host_leaves, packing, shards
 from jaxckpt.storage.item import layout, strings
-from jaxckpt.storage.item.content import ArrayContent, EmptyContent, EmptyType, Entry, Snapshot, StringContent
+from jaxckpt.storage.item.content import EmptyContent, EmptyType, Entry, Snapshot, StringContent
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import EmptyNode, Flat, Leaf
 from jaxckpt.tree.names import PROCESS, Path
 
 
-def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snapshot:
+def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool, pack: bool = False) -> Snapshot:
     """Takes the snapshot of flattened values, or this process's part of it.
 
     In a job of several processes, every process describes all leaves, in the same way, and adds the pieces that it owns. The data of
@@ -31,6 +33,7 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
       flats: values that were flattened by `jaxckpt.tree.flatten.flatten`.
       plan: tells which process of the job owns which piece; None if this process has everything.
       copy: whether to copy mutable host memory (numpy), because the caller may change it before it is written.
+      pack: whether very small pieces may be in a pack, where only a process that gathers them from all finds them.
 
     Raises:
       TypeError: a leaf has a kind or dtype that cannot be stored, or is a traced value (inside jax.jit). The message names the leaf.
@@ -45,27 +48,7 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
             _start_transfers(leaves)
             entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
         else:
-            arrays = shards.described(walk, plan)
-            on_cpu = jax.default_backend() == "cpu"
-            # Start all transfers before waiting for the first.
-            started = [
-                None if array is None else shards.start(leaf, array, on_cpu=on_cpu)
-                for leaf, array in zip(walk, arrays, strict=True)
-            ]
-            _start_transfers([leaf for leaf, array in zip(leaves, arrays, strict=True) if array is None])
-            entries = []
-            for number, leaf in enumerate(walk):
-                array, parts = arrays[number], started[number]
-                # What has been copied is let go of.
-                started[number] = None
-                entries.append(
-                    Entry(
-                        leaf.path,
-                        _host_part(leaf, plan, copy)
-                        if array is None or parts is None
-                        else shards.content(array, parts),
-                    )
-                )
+            entries, packed = _entries(leaves, plan, copy=copy, pack=pack)
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     refuse_collisions(entries)
     if plan is None:
@@ -75,19 +58,50 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
         raise ValueError(
             f"Names that begin with {PROCESS!r} are reserved for the states of other processes; choose another name."
         )
-    return Snapshot(tuple(entries), states=tuple(states), kept=plan.kept)
+    return Snapshot(tuple(entries), states=tuple(states), kept=plan.kept, pack=packed)
 
 
-def _host_part(leaf: Leaf, plan: Plan, copy: bool) -> Content:
-    """Returns the content of a leaf in host memory: the same description on every process. Only process 0 adds the data.
+def _entries(leaves: Sequence[Leaf], plan: Plan, *, copy: bool, pack: bool) -> tuple[list[Entry], np.ndarray | None]:
+    """Returns the entries of leaves, with the pieces that this process owns, and the pack (see `jaxckpt.saving.packing`).
 
     Args:
-      leaf: the leaf.
+      leaves: the leaves.
       plan: tells which process owns which piece.
       copy: whether to copy mutable host memory.
+      pack: whether very small pieces may be in a pack.
     """
-    own = kind_of(leaf.value).take(leaf, copy and plan.process == HOST_OWNER)
-    return shards.host_content(own, plan) if isinstance(own, ArrayContent) else own
+    with leaf_errors.Walk(leaves) as walk:
+        arrays = shards.described(walk, plan)
+    on_cpu = jax.default_backend() == "cpu"
+    # Start all transfers before waiting for the first.
+    small = packing.start(leaves, arrays, plan, on_cpu=on_cpu) if pack else None
+    rest: Sequence[int] = range(len(leaves)) if small is None else small.packing.rest
+    started: dict[int, shards.Started] = {}
+    if not on_cpu:
+        with leaf_errors.Walk([leaves[position] for position in rest]) as walk:
+            for position, leaf in zip(rest, walk, strict=True):
+                if (array := arrays[position]) is not None:
+                    started[position] = shards.start(leaf, array, on_cpu=False)
+        _start_transfers([leaves[position] for position in rest if arrays[position] is None])
+    packed = None if small is None else packing.finish(small)
+    entries: list[Any] = [None] * len(leaves)
+    if small is not None and packed is not None:
+        entries[:] = small.packing.entries
+    else:
+        rest = range(len(leaves))
+    with leaf_errors.Walk([leaves[position] for position in rest]) as walk:
+        for position, leaf in zip(rest, walk, strict=True):
+            array = arrays[position]
+            # What has been copied is let go of.
+            parts = started.pop(position, None)
+            if array is None:
+                content: Content = host_leaves.part(leaf, plan, copy)
+            elif parts is None:
+                content = shards.content_at_once(leaf, array, on_cpu=on_cpu)
+            else:
+                content = shards.content(array, parts)
+            entries[position] = Entry(leaf.path, content)
+    return entries, packed
 
 
 def _start_transfers(leaves: Sequence[Leaf]) -> None:

@@ -271,7 +271,7 @@ def test_every_changed_bit_of_checked_bytes_is_found() -> None:
 def test_sequences_are_heard_as_tuples() -> None:
     said = [
         AskPieces(((1, (0, 0), (2, 3)), (2, (), ()))),
-        Leaves(((((("a"), False), ("0", True)), "a.0", "jax.Array", None, None),), None, {"x": [1]}),
+        Leaves((("a", "0"),), (2,), ("a.0",), (("jax.Array", None, None),), (0,), None, {"x": [1]}),
         Memory(None),
         Decided([1, {"a": [2]}]),
     ]

@@ -1,7 +1,8 @@
 """Small pieces in batches: whatever the plan and the order, the IO process puts together what the peers have."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,7 +18,7 @@ from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
 from jaxckpt.job.modes.windows import Windows
 from jaxckpt.job.plan import Plan, Share
 from jaxckpt.job.protocol.messages import AskSmall
-from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, Piece
+from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, InPack, Piece
 
 PROCESSES, CENTER = 3, 1
 
@@ -54,7 +55,7 @@ class _Map(dict[Any, Any]):
 class Jobs:
     """The entries of every process, and a session that asks the peers directly."""
 
-    def __init__(self, kinds: Sequence[int], dtype: Any) -> None:
+    def __init__(self, kinds: Sequence[int], dtype: Any, packed: Callable[[], bool] = lambda: False) -> None:
         devices = tuple(Device(number % PROCESSES) for number in range(6))
         random = np.random.default_rng(len(kinds))
         self.wholes: list[np.ndarray | None] = []
@@ -87,8 +88,11 @@ class Jobs:
                 pieces.reverse()
                 content = ArrayContent("np.ndarray", shape, whole.dtype, share.grid, tuple(pieces), share=share)
                 entries.append(Entry(path, content))
+        self.packs = [pack(entries, packed) for entries in self.entries]
         self.peers = {
-            process: OwnSmallPieces(self.entries[process]) for process in range(PROCESSES) if process != CENTER
+            process: OwnSmallPieces(self.entries[process], self.packs[process])
+            for process in range(PROCESSES)
+            if process != CENTER
         }
         self.process = CENTER
         self.asked: list[tuple[int, AskSmall]] = []
@@ -106,6 +110,23 @@ class Jobs:
         target[:] = self.peers[process].take(request)
 
 
+def pack(entries: list[Entry], packed: Callable[[], bool]) -> np.ndarray:
+    """Puts the pieces of some arrays into a pack, which is returned."""
+    content = b""
+    number = 0
+    for position, entry in enumerate(entries):
+        if not isinstance(entry.content, ArrayContent) or not packed():
+            continue
+        pieces = []
+        for piece in sorted(entry.content.pieces, key=lambda piece: piece.start):
+            data = piece.fetch(piece.start, piece.shape).tobytes()
+            pieces.append(piece._replace(source=InPack(number, len(content), len(content) + len(data))))
+            content += data
+            number += 1
+        entries[position] = entry._replace(content=entry.content._replace(pieces=tuple(pieces)))
+    return np.frombuffer(content, np.uint8)
+
+
 def slices(box: Any) -> tuple[slice, ...]:
     return tuple(slice(first, first + extent) for first, extent in zip(box.start, box.shape, strict=True))
 
@@ -120,11 +141,22 @@ def slices(box: Any) -> tuple[slice, ...]:
     order=st.randoms(use_true_random=False),
     in_order=st.booleans(),
     singly=st.booleans(),
+    packed=st.randoms(use_true_random=False),
+    share=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_what_is_put_together_is_what_the_processes_have(
-    kinds: list[int], dtype: Any, pieces: int, nbytes: int, ahead: int, order: Any, in_order: bool, singly: bool
+    kinds: list[int],
+    dtype: Any,
+    pieces: int,
+    nbytes: int,
+    ahead: int,
+    order: Any,
+    in_order: bool,
+    singly: bool,
+    packed: Any,
+    share: float,
 ) -> None:
-    job = Jobs(kinds, dtype)
+    job = Jobs(kinds, dtype, lambda: packed.random() < share)
     numbers = [number for number, whole in enumerate(job.wholes) if whole is not None]
     if not in_order:
         order.shuffle(numbers)
@@ -134,7 +166,7 @@ def test_what_is_put_together_is_what_the_processes_have(
         mock.patch.object(windows, "_WINDOW_PIECES", ahead),
         mock.patch.object(windows, "WHOLE_BYTES", 0 if singly else windows.WHOLE_BYTES),
     ):
-        center = SmallPieces(job.entries[CENTER], job, Pool(0))  # type: ignore[arg-type]
+        center = SmallPieces(job.entries[CENTER], job, Pool(0), None, job.packs[CENTER])  # type: ignore[arg-type]
         for number in numbers:
             whole = job.wholes[number]
             assert whole is not None
@@ -142,8 +174,8 @@ def test_what_is_put_together_is_what_the_processes_have(
             if not singly and whole.size:
                 np.testing.assert_array_equal(center.array(number), whole)
                 continue
-            share: Share = content.share
-            for box, owner in share.all():
+            owners: Share = content.share
+            for box, owner in owners.all():
                 if owner != CENTER:
                     np.testing.assert_array_equal(center.piece(number, box), whole[slices(box)])
     # Each piece has been asked for once, and nothing is kept.
@@ -152,6 +184,38 @@ def test_what_is_put_together_is_what_the_processes_have(
         assert not any(peer._pieces)
     assert center._arrays == {}
     assert center._pieces == {}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("kinds", [[1, 1, 1], [1, 4, 1, 4, 5, 1], [2, 3, 3, 2, 6, 0, 2]])
+def test_pieces_of_one_box_lie_apart_in_a_pack(kinds: list[int], every: int) -> None:
+    """The own pieces of arrays that are put together are not all that the pack has."""
+    number = itertools.count()
+    job = Jobs(kinds, np.float32, lambda: next(number) % every == 0)
+    center = SmallPieces(job.entries[CENTER], job, Pool(0), None, job.packs[CENTER])  # type: ignore[arg-type]
+    for position, whole in enumerate(job.wholes):
+        if whole is not None and whole.size:
+            np.testing.assert_array_equal(center.array(position), whole)
+
+
+def test_a_run_of_packed_pieces_is_not_copied() -> None:
+    job = Jobs([1] * 50, np.float32, lambda: True)
+    assert np.shares_memory(job.peers[0].take(ask_all(job, 0)), job.packs[0])
+    # What has been sent is let go of.
+    assert job.peers[0]._pack is None
+
+
+def test_a_piece_in_a_pack_cannot_be_taken_for_another() -> None:
+    job = Jobs([1, 1], np.float32, lambda: True)
+    content: Any = job.entries[0][0].content
+    with pytest.raises(AssertionError, match="lies in the pack of its snapshot"):
+        content.pieces[0].fetch(content.pieces[0].start, content.pieces[0].shape)
+
+
+def ask_all(job: Jobs, process: int) -> AskSmall:
+    pieces: Any = job.peers[process]._pieces
+    ends = [(position, piece.start, piece.shape) for position, piece in (pieces[0], pieces[-1])]
+    return AskSmall(0, len(pieces), *ends)
 
 
 def test_a_message_names_many_pieces() -> None:

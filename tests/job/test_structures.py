@@ -11,6 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxckpt.job import structures
 from jaxckpt.job.agree import leaves as agreed
 from jaxckpt.job.plan import Plan, digest_of
+from jaxckpt.leaf_kinds.jax_arrays import JAX_ARRAYS
+from jaxckpt.leaf_kinds.registry import register
+from jaxckpt.storage import compat
 from jaxckpt.tree.flatten import Leaf, flatten
 
 
@@ -128,3 +131,46 @@ def test_the_digest_of_a_kept_plan_is_that_of_the_descriptions() -> None:
             assert found.digest == digest_of(described)
             assert list(found.leaves()) == described
             assert list(found.host_contents()) == agreed.host_contents(leaves)
+
+
+def test_few_forms_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of many shapes do not fill the memory, and none is taken for another whose form was remembered."""
+    monkeypatch.setattr(structures, "_FORMS", 3)
+    plans = []
+    for rows in (*range(1, 9), *range(1, 9)):
+        plans.append(plan_of({"w": jnp.zeros((rows, 2)), "v": jnp.zeros(rows, jnp.int32)}))
+        assert len(structures._forms) <= 3
+    assert plans[:8] == plans[8:]
+    assert len(set(map(id, plans))) == 8
+    structures.forget()
+    assert not structures._forms
+
+
+def test_a_kind_that_is_registered_later_has_another_form() -> None:
+    known = plan_of({"w": jnp.zeros(3)})
+
+    class Other(type(JAX_ARRAYS)):  # type: ignore[misc]
+        name = "other"
+
+    remove = register(Other())
+    try:
+        assert plan_of({"w": jnp.zeros(3)}) is not known
+    finally:
+        remove()
+    assert plan_of({"w": jnp.zeros(3)}) is known
+
+
+def test_arrays_that_share_a_sharding_are_told_apart() -> None:
+    sharding = NamedSharding(jax.make_mesh((4, 2), ("x", "y")), PartitionSpec("x"))
+    weak = jax.jit(lambda: 1.0 * jnp.arange(8).astype(float), out_shardings=sharding)()
+    made = [
+        jax.device_put(jnp.zeros(8), sharding),
+        jax.device_put(jnp.zeros(16), sharding),
+        jax.device_put(jnp.zeros((8, 1)), sharding),
+        jax.device_put(jnp.zeros(8, jnp.int32), sharding),
+        compat.as_weak(weak),
+    ]
+    assert len({id(array.sharding) for array in made}) == 1
+    plans = [plan_of({"w": array}) for array in made]
+    assert len(set(map(id, plans))) == len(made)
+    assert [plan_of({"w": array}) for array in made] == plans

@@ -4,8 +4,10 @@ To name, find and copy a box of a few bytes costs much more than the bytes. So e
 that it wants. Those that all of them want are read once, in the order of the leaves, and every process cuts its boxes out of them.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -121,18 +123,23 @@ class Bundles:
         """
         return [(name, None) for name in self._names[number]]
 
-    def arrays(self, number: int, content: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields name and array for each array of a bundle. The arrays are views.
+    def arrays(self, number: int, content: np.ndarray) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+        """Yields the arrays of a bundle: names, and an array of the arrays of these names, which are alike. They are views.
 
         Args:
           number: number of the bundle.
           content: its bytes.
         """
         at = 0
-        for name in self._names[number]:
-            info = self._infos[name]
-            yield name, content[at : at + info.nbytes].view(info.dtype).reshape(info.shape)
-            at += info.nbytes
+        for (shape, dtype), group in itertools.groupby(self._names[number], self._form):
+            names = list(group)
+            nbytes = math.prod(shape) * dtype.itemsize * len(names)
+            yield names, content[at : at + nbytes].view(dtype).reshape(len(names), *shape)
+            at += nbytes
+
+    def _form(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        info = self._infos[name]
+        return info.shape, info.dtype
 
 
 def packed(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -144,12 +151,11 @@ def packed(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return np.frombuffer(b"".join([array.tobytes() for array in arrays]), np.uint8)
 
 
-def cut(array: np.ndarray, box: Slices | None) -> np.ndarray:
-    """Returns a copy of a box of an array.
+def cut(arrays: np.ndarray, box: Slices | None) -> np.ndarray:
+    """Returns copies of one box of several arrays, one after the other.
 
     Args:
-      array: a very small array.
-      box: the box; None for the whole array.
+      arrays: very small arrays that are alike, along the first axis.
+      box: the box; None for the whole arrays.
     """
-    # The ellipsis makes the result an array even if it has no axes.
-    return array.copy() if box is None else array[(*box, ...)].copy(order="C")  # type: ignore[arg-type]
+    return arrays.copy() if box is None else arrays[(slice(None), *box)].copy(order="C")

@@ -5,12 +5,12 @@ import functools
 import math
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.job.modes import bundles
+from jaxckpt.job.modes.descriptions import infos_message, leaves_message
 from jaxckpt.job.modes.local_answers import LocalAnswers
 from jaxckpt.job.modes.remote import PAGE, runs_of
 from jaxckpt.job.modes.shared_reads import SharedReads
@@ -22,8 +22,6 @@ from jaxckpt.job.protocol.messages import (
     AskMemory,
     AskStored,
     AskTexts,
-    Infos,
-    Leaves,
     Pieces,
     Put,
     Shared,
@@ -86,22 +84,12 @@ class CenterAnswers:
     def _leaves(self, process: int, request: AskStored) -> Answer:
         leaves = self._lines
         start = request.position
-        page = tuple(
-            [
-                (leaf.path, leaf.param_name, leaf.value_type, leaf.note, leaf.key_impl)
-                for leaf in leaves[start : start + PAGE]
-            ]
-        )
         following = start + PAGE if start + PAGE < len(leaves) else None
-        return Leaves(page, following, {} if start else self._stored.record), None
+        return leaves_message(leaves[start : start + PAGE], following, {} if start else self._stored.record), None
 
     def _infos(self, process: int, request: AskInfos) -> Answer:
-        wanted = set(request.names)
-        leaves = [leaf for leaf in self._stored.tree.leaves if leaf.param_name in wanted]
-        infos = self._stored.infos(leaves)
-        return Infos(
-            {name: (info.shape, _dtype_name(info.dtype), info.chunk_shape or info.grid) for name, info in infos.items()}
-        ), None
+        infos = self._array_infos(request.names)
+        return infos_message([infos[name] for name in request.names]), None
 
     def _array_infos(self, names: Collection[str]) -> Mapping[str, ArrayInfo]:
         found = self._stored.infos([self._by_name[name] for name in names if name != bundles.NAME])
@@ -181,9 +169,3 @@ class CenterAnswers:
         with self._changed:
             self._granted.pop(process, None)
             self._changed.notify_all()
-
-
-@functools.lru_cache(maxsize=64)
-def _dtype_name(dtype: np.dtype[Any]) -> str:
-    # numpy makes the name anew each time.
-    return dtype.name

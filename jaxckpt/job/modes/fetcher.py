@@ -32,20 +32,27 @@ class Fetcher:
       small: fetches the small pieces.
     """
 
-    def __init__(self, entries: Sequence[Entry], session: Center, kept: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        session: Center,
+        kept: dict[str, Any] | None = None,
+        pack: np.ndarray | None = None,
+    ) -> None:
         """Creates the fetcher, and asks peers on this host to share memory.
 
         Args:
           entries: the entries of the snapshot.
           session: the session with the peers.
           kept: `Snapshot.kept`.
+          pack: `Snapshot.pack`.
         """
         # A copy: the caller's list is going to refer to this object, and a reference cycle would keep the buffers alive until the garbage
         # collector runs.
         self._entries = tuple(entries)
         self._session = session
         self._buffers = Pool(_KEEP_BYTES)
-        self.small = SmallPieces(self._entries, session, self._buffers, kept)
+        self.small = SmallPieces(self._entries, session, self._buffers, kept, pack)
         self._memories = self._open_memories() if self._has_large_pieces() else {}
         # The slots that no box is using, by owner. The first one comes out first, because it is the largest.
         self._free: dict[int, queue.PriorityQueue[int]] = {owner: queue.PriorityQueue() for owner in self._memories}

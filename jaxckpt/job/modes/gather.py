@@ -30,7 +30,7 @@ def complete(snapshot: Snapshot, session: Center) -> Snapshot:
     entries = list(snapshot.entries)
     if session.process != HOST_OWNER:
         _take_hosts(entries, session)
-    fetcher = Fetcher(entries, session, snapshot.kept)
+    fetcher = Fetcher(entries, session, snapshot.kept, snapshot.pack)
     for position, entry in enumerate(entries):
         content = entry.content
         if not isinstance(content, ArrayContent) or content.share is None:
@@ -38,9 +38,10 @@ def complete(snapshot: Snapshot, session: Center) -> Snapshot:
         if 0 < content.nbytes <= SMALL_BYTES:
             # One chunk, however many processes have parts of it. What counts for small arrays is the number of chunks.
             one = _OnePiece(position, content.shape, fetcher.small)
-            entries[position] = entry._replace(content=content._replace(write_shape=content.shape, pieces=one))
+            entries[position] = Entry(entry.path, content.with_pieces(one, content.shape))
         else:
-            entries[position] = entry._replace(content=content._replace(pieces=_AllPieces(position, content, fetcher)))
+            every = _AllPieces(position, content, fetcher)
+            entries[position] = Entry(entry.path, content.with_pieces(every, content.write_shape))
     return dataclasses.replace(snapshot, entries=tuple(entries))
 
 

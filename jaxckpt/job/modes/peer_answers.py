@@ -25,7 +25,7 @@ from jaxckpt.job.protocol.messages import (
 )
 from jaxckpt.job.session.session import Answer, Handlers
 from jaxckpt.storage.item import notes
-from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot, StringContent
+from jaxckpt.storage.item.content import ArrayContent, Entry, InPack, Snapshot, StringContent
 
 _PAGE_CHARS = 8 << 20
 # As many slots as the boxes of other processes that the IO process writes at a time. The largest one, which it takes first, has room for a
@@ -43,7 +43,7 @@ class PeerAnswers:
           snapshot: this process's part of the snapshot. Pass the only reference to it, so that pieces are freed once they are sent.
         """
         self._entries = snapshot.entries
-        self._small = OwnSmallPieces(snapshot.entries)
+        self._small = OwnSmallPieces(snapshot.entries, snapshot.pack)
         self._left = {
             position: large
             for position, entry in enumerate(snapshot.entries)
@@ -155,9 +155,10 @@ def _large_bytes(content: ArrayContent) -> int:
 
 
 def _without_data(entry: Entry) -> Entry:
-    return (
-        entry._replace(content=entry.content._replace(pieces=())) if isinstance(entry.content, ArrayContent) else entry
-    )
+    content = entry.content
+    if not isinstance(content, ArrayContent) or not content.pieces or isinstance(content.pieces[0].source, InPack):
+        return entry
+    return entry._replace(content=content._replace(pieces=()))
 
 
 def _is_shapeless(content: Any) -> bool:

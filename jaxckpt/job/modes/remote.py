@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from jaxckpt._lib.boxes import Slices, slices_of
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.errors import ProcessError
+from jaxckpt.job.modes.descriptions import infos_of, leaves_of
 from jaxckpt.job.modes.local_memory import OpenedSlots, open_slots
 from jaxckpt.job.modes.small_reads import SmallFirst
 from jaxckpt.job.modes.tiles import PART_BYTES
@@ -65,7 +65,7 @@ class RemoteCheckpoint:
         position: int | None = 0 if own is None else None
         while position is not None:
             page = session.request(AskStored(position), f"reading {path}")
-            leaves += [StoredLeaf(*line) for line in page.leaves]
+            leaves += leaves_of(page)
             self.record |= page.record
             position = page.next
         if own is None:
@@ -88,9 +88,7 @@ class RemoteCheckpoint:
         names = [leaf.param_name for leaf in leaves]
         wanted = [name for name in names if name not in self._infos]
         for page in _pages(wanted):
-            answer = self._session.request(AskInfos(page), f"reading {self.path}").infos
-            for name, (shape, dtype, chunks) in answer.items():
-                self._infos[name] = ArrayInfo(shape, _dtype(dtype), chunks)
+            self._infos |= infos_of(self._session.request(AskInfos(page), f"reading {self.path}"), page)
         return {name: self._infos[name] for name in names}
 
     def nbytes(self, leaf: StoredLeaf) -> int:
@@ -278,11 +276,3 @@ def _told_apart(leaves: Sequence[StoredLeaf]) -> tuple[tuple[StoredLeaf, ...], t
         if not leaf.is_empty:
             seen.add(leaf.param_name)
     return tuple(own), tuple(others)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return found

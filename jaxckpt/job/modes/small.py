@@ -17,14 +17,19 @@ from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.windows import SMALL_BYTES, Pattern, Windows
 from jaxckpt.job.protocol.messages import AskSmall
 from jaxckpt.job.session.center import Center
-from jaxckpt.storage.item.content import ArrayContent, Entry, Piece
+from jaxckpt.storage.item.content import ArrayContent, Entry, InPack, Piece
 
 
 class SmallPieces:
     """The small pieces of the peers, seen by the IO process. Several threads may use it."""
 
     def __init__(
-        self, entries: Sequence[Entry], session: Center, buffers: Pool, kept: dict[str, Any] | None = None
+        self,
+        entries: Sequence[Entry],
+        session: Center,
+        buffers: Pool,
+        kept: dict[str, Any] | None = None,
+        pack: np.ndarray | None = None,
     ) -> None:
         """Creates the object. Nothing is fetched yet.
 
@@ -33,8 +38,10 @@ class SmallPieces:
           session: the session with the peers.
           buffers: a pool for the bytes of the batches.
           kept: `Snapshot.kept`.
+          pack: `Snapshot.pack`.
         """
         self._entries = entries
+        self._pack = pack
         self._session = session
         self._buffers = buffers
         self._lock = threading.Lock()
@@ -103,9 +110,7 @@ class SmallPieces:
             if not nbytes:
                 continue
             if offsets is None:
-                content = np.frombuffer(
-                    b"".join([self._own(position, box) for position in pattern.positions]), np.uint8
-                )
+                content = self._own(pattern.positions, box)
             elif int(offsets[-1] - offsets[0]) == (count - 1) * nbytes:
                 # The offsets ascend, and no two pieces overlap. So these follow each other.
                 content = answers[owner][int(offsets[0]) : int(offsets[0]) + count * nbytes]
@@ -115,11 +120,19 @@ class SmallPieces:
             found[(slice(None), *slices_of(box.start, box.shape))] = parts
         return found
 
-    def _own(self, position: int, box: Box) -> bytes:
-        """Returns the bytes of a piece of this process."""
+    def _own(self, positions: Sequence[int], box: Box) -> np.ndarray:
+        """Returns the bytes of pieces of this process, one after the other.
+
+        Args:
+          positions: positions of the leaves.
+          box: the box of each piece.
+        """
+        return joined([self._own_piece(position, box) for position in positions], self._pack)
+
+    def _own_piece(self, position: int, box: Box) -> Piece:
         for piece in _array_of(self._entries[position]).pieces:
             if piece.start == box.start:
-                return piece.fetch(box.start, box.shape).tobytes()
+                return piece
         raise AssertionError(f"{self._entries[position].name}: this process does not have the piece at {box.start}")
 
 
@@ -132,12 +145,14 @@ def _windows(entries: Sequence[Entry], process: int, kept: dict[str, Any] | None
 class OwnSmallPieces:
     """The small pieces of a peer, which it sends to the IO process and then frees."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry], pack: np.ndarray | None = None) -> None:
         """Numbers the pieces.
 
         Args:
           entries: the entries of this process's part of the snapshot.
+          pack: `Snapshot.pack`.
         """
+        self._pack = pack
         self._pieces: list[tuple[int, Piece] | None] = []
         for position, entry in enumerate(entries):
             content = entry.content
@@ -166,8 +181,34 @@ class OwnSmallPieces:
                 "This process does not have them, or has sent them already."
             )
         self._pieces[first:last] = [None] * request.count
-        parts = [piece.fetch(piece.start, piece.shape).tobytes() for _, piece in pieces]
-        return np.frombuffer(b"".join(parts), np.uint8)
+        content = joined([piece for _, piece in pieces], self._pack)
+        if last == len(self._pieces) and not any(self._pieces):
+            # All of it has been sent.
+            self._pack = None
+        return content
+
+
+def joined(pieces: Sequence[Piece], pack: np.ndarray | None) -> np.ndarray:
+    """Returns the bytes of pieces that this process has, one after the other. They may be a view of the pack.
+
+    Args:
+      pieces: the pieces.
+      pack: the pack with the data of those that are in one.
+    """
+    sources = [piece.source for piece in pieces]
+    packed = [source for source in sources if isinstance(source, InPack)]
+    if not packed:
+        return np.frombuffer(b"".join([piece.fetch(*piece[:2]).tobytes() for piece in pieces]), np.uint8)
+    assert pack is not None
+    first, last = packed[0], packed[-1]
+    if [source.number for source in packed] == [*range(first.number, first.number + len(pieces))]:
+        # All of them are in the pack, in this order.
+        return pack[first.first : last.last]
+    parts = [
+        (pack[source.first : source.last] if isinstance(source, InPack) else piece.fetch(*piece[:2])).tobytes()
+        for piece, source in zip(pieces, sources, strict=True)
+    ]
+    return np.frombuffer(b"".join(parts), np.uint8)
 
 
 def _start(piece: Piece) -> tuple[int, ...]:

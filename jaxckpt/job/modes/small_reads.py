@@ -91,9 +91,20 @@ class SmallFirst:
           number: its number.
           content: its bytes.
         """
-        for name, array in self._bundles.arrays(number, content):
-            for asker in self._askers[name]:
-                self._arrays[asker] = bundles.cut(array, self._requests[asker][1])
+        for names, arrays in self._bundles.arrays(number, content):
+            askers = [self._askers[name] for name in names]
+            # Arrays that are alike are most often wanted alike, so their boxes are cut all at once.
+            wanted = [[self._requests[each][1] for each in row] for row in askers]
+            if wanted.count(wanted[0]) == len(wanted):
+                cuts = [bundles.cut(arrays, box) for box in wanted[0]]
+                for at, row in enumerate(askers):
+                    for asker, parts in zip(row, cuts, strict=True):
+                        # The ellipsis makes the items arrays even if they have no axes.
+                        self._arrays[asker] = parts[at, ...]
+            else:
+                for at, row in enumerate(askers):
+                    for asker in row:
+                        self._arrays[asker] = bundles.cut(arrays[at : at + 1], self._requests[asker][1])[0, ...]
 
     def all(self, rest: Sequence[np.ndarray], left: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Returns the arrays of all requests.

@@ -12,8 +12,8 @@ from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
 
-# Arrays of at most so many bytes are very small. Process 0 holds them in memory until it has written them.
-_SMALL_BYTES = 4 << 10
+VERY_SMALL_BYTES = 4 << 10
+"""Arrays of at most so many bytes are very small. Process 0 holds them in memory until it has written them."""
 
 
 def gathered(snapshot: Snapshot, session: Center) -> Snapshot:
@@ -27,13 +27,14 @@ def gathered(snapshot: Snapshot, session: Center) -> Snapshot:
       ProcessError: a peer failed, ended or does not answer.
     """
     chosen = _very_small(snapshot)
-    small = SmallPieces(tuple(chosen.values()), session, Pool(0), snapshot.kept)
+    small = SmallPieces(tuple(chosen.values()), session, Pool(0), snapshot.kept, snapshot.pack)
     entries = list(snapshot.entries)
     for number, (position, entry) in enumerate(chosen.items()):
         content = entry.content
         assert isinstance(content, ArrayContent)
-        piece = Piece((0,) * len(content.shape), content.shape, small.array(number))
-        entries[position] = entry._replace(content=content._replace(write_shape=content.shape, pieces=(piece,)))
+        shape = content.shape
+        piece = Piece((0,) * len(shape), shape, small.array(number))
+        entries[position] = Entry(entry.path, content.with_pieces((piece,), shape))
     return dataclasses.replace(snapshot, entries=tuple(entries))
 
 
@@ -43,7 +44,7 @@ def own_small_pieces(snapshot: Snapshot) -> OwnSmallPieces:
     Args:
       snapshot: the peer's part of the snapshot.
     """
-    return OwnSmallPieces(tuple(_very_small(snapshot).values()))
+    return OwnSmallPieces(tuple(_very_small(snapshot).values()), snapshot.pack)
 
 
 def rest(snapshot: Snapshot) -> Snapshot:
@@ -54,7 +55,7 @@ def rest(snapshot: Snapshot) -> Snapshot:
     """
     chosen = _very_small(snapshot)
     entries = (entry for position, entry in enumerate(snapshot.entries) if position not in chosen)
-    return dataclasses.replace(snapshot, entries=tuple(entries))
+    return dataclasses.replace(snapshot, entries=tuple(entries), pack=None)
 
 
 def _very_small(snapshot: Snapshot) -> Mapping[int, Entry]:
@@ -65,16 +66,21 @@ def _very_small(snapshot: Snapshot) -> Mapping[int, Entry]:
     entries, kept = snapshot.entries, snapshot.kept
     positions = None if kept is None else kept.get("very small")
     if positions is None:
-        positions = [position for position, entry in enumerate(entries) if _is_very_small(entry.content)]
+        positions = [position for position, entry in enumerate(entries) if is_very_small(entry.content)]
         if kept is not None:
             kept["very small"] = positions
     return {position: entries[position] for position in positions}
 
 
-def _is_very_small(content: object) -> bool:
+def is_very_small(content: object) -> bool:
+    """Returns whether an array is divided among several processes, and so small that one of them writes it.
+
+    Args:
+      content: the content of an entry of a snapshot.
+    """
     return (
         isinstance(content, ArrayContent)
         and content.share is not None
         and content.share.grid != content.shape
-        and 0 < content.nbytes <= _SMALL_BYTES
+        and 0 < content.nbytes <= VERY_SMALL_BYTES
     )

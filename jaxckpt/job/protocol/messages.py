@@ -8,7 +8,7 @@ Messages hold text and numbers only. The bytes of arrays follow a message whose 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxckpt.job.protocol.parts import BoxAt, BoxOf, Failure, InfoLine, LeafLine, Message, Request, SlotOffer
+from jaxckpt.job.protocol.parts import BoxAt, BoxOf, Failure, InfoLine, KindLine, Message, Request, SlotOffer
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,17 @@ class WritePart(Request[Done]):
 
 @dataclass(frozen=True)
 class Leaves(Message):
-    """A page of the leaves of the checkpoint; the next page's position (None: it was the last); on the first page, the save's record."""
+    """A page of the leaves of the checkpoint; the next page's position (None: it was the last); on the first page, the save's record.
 
-    leaves: tuple[LeafLine, ...]
+    For each leaf the keys of its path; which of them are indices (bit 0 stands for the first key); Orbax's name of it; the number of its
+    kind. See `jaxckpt.job.modes.descriptions`.
+    """
+
+    paths: tuple[tuple[str, ...], ...]
+    indices: tuple[int, ...]
+    names: tuple[str, ...]
+    kinds: tuple[KindLine, ...]
+    which: tuple[int, ...]
     next: int | None
     record: dict[str, Any]
 
@@ -179,9 +187,10 @@ class AskStored(Request[Leaves]):
 
 @dataclass(frozen=True)
 class Infos(Message):
-    """Shape, dtype and chunk shape of array leaves, by Orbax's name."""
+    """Shapes, dtypes and chunk shapes of array leaves: those that there are, and for each leaf the number of its own."""
 
-    infos: dict[str, InfoLine]
+    forms: tuple[InfoLine, ...]
+    which: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ Indices = tuple[int, ...]
 # A leaf (BoxAt: its position in the tree; BoxOf: Orbax's name of it), and the first index and the extent of a box along each axis.
 BoxAt = tuple[int, Indices, Indices]
 BoxOf = tuple[str, Indices, Indices]
-# Path of a leaf (keys, and whether a key is an index), Orbax's name of the leaf, type of the value, note, implementation of PRNG keys.
-LeafLine = tuple[tuple[tuple[str, bool], ...], str, str, str | None, str | None]
+# Type of the value of a leaf, note, implementation of PRNG keys.
+KindLine = tuple[str, str | None, str | None]
 # Shape, dtype and chunk shape of an array.
 InfoLine = tuple[Indices, str, Indices | None]
 

@@ -8,10 +8,12 @@ import jax
 import mp_programs
 import mp_values
 import numpy as np
+from jax.experimental.layout import Format, Layout
 
 import jaxckpt
 from jaxckpt.job.protocol.link import Link
 from jaxckpt.leaf_kinds import on_devices
+from jaxckpt.saving import shards
 
 
 def state(seed: int, count: int = 40, **more: Any) -> dict[str, Any]:
@@ -123,3 +125,75 @@ def counted(directory: str, io: int | None, count: int) -> dict[str, Any]:
             measure(f"restore {number}", target.restore, path, given).assert_consumed()
             mp_values.assert_same(target.model, values)
     return found
+
+
+def very_small(seed: int, *, chosen: Any = mp_values.DTYPES) -> dict[str, Any]:
+    """Arrays of a few bytes of many dtypes and layouts, among larger ones, keys and values in host memory."""
+    made: dict[str, Any] = {}
+    for layout in mp_values.LAYOUTS:
+        for number, dtype in enumerate(chosen):
+            values = mp_values.full((mp_values.SIDE, mp_values.SIDE), dtype, 100 * seed + number)
+            made[f"{layout}_{np.dtype(dtype).name}"] = mp_values.spread(values, layout)
+        made[f"{layout}_larger"] = mp_values.spread(mp_values.full((48, 240), seed=seed), layout)
+    # Its bytes lie in memory by columns.
+    by_columns = Format(Layout(major_to_minor=(1, 0)), mp_values.sharding("rows"))
+    square = mp_values.full((mp_values.SIDE, mp_values.SIDE), seed=seed)
+    made["transposed"] = jax.device_put(mp_values.spread(square, "rows"), by_columns)
+    keys = jax.random.split(jax.random.key(seed), mp_values.SIDE)
+    made["keys"] = jax.jit(lambda found: found, out_shardings=mp_values.sharding("rows"))(keys)
+    return {**made, "host": np.full(3, seed), "step": seed, "text": f"text of {seed}"}
+
+
+def packed(directory: str, io: int | None) -> list[int]:
+    """Saves one structure three times at once, and gives the arrays away as soon as `write` returns.
+
+    Returns how many arrays each save took on their own.
+    """
+    given = mp_programs.options(io, asynchronous=True)
+    alone: list[int] = []
+    take = shards.content_at_once
+
+    def taken(*arguments: Any, **more: Any) -> Any:
+        alone[-1] += 1
+        return take(*arguments, **more)
+
+    overwrite = jax.jit(lambda x: jax.numpy.where(x == x, jax.numpy.zeros_like(x), x), donate_argnums=0)
+    paths, wanted, savers = [], [], []
+    with mock.patch.object(shards, "content_at_once", taken):
+        for seed in range(3):
+            values = very_small(seed)
+            wanted.append({name: _copied(value) for name, value in values.items()})
+            savers.append(jaxckpt.Checkpoint(model=values))
+            alone.append(0)
+            paths.append(savers[-1].write(f"{directory}/packed{seed}", given))
+            for name, value in values.items():
+                if name.startswith("rows"):
+                    jax.block_until_ready(overwrite(value))
+                elif isinstance(value, jax.Array):
+                    value.delete()
+    for saver in savers:
+        saver.sync()
+    for path, values in zip(paths, wanted, strict=True):
+        target = jaxckpt.Checkpoint(model=blank(values))
+        target.restore(path, given).assert_consumed()
+        mp_values.assert_same(target.model, values)
+    return alone
+
+
+def deleted(directory: str, io: int | None) -> Any:
+    """Saves a structure, and again after a very small array has been deleted on one process. Returns the outcome of the second save."""
+    checkpoint = jaxckpt.Checkpoint(model=very_small(1))
+    checkpoint.write(directory + "/whole", mp_programs.options(io))
+    checkpoint.model = very_small(2)
+    if jax.process_index() == 1:
+        checkpoint.model["rows_int32"].delete()
+    found = mp_programs.outcome(checkpoint.write, directory + "/refused", mp_programs.options(io))
+    checkpoint.model = very_small(3)
+    target = jaxckpt.Checkpoint(model=blank(checkpoint.model))
+    target.restore(checkpoint.write(directory + "/after", mp_programs.options(io)), mp_programs.options(io))
+    mp_values.assert_same(target.model, checkpoint.model)
+    return found
+
+
+def _copied(value: Any) -> Any:
+    return jax.jit(jax.numpy.copy)(value) if isinstance(value, jax.Array) else value

@@ -44,3 +44,20 @@ def test_what_was_agreed_about_is_not_described_again(jobs, private: bool, io: i
             assert sum(messages.values()) <= sum(few[process][f"{call} 1"][0].values()) + (
                 16 if call == "restore" else 0
             )
+
+
+@pytest.mark.parametrize(("private", "io"), MODES)
+def test_very_small_arrays_are_copied_together(jobs, private: bool, io: int | None) -> None:
+    job = jobs.job(3, private=private)
+    for alone in job.run(mp_structures.packed, jobs.directory(job), io):
+        # Larger ones, keys and what other processes own are not in the pack, and the same in each save.
+        assert len(set(alone)) == 1
+        assert alone[0] < 90
+
+
+@pytest.mark.parametrize(("private", "io"), MODES)
+def test_a_very_small_array_that_was_deleted(jobs, private: bool, io: int | None) -> None:
+    job = jobs.job(3, private=private)
+    for kinds, text in job.run(mp_structures.deleted, jobs.directory(job), io):
+        assert "ValueError" in kinds
+        assert "model/rows_int32: this array has been deleted" in text
