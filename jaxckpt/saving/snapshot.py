@@ -43,7 +43,7 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool) -> Snap
     with jax.transfer_guard_device_to_host("allow"), leaf_errors.Walk(leaves) as walk:
         if plan is None:
             _start_transfers(leaves)
-            entries = [Entry(leaf.path, kind_of(leaf.value).take(leaf, copy)) for leaf in walk]
+            entries = [_new_entry(Entry, (leaf.path, kind_of(leaf.value).take(leaf, copy))) for leaf in walk]
         else:
             arrays = shards.described(walk, plan)
             on_cpu = jax.default_backend() == "cpu"
@@ -120,6 +120,8 @@ def _is_text(name: str) -> bool:
     return True
 
 
+# A NamedTuple's own constructor takes twice as long, and there are thousands of leaves.
+_new_entry = tuple.__new__
 _told_apart: tuple[Path, ...] = ()
 
 
