@@ -82,8 +82,8 @@ def match(
         elif target.is_state and name in states:
             found.pairs.append((target, by_name[_own_state(name, states[name], process, stored.path)]))
             names.update(states[name])
-        elif name in by_name:
-            found.pairs.append((target, by_name[name]))
+        elif (leaf := by_name.get(name)) is not None:
+            found.pairs.append((target, leaf))
         elif (reason := refusal(target.value, "restore")) is not None:
             raise TypeError(f"{own_name}: {reason}")
         elif (other := _other_name(named)) in by_name and other not in names:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from jaxckpt import restoring
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
@@ -171,9 +172,10 @@ class Restore:
         finish: Callable[[BaseException | None], None] = session.vote
         try:
             names = {leaf.name for leaf in self._sought.leaves}
-            reading = self._mode.open(session, self._path, self._call.timeout, names)
-            finish = reading.finish
-            results.append(work(reading.source))
+            with quiet_gc():
+                reading = self._mode.open(session, self._path, self._call.timeout, names)
+                finish = reading.finish
+                results.append(work(reading.source))
         except BaseException as raised:
             error = self._mode.explained(raised, session.process)
         try:
@@ -259,8 +261,10 @@ def _read(
         raise ValueError(
             f"{COUNTER}: {stored.path} holds {counter}, which cannot be the number of a save. Use read() instead of restore()."
         )
-    left = set(new.mismatched)
-    matched = [leaf.name for leaf, _ in found.pairs if leaf.name not in left] + found.skipped
+    matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
+    if new.mismatched:
+        left = set(new.mismatched)
+        matched = [name for name in matched if name not in left]
     kept = counter if with_counter else None
     return Loaded(
         new.values,

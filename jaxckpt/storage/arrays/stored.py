@@ -121,11 +121,12 @@ class StoredArrays:
         reads = Reads()
         rest: list[Request] = []
         places = self._open()
+        is_ours = self._are_ours
         for position, (name, box) in enumerate(requests):
             info = self._infos[name]
             if 0 in info.shape:
                 out[position] = np.empty(info.shape, info.dtype)[box or ()]
-            elif places is None or not self._is_direct(info):
+            elif places is None or not is_ours or info.chunk_shape is None:
                 rest.append(Request(position, name, info, box))
             else:
                 try:
@@ -183,7 +184,11 @@ class StoredArrays:
 
     def _is_direct(self, info: ArrayInfo) -> bool:
         """Whether the own code reads the chunks of an array from their files."""
-        return self._is_own and info.chunk_shape is not None and self._tree.complete_chunks and self._inside.is_local
+        return info.chunk_shape is not None and self._are_ours
+
+    @property
+    def _are_ours(self) -> bool:
+        return self._is_own and self._tree.complete_chunks and self._inside.is_local
 
     def _open(self) -> Places | None:
         """Returns the places of the values of the directory; None if only TensorStore can find them."""

@@ -4,11 +4,12 @@ It decodes the formats that jaxckpt and Orbax write: one manifest file, compress
 format, and `DamagedError` for damaged bytes.
 """
 
+import functools
 import itertools
 import operator
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -132,7 +133,11 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
     for size, kind in zip(sizes, kinds, strict=True):
         values.append(Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline))
     cursor.end()
-    return list(map(Entry, keys, values))
+    return list(map(_new_entry, zip(keys, values, strict=True)))
+
+
+# A NamedTuple's own constructor takes twice as long, and there are thousands of entries.
+_new_entry: Callable[[tuple[bytes, bytes | Place]], Entry] = functools.partial(tuple.__new__, Entry)
 
 
 def _check_order(keys: Sequence[bytes]) -> None:
@@ -238,7 +243,8 @@ class _Cursor:
                 7 * position
             )
         self._at += int(ends[-1]) + 1
-        return [int(value) for value in values.tolist()]
+        numbers: list[int] = values.tolist()
+        return numbers
 
     def files(self, base: str) -> _Files:
         """Reads the table of files."""

@@ -194,7 +194,7 @@ class Index:
             else:
                 used[value.file] += value.length  # type: ignore[union-attr]
         self._inline_bytes += inline
-        self._values.update((prefix + key, value) for key, value in entries)
+        self._values.update([(prefix + key, value) for key, value in entries] if prefix else entries)
 
     def _check_values(self) -> None:
         """Makes sure that values are in regular files and do not overlap. So all values together are not larger than the files."""
