@@ -145,20 +145,15 @@ def load(
     if found.mismatched and not skip_mismatched:
         error = next(iter(found.mismatched.values()))
         raise ValueError(f"{error} To let it keep its value, pass skip_mismatched=True to restore() or read().")
-    values: dict[str, Any] = {}
-    # Each pair with its size.
-    arrays: list[tuple[Pair, int]] = []
-    for pair in found.pairs:
-        target, leaf = pair
-        if leaf.is_string:
-            values[target.name] = placement.load_text(target, leaf, stored.string(leaf))
-        else:
-            info = found.infos[leaf.param_name]
-            arrays.append((pair, nbytes(info.shape, info.dtype)))
+    texts = [pair for pair in found.pairs if pair[1].is_string]
+    arrays = [pair for pair in found.pairs if not pair[1].is_string] if texts else found.pairs
+    values = {target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in texts}
+    infos = [found.infos[leaf.param_name] for _, leaf in arrays]
+    sizes = [nbytes(info.shape, info.dtype) for info in infos]
     transfer = transfer or Transfer()
-    transfer.expect(sum([size for _, size in arrays]))
+    transfer.expect(sum(sizes))
     # There is always a first group, even an empty one: the data files are checked with it.
-    for group in list(groups(arrays, operator.itemgetter(1), memory)) or [[]]:
+    for group in list(groups(zip(arrays, sizes, strict=True), operator.itemgetter(1), memory)) or [[]]:
         pairs = [pair for pair, _ in group]
         values.update(placement.load_group(pairs, found.infos, stored, found.conversions, memory))
         transfer.add(sum([size for _, size in group]))

@@ -171,9 +171,8 @@ class Restore:
         error: BaseException | None = None
         finish: Callable[[BaseException | None], None] = session.vote
         try:
-            names = {leaf.name for leaf in self._sought.leaves}
             with quiet_gc():
-                reading = self._mode.open(session, self._path, self._call.timeout, names)
+                reading = self._mode.open(session, self._path, self._call.timeout, self._sought.names)
                 finish = reading.finish
                 results.append(work(reading.source))
         except BaseException as raised:
@@ -226,8 +225,7 @@ def _match(
     stored: restoring.Source, targets: Sequence[flatten.Leaf], wanted: Sought, skip: set[str]
 ) -> restoring.Matched:
     process = jax.process_index(), jax.process_count()
-    renamed = wanted.leaves if wanted.renamed else None
-    found = restoring.match(targets, stored, skip, COUNTER, process, renamed)
+    found = restoring.match(targets, stored, skip, COUNTER, process, wanted)
     wanted.require_hits(found.missing, stored.path)
     return found
 
@@ -247,7 +245,8 @@ def _read(
     counter = stored.record.get(COUNTER)
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
-        pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
+        leaves = flatten.flatten(COUNTER, 0).leaves
+        pairs = pairs + restoring.match(leaves, stored, set(), "", (0, 1), Sought(leaves)).pairs
     new = restoring.load(
         pairs,
         stored,

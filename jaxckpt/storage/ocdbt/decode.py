@@ -4,12 +4,12 @@ It decodes the formats that jaxckpt and Orbax write: one manifest file, compress
 format, and `DamagedError` for damaged bytes.
 """
 
-import functools
 import itertools
 import operator
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from jaxckpt.storage.ocdbt.model import (
     MANIFEST,
     MISSING,
     NODE,
-    Entry,
     Node,
     Place,
     Root,
@@ -30,6 +29,18 @@ from jaxckpt.storage.ocdbt.model import (
 )
 
 _VARINT_BYTES = 10
+
+
+class Values(NamedTuple):
+    """The content of a leaf node, in columns: there are thousands of values.
+
+    Attributes:
+      keys: the keys; they ascend.
+      values: the value of each key, or its place.
+    """
+
+    keys: list[bytes]
+    values: list[bytes | Place]
 
 
 class Memory:
@@ -84,8 +95,8 @@ def decode_manifest(content: bytes) -> Root:
     return Root(Node(b"", 0, Place(base + name, offsets[-1], lengths[-1]), base), heights[-1])
 
 
-def decode_node(content: bytes, height: int, base: str, memory: Memory | None = None) -> "list[Node] | list[Entry]":
-    """Decodes a node: returns the children of an interior node, or the entries of a leaf node. Their keys ascend.
+def decode_node(content: bytes, height: int, base: str, memory: Memory | None = None) -> list[Node] | Values:
+    """Decodes a node: returns the children of an interior node, or the values of a leaf node. Their keys ascend.
 
     Args:
       content: the bytes of the node.
@@ -128,16 +139,13 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
     if max(positions, default=0) >= 1 << 62:
         raise DamagedError("a value lies beyond the end of any file")
     offsets = iter(positions)
-    values: list[bytes | Place] = []
     inline = cursor.cut([size for size, kind in zip(sizes, kinds, strict=True) if not kind])
-    for size, kind in zip(sizes, kinds, strict=True):
-        values.append(Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline))
+    values: list[bytes | Place] = [
+        Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline)
+        for size, kind in zip(sizes, kinds, strict=True)
+    ]
     cursor.end()
-    return list(map(_new_entry, zip(keys, values, strict=True)))
-
-
-# A NamedTuple's own constructor takes twice as long, and there are thousands of entries.
-_new_entry: Callable[[tuple[bytes, bytes | Place]], Entry] = functools.partial(tuple.__new__, Entry)
+    return Values(keys, values)
 
 
 def _check_order(keys: Sequence[bytes]) -> None:
