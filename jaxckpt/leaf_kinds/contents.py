@@ -17,6 +17,8 @@ AXES = 32
 _TEXT_CHARS = 64
 # For fewer bytes than this, copying them first is faster.
 _COPY_BYTES = 4096
+# A NamedTuple's own constructor takes three times as long, and thousands of leaves need two.
+_new = tuple.__new__
 
 
 def whole(value_type: ValueType, array: np.ndarray, note: str | None = None) -> ArrayContent:
@@ -27,8 +29,9 @@ def whole(value_type: ValueType, array: np.ndarray, note: str | None = None) -> 
       array: the leaf's data, which must not change from now on.
       note: the word of the leaf's note, if it has one.
     """
-    piece = Piece((0,) * array.ndim, array.shape, array)
-    return ArrayContent(value_type, array.shape, array.dtype, array.shape, (piece,), note)
+    shape = array.shape
+    piece = _new(Piece, ((0,) * len(shape), shape, array))
+    return _new(ArrayContent, (value_type, shape, array.dtype, shape, (piece,), note, None, None, None, None))
 
 
 def require_storable(leaf: Leaf, dtype: Any) -> None:

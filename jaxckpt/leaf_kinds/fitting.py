@@ -44,6 +44,23 @@ def require_array(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> Array
     return found
 
 
+def is_like(value: Any, leaf: StoredLeaf, info: ArrayInfo | None) -> bool:
+    """Whether a stored array has exactly the shape and dtype of a target, so that nothing else needs to be asked. For thousands of leaves.
+
+    Args:
+      value: the target, an array or an abstract one; not PRNG keys.
+      leaf: the stored leaf.
+      info: the metadata of the stored array; None for a str.
+    """
+    return (
+        info is not None
+        and value.dtype == info.dtype
+        and value.shape == info.shape
+        and leaf.key_impl is None
+        and leaf.note in _NUMBERS
+    )
+
+
 def is_python_scalar(leaf: StoredLeaf) -> bool:
     """Whether a stored leaf is one of Python's scalars."""
     return leaf.value_type == "scalar" and leaf.note is None

@@ -16,7 +16,6 @@ from jaxckpt.storage import compat
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 
 _SINGLE = jax.sharding.SingleDeviceSharding
-_new_delivery = tuple.__new__
 
 
 def sharding_of(value: Any) -> Any:
@@ -70,8 +69,12 @@ def delivery(value: Any, sharding: Any) -> Delivery:
       value: the target; not an array of PRNG keys.
       sharding: where the new array must lie; None to let JAX choose (and later move it).
     """
-    build = _weak if is_weak(value) else _only
-    return _new_delivery(Delivery, (WHOLE, ((sharding, 0),), build, None))
+    return _delivery(sharding, is_weak(value))
+
+
+@functools.lru_cache(maxsize=512)
+def _delivery(sharding: Any, weak: bool) -> Delivery:
+    return Delivery(WHOLE, ((sharding, 0),), _weak if weak else _only)
 
 
 def _only(arrays: Sequence[Any]) -> Any:

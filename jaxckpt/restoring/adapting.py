@@ -1,6 +1,7 @@
 """The differences between targets and stored leaves that the caller of a restore allows, and the stored names of renamed targets."""
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -62,6 +63,11 @@ class Sought:
     leaves: Sequence[Leaf]
     renamed: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[Rule | None, Sequence[str]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def names(self) -> Sequence[str]:
+        """The names under which the targets are looked for."""
+        return [leaf.name for leaf in self.leaves]
 
     def require_hits(self, missing: Collection[str], path: str) -> None:
         """Requires that each rule, or the function, led to at least one leaf of the checkpoint.

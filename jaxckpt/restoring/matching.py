@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.registry import refusal
+from jaxckpt.restoring.adapting import Sought
 from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
@@ -42,8 +43,8 @@ def match(
     stored: Source,
     skip: set[str],
     ignore: str,
-    process: tuple[int, int] = (0, 1),
-    sought: Sequence[Leaf] | None = None,
+    process: tuple[int, int],
+    sought: Sought,
 ) -> Matched:
     """Matches targets and stored leaves by name. The result has the names of the targets.
 
@@ -55,7 +56,7 @@ def match(
       skip: names of targets that keep their values and count as matched.
       ignore: a stored name that is not unexpected, although it has no target (the save counter).
       process: index of this process, and the number of processes.
-      sought: the targets as they are called in the checkpoint; None if they have the same names there.
+      sought: the targets as they are called in the checkpoint.
 
     Raises:
       TypeError: a target is not of a kind that can be saved.
@@ -66,24 +67,21 @@ def match(
     by_name = {leaf.name: leaf for leaf in stored.tree.aliases} | own
     found = Matched()
     layout.refuse_collisions([target.path for target in targets])
-    # There may be thousands of names: build each of them once.
-    target_names = [target.name for target in targets]
-    if sought is None:
-        sought, sought_names = targets, target_names
-    else:
-        layout.refuse_collisions([leaf.path for leaf in sought])
-        sought_names = [leaf.name for leaf in sought]
+    sought_names = target_names = sought.names
+    if sought.renamed:
+        layout.refuse_collisions([leaf.path for leaf in sought.leaves])
+        target_names = [target.name for target in targets]
     names = set(sought_names)
     states = _states(by_name)
     wanted_by_missing: dict[str, str] = {}
-    for target, own_name, named, name in zip(targets, target_names, sought, sought_names, strict=True):
+    for target, own_name, named, name in zip(targets, target_names, sought.leaves, sought_names, strict=True):
         if own_name in skip:
             found.skipped.append(own_name)
         elif target.is_state and name in states:
             found.pairs.append((target, by_name[_own_state(name, states[name], process, stored.path)]))
             names.update(states[name])
-        elif name in by_name:
-            found.pairs.append((target, by_name[name]))
+        elif (leaf := by_name.get(name)) is not None:
+            found.pairs.append((target, leaf))
         elif (reason := refusal(target.value, "restore")) is not None:
             raise TypeError(f"{own_name}: {reason}")
         elif (other := _other_name(named)) in by_name and other not in names:

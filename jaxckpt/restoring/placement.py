@@ -12,7 +12,7 @@ from jaxckpt._lib.boxes import Slices, overlapping, spans_of
 from jaxckpt._lib.documents import damage
 from jaxckpt._lib.groups import groups
 from jaxckpt.leaf_kinds.conversion import Conversion
-from jaxckpt.leaf_kinds.kind import WHOLE, Delivery
+from jaxckpt.leaf_kinds.kind import Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage import compat
@@ -43,20 +43,18 @@ def load_group(
       New values by name of the leaf.
     """
     requests: list[tuple[str, Slices | None]] = []
-    # The target of each request.
+    # The name of the target of each request.
     askers: list[str] = []
+    names = [target.name for target, _ in group]
     # Target, position of its first request, and its delivery.
     deliveries: list[tuple[Leaf, int, Delivery]] = []
-    for target, leaf in group:
+    for asker, (target, leaf) in zip(names, group, strict=True):
         name = leaf.param_name
         delivery = kind_of(target.value).place(target, leaf, infos[name])
-        first = len(requests)
-        deliveries.append((target, first, delivery))
-        if delivery.boxes is WHOLE:
-            requests.append((name, None))
-        else:
-            requests += [(name, box) for box in delivery.boxes]
-        askers += [target.name] * (len(requests) - first)
+        deliveries.append((target, len(requests), delivery))
+        for box in delivery.boxes:
+            requests.append((name, box))
+            askers.append(asker)
     steps = list(_steps(requests, infos, memory)) if len(group) == 1 else [range(len(requests))]
     if len(steps) > 1:
         # What has been read must be transferred before more is read.
@@ -76,8 +74,10 @@ def load_group(
         for position, array in zip(step, stored.read([requests[position] for position in step]), strict=True):
             conversion = conversions.get(askers[position]) if conversions else None
             arrays[position] = array if conversion is None else conversion(array)
-        chosen = set(step)
-        transfers = [number for number, source in enumerate(sources) if source in chosen]
+        transfers: Sequence[int] = range(len(sources))
+        if len(step) < len(requests):
+            chosen = set(step)
+            transfers = [number for number, source in enumerate(sources) if source in chosen]
         results = _put(
             [arrays[sources[number]] for number in transfers],
             [destinations[number] for number in transfers],
@@ -93,10 +93,10 @@ def load_group(
     values: dict[str, Any] = {}
     at = 0
     with compat.explicit_transfers():
-        for target, first, (boxes, places, build, assemble) in deliveries:
+        for name, (target, first, (boxes, places, build, assemble)) in zip(names, deliveries, strict=True):
             if assemble is not None:
                 last = first + len(boxes)
-                values[target.name] = _built(target, assemble, arrays[first:last])
+                values[name] = _built(target, assemble, arrays[first:last])
                 arrays[first:last] = [None] * len(boxes)
                 continue
             if places:
@@ -104,7 +104,7 @@ def load_group(
                 at += len(places)
             else:
                 given = arrays[first : first + len(boxes)]
-            values[target.name] = _built(target, build, given)
+            values[name] = _built(target, build, given)
     return values
 
 
@@ -131,11 +131,15 @@ def _built(target: Leaf, build: Callable[[Sequence[Any]], Any], given: Sequence[
       CorruptCheckpointError: the kind of a value in host memory cannot make one of what is stored.
       Exception: JAX's error about a value on devices.
     """
-    with leaf_errors.naming(target.name):
-        if isinstance(target.value, (jax.Array, jax.ShapeDtypeStruct)):
-            return build(given)
-        with damage(target.name, "its stored value"):
-            return build(given)
+    # Only if there is an error, because there are thousands of leaves.
+    try:
+        return build(given)
+    except Exception as error:
+        with leaf_errors.naming(target.name):
+            if isinstance(target.value, (jax.Array, jax.ShapeDtypeStruct)):
+                raise
+            with damage(target.name, "its stored value"):
+                raise error
 
 
 def _steps(
@@ -173,10 +177,9 @@ def _put(arrays: Sequence[np.ndarray], places: Sequence[Any], owners: Sequence[L
       owners: the target to which each of them belongs.
     """
     try:
-        placed: list[jax.Array] = jax.device_put(list(arrays), list(places)) if arrays else []
+        return compat.put(arrays, places)
     except Exception:
         for owner, array, place in zip(owners, arrays, places, strict=True):
             with leaf_errors.naming(owner.name):
                 jax.device_put(array, place)
         raise
-    return placed

@@ -1,5 +1,6 @@
 """Reads the leaves of one restore: validates all of them, and then reads, converts and places them in groups."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
 from jaxckpt.restoring import placement
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.storage.item.content import nbytes
 from jaxckpt.storage.source import Source
 
 # By default, arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
@@ -80,10 +82,11 @@ def validate(pairs: Sequence[Pair], stored: Source, *, cast: bool, tolerant: boo
     """
     found = Validated(infos=stored.infos([leaf for _, leaf in pairs if not leaf.is_string]))
     terms = Terms(stored.path, cast, jax.process_count() == 1)
+    infos = found.infos
     for pair in pairs:
         target, leaf = pair
         try:
-            conversion = _conversion(pair, found.infos.get(leaf.param_name), terms)
+            conversion = _conversion(pair, infos.get(leaf.param_name), terms)
         except OtherShapeError as error:
             found.mismatched[target.name] = error
         except (ValueError, TypeError) as error:
@@ -142,18 +145,18 @@ def load(
     if found.mismatched and not skip_mismatched:
         error = next(iter(found.mismatched.values()))
         raise ValueError(f"{error} To let it keep its value, pass skip_mismatched=True to restore() or read().")
-    values = {
-        target.name: placement.load_text(target, leaf, stored.string(leaf))
-        for target, leaf in found.pairs
-        if leaf.is_string
-    }
-    arrays = [pair for pair in found.pairs if not pair[1].is_string]
+    texts = [pair for pair in found.pairs if pair[1].is_string]
+    arrays = [pair for pair in found.pairs if not pair[1].is_string] if texts else found.pairs
+    values = {target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in texts}
+    infos = [found.infos[leaf.param_name] for _, leaf in arrays]
+    sizes = [nbytes(info.shape, info.dtype) for info in infos]
     transfer = transfer or Transfer()
-    transfer.expect(sum(stored.nbytes(leaf) for _, leaf in arrays))
+    transfer.expect(sum(sizes))
     # There is always a first group, even an empty one: the data files are checked with it.
-    for group in list(groups(arrays, lambda pair: stored.nbytes(pair[1]), memory)) or [[]]:
-        values.update(placement.load_group(group, found.infos, stored, found.conversions, memory))
-        transfer.add(sum(stored.nbytes(leaf) for _, leaf in group))
+    for group in list(groups(zip(arrays, sizes, strict=True), operator.itemgetter(1), memory)) or [[]]:
+        pairs = [pair for pair, _ in group]
+        values.update(placement.load_group(pairs, found.infos, stored, found.conversions, memory))
+        transfer.add(sum([size for _, size in group]))
     return New(values, found.cast, list(found.mismatched))
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from jaxckpt import restoring
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.job.agree import meeting
 from jaxckpt.job.agree.call import Call, Contribution
@@ -170,10 +171,10 @@ class Restore:
         error: BaseException | None = None
         finish: Callable[[BaseException | None], None] = session.vote
         try:
-            names = {leaf.name for leaf in self._sought.leaves}
-            reading = self._mode.open(session, self._path, self._call.timeout, names)
-            finish = reading.finish
-            results.append(work(reading.source))
+            with quiet_gc():
+                reading = self._mode.open(session, self._path, self._call.timeout, self._sought.names)
+                finish = reading.finish
+                results.append(work(reading.source))
         except BaseException as raised:
             error = self._mode.explained(raised, session.process)
         try:
@@ -224,8 +225,7 @@ def _match(
     stored: restoring.Source, targets: Sequence[flatten.Leaf], wanted: Sought, skip: set[str]
 ) -> restoring.Matched:
     process = jax.process_index(), jax.process_count()
-    renamed = wanted.leaves if wanted.renamed else None
-    found = restoring.match(targets, stored, skip, COUNTER, process, renamed)
+    found = restoring.match(targets, stored, skip, COUNTER, process, wanted)
     wanted.require_hits(found.missing, stored.path)
     return found
 
@@ -245,7 +245,8 @@ def _read(
     counter = stored.record.get(COUNTER)
     # jaxckpt 0.1 stored the counter as a leaf.
     if with_counter and counter is None:
-        pairs = pairs + restoring.match([flatten.flatten(COUNTER, 0).leaves[0]], stored, set(), "").pairs
+        leaves = flatten.flatten(COUNTER, 0).leaves
+        pairs = pairs + restoring.match(leaves, stored, set(), "", (0, 1), Sought(leaves)).pairs
     new = restoring.load(
         pairs,
         stored,
@@ -259,8 +260,10 @@ def _read(
         raise ValueError(
             f"{COUNTER}: {stored.path} holds {counter}, which cannot be the number of a save. Use read() instead of restore()."
         )
-    left = set(new.mismatched)
-    matched = [leaf.name for leaf, _ in found.pairs if leaf.name not in left] + found.skipped
+    matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
+    if new.mismatched:
+        left = set(new.mismatched)
+        matched = [name for name in matched if name not in left]
     kept = counter if with_counter else None
     return Loaded(
         new.values,

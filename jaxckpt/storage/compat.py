@@ -170,11 +170,56 @@ def assembler(shape: tuple[int, ...], dtype: Any, sharding: Any, devices: Sequen
     """
     import jax
 
-    put = getattr(importlib.import_module("jax._src.interpreters.pxla"), "batched_device_put", None)
-    if not callable(put) or _explicit_scope() is None or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    put = _batched_put()
+    if put is None or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         return None
     aval = jax.core.ShapedArray(shape, dtype)
     return lambda shards: put(aval, sharding, shards, devices)
+
+
+def put(arrays: Sequence[np.ndarray], places: Sequence[Any]) -> list[Any]:
+    """Transfers arrays to devices, as `jax.device_put` does.
+
+    For a small array, `jax.device_put` takes six times as long as the private function that it calls in the end. So it transfers the first
+    array of each shape, dtype and place, with all of its checks. The others go the short way, and become like the first. Only speed
+    depends on it.
+
+    Args:
+      arrays: the arrays.
+      places: for each array a device, a sharding, or None to let JAX choose.
+
+    Returns:
+      The arrays on devices.
+    """
+    import jax
+
+    short = _batched_put()
+    if short is None:
+        found: list[Any] = jax.device_put(list(arrays), list(places))
+        return found
+    first: dict[tuple[Any, ...], Any] = {}
+    placed = []
+    with explicit_transfers():
+        for array, place in zip(arrays, places, strict=True):
+            kind = array.shape, array.dtype, place
+            like = first.get(kind)
+            if like is None:
+                made = jax.device_put(array, place)
+                device = made.sharding.device_set if made.dtype == array.dtype else ()
+                first[kind] = (made.aval, made.sharding, list(device), made.committed) if len(device) == 1 else False
+            elif like:
+                aval, sharding, devices, is_committed = like
+                made = short(aval, sharding, [array], devices, is_committed)
+            else:
+                # JAX changes its dtype, or divides it.
+                made = jax.device_put(array, place)
+            placed.append(made)
+    return placed
+
+
+def _batched_put() -> Any:
+    found = getattr(importlib.import_module("jax._src.interpreters.pxla"), "batched_device_put", None)
+    return found if callable(found) and _explicit_scope() is not None else None
 
 
 def explicit_transfers() -> contextlib.AbstractContextManager[Any]:

@@ -1,5 +1,6 @@
 """Values → named leaves: a walk takes a value apart, and returns a builder that can rebuild it (see README.md of this room)."""
 
+import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -203,13 +204,13 @@ class _PytreeBuilder:
         references = iter(self._references)
         new = []
         for node in nodes:
-            role = role_of(node)
+            role = ROLES.get(type(node)) or role_of(node)
             if role is REFERENCE:
                 new.append(next(references).build(rebuild))
             elif role is LEAF or role is OTHER or node:
                 new.append(rebuild.leaf())
             else:
                 new.append(node)
-        if all(one is other for one, other in zip(new, nodes, strict=True)):
+        if all(map(operator.is_, new, nodes)):
             return self._value
         return jax.tree_util.tree_unflatten(structure, new)

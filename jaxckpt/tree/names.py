@@ -71,6 +71,13 @@ def leaf_name(path: Iterable[tuple[str, int]]) -> str:
     return name
 
 
+def dotted_name(path: Path) -> str:
+    """Returns Orbax's name of the leaf at `path`: its keys joined by dots. Keys that contain dots are not told apart."""
+    name = leaf_name(path)
+    # Most leaves know their name, and without escapes its slashes are the only ones.
+    return name.replace("/", ".") if "~" not in name else ".".join([text for text, _ in path])
+
+
 class KnownPath:
     """A cached path, and the cached paths below it. A training loop saves the same paths again and again.
 

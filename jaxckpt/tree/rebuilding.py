@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.tree.builders import KEPT, Change, Owned, Rebuild
 from jaxckpt.tree.flatten import Flat
 
@@ -10,6 +11,7 @@ IsSame = Callable[[Any, Any], bool]
 """Whether two new values of leaves are the same, bit for bit."""
 
 
+@quiet_gc()
 def rebuild_values(
     flats: Mapping[str, Flat], new: Mapping[str, Any], is_same: IsSame
 ) -> tuple[dict[str, Any], list[Change]]:

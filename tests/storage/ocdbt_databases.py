@@ -66,7 +66,7 @@ def write(directory: Path, values: Mapping[str, bytes | Chunk], **settings: Any)
         **settings,
     }
     database = Database(str(directory), **arguments)
-    database.write(Entry(key.encode(), value) if isinstance(value, bytes) else value for key, value in values.items())
+    database.write([Entry(key.encode(), value)] if isinstance(value, bytes) else value for key, value in values.items())
 
 
 @contextmanager

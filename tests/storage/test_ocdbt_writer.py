@@ -110,7 +110,7 @@ def test_a_database_of_nothing(tmp_path: Path) -> None:
 
 def test_a_key_twice(tmp_path: Path) -> None:
     with nothing_left_behind(), pytest.raises(ValueError, match="key would be written twice"):
-        Database(str(tmp_path), 100, None, 100, Deadline(60, "the test")).write(iter([Entry(b"key", b"1")] * 2))
+        Database(str(tmp_path), 100, None, 100, Deadline(60, "the test")).write(iter([[Entry(b"key", b"1")] * 2]))
     assert not (tmp_path / "manifest.ocdbt").exists()
 
 

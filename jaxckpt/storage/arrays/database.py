@@ -4,6 +4,7 @@ TensorStore's writer adds to an existing database. It rewrites paths of the tree
 """
 
 import itertools
+import operator
 import os
 import threading
 from collections import deque
@@ -15,6 +16,7 @@ import numpy as np
 from jaxckpt._lib import checksum, durable
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.giving_way import GivingWay
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.threads import Threads
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage.ocdbt import encode, tree
@@ -27,6 +29,7 @@ REMOTE_CHUNKS = 4
 _WRITERS = max(2, min(8, os.cpu_count() or 1))
 _SYNCERS = 4
 _UNSYNCED_FILES = 16
+_key: Callable[[Entry], bytes] = operator.attrgetter("key")
 
 
 class Chunk(NamedTuple):
@@ -86,11 +89,12 @@ class Database:
         self._closing: deque[tuple[int, str]] = deque()
         self._written = False
 
-    def write(self, values: Iterator[Chunk | Entry]) -> None:
+    def write(self, values: Iterator[Chunk | list[Entry]]) -> None:
         """Writes the values and then the index, and syncs all files.
 
         Args:
-          values: the values of the database, in any order. Several threads advance the iterator, one at a time.
+          values: the values of the database, in any order; those that are stored in the index come in lists. Several threads advance the
+            iterator, one at a time.
 
         Raises:
           OSError: with errno.
@@ -104,10 +108,6 @@ class Database:
         try:
             self._writers.at_least(_WRITERS, self._write_values)
             self._writers.join(self._syncers)
-            self._entries.sort(key=_key)
-            twice = next((one.key for one, other in itertools.pairwise(self._entries) if one.key == other.key), None)
-            if twice is not None:
-                raise ValueError(f"{twice.decode()} would be written twice into {self._directory}")
             manifest = encode.encode_manifest(self._write_tree())
         except BaseException as error:
             self._finish_syncing(error)
@@ -124,8 +124,8 @@ class Database:
             while not (self._writers.stopped or self._syncers.stopped):
                 with self._pulling:
                     value = next(self._values, None)
-                    while isinstance(value, Entry):
-                        self._entries.append(value)
+                    while isinstance(value, list):
+                        self._entries += value
                         value = next(self._values, None)
                 if value is None:
                     break
@@ -230,7 +230,13 @@ class Database:
                 while self._closing:
                     os.close(self._closing.popleft()[0])
 
+    @quiet_gc()
     def _write_tree(self) -> Root:
+        self._entries.sort(key=_key)
+        keys = list(map(_key, self._entries))
+        if any(map(operator.eq, keys, keys[1:])):
+            twice = next(one for one, other in itertools.pairwise(keys) if one == other)
+            raise ValueError(f"{twice.decode()} would be written twice into {self._directory}")
         nodes = _TreeFile(self)
         try:
             root = tree.write(self._entries, nodes.append)
@@ -265,10 +271,6 @@ class _TreeFile:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _key(entry: Entry) -> bytes:
-    return entry.key
 
 
 def _write_manifest(path: str, content: bytes) -> None:

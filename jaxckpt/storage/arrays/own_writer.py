@@ -1,9 +1,11 @@
 """Writes arrays into an OCDBT database with jaxckpt's own code. It writes local, uncompressed databases; `writer` chooses when."""
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from jaxckpt._lib.blocks import blocks, scratch
 from jaxckpt._lib.deadline import Deadline
 from jaxckpt._lib.documents import DamagedError
 from jaxckpt._lib.giving_way import GivingWay
+from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage import faults
 from jaxckpt.storage.arrays.database import Chunk, Database
@@ -28,6 +31,12 @@ from jaxckpt.storage.stores.inside import Inside
 _COPY_BYTES = 256 << 10
 # An asynchronous save gives way to the program for this part of its time limit. It must not fail because other threads are always busy.
 _GIVING_WAY = 0.1
+# So many values that are stored in the index are made at once.
+_LIST = 4096
+# A chunk of a piece: its key relative to the array, its start, and its shape.
+_ChunkOfPiece: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
+# A NamedTuple's own constructor takes twice as long, and thousands of leaves need several.
+_new_value = tuple.__new__
 
 
 def write(
@@ -37,7 +46,7 @@ def write(
     settings: WriteSettings,
     deadline: Deadline,
     transfer: Transfer,
-    parts: Callable[[], Sequence[str]] = tuple,
+    parts: Callable[[], Sequence[str]] | None = None,
     part: str = "",
 ) -> None:
     """Writes the arrays among `entries` as a new database.
@@ -50,6 +59,7 @@ def write(
       deadline: when the write gives up.
       transfer: counts the bytes.
       parts: called after the last entry; returns the names of subdirectories with databases whose values become values of this one.
+        None if there are none.
       part: as for `Database`.
 
     Raises:
@@ -69,28 +79,52 @@ def write(
         GivingWay(_GIVING_WAY * settings.timeout_secs) if settings.asynchronous else None,
         part,
     )
-    own = _values(entries, settings) if groups is None else _grouped_values(entries, groups, settings)
-    database.write(_with_parts(own, directory, parts, deadline))
+    own = _in_lists(_values(entries, settings) if groups is None else _grouped_values(entries, groups, settings))
+    database.write(own if parts is None else _with_parts(own, directory, parts, deadline))
+
+
+def _in_lists(values: Iterator[Chunk | Value]) -> Iterator[Chunk | list[Value]]:
+    """Yields the chunks among values one by one, and the others in lists.
+
+    There are thousands of the others, and no garbage among them, so the cyclic collector pauses while a list is made.
+    """
+    chunk: Chunk | None = None
+    is_over = False
+    while not is_over:
+        batch: list[Value] = []
+        with quiet_gc():
+            for value in itertools.islice(values, _LIST):
+                if isinstance(value, Chunk):
+                    chunk = value
+                    break
+                batch.append(value)
+            else:
+                is_over = len(batch) < _LIST
+        if batch:
+            yield batch
+        if chunk is not None:
+            yield chunk
+            chunk = None
 
 
 def _with_parts(
-    own: Iterable[Chunk | Value], directory: str, parts: Callable[[], Sequence[str]], deadline: Deadline
-) -> Iterator[Chunk | Value]:
+    own: Iterable[Chunk | list[Value]], directory: str, parts: Callable[[], Sequence[str]], deadline: Deadline
+) -> Iterator[Chunk | list[Value]]:
     """Yields values, and then those of databases in subdirectories.
 
     Args:
-      own: the values.
+      own: the values, as `_in_lists` yields them.
       directory: directory of the database.
-      parts: as for `write`.
+      parts: as for `write`, not None.
       deadline: when the write gives up.
     """
     # Processes that write parts of one array all describe it.
     described = set()
     for value in own:
-        if isinstance(value, Value):
-            described.add(value.key)
+        if isinstance(value, list):
+            described.update([key for key, _ in value])
         yield value
-    yield from (value for key, value in _merged(directory, parts(), deadline).items() if key not in described)
+    yield [value for key, value in _merged(directory, parts(), deadline).items() if key not in described]
 
 
 def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
@@ -107,8 +141,8 @@ def merge(directory: str, parts: Sequence[str], deadline: Deadline) -> None:
       OSError: with errno.
       TimeoutError: after the deadline.
     """
-    values = iter(_merged(directory, parts, deadline).values())
-    Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(values)
+    values = list(_merged(directory, parts, deadline).values())
+    Database(directory, WriteSettings().target_data_file_size, None, 0, deadline).write(iter([values]))
 
 
 def _merged(directory: str, parts: Sequence[str], deadline: Deadline) -> dict[bytes, Value]:
@@ -147,25 +181,74 @@ def _values(
     entries: Iterable[Entry], settings: WriteSettings, *, group: int | None = None, is_described: bool = False
 ) -> Iterator[Chunk | Value]:
     """Yields the values of the database: for every array its zarr.json (unless `is_described`) and its chunks."""
+    forms: dict[tuple[Any, ...], _Form] = {}
     for entry in entries:
         content = entry.content
         if not isinstance(content, ArrayContent):
             continue
+        kind = content.shape, content.dtype, content.write_shape, content.chunk_byte_size
+        form = forms.get(kind)
+        if form is None:
+            form = forms[kind] = _form(content, settings)
         path = layout.array_path(entry.param_name)
-        chunks = layout.chunks_of(content, settings)
-        if not is_described:
-            yield Value((path + "zarr.json").encode(), layout.metadata_json(content.shape, content.dtype, chunks))
-        if 0 in content.shape:
-            continue
-        for piece in content.pieces:
-            for index, start, shape in layout.chunks_in(piece.start, piece.shape, chunks, content.shape):
-                load = functools.partial(_load, entry, piece, start, shape, chunks, content.dtype)
-                nbytes = math.prod(chunks) * content.dtype.itemsize
-                key = path + layout.chunk_key(index)
-                if group is None and not piece.is_remote and nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES:
-                    yield Value(key.encode(), checksum.sealed(padded(piece.fetch(start, shape), chunks).tobytes()))
+        chunks, nbytes = form.chunks, form.nbytes
+        for piece in content.pieces if form.has_elements else ():
+            is_inline = group is None and form.fits_index and not piece.is_remote
+            for key, start, shape in form.chunks_of(piece):
+                if is_inline:
+                    data = padded(piece.fetch(start, shape), chunks)
+                    yield _new_value(Value, ((path + key).encode(), checksum.sealed(data.tobytes())))
                 else:
-                    yield Chunk(key, nbytes, piece.is_remote, load, group)
+                    load = functools.partial(_load, entry, piece, start, shape, chunks, content.dtype)
+                    yield Chunk(path + key, nbytes, piece.is_remote, load, group)
+        # After the chunks, as in the order of the keys: then there is little to sort.
+        if not is_described:
+            yield _new_value(Value, ((path + "zarr.json").encode(), form.metadata))
+
+
+class _Form(NamedTuple):
+    """What all arrays of one shape, dtype and division into pieces have in common. It is worked out once for thousands of leaves.
+
+    Attributes:
+      shape: shape of the arrays.
+      chunks: shape of their chunks.
+      nbytes: size of a chunk in bytes.
+      metadata: their zarr.json.
+      has_elements: whether they have any.
+      fits_index: whether their chunks are small enough to be stored in the index.
+      only: if an array is a single chunk: its key relative to the array, its start and its shape; otherwise None.
+    """
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    nbytes: int
+    metadata: bytes
+    has_elements: bool
+    fits_index: bool
+    only: list[_ChunkOfPiece] | None
+
+    def chunks_of(self, piece: Piece) -> Iterable[_ChunkOfPiece]:
+        """Returns the chunks of a piece: their keys relative to the array, their starts and their shapes."""
+        if self.only is not None and piece.shape == self.shape:
+            return self.only
+        found = layout.chunks_in(piece.start, piece.shape, self.chunks, self.shape)
+        return ((layout.chunk_key(index), start, shape) for index, start, shape in found)
+
+
+def _form(content: ArrayContent, settings: WriteSettings) -> _Form:
+    shape = content.shape
+    chunks = layout.chunks_of(content, settings)
+    nbytes = math.prod(chunks) * content.dtype.itemsize
+    first = (0,) * len(shape)
+    return _Form(
+        shape,
+        chunks,
+        nbytes,
+        layout.metadata_json(shape, content.dtype, chunks),
+        0 not in shape,
+        nbytes + layout.CHECKSUM_BYTES <= INLINE_BYTES,
+        [(layout.chunk_key(first), first, shape)] if chunks == shape else None,
+    )
 
 
 def _load(

@@ -4,6 +4,7 @@ The writer asks a piece for its data when it writes it. If this process holds th
 function that fetches the data chunk by chunk.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.storage.item.account import Account
-from jaxckpt.tree.names import Path, leaf_name
+from jaxckpt.tree.names import Path, dotted_name, leaf_name
 
 ValueType = Literal["jax.Array", "np.ndarray", "scalar"]
 EmptyType = Literal["None", "Dict", "List", "Tuple"]
@@ -106,6 +107,8 @@ class Piece(NamedTuple):
         """
         if not isinstance(self.source, np.ndarray):
             return self.source(start, shape)
+        if shape == self.shape:
+            return self.source
         # The ellipsis makes the result an array even if it has no axes.
         box: list[Any] = [slice(a - b, a - b + extent) for a, b, extent in zip(start, self.start, shape, strict=True)]
         return self.source[(*box, ...)]
@@ -141,11 +144,13 @@ class ArrayContent(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size of the array in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return nbytes(self.shape, self.dtype)
 
     @property
     def share_bytes(self) -> int:
         """Size of all `pieces` in bytes."""
+        if self.share is None:
+            return self.nbytes
         return sum([math.prod(piece.shape) for piece in self.pieces]) * self.dtype.itemsize
 
     def with_pieces(self, pieces: Sequence[Piece], write_shape: tuple[int, ...]) -> "ArrayContent":
@@ -191,7 +196,7 @@ class Entry(NamedTuple):
     @property
     def param_name(self) -> str:
         """Orbax's name of the leaf: the path joined by dots. The leaf's keys in the key-value store begin with it."""
-        return ".".join([text for text, _ in self.path])
+        return dotted_name(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +235,24 @@ class Snapshot:
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        return sum(entry.content.nbytes for entry in self.entries if isinstance(entry.content, ArrayContent))
+        arrays = [content for _, content in self.entries if isinstance(content, ArrayContent)]
+        return sum([nbytes(content.shape, content.dtype) for content in arrays])
 
     @property
     def share_bytes(self) -> int:
         """Size of the pieces of arrays that this process has, in bytes. It must not have been completed with those of others yet."""
         return sum(entry.content.share_bytes for entry in self.entries if isinstance(entry.content, ArrayContent))
+
+
+@functools.lru_cache(maxsize=4096)
+def nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Returns the size of an array in bytes. It is asked several times for each of thousands of leaves, which have few shapes.
+
+    Args:
+      shape: shape of the array.
+      dtype: its dtype.
+    """
+    return math.prod(shape) * dtype.itemsize
 
 
 def padded(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -117,6 +117,8 @@ class StoredLeaf(NamedTuple):
         )
 
 
+# A NamedTuple's own constructor takes three times as long, and there are thousands of leaves.
+_new_leaf = tuple.__new__
 _KNOWN = frozenset({"jax.Array", "np.ndarray", "scalar", "string", "None", "Dict", "List", "Tuple", "NamedTuple"})
 
 
@@ -189,7 +191,7 @@ def read(inside: Inside, content: bytes) -> StoredTree:
             # This raises TypeError if a key is not text.
             name = ".".join([text for text, _ in path])
             value_type = described["value_metadata"]["value_type"]
-            leaves.append(StoredLeaf(path, name, value_type, kinds.get(name), impls.get(name)))
+            leaves.append(_new_leaf(StoredLeaf, (path, name, value_type, kinds.get(name), impls.get(name))))
         _check_leaves(leaves)
         use_zarr3 = as_bool(document.get("use_zarr3", False) or False, "use_zarr3")
         complete = as_bool(

@@ -8,7 +8,7 @@ import json
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxckpt.storage import compat, stores
 from jaxckpt.storage.item import layout, strings
@@ -40,23 +40,26 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
     arrays: list[str] = []
     kinds: dict[str, str] = {}
     sharding_texts: dict[tuple[int, str], str | None] = {}
+    # Thousands of leaves share a few of these texts too.
+    values: dict[tuple[str, tuple[int, ...]], str] = {}
+    array_texts: dict[tuple[Any, ...], str] = {}
     entries = snapshot.entries or _NOTHING
-    keys = _keys([entry.path for entry in entries])
+    keys = _keys([path for path, _ in entries])
     for entry in entries:
-        content = entry.content
-        name = entry.param_name
+        path, content = entry
         if isinstance(content, EmptyContent):
             value = f'{{"value_type": "{content.typestr}", "skip_deserialize": true}}'
         elif isinstance(content, StringContent):
             value = '{"value_type": "string", "skip_deserialize": false}'
-            strings.put(texts, name, content.text)
+            strings.put(texts, entry.param_name, content.text)
         else:
             if content.note is not None:
-                kinds[name] = content.note
-            write_shape = ""
+                kinds[entry.param_name] = content.note
             if content.value_type == "jax.Array":
-                write_shape = f', "write_shape": {_extents(content.write_shape)}'
-                arrays.append(_array_metadata(name, content, settings))
+                like = content.shape, content.dtype, content.write_shape, content.chunk_byte_size, content.key_impl
+                if (text := array_texts.get(like)) is None:
+                    text = array_texts[like] = _array_metadata(content, settings)
+                arrays.append(f'{{"array_metadata": {{"param_name": {_quoted(entry.param_name)}, {text}}}}}')
             # An array of several processes has one too, though Orbax is told of a numpy array: people want to see how it lay.
             if content.sharding is not None:
                 # Shardings are slow to hash, and thousands of leaves share a few.
@@ -65,10 +68,11 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
                     found = compat.sharding_text(content.sharding)
                     sharding_texts[key] = found if content.value_type == "jax.Array" else _without_devices(found)
                 if (text := sharding_texts[key]) is not None:
-                    shardings[base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()] = text
-            value = f'{{"value_type": "{content.value_type}", "skip_deserialize": false{write_shape}}}'
-        path = _quoted(str(tuple([text for text, _ in entry.path])))
-        tree.append(f'{path}: {{"key_metadata": [{keys.text(entry.path)}], "value_metadata": {value}}}')
+                    name = entry.param_name.encode("utf-8", "surrogatepass")
+                    shardings[base64.urlsafe_b64encode(name).decode()] = text
+            described = content.value_type, content.write_shape
+            value = values.get(described) or values.setdefault(described, _value_metadata(content))
+        tree.append(f'{keys.text(path)}, "value_metadata": {value}}}')
     rest = json.dumps(
         {
             "use_ocdbt": layout.uses_ocdbt(settings),
@@ -91,6 +95,11 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
         _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
 
 
+def _value_metadata(content: ArrayContent) -> str:
+    shape = f', "write_shape": {_extents(content.write_shape)}' if content.value_type == "jax.Array" else ""
+    return f'{{"value_type": "{content.value_type}", "skip_deserialize": false{shape}}}'
+
+
 def _without_devices(text: str | None) -> str | None:
     """Returns a sharding's text without the list of its devices. In a large job it is long, and it would be repeated for each array."""
     if text is None:
@@ -98,6 +107,20 @@ def _without_devices(text: str | None) -> str | None:
     note = json.loads(text)
     note.pop("device_mesh", None)
     return json.dumps(note)
+
+
+class _Above(NamedTuple):
+    """What the descriptions of all leaves of one container begin with.
+
+    Attributes:
+      shown: the items of its path as Orbax shows them, in a JSON string, with a comma after each.
+      keys: its keys as JSON objects, with a comma after each.
+      index_type: the type of keys that are indices.
+    """
+
+    shown: str
+    keys: str
+    index_type: int
 
 
 class _Keys:
@@ -132,23 +155,40 @@ class _Keys:
             for parent, keys in children.items()
             if all(key.is_index for key in keys)
         }
-        self._above: dict[Path, str] = {(): ""}
+        self._above: dict[Path, _Above] = {(): _Above("", "", self._index_type(()))}
+        # Most leaves lie beside the one before.
+        self._latest: tuple[Path, _Above] = (), self._above[()]
 
     def text(self, path: Path) -> str:
-        """Returns the keys of a leaf as JSON objects, separated by commas."""
-        return self._to(path[:-1]) + self._last(path) if path else ""
+        """Returns the beginning of the description of a leaf: its path as Orbax writes it, and its keys as JSON objects."""
+        if not path:
+            return '"()": {"key_metadata": []'
+        above = path[:-1]
+        latest, found = self._latest
+        if above != latest:
+            found = self._to(above)
+            self._latest = above, found
+        text, is_index = path[-1]
+        shown, quoted = _quoted(repr(text))[1:-1], _quoted(text)
+        end = "" if above else ","
+        key_type = found.index_type if is_index else 2
+        return f'"({found.shown}{shown}{end})": {{"key_metadata": [{found.keys}{{"key": {quoted}, "key_type": {key_type}}}]'
 
-    def _to(self, path: Path) -> str:
-        """Returns the keys of a container as JSON objects, with a comma after each."""
+    def _to(self, path: Path) -> "_Above":
         found = self._above.get(path)
         if found is None:
-            found = self._above[path] = f"{self._to(path[:-1])}{self._last(path)}, "
+            above = self._to(path[:-1])
+            text, is_index = path[-1]
+            key_type = above.index_type if is_index else 2
+            found = self._above[path] = _Above(
+                f"{above.shown}{_quoted(repr(text))[1:-1]}, ",
+                f'{above.keys}{{"key": {_quoted(text)}, "key_type": {key_type}}}, ',
+                self._index_type(path),
+            )
         return found
 
-    def _last(self, path: Path) -> str:
-        text, is_index = path[-1]
-        key_type = 1 if is_index and self._indexed.get(path[:-1]) else 2
-        return f'{{"key": {_quoted(text)}, "key_type": {key_type}}}'
+    def _index_type(self, path: Path) -> int:
+        return 1 if self._indexed.get(path) else 2
 
     def sequences(self) -> list[list[str]]:
         """Returns the paths of the sequences that are described as dicts, so that jaxckpt restores them as sequences."""
@@ -167,13 +207,11 @@ def _keys(paths: Sequence[Path]) -> _Keys:
     return found
 
 
-def _array_metadata(name: str, content: ArrayContent, settings: WriteSettings) -> str:
+def _array_metadata(content: ArrayContent, settings: WriteSettings) -> str:
+    """Returns the metadata of an array that is not its name."""
     chunks = layout.chunks_of(content, settings)
     extra = "null" if content.key_impl is None else f'{{"random_key_impl": {_quoted(content.key_impl)}}}'
-    return (
-        f'{{"array_metadata": {{"param_name": {_quoted(name)}, "write_shape": {_extents(content.write_shape)}, '
-        f'"chunk_shape": {_extents(chunks)}, "ext_metadata": {extra}}}}}'
-    )
+    return f'"write_shape": {_extents(content.write_shape)}, "chunk_shape": {_extents(chunks)}, "ext_metadata": {extra}'
 
 
 def _quoted(text: str) -> str:

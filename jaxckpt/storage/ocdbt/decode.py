@@ -9,6 +9,7 @@ import operator
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from jaxckpt.storage.ocdbt.model import (
     MANIFEST,
     MISSING,
     NODE,
-    Entry,
     Node,
     Place,
     Root,
@@ -29,6 +29,18 @@ from jaxckpt.storage.ocdbt.model import (
 )
 
 _VARINT_BYTES = 10
+
+
+class Values(NamedTuple):
+    """The content of a leaf node, in columns: there are thousands of values.
+
+    Attributes:
+      keys: the keys; they ascend.
+      values: the value of each key, or its place.
+    """
+
+    keys: list[bytes]
+    values: list[bytes | Place]
 
 
 class Memory:
@@ -83,8 +95,8 @@ def decode_manifest(content: bytes) -> Root:
     return Root(Node(b"", 0, Place(base + name, offsets[-1], lengths[-1]), base), heights[-1])
 
 
-def decode_node(content: bytes, height: int, base: str, memory: Memory | None = None) -> "list[Node] | list[Entry]":
-    """Decodes a node: returns the children of an interior node, or the entries of a leaf node. Their keys ascend.
+def decode_node(content: bytes, height: int, base: str, memory: Memory | None = None) -> list[Node] | Values:
+    """Decodes a node: returns the children of an interior node, or the values of a leaf node. Their keys ascend.
 
     Args:
       content: the bytes of the node.
@@ -127,12 +139,13 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
     if max(positions, default=0) >= 1 << 62:
         raise DamagedError("a value lies beyond the end of any file")
     offsets = iter(positions)
-    values: list[bytes | Place] = []
     inline = cursor.cut([size for size, kind in zip(sizes, kinds, strict=True) if not kind])
-    for size, kind in zip(sizes, kinds, strict=True):
-        values.append(Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline))
+    values: list[bytes | Place] = [
+        Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline)
+        for size, kind in zip(sizes, kinds, strict=True)
+    ]
     cursor.end()
-    return list(map(Entry, keys, values))
+    return Values(keys, values)
 
 
 def _check_order(keys: Sequence[bytes]) -> None:
@@ -238,7 +251,8 @@ class _Cursor:
                 7 * position
             )
         self._at += int(ends[-1]) + 1
-        return [int(value) for value in values.tolist()]
+        numbers: list[int] = values.tolist()
+        return numbers
 
     def files(self, base: str) -> _Files:
         """Reads the table of files."""

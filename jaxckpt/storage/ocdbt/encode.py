@@ -26,10 +26,12 @@ def encode_leaf(entries: Sequence[Entry], common: int) -> bytes:
       entries: the entries of the node, sorted by key.
       common: number of bytes at the beginning of every key that are left out.
     """
-    prefixes, suffixes = _key_columns([entry.key[common:] for entry in entries])
-    places = [entry.value for entry in entries if isinstance(entry.value, Place)]
+    prefixes, suffixes = _key_columns([key[common:] for key, _ in entries])
+    values = [value for _, value in entries]
+    kinds = [isinstance(value, Place) for value in values]
+    places = [value for value in values if isinstance(value, Place)]
     table, number = _file_table([place.file for place in places])
-    sizes = [value.length if isinstance(value, Place) else len(value) for _, value in entries]
+    sizes = [value.length if isinstance(value, Place) else len(value) for value in values]
     return _framed(
         NODE,
         b"".join(
@@ -38,13 +40,13 @@ def encode_leaf(entries: Sequence[Entry], common: int) -> bytes:
                 table,
                 _varint(len(entries)),
                 _varints(prefixes),
-                _varints([len(suffix) for suffix in suffixes]),
+                _varints(list(map(len, suffixes))),
                 *suffixes,
                 _varints(sizes),
-                bytes([isinstance(entry.value, Place) for entry in entries]),
+                bytes(kinds),
                 _varints([number[place.file] for place in places]),
                 _varints([place.offset for place in places]),
-                *[entry.value for entry in entries if isinstance(entry.value, bytes)],
+                *[value for value in values if isinstance(value, bytes)],
             )
         ),
     )
@@ -128,16 +130,10 @@ def base_of(file: str) -> str:
 
 def common_prefix(one: bytes, other: bytes) -> int:
     """Returns the length in bytes of the common prefix of two keys."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[:middle] == other[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    length = min(len(one), len(other))
+    # As large numbers, whose highest bits are those of the first bytes.
+    differing = int.from_bytes(one[:length]) ^ int.from_bytes(other[:length])
+    return length - (differing.bit_length() + 7) // 8
 
 
 def _framed(magic: int, body: bytes) -> bytes:
@@ -158,7 +154,9 @@ def _varint(value: int) -> bytes:
 def _varints(values: Sequence[int]) -> bytes:
     if not values or max(values) < 128:
         return bytes(values)
-    return b"".join(map(_varint, values))
+    # Thousands of values have few sizes.
+    encoded = {value: _varint(value) for value in set(values)}
+    return b"".join(map(encoded.__getitem__, values))
 
 
 def _file_table(paths: Sequence[str]) -> tuple[bytes, dict[str, int]]:

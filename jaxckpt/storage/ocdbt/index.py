@@ -148,15 +148,15 @@ class Index:
         try:
             content = self._node(node.place)
             items = decode.decode_node(content, height, node.base, self._memory)
-            if height:
-                children = [item for item in items if isinstance(item, Node)]
+            if isinstance(items, decode.Values):
+                self._take(items, prefix, low, high)
+            else:
+                children = items
                 # The first child may be named by a key below the range, if the range was narrowed later. So its keys begin at `low`.
                 self._memory.take(len(prefix) * len(children))
                 starts = [low, *(prefix + child.first for child in children[1:])]
                 if starts[-1] < low or starts[:2] != sorted(starts[:2]) or (high is not None and starts[-1] >= high):
                     raise DamagedError("a B-tree node holds keys that belong elsewhere")
-            else:
-                self._take(items, prefix, low, high)  # type: ignore[arg-type]
         except UnknownFormatError:
             raise
         except (DamagedError, FileNotFoundError) as error:
@@ -183,18 +183,16 @@ class Index:
             raise DamagedError(f"a B-tree node claims {place.length} bytes")
         return self._files.read_range(place.file, place.offset, place.length)
 
-    def _take(self, entries: list[Entry], prefix: bytes, low: bytes, high: bytes | None) -> None:
-        if prefix + entries[0].key < low or (high is not None and prefix + entries[-1].key >= high):
+    def _take(self, found: decode.Values, prefix: bytes, low: bytes, high: bytes | None) -> None:
+        keys, values = found
+        if prefix + keys[0] < low or (high is not None and prefix + keys[-1] >= high):
             raise DamagedError("a B-tree node holds keys that belong elsewhere")
-        self._memory.take(len(prefix) * len(entries))
-        used, inline = self._used, 0
-        for _, value in entries:
-            if type(value) is bytes:
-                inline += len(value)
-            else:
-                used[value.file] += value.length  # type: ignore[union-attr]
-        self._inline_bytes += inline
-        self._values.update((prefix + key, value) for key, value in entries)
+        self._memory.take(len(prefix) * len(keys))
+        self._inline_bytes += sum([len(value) for value in values if isinstance(value, bytes)])
+        for value in values:
+            if isinstance(value, Place):
+                self._used[value.file] += value.length
+        self._values.update(zip([prefix + key for key in keys] if prefix else keys, values, strict=True))
 
     def _check_values(self) -> None:
         """Makes sure that values are in regular files and do not overlap. So all values together are not larger than the files."""

@@ -30,7 +30,7 @@ def write(entries: Sequence[Entry], append: Callable[[bytes], Place]) -> Root:
         # A leaf that is the root leaves out no prefix: it has no parent that could name it.
         common = 0 if len(leaves) == 1 else encode.common_prefix(leaf[0].key, leaf[-1].key)
         place = append(encode.encode_leaf(leaf, common))
-        outside = sum(entry.value.length for entry in leaf if isinstance(entry.value, Place))
+        outside = sum([value.length for _, value in leaf if isinstance(value, Place)])
         nodes.append(Node(leaf[0].key, common, place, "", len(leaf), place.length, outside))
     height = 0
     while len(nodes) > 1:
@@ -45,5 +45,5 @@ def write(entries: Sequence[Entry], append: Callable[[bytes], Place]) -> Root:
 
 
 def _entry_bytes(entry: Entry) -> int:
-    inline = len(entry.value) if isinstance(entry.value, bytes) else 0
-    return len(entry.key) + inline + _ITEM_BYTES
+    key, value = entry
+    return len(key) + (len(value) if isinstance(value, bytes) else 0) + _ITEM_BYTES
