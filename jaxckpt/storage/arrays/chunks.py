@@ -16,6 +16,7 @@ from jaxckpt.storage.arrays.encoding import Encoding
 from jaxckpt.storage.arrays.places import Places
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.item import layout
+from jaxckpt.storage.item.content import nbytes
 from jaxckpt.storage.ocdbt import zstd
 from jaxckpt.storage.ocdbt.model import Place
 
@@ -139,13 +140,14 @@ def plan(
     chunk = info.chunk_shape
     assert chunk is not None
     path = layout.array_path(name)
-    shards: locating.Shards = {}
     found: bytes | Place | None = None
-    if chunk == info.shape:
-        found = locating.find(places, path, info, (0,) * len(chunk), shards)
+    if info.only_key is not None:
+        found = places.get(path + info.only_key)
         # The index may have thousands of small arrays, so this path does nothing more.
         if isinstance(found, bytes):
             return part_of(decode(found, info.dtype, chunk, info.encoding), box)
+        if found is not None:
+            locating.check_length(found, path + info.only_key, info)
     spans = spans_of(box, info.shape)
     shape = tuple([max(0, stop - start) for start, stop in spans])
     if is_complete and target is None and info.nbytes > _ASK_BYTES:
@@ -158,7 +160,7 @@ def plan(
         reads.add(name, found, info, Part(tuple([slice(*span) for span in spans]), array))
     elif array.size:
         start = [start for start, _ in spans]
-        _add(places, name, array, start, info, reads, shards, is_complete=is_complete)
+        _add(places, name, array, start, info, reads, is_complete=is_complete)
     return array
 
 
@@ -169,7 +171,6 @@ def _add(
     start: Sequence[int],
     info: ArrayInfo,
     reads: Reads,
-    shards: locating.Shards,
     *,
     is_complete: bool,
 ) -> None:
@@ -182,7 +183,6 @@ def _add(
       start: first index of the box along each axis of the whole array.
       info: metadata of the array.
       reads: plan to which the chunks are added.
-      shards: the shards of the array that have been found.
       is_complete: whether every chunk must be there. If not, absent chunks are zeros.
     """
     path = layout.array_path(name)
@@ -195,6 +195,7 @@ def _add(
     number_of_chunks = math.prod(map(len, ranges))
     if is_complete and number_of_chunks > 1 and number_of_chunks > places.most(path).chunks * info.inner_chunks:
         raise DamagedError("it has more chunks than the checkpoint holds")
+    shards: locating.Shards = {}
     for number in itertools.product(*ranges):
         found = locating.find(places, path, info, number, shards)
         target: list[slice] = []
@@ -230,11 +231,12 @@ def decode(value: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], encoding:
       DamagedError: the chunk has another length, its checksum does not match, or it does not decompress to its length.
     """
     data = value[: len(value) - encoding.checksum_bytes]
-    expected = math.prod(shape) * dtype.itemsize
+    expected = nbytes(shape, dtype)
     if len(data) != expected and not encoding.is_compressed:
         raise DamagedError(f"its data is {len(data)} bytes long, expected {expected}")
     if encoding.is_checked and not checksum.is_sealed(data, value[-checksum.BYTES :]):
         raise DamagedError("the checksum of its data does not match")
     if encoding.is_compressed:
         data = zstd.decompress_exactly(data, expected)
-    return np.frombuffer(data, dtype).reshape(shape)
+    array = np.frombuffer(data, dtype)
+    return array if len(shape) == 1 else array.reshape(shape)

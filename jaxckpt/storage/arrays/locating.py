@@ -95,7 +95,7 @@ def find(places: Places, path: str, info: ArrayInfo, number: tuple[int, ...], sh
         else places.get(path + info.encoding.keys.of(number))
     )
     if isinstance(found, Place):
-        _check_length(found, path, info, number)
+        check_length(found, path + info.encoding.keys.of(number), info)
     return found
 
 
@@ -121,10 +121,16 @@ def _in_shard(
     return shard.get(tuple([index % count for index, count in zip(number, counts, strict=True)]))
 
 
-def _check_length(place: Place, path: str, info: ArrayInfo, number: tuple[int, ...]) -> None:
-    """Raises DamagedError if a chunk cannot have the length that is stored."""
+def check_length(place: Place, chunk: str, info: ArrayInfo) -> None:
+    """Raises DamagedError if a chunk cannot have the length that is stored.
+
+    Args:
+      place: where the chunk is.
+      chunk: its key, for errors.
+      info: metadata of the array.
+    """
     assert info.chunk_shape is not None
-    stored, chunk = place.length, path + info.encoding.keys.of(number)
+    stored = place.length
     nbytes = math.prod(info.chunk_shape) * info.dtype.itemsize
     length = stored - info.encoding.checksum_bytes
     if not info.encoding.is_compressed:

@@ -13,6 +13,7 @@ from jaxckpt._lib import bounds
 from jaxckpt._lib.documents import DamagedError, as_dict, as_extents, as_int, as_list, as_text, parse_strictly
 from jaxckpt.storage.arrays import encoding
 from jaxckpt.storage.arrays.encoding import PLAIN, Encoding
+from jaxckpt.storage.item.content import nbytes
 
 # Types whose size numpy (with ml_dtypes) knows. TensorStore has others, such as "string".
 _TYPE = re.compile(r"bool|u?int\d{1,2}|b?float\d{1,2}(_\w{1,16})?|complex\d{2,3}", re.ASCII)
@@ -34,6 +35,7 @@ class ArrayInfo:
       is_compressed: whether chunks may be smaller on disk than in memory.
       inner_chunks: number of chunks in each shard (of the codec `sharding_indexed`); 1 without it.
       encoding: how the chunks are stored, if `chunk_shape` is not None.
+      only_key: key of the only chunk, relative to the array; None if there are several chunks, or if they are in shards.
     """
 
     shape: tuple[int, ...]
@@ -43,11 +45,12 @@ class ArrayInfo:
     is_compressed: bool = False
     inner_chunks: int = 1
     encoding: Encoding = PLAIN
+    only_key: str | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the array in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return nbytes(self.shape, self.dtype)
 
 
 def parse_zarr3(content: bytes) -> ArrayInfo:
@@ -76,7 +79,9 @@ def _info(
 ) -> ArrayInfo:
     if decodable is None:
         return ArrayInfo(shape, dtype, None, grid, is_compressed, inner)
-    return ArrayInfo(shape, dtype, decodable.chunk, grid, is_compressed, inner, decodable.encoding)
+    stored, chunk = decodable
+    only = stored.keys.of((0,) * len(shape)) if chunk == shape and not stored.is_sharded else None
+    return ArrayInfo(shape, dtype, chunk, grid, is_compressed, inner, stored, only)
 
 
 def parse_zarr2(content: bytes) -> ArrayInfo:
