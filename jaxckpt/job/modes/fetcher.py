@@ -5,7 +5,7 @@ batches (see `small`). Large pieces of a peer on the same host travel through me
 """
 
 import math
-import queue
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,11 +54,8 @@ class Fetcher:
         self._buffers = Pool(_KEEP_BYTES)
         self.small = SmallPieces(self._entries, session, self._buffers, kept, pack)
         self._memories = self._open_memories() if self._has_large_pieces() else {}
-        # The slots that no box is using, by owner. The first one comes out first, because it is the largest.
-        self._free: dict[int, queue.PriorityQueue[int]] = {owner: queue.PriorityQueue() for owner in self._memories}
-        for owner, memory in self._memories.items():
-            for slot in range(len(memory.offer.sizes)):
-                self._free[owner].put(slot)
+        # The slots that no box is using, by owner.
+        self._free = {owner: deque(range(memory.offer.count)) for owner, memory in self._memories.items()}
 
     def _has_large_pieces(self) -> bool:
         contents = [entry.content for entry in self._entries]
@@ -101,16 +98,16 @@ class Fetcher:
         assert isinstance(content, ArrayContent)
         free = self._free[owner]
         try:
-            slot = free.get_nowait()
-        except queue.Empty:
+            # The one that was used last: its memory is still in the processor's cache.
+            slot = free.pop()
+        except IndexError:
             # Not expected, unless a write that has failed still holds the slots.
             yield self._ask(owner, [(position, box)])[0].reshape(-1).view(np.uint8)
             return
         try:
             nbytes, memory = math.prod(box.shape) * content.dtype.itemsize, self._memories[owner]
-            size = memory.offer.sizes[slot]
-            for first in range(0, nbytes, size):
-                last = min(nbytes, first + size)
+            for first in range(0, nbytes, memory.offer.slot_bytes):
+                last = min(nbytes, first + memory.offer.slot_bytes)
                 request = Fill(slot, (position, *box), first, last)
                 filled = self._session.ask(owner, request, f"sending {self.name(position)}")
                 if filled.nbytes != last - first:
@@ -118,7 +115,7 @@ class Fetcher:
                 yield memory.slot(slot, last - first)
         finally:
             # Another box may use it only now, when its last bytes have been read.
-            free.put(slot)
+            free.append(slot)
 
     def _ask(self, owner: int, boxes: Sequence[tuple[int, Box]]) -> list[np.ndarray]:
         contents: list[ArrayContent] = [self._entries[position].content for position, _ in boxes]  # type: ignore[misc]

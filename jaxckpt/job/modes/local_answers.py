@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes.local_memory import SharedSlots, share_slots
+from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots, share_slots
 from jaxckpt.job.modes.remote import UNDER_WAY
 from jaxckpt.job.modes.wanted import BoxKey
 from jaxckpt.job.protocol.messages import AskMemory, Filled, Memory, Put, Stream
@@ -25,8 +25,6 @@ from jaxckpt.storage.source import Stream as StoredStream
 Infos = Callable[[Collection[str]], Mapping[str, ArrayInfo]]
 Fill = Callable[[Sequence[BoxKey], Sequence[np.ndarray]], None]
 Hold = Callable[[BoxKey], contextlib.AbstractContextManager[np.ndarray] | None]
-# Most bytes of a slot. Smaller ones cost more messages.
-_SLOT_BYTES = 2 << 20
 # Most bytes of the slots of all peers.
 _MEMORY_BYTES = 96 << 20
 
@@ -43,7 +41,7 @@ class LocalAnswers:
         """
         self._stored = stored
         # Smaller, if there are very many peers.
-        self._slot_bytes = min(_SLOT_BYTES, _MEMORY_BYTES // (UNDER_WAY * max(1, len(peers))))
+        self._slot_bytes = min(SLOT_BYTES, _MEMORY_BYTES // (UNDER_WAY * max(1, len(peers))))
         self._peers = frozenset(peers)
         self._lock = threading.Lock()
         self._memories: dict[int, SharedSlots] = {}
@@ -68,7 +66,7 @@ class LocalAnswers:
         """
         with self._lock:
             if process in self._peers and process not in self._memories:
-                memory = share_slots((self._slot_bytes,) * UNDER_WAY)
+                memory = share_slots(UNDER_WAY, self._slot_bytes)
                 if memory is not None:
                     self._memories[process] = memory
             found = self._memories.get(process)

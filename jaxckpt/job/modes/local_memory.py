@@ -1,7 +1,7 @@
 """Memory that processes of one host share: one copy moves the bytes, without the network's protocols.
 
-The process that has the bytes owns the memory: a peer in a save, the IO process in a restore. The memory consists of *slots*. The
-other process asks the owner over their connection to fill a slot, reads the slot, and asks for more. So a slot is filled again only
+The process that has the bytes owns the memory: a peer in a save, the IO process in a restore. The memory consists of *slots* of one size.
+The other process asks the owner over their connection to fill a slot, reads the slot, and asks for more. So a slot is filled again only
 when the other process has read it. The memory belongs to one call at a time; only its owner writes to it.
 
 The owner tells over the connection how to open the memory. The other process opens it in /proc, read-only, which the kernel allows to
@@ -22,6 +22,9 @@ import numpy as np
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.protocol.parts import SlotOffer
 
+# Most bytes of a slot. Bytes in a larger one would leave the processor's cache before the other process reads them; smaller ones cost more
+# messages.
+SLOT_BYTES = 2 << 20
 _PROOF_BYTES = 32
 # MFD_NOEXEC_SEAL, which Python does not name yet. A system may require it (vm.memfd_noexec); Linux before 6.3 does not know it.
 _NOEXEC = 0x8
@@ -34,16 +37,17 @@ class SharedSlots:
       offer: what the other process needs to open the memory.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, count: int, slot_bytes: int) -> None:
         """Creates the memory.
 
         Args:
-          sizes: bytes of each slot, the largest first.
+          count: number of slots.
+          slot_bytes: bytes of each slot.
 
         Raises:
           OSError: this system does not have such memory, or does not have so much of it.
         """
-        nbytes = sum(sizes)
+        nbytes = count * slot_bytes
         descriptor = _memory_file()
         self._close = weakref.finalize(self, os.close, descriptor)
         self._close.atexit = False
@@ -55,7 +59,7 @@ class SharedSlots:
         proof = secrets.token_bytes(_PROOF_BYTES)
         os.pwrite(descriptor, proof, nbytes)
         self._map = _mapped(descriptor, nbytes, mmap.ACCESS_WRITE)
-        self.offer = SlotOffer(os.getpid(), descriptor, proof.hex(), tuple(sizes))
+        self.offer = SlotOffer(os.getpid(), descriptor, proof.hex(), count, slot_bytes)
 
     def slot(self, number: int, nbytes: int) -> np.ndarray:
         """Returns the beginning of a slot as an array of uint8.
@@ -91,7 +95,7 @@ class OpenedSlots:
           OSError: the memory cannot be opened here, or the file that was opened is another one.
         """
         self.offer = offer
-        nbytes = sum(offer.sizes)
+        nbytes = offer.count * offer.slot_bytes
         descriptor = os.open(f"/proc/{offer.pid}/fd/{offer.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             # In another PID namespace this process id may belong to any process.
@@ -125,14 +129,15 @@ class OpenedSlots:
             at += target.nbytes
 
 
-def share_slots(sizes: Sequence[int]) -> SharedSlots | None:
+def share_slots(count: int, slot_bytes: int) -> SharedSlots | None:
     """Returns new shared memory; None if this system does not have it.
 
     Args:
-      sizes: bytes of each slot, the largest first.
+      count: number of slots.
+      slot_bytes: bytes of each slot.
     """
     with contextlib.suppress(OSError):
-        return SharedSlots(sizes)
+        return SharedSlots(count, slot_bytes)
     return None
 
 
@@ -168,7 +173,8 @@ def _mapped(descriptor: int, nbytes: int, access: int) -> mmap.mmap:
 
 
 def _slot(mapped: mmap.mmap, offer: SlotOffer, number: int, nbytes: int) -> np.ndarray:
-    sizes = offer.sizes
-    if not 0 <= number < len(sizes) or not 0 <= nbytes <= sizes[number]:
-        raise ProcessError(f"{nbytes} bytes in slot {number}: the slots have {', '.join(map(str, sizes))} bytes")
-    return np.frombuffer(mapped, np.uint8, nbytes, sum(sizes[:number]))
+    if not 0 <= number < offer.count or not 0 <= nbytes <= offer.slot_bytes:
+        raise ProcessError(
+            f"{nbytes} bytes in slot {number}: there are {offer.count} slots of {offer.slot_bytes} bytes"
+        )
+    return np.frombuffer(mapped, np.uint8, nbytes, number * offer.slot_bytes)

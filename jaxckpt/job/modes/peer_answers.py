@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxckpt.errors import ProcessError
 from jaxckpt.job.modes import kept_memory
-from jaxckpt.job.modes.local_memory import SharedSlots
+from jaxckpt.job.modes.local_memory import SLOT_BYTES, SharedSlots
 from jaxckpt.job.modes.small import OwnSmallPieces
 from jaxckpt.job.modes.states import States
 from jaxckpt.job.modes.windows import SMALL_BYTES
@@ -28,9 +28,8 @@ from jaxckpt.storage.item import notes
 from jaxckpt.storage.item.content import ArrayContent, Entry, InPack, Snapshot, StringContent
 
 _PAGE_CHARS = 8 << 20
-# As many slots as the boxes of other processes that the IO process writes at a time. The largest one, which it takes first, has room for a
-# chunk of a large array. Where a host has several processes, it seldom needs a second one of the same process.
-_SLOTS = (4 << 20, 2 << 20, 1 << 20, 1 << 20)
+# As many as the boxes of other processes that the IO process writes at a time.
+_SLOTS = 4
 
 
 class PeerAnswers:
@@ -87,7 +86,7 @@ class PeerAnswers:
         }
 
     def _share(self, request: AskMemory) -> Answer:
-        self._memory = self._memory or kept_memory.take(_SLOTS)
+        self._memory = self._memory or kept_memory.take(_SLOTS, SLOT_BYTES)
         return Memory(None if self._memory is None else self._memory.offer), None
 
     def _fill(self, request: Fill) -> Answer:

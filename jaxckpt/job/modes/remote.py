@@ -167,7 +167,7 @@ class RemoteCheckpoint:
 
     def _through_memory(self, parts: Sequence[_Part], memory: OpenedSlots) -> Iterator[_Asked]:
         """Yields requests whose answers come through the slots in turn. Before a slot is used again, its bytes have been taken."""
-        slots, slot_bytes = itertools.cycle(range(len(memory.offer.sizes))), min(memory.offer.sizes)
+        slots, slot_bytes = itertools.cycle(range(memory.offer.count)), memory.offer.slot_bytes
         for batch in _batches(parts, slot_bytes):
             targets = [target for target, _ in batch]
             if _nbytes(targets) <= slot_bytes:

@@ -83,10 +83,12 @@ class SlotOffer:
       fd: that process's file descriptor of the memory.
       proof: the bytes that follow the slots, in hexadecimal digits. The other process checks them, to be sure that it has opened the
         right file.
-      sizes: bytes of each slot, the largest first.
+      count: number of slots.
+      slot_bytes: bytes of each slot.
     """
 
     pid: int
     fd: int
     proof: str
-    sizes: tuple[int, ...]
+    count: int
+    slot_bytes: int

@@ -89,7 +89,7 @@ def _offer_of_another_process(self: Any, request: Any) -> Any:
     """What a process says that has the same number as another one, because it lives in a container of its own."""
     from jaxckpt.job.protocol import messages, parts
 
-    return messages.Memory(parts.SlotOffer(1, 8, "00" * 32, (1 << 20,) * 4)), None
+    return messages.Memory(parts.SlotOffer(1, 8, "00" * 32, 4, 1 << 20)), None
 
 
 def many_small(directory: str, io: int | None, count: int) -> tuple[int, set[bool]]:
@@ -246,7 +246,8 @@ def many_chunks_at_once(directory: str, io: int) -> tuple[int, int]:
     try:
         with (
             mock.patch.object(fetcher.Center, "ask", counted),
-            mock.patch.object(peer_answers, "_SLOTS", (32 << 10,)),
+            mock.patch.object(peer_answers, "_SLOTS", 1),
+            mock.patch.object(peer_answers, "SLOT_BYTES", 32 << 10),
         ):
             for number in range(6):
                 path = jaxckpt.Checkpoint(w=array).write(f"{directory}/many{number}", settings)
