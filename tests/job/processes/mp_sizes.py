@@ -1,6 +1,5 @@
 """Programs with large arrays, or very many small ones, and what calls leave behind; and damage."""
 
-import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -183,7 +182,7 @@ def kept_memory_of_saves(directory: str, io: int) -> list[str | None]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxckpt.job.modes import peer_answers
-    from jaxckpt.storage.arrays import own_writer
+    from jaxckpt.storage.arrays import database
 
     sharding = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSpec("x"))
     data = np.random.default_rng(0).random((jax.device_count() * 300, 256), np.float32)
@@ -203,9 +202,12 @@ def kept_memory_of_saves(directory: str, io: int) -> list[str | None]:
             found.append(None)
             checkpoint = jaxckpt.Checkpoint(w=array + number)
             if fails:
-                with mock.patch.object(own_writer, "_with_parts", failing), contextlib.suppress(PermissionError):
-                    checkpoint.write(f"{directory}/kept{number}", options(io))
-                continue
+                with mock.patch.object(database.Database, "_write_tree", failing):
+                    try:
+                        path = checkpoint.write(f"{directory}/kept{number}", options(io))
+                    except PermissionError:
+                        continue
+                raise AssertionError(f"{path} was to fail")
             path = checkpoint.write(f"{directory}/kept{number}", options(io))
             target = jaxckpt.Checkpoint(w=jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding))
             target.read(path, options(io)).assert_consumed()
