@@ -152,6 +152,39 @@ def test_of_two_connections_of_a_process_the_newer_one_counts(
     close(first, again, *others.values(), *here.values())
 
 
+class _PausingCondition:
+    """A condition. Each handshake pauses when it has let go of it, as if the system ran other threads first."""
+
+    def __init__(self, condition: threading.Condition) -> None:
+        self._condition = condition
+        self.go_on = threading.Event()
+
+    def __enter__(self) -> None:
+        self._condition.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._condition.__exit__(*error)
+        if threading.current_thread().name == "jaxckpt handshake":
+            assert self.go_on.wait(60)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._condition, name)
+
+
+def test_who_has_come_is_not_closed_by_the_end_of_the_wait(listener: Listener) -> None:
+    pausing = _PausingCondition(listener._changed)
+    listener._changed = pausing  # type: ignore[assignment]
+    there = dials(listener.address, [1, 2, 3])
+    here, _ = listener.wait(lambda: 20)
+    listener.stop()
+    listener.hand_out()
+    pausing.go_on.set()
+    for process, link in here.items():
+        link.send(Vote(None), timeout=20)
+        assert there[process].receive(Vote, timeout=20) == Vote(None)
+    close(*here.values(), *there.values())
+
+
 @pytest.mark.parametrize("waited", [False, True])
 def test_who_is_not_handed_out_is_closed(waited: bool) -> None:
     listener = Listener("127.0.0.1", [1])

@@ -158,6 +158,8 @@ class Listener:
             self._shake_hands(link)
             with self._changed:
                 # The process may have given up an earlier connection, and connected again. The two threads may come here in any order.
+                # At the same moment as it becomes one of the links: `stop` closes what is shaking hands.
+                self._shaking.pop(link, None)
                 if not self._over and number > self._newest.get(link.process, 0):
                     self._newest[link.process] = number
                     unwanted = self._links.pop(link.process, None)
