@@ -125,12 +125,15 @@ def _divided_delivery(
     if key_impl is not None or not all(isinstance(device, jax.Device) for device in devices):
         return Delivery(boxes, places, build)
     in_one_step = compat.assembler(shape, dtype, sharding, devices)
+    if in_one_step is None or (not weak and len(boxes) == len(places)):
+        # Each device gets a box of its own, and they are in the order of the devices.
+        return Delivery(boxes, places, build, in_one_step)
 
     def assemble(arrays: Sequence[np.ndarray]) -> Any:
-        array = in_one_step([arrays[position] for _, position in places])  # type: ignore[misc]
+        array = in_one_step([arrays[position] for _, position in places])
         return compat.as_weak(array) if weak else array
 
-    return Delivery(boxes, places, build, None if in_one_step is None else assemble)
+    return Delivery(boxes, places, build, assemble)
 
 
 def is_divided(sharding: Any) -> bool:

@@ -1,5 +1,6 @@
 """The center reads what several processes want once, in bounded memory, whichever process is ahead. The processes are threads here."""
 
+import dataclasses
 import math
 import random
 import shutil
@@ -17,13 +18,14 @@ from hypothesis import strategies as st
 import jaxckpt
 from jaxckpt._lib.boxes import slices_of
 from jaxckpt.errors import CorruptCheckpointError
-from jaxckpt.job.modes import bundles, shared_reads, tiles
+from jaxckpt.job.modes import bundles, center_answers, shared_reads, tiles
 from jaxckpt.job.modes.center_answers import CenterAnswers
+from jaxckpt.job.modes.descriptions import infos_of, leaves_of
 from jaxckpt.job.modes.remote import flags_of, runs_of
 from jaxckpt.job.modes.shared_reads import SharedReads
 from jaxckpt.job.modes.small_reads import SmallFirst
 from jaxckpt.job.modes.wanted import Wanted
-from jaxckpt.job.protocol.messages import Announce, AskBoxes
+from jaxckpt.job.protocol.messages import Announce, AskBoxes, AskInfos, AskStored, Infos, Leaves
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.opened import StoredCheckpoint
 
@@ -277,3 +279,33 @@ def test_who_wants_the_whole_does_not_take_the_place_of_who_wants_a_part(
     with job.reads.taken([part]) as (found,):
         np.testing.assert_array_equal(found, STATE["b"][:10])
     assert job.stored.counted == read
+
+
+def test_peers_that_ask_for_the_same_get_one_description(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = CenterAnswers(Counting(path), Job(path, 3, 1 << 20, monkeypatch).reads).handlers()
+    for request in (AskStored(0), AskInfos(("a", "b"))):
+        first, _ = answers[type(request)](1, request)
+        again, _ = answers[type(request)](2, dataclasses.replace(request))
+        assert again is first
+
+
+def test_peers_that_ask_for_other_leaves_get_other_descriptions(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(path, 3, 1 << 20, monkeypatch)
+    answers = CenterAnswers(job.stored, job.reads).handlers()
+    for names in (("a", "b"), ("b", "a"), ("a",), ("c",), ("a", "b")):
+        message, _ = answers[AskInfos](1, AskInfos(names))
+        assert isinstance(message, Infos)
+        shapes = {name: info.shape for name, info in infos_of(message, names).items()}
+        assert shapes == {name: job.infos[name].shape for name in names}
+    for position in (1, 0, 2, 1):
+        page, _ = answers[AskStored](1, AskStored(position))
+        assert isinstance(page, Leaves)
+        assert leaves_of(page) == list(job.stored.tree.leaves[position:])
+
+
+def test_few_descriptions_are_kept(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(center_answers, "_DESCRIPTIONS", 2)
+    answers = CenterAnswers(Counting(path), Job(path, 3, 1 << 20, monkeypatch).reads).handlers()
+    a, b, c = [(AskInfos((name,)), answers[AskInfos](1, AskInfos((name,)))[0]) for name in "abc"]
+    assert all(answers[AskInfos](1, request)[0] is message for request, message in (b, c))
+    assert answers[AskInfos](1, a[0])[0] is not a[1]

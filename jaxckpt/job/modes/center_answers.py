@@ -4,7 +4,8 @@ import contextlib
 import functools
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from jaxckpt.job.protocol.messages import (
     Stream,
     Texts,
 )
+from jaxckpt.job.protocol.parts import Message, Request
 from jaxckpt.job.session.session import Answer, PeerHandlers
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.source import OpenCheckpoint
@@ -36,6 +38,10 @@ from jaxckpt.storage.source import OpenCheckpoint
 _BUNDLE = ArrayInfo((), np.dtype(np.uint8), ())
 # Most bytes of answers that are being read or sent.
 _ANSWER_BYTES = 64 << 20
+# Most descriptions that are kept for other peers. Each describes at most `PAGE` leaves.
+_DESCRIPTIONS = 8
+
+_Asked = TypeVar("_Asked", bound=Request[Any])
 
 
 class CenterAnswers:
@@ -55,6 +61,9 @@ class CenterAnswers:
         self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
         # A leaf with several names comes several times; the first time under its own.
         self._lines = (*stored.tree.leaves, *stored.tree.aliases)
+        # The answers that describe the checkpoint, by request, and the lock for making one. Peers ask for the same at the same time.
+        self._descriptions: dict[Request[Any], Message] = {}
+        self._describing = threading.Lock()
         self._changed = threading.Condition()
         # Bytes of the answer that is being read or sent, by peer.
         self._granted: dict[int, int] = {}
@@ -62,8 +71,8 @@ class CenterAnswers:
     def handlers(self) -> PeerHandlers:
         """Returns the functions that answer the requests of the peers."""
         return {
-            AskStored: self._leaves,
-            AskInfos: self._infos,
+            AskStored: functools.partial(self._once, self._leaves),
+            AskInfos: functools.partial(self._once, self._infos),
             AskTexts: self._texts,
             Announce: self._announce,
             AskBoxes: self._read,
@@ -81,15 +90,25 @@ class CenterAnswers:
         self._local.close()
         self._reads.close()
 
-    def _leaves(self, process: int, request: AskStored) -> Answer:
+    def _once(self, describe: Callable[[_Asked], Message], process: int, request: _Asked) -> Answer:
+        """Answers a request for a description. It is made for the first peer that asks, and the others get the same one."""
+        with self._describing:
+            found = self._descriptions.pop(request, None) or describe(request)
+            # The one that was asked for last comes last.
+            self._descriptions[request] = found
+            if len(self._descriptions) > _DESCRIPTIONS:
+                del self._descriptions[next(iter(self._descriptions))]
+        return found, None
+
+    def _leaves(self, request: AskStored) -> Message:
         leaves = self._lines
         start = request.position
         following = start + PAGE if start + PAGE < len(leaves) else None
-        return leaves_message(leaves[start : start + PAGE], following, {} if start else self._stored.record), None
+        return leaves_message(leaves[start : start + PAGE], following, {} if start else self._stored.record)
 
-    def _infos(self, process: int, request: AskInfos) -> Answer:
+    def _infos(self, request: AskInfos) -> Message:
         infos = self._array_infos(request.names)
-        return infos_message([infos[name] for name in request.names]), None
+        return infos_message([infos[name] for name in request.names])
 
     def _array_infos(self, names: Collection[str]) -> Mapping[str, ArrayInfo]:
         found = self._stored.infos([self._by_name[name] for name in names if name != bundles.NAME])
