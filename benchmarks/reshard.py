@@ -148,7 +148,7 @@ def _scale(results: reshard_report.Results, directory: str, chosen: argparse.Nam
                     results.add_scale(f"{what}: {name}", found)
         shutil.rmtree(path)
 
-    job("32 processes, 200 arrays of 32 × 64 floats", 32, 1, [("many_leaves", (path, 200, 64))])
+    job("32 processes, 200 arrays of 32 × 64 floats, first calls", 32, 1, [("many_leaves", (path, 200, 64))])
     job("100,000 arrays of 8 floats, 1 process", 1, 1, [("many_leaves", (path, 100_000, 8))])
     large = _shapes(chosen.gigabytes * 1024, 1)
     job(
