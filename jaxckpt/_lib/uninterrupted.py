@@ -58,30 +58,40 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
             ended.append(True)
             running.release()
 
+    def begin() -> None:
+        context = contextvars.copy_context()
+        start(threading.Thread(target=context.run, args=(run,), name="jaxckpt uninterrupted", daemon=True))
+
     interrupt: BaseException | None = None
     told = False
-    while not ended:
-        try:
-            if interrupt is not None and not told:
-                told = True
-                interrupted(interrupt)
+    try:
+        while not ended:
             try:
-                # After an interrupt it is unknown whether the thread was started, so another is started. Of two threads, the second finds
-                # `begun` held and ends at once.
-                context = contextvars.copy_context()
-                start(threading.Thread(target=context.run, args=(run,), name="jaxckpt uninterrupted", daemon=True))
-            except RuntimeError:
-                # The system cannot start another thread.
-                run()
-            while not ended:
-                running.acquire(timeout=_SLICE_SECS)
-        except BaseException as error:
-            if interrupt is None:
-                interrupt = error
-            elif begun.locked():
-                # The user does not want to wait, and the work goes on by itself. If it has not begun, this loop must still start it.
-                _left.append(ended)
-                raise
+                if interrupt is not None and not told:
+                    told = True
+                    interrupted(interrupt)
+                try:
+                    # After an interrupt it is unknown whether the thread was started, so another is started. Of two threads, the second
+                    # finds `begun` held and ends at once.
+                    begin()
+                except RuntimeError:
+                    # The system cannot start another thread.
+                    run()
+                while not ended:
+                    running.acquire(timeout=_SLICE_SECS)
+            except BaseException as error:
+                if interrupt is None:
+                    interrupt = error
+                elif begun.locked():
+                    raise
+                # Otherwise the work has not begun, and the loop must still start it.
+    except BaseException:
+        # The user does not want to wait, and the work goes on by itself. An interrupt can also come here from between two rounds of the
+        # loop, before the work has begun.
+        if not begun.locked():
+            begin()
+        _left.append(ended)
+        raise
     if errors:
         raise errors[0]
     if interrupt is not None:

@@ -1,8 +1,10 @@
 """Ctrl-C at any moment: the work is done, once, and then the interrupt is raised."""
 
+import linecache
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +91,45 @@ def test_two_interrupts_before_the_work_has_begun(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         uninterrupted(lambda: done.append(1))
     assert done == [1]
+
+
+def test_a_second_interrupt_between_two_rounds_of_the_loop() -> None:
+    """The work has not begun then, because the first one came before its thread was started."""
+    done, calls = threading.Event(), []
+    first = next(
+        line
+        for _, _, line in uninterrupted.__code__.co_lines()
+        if line is not None and _text_of(line) == "while not ended:"
+    )
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        if frame.f_code is not uninterrupted.__code__:
+            return None
+        if event == "line" and frame.f_lineno == first and frame.f_locals["interrupt"] is not None and len(calls) == 1:
+            calls.append(2)
+            raise KeyboardInterrupt
+        return trace
+
+    def interrupted(thread: threading.Thread) -> None:
+        if not calls:
+            calls.append(1)
+            raise KeyboardInterrupt
+        start(thread)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("jaxckpt._lib.uninterrupted.start", interrupted)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            uninterrupted(done.set)
+        finally:
+            sys.settrace(before)
+    assert calls == [1, 2]
+    assert done.wait(60)
+
+
+def _text_of(line: int) -> str:
+    return linecache.getline(uninterrupted.__code__.co_filename, line).strip()
 
 
 def _is_inside(frame: FrameType | None) -> bool:
