@@ -230,6 +230,28 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert most <= 2
 
 
+def test_large_values_begin_at_aligned_positions(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    sizes = [65536, 3, 100_000, 65535, 70_001, 64, 65536]
+    values = [np.random.default_rng(size).integers(0, 256, size, np.uint8) for size in sizes]
+    file = DataFile(str(tmp_path))
+    expected, places = [], []
+    for value in values:
+        expected.append(file.size_with(value.size + 4))
+        places.append(file.append([value[:10_000], value[10_000:]], value.size + 4))
+        assert file.size == expected[-1]
+    file.close()
+    assert os.path.getsize(file.path) == expected[-1]
+    content = Path(file.path).read_bytes()
+    end = 16
+    for value, place in zip(values, places, strict=True):
+        assert content[place.offset : place.offset + value.size] == value.tobytes()
+        assert place.length == value.size + 4
+        assert not any(content[end : place.offset])
+        assert place.offset - end == (-end % 64 if value.size >= 65532 else 0)
+        end = place.offset + place.length
+
+
 def test_a_descriptor_that_was_given_away_is_not_closed_again(tmp_path: Path) -> None:
     """By then it may be another file's."""
     (tmp_path / "d").mkdir()

@@ -144,13 +144,13 @@ class Database:
                     if file is not None and (
                         value.group != group
                         or file.size >= self._target
-                        or (self._max is not None and file.size + stored > self._max)
+                        or (self._max is not None and file.size_with(stored) > self._max)
                     ):
                         self._close_later(file)
                         file = None
                     if file is None:
                         file, group = DataFile(os.path.join(self._directory, self._part)), value.group
-                    place = file.append([data] if isinstance(data, np.ndarray) else data)
+                    place = file.append([data] if isinstance(data, np.ndarray) else data, stored)
                     if place.length != stored:
                         raise ValueError(
                             f"{value.key}: got {place.length - checksum.BYTES} bytes, expected {value.nbytes}"
