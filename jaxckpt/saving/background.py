@@ -20,6 +20,8 @@ from jaxckpt.saving.program_end import PROGRAM_END, say
 _SLICE_SECS = 0.5
 # After two interrupts, a commit of an earlier call may still be running. It takes milliseconds; a call waits for it at most this long.
 _LEFT_SECS = 10.0
+# A new thread keeps Python's lock until it waits for something. So it waits this long first, and the caller that has started it goes on.
+_PAUSE_SECS = 0.001
 
 
 class Flight:
@@ -65,16 +67,22 @@ class Flight:
         """
         if not self._begun.locked():
             PROGRAM_END.add(self)
-            start(threading.Thread(target=self.run, name=f"jaxckpt save {self.what}", daemon=True))
+            start(threading.Thread(target=self.run, args=(_PAUSE_SECS,), name=f"jaxckpt save {self.what}", daemon=True))
 
-    def run(self) -> None:
-        """Runs the save on this thread, unless another thread has begun it."""
+    def run(self, pause_secs: float = 0.0) -> None:
+        """Runs the save on this thread, unless another thread has begun it.
+
+        Args:
+          pause_secs: wait so many seconds first.
+        """
         if not self._begun.acquire(blocking=False):
             return
         self._thread = threading.current_thread()
         work, self._work = self._work, None
         assert work is not None
         try:
+            if pause_secs:
+                time.sleep(pause_secs)
             work(self._saved)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt too: they are raised to the caller like any other error.

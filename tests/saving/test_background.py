@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import jaxckpt
+from jaxckpt.saving.background import Flight
 
 pytestmark = pytest.mark.sampled
 
@@ -492,3 +493,25 @@ def test_a_thread_may_sync_while_another_starts_a_save(tmp_path: Path) -> None:
             thread.join(LONG)
     checkpoint.sync()
     assert failures == []
+
+
+def test_the_caller_goes_on_before_the_background_works() -> None:
+    """Otherwise the call would take until the new thread waits for something: Python has one lock for all threads."""
+    worked: list[float] = []
+
+    def work(saved: Callable[[], None]) -> None:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            pass
+        worked.append(end)
+
+    flight = Flight(work, "ckpt", LONG, LONG)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(LONG)
+    try:
+        flight.launch()
+        assert not worked
+    finally:
+        sys.setswitchinterval(before)
+    assert flight.wait(LONG)
+    assert worked
