@@ -11,7 +11,7 @@ from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
 from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
-from jaxckpt.tree.names import PROCESS, VALUE, leaf_name
+from jaxckpt.tree.names import PROCESS, VALUE, leaf_name, leaf_names
 
 Pair = tuple[Leaf, StoredLeaf]
 # Names for which a similar one is looked for, and among how many; each comparison takes time.
@@ -63,7 +63,8 @@ def match(
       ValueError: Orbax cannot tell the names of two targets apart; or processes had different states, and now there are more or fewer.
       CheckpointError: only a type handler of the program that saved a target's leaf can read it.
     """
-    own = {leaf.name: leaf for leaf in stored.tree.leaves if not leaf.is_empty}
+    stored_names = leaf_names([leaf.path for leaf in stored.tree.leaves])
+    own = {name: leaf for name, leaf in zip(stored_names, stored.tree.leaves, strict=True) if not leaf.is_empty}
     by_name = {leaf.name: leaf for leaf in stored.tree.aliases} | own
     found = Matched()
     layout.refuse_collisions([target.path for target in targets])

@@ -95,7 +95,7 @@ class StoredCheckpoint:
         self._arrays = StoredArrays(
             self.path, self.inside, self.tree, timeout_secs, has_targets=has_targets, known=self._known
         )
-        if any(leaf.is_foreign for leaf in self.tree.leaves):
+        if self.tree.has_foreign:
             leaves = tuple(self._recognised(leaf) if leaf.is_foreign else leaf for leaf in self.tree.leaves)
             self.tree = dataclasses.replace(self.tree, leaves=leaves)
         if item.name is not None:
@@ -137,7 +137,7 @@ class StoredCheckpoint:
                 digests.check(self.directory, name, content, self.digests)
                 if is_of_array:
                     self._known[name] = content
-        if any(leaf.is_string for leaf in self.tree.leaves) and strings.FILE not in self.digests:
+        if self.tree.has_strings and strings.FILE not in self.digests:
             raise CorruptCheckpointError.at(
                 os.path.join(self.directory, strings.FILE), "this file of the checkpoint is missing."
             )
@@ -186,7 +186,7 @@ class StoredCheckpoint:
                     digests.check_data(self.inside, name, self.digests)
 
     def _read_strings(self) -> dict[str, Any]:
-        if not any(leaf.is_string for leaf in self.tree.leaves):
+        if not self.tree.has_strings:
             return {}
         where = os.path.join(self.directory, strings.FILE)
         return strings.read(self.read_file(strings.FILE), where)

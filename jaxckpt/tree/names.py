@@ -71,11 +71,38 @@ def leaf_name(path: Iterable[tuple[str, int]]) -> str:
     return name
 
 
+def leaf_names(paths: Iterable[Sequence[tuple[str, int]]]) -> list[str]:
+    """Returns the names of many leaves. Most leaves lie beside the one before, so the name of their container is made once."""
+    names = []
+    above: Sequence[tuple[str, int]] | None = None
+    prefix = ""
+    for path in paths:
+        if not path:
+            names.append("")
+            continue
+        if path[:-1] != above:
+            above = path[:-1]
+            prefix = f"{leaf_name(above)}/" if above else ""
+        text = path[-1][0]
+        if "~" in text or "/" in text:
+            text = leaf_name(path[-1:])
+        names.append(prefix + text)
+    return names
+
+
 def dotted_name(path: Path) -> str:
     """Returns Orbax's name of the leaf at `path`: its keys joined by dots. Keys that contain dots are not told apart."""
     name = leaf_name(path)
     # Most leaves know their name, and without escapes its slashes are the only ones.
     return name.replace("/", ".") if "~" not in name else ".".join([text for text, _ in path])
+
+
+def dotted_names(paths: Sequence[Path]) -> list[str]:
+    """Returns Orbax's names of many leaves, in one step if no key needs care."""
+    text = "\n".join(map(leaf_name, paths))
+    if "~" in text or text.count("\n") != len(paths) - 1:
+        return list(map(dotted_name, paths))
+    return text.replace("/", ".").split("\n")
 
 
 class KnownPath:

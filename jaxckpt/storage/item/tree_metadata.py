@@ -5,7 +5,7 @@ Facts for which Orbax has no field are stored in ``custom_metadata.jaxckpt``, wh
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from jaxckpt._lib.documents import (
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.errors import CorruptCheckpointError
 from jaxckpt.storage import stores
-from jaxckpt.storage.item import notes
+from jaxckpt.storage.item import notes, plain_text
 from jaxckpt.storage.stores.inside import Inside
 from jaxckpt.tree.names import leaf_name
 
@@ -90,7 +90,7 @@ class StoredLeaf(NamedTuple):
     @property
     def is_string(self) -> bool:
         """Whether this is a str."""
-        return self.value_type == "string"
+        return self.value_type == _STRING
 
     @property
     def is_foreign(self) -> bool:
@@ -119,7 +119,8 @@ class StoredLeaf(NamedTuple):
 
 # A NamedTuple's own constructor takes three times as long, and there are thousands of leaves.
 _new_leaf = tuple.__new__
-_KNOWN = frozenset({"jax.Array", "np.ndarray", "scalar", "string", "None", "Dict", "List", "Tuple", "NamedTuple"})
+_STRING = "string"
+_KNOWN = frozenset({"jax.Array", "np.ndarray", "scalar", _STRING, "None", "Dict", "List", "Tuple", "NamedTuple"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,21 @@ class StoredTree:
     sequences: frozenset[tuple[str, ...]] = frozenset()
     aliases: tuple[StoredLeaf, ...] = ()
     has_nested: bool = False
+
+    @property
+    def value_types(self) -> set[str]:
+        """The words for the types of the leaves, each once: thousands of leaves have few."""
+        return {leaf.value_type for leaf in self.leaves}
+
+    @property
+    def has_strings(self) -> bool:
+        """Whether any leaf is a str."""
+        return _STRING in self.value_types
+
+    @property
+    def has_foreign(self) -> bool:
+        """Whether any leaf is foreign, see `StoredLeaf.is_foreign`."""
+        return not _KNOWN.issuperset(self.value_types)
 
     def below(self, name: str) -> "StoredTree":
         """Returns the tree as the value called `name` in a dict.
@@ -183,21 +199,32 @@ def read(inside: Inside, content: bytes) -> StoredTree:
     where = os.path.join(inside.directory, FILE)
     impls = _key_impls(inside)
     with damage(where):
-        document = as_dict(parse(content), "it")
+        described, document = plain_text.leaves_of(content) or _parsed(content)
         by_jaxckpt, kinds, sequences = _custom(document)
-        leaves = []
-        for described in as_dict(document["tree_metadata"], "tree_metadata").values():
-            path = tuple([(key["key"], key["key_type"] == 1) for key in described["key_metadata"]])
-            # This raises TypeError if a key is not text.
-            name = ".".join([text for text, _ in path])
-            value_type = described["value_metadata"]["value_type"]
-            leaves.append(_new_leaf(StoredLeaf, (path, name, value_type, kinds.get(name), impls.get(name))))
+        leaves = [
+            _new_leaf(StoredLeaf, (path, name, value_type, kinds.get(name), impls.get(name)))
+            for path, name, value_type in described
+        ]
         _check_leaves(leaves)
         use_zarr3 = as_bool(document.get("use_zarr3", False) or False, "use_zarr3")
         complete = as_bool(
             document.get("store_array_data_equal_to_fill_value", False) or False, "store_array_data_equal_to_fill_value"
         )
     return StoredTree(tuple(leaves), use_zarr3, complete, by_jaxckpt, sequences)
+
+
+def _parsed(content: bytes) -> tuple[Iterable[plain_text.Described], dict[str, Any]]:
+    """Returns what `plain_text.leaves_of` returns for texts of one form, for any text."""
+    document = as_dict(parse(content), "it")
+
+    def leaves() -> Iterator[plain_text.Described]:
+        for described in as_dict(document["tree_metadata"], "tree_metadata").values():
+            path = tuple([(key["key"], key["key_type"] == 1) for key in described["key_metadata"]])
+            # This raises TypeError if a key is not text.
+            name = ".".join([text for text, _ in path])
+            yield path, name, described["value_metadata"]["value_type"]
+
+    return leaves(), document
 
 
 def _custom(document: dict[str, Any]) -> tuple[int | None, dict[str, str], frozenset[tuple[str, ...]]]:
@@ -250,6 +277,8 @@ def _key_impls(inside: Inside) -> dict[str, str]:
     for name in names:
         with damage(os.path.join(inside.directory, ARRAY_METADATAS, name)):
             content = inside.read(f"{ARRAY_METADATAS}/{name}", bounds.METADATA_FILE_BYTES)
+            if plain_text.is_without_keys(content):
+                continue
             for item in as_list(as_dict(parse(content), "it")["array_metadatas"], "array_metadatas"):
                 described = item["array_metadata"]
                 extra = described.get("ext_metadata")
