@@ -25,6 +25,18 @@ def test_refuses_what_is_not_contiguous() -> None:
         checksum.extended(0, np.zeros(1 << 20, np.uint8)[::2])
 
 
+def test_sealed_values() -> None:
+    contents = [np.random.default_rng(size).bytes(size) for size in (0, 1, 32, 1000)]
+    values = [checksum.sealed(content) for content in contents]
+    assert checksum.are_sealed(values)
+    assert checksum.are_sealed([])
+    for value in values:
+        for bit in range(8 * len(value)):
+            changed = bytearray(value)
+            changed[bit // 8] ^= 1 << bit % 8
+            assert not checksum.are_sealed([*values, bytes(changed)])
+
+
 @pytest.fixture
 def only_when_let() -> Iterator[None]:
     """Python changes to another thread only where one lets its lock go."""

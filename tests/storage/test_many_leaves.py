@@ -14,12 +14,17 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import jaxckpt
+from jaxckpt._lib import checksum
 from jaxckpt.storage import compat
-from jaxckpt.storage.arrays import writer
+from jaxckpt.storage.arrays import inline, writer, zarr_metadata
+from jaxckpt.storage.item import layout
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece
 from jaxckpt.storage.ocdbt.encode import common_prefix
+from jaxckpt.storage.ocdbt.index import Index
+from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.settings import WriteSettings
-from jaxckpt.tree.names import Key, dotted_name, known_paths
+from jaxckpt.storage.stores.inside import Inside
+from jaxckpt.tree.names import Key, dotted_name, dotted_names, known_paths, leaf_name, leaf_names
 
 DEVICE = jax.devices()[3]
 PLACES = {
@@ -136,3 +141,74 @@ def test_the_common_beginning_of_two_keys() -> None:
         expected = max(length for length in range(len(one) + 1) if other[:length] == one[:length])
         assert common_prefix(one, other) == common_prefix(other, one) == expected
     assert common_prefix(b"\0\0a", b"\0\0b") == 2
+
+
+class TestAlike:
+    """Very small arrays that are alike are decoded in one step."""
+
+    @pytest.mark.parametrize("shape", [(), (1,), (8,), (2, 3), (256,), (257,)])
+    @pytest.mark.parametrize("dtype", ["float32", "bool", "int8", "complex128", "bfloat16", "int4"])
+    def test_restored_and_read(self, shape: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
+        random_ = np.random.default_rng(3)
+        values = {str(number): random_.integers(0, 2, shape).astype(jnp.dtype(dtype)) for number in range(20)}
+        path = jaxckpt.Checkpoint(model=values).write(tmp_path / "ckpt")
+        checkpoint = jaxckpt.Checkpoint(model={name: np.ones_like(value) for name, value in values.items()})
+        checkpoint.restore(path)
+        reader = jaxckpt.load_checkpoint(path)
+        for name, value in values.items():
+            found = checkpoint.model[name]
+            assert type(found) is np.ndarray
+            assert found.flags.writeable
+            assert (found.dtype, found.shape) == (value.dtype, value.shape)
+            np.testing.assert_array_equal(found, value)
+            np.testing.assert_array_equal(reader.get_tensor(f"model/{name}"), value)
+        # Each has memory of its own.
+        bases = [array.base for array in checkpoint.model.values() if array.base is not None]
+        assert len({id(base) for base in bases}) == len(bases)
+
+    def test_only_what_is_there_and_right(self) -> None:
+        info = zarr_metadata.parse_zarr3(layout.metadata_json((2,), np.dtype("float32"), (2,)))
+        arrays = [np.array([number, -number], np.float32) for number in range(20)]
+        values: list[Any] = [checksum.sealed(array.tobytes()) for array in arrays]
+        names = [f"leaf_{number}" for number in range(20)]
+        requests: list[Any] = [(name, (slice(1, 2),) if name == "leaf_3" else None) for name in names]
+        infos = dict.fromkeys(names, info)
+
+        class Fake:
+            def many(self, keys: list[str]) -> list[Any]:
+                assert keys == [f"{name}/c/0" for name in names]
+                return values
+
+        places: Any = Fake()
+        found = inline.decoded(places, requests, infos)
+        assert list(found) == list(range(20))
+        for number, array in found.items():
+            assert not array.flags.writeable
+            np.testing.assert_array_equal(array, arrays[number][1:] if number == 3 else arrays[number])
+        for wrong in (values[7][:-1] + b"x", values[7][:-1], None, Place("d/x", 0, 12)):
+            right, values[7] = values[7], wrong
+            assert inline.decoded(places, requests, infos) == {}
+            values[7] = right
+        assert inline.decoded(places, requests[:15], infos) == {}
+
+    def test_values_of_many_keys(self, tmp_path: Path) -> None:
+        tree = {**{f"leaf_{number}": number for number in range(20)}, "\n": 1, "ä": 2}
+        path = jaxckpt.Checkpoint(model=tree).write(tmp_path / "ckpt")
+        index = Index(Inside(path, path), lambda: None)
+        keys = [f"model.{name}/c" for name in (*tree, "absent")]
+        assert index.many(keys) is None
+        keys.remove("model.\n/c")
+        assert index.many(keys) == [index.get(key) for key in keys]
+        assert index.many(keys[:1]) == [index.get(keys[0])]
+
+
+def test_names_of_many_leaves() -> None:
+    texts = ["a", "b", "a/b", "~", "", "x.y", "ä", "a\nb", "1"]
+    random_ = random.Random(5)
+    for longest in (1, 2, 4):
+        paths = [tuple(Key(random_.choice(texts)) for _ in range(random_.randint(0, longest))) for _ in range(300)]
+        assert leaf_names(paths) == [leaf_name(path) for path in paths]
+        assert dotted_names(paths) == [dotted_name(path) for path in paths]
+    plain = [(Key("model"), Key(f"leaf_{number}")) for number in range(9)]
+    assert dotted_names(plain) == [dotted_name(path) for path in plain]
+    assert dotted_names([]) == leaf_names([]) == []

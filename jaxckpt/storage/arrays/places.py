@@ -22,6 +22,9 @@ class Places(Protocol):
     def get(self, key: str) -> bytes | Place | None:
         """Returns a value, or where it is; None if there is no such key."""
 
+    def many(self, keys: Sequence[str]) -> Sequence[bytes | Place | None] | None:
+        """Returns what `get` returns for each of thousands of keys; None if `get` must be asked for each."""
+
     def contents(self, keys: Sequence[str], limit: int) -> Iterator[bytes | None]:
         """Yields values; None for each one that is missing.
 
@@ -61,12 +64,11 @@ class InDatabase:
         self._most = Most(len(index), index.value_bytes)
         # `get` is called for every leaf, so it is not wrapped in a method.
         self.get = index.get
+        self.many = index.many
 
     def contents(self, keys: Sequence[str], limit: int) -> Iterator[bytes | None]:
         """See `Places`."""
-        get = self._index.get
-        for key in keys:
-            found = get(key)
+        for key, found in zip(keys, self.many(keys) or map(self.get, keys), strict=True):
             if isinstance(found, Place):
                 if found.length > limit:
                     raise DamagedError(f"its {key.rpartition('/')[2]} has {found.length} bytes")
@@ -108,6 +110,9 @@ class InFiles:
             return None
         assert size is not None
         return Place(key, 0, size)
+
+    def many(self, keys: Sequence[str]) -> None:
+        """See `Places`."""
 
     def contents(self, keys: Sequence[str], limit: int) -> Iterator[bytes | None]:
         """See `Places`."""

@@ -8,7 +8,7 @@ import itertools
 import operator
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -135,15 +135,20 @@ def decode_node(content: bytes, height: int, base: str, memory: Memory | None = 
     sizes, kinds = cursor.varints(count), cursor.varints(count)
     if not set(kinds) <= {0, 1}:
         raise UnknownFormatError("a value of an unknown kind")
-    numbers, positions = iter(cursor.varints(sum(kinds))), cursor.varints(sum(kinds))
-    if max(positions, default=0) >= 1 << 62:
-        raise DamagedError("a value lies beyond the end of any file")
-    offsets = iter(positions)
-    inline = cursor.cut([size for size, kind in zip(sizes, kinds, strict=True) if not kind])
-    values: list[bytes | Place] = [
-        Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline)
-        for size, kind in zip(sizes, kinds, strict=True)
-    ]
+    outside = sum(kinds)
+    values: list[bytes | Place]
+    if outside:
+        numbers, positions = iter(cursor.varints(outside)), cursor.varints(outside)
+        if max(positions) >= 1 << 62:
+            raise DamagedError("a value lies beyond the end of any file")
+        offsets = iter(positions)
+        inline = iter(cursor.cut([size for size, kind in zip(sizes, kinds, strict=True) if not kind]))
+        values = [
+            Place(files.path(next(numbers)), next(offsets), size) if kind else next(inline)
+            for size, kind in zip(sizes, kinds, strict=True)
+        ]
+    else:
+        values = [*cursor.cut(sizes)]
     cursor.end()
     return Values(keys, values)
 
@@ -208,13 +213,14 @@ class _Cursor:
             raise DamagedError("it is too short")
         return self._data[start : self._at]
 
-    def cut(self, lengths: Sequence[int]) -> Iterator[bytes]:
-        """Yields consecutive parts of these lengths."""
+    def cut(self, lengths: Sequence[int]) -> list[bytes]:
+        """Returns consecutive parts of these lengths."""
+        data = self._data
         ends = list(itertools.accumulate(lengths, initial=self._at))
         self._at = ends[-1]
-        if self._at > len(self._data):
+        if self._at > len(data):
             raise DamagedError("it is too short")
-        return map(self._data.__getitem__, map(slice, ends, ends[1:]))
+        return [data[start:end] for start, end in itertools.pairwise(ends)]
 
     def end(self) -> None:
         if self._at != len(self._data):
@@ -271,14 +277,12 @@ class _Cursor:
           lengths: number of bytes that follow in each key.
           limit: the largest length of a key in bytes.
         """
-        total = sum(prefixes) + sum(lengths)
-        self._memory.take(total)
-        if max(map(operator.add, prefixes, lengths)) > limit:
+        self._memory.take(sum(prefixes) + sum(lengths))
+        sizes = list(map(operator.add, prefixes, lengths))
+        if max(sizes) > limit:
             raise DamagedError("a key is too long")
-        keys, key = [], b""
-        for cut, rest in zip(prefixes, self.cut(lengths), strict=True):
-            if cut > len(key):
-                raise DamagedError("a key shares more bytes with the key before than that key has")
-            key = key[:cut] + rest
-            keys.append(key)
-        return keys
+        suffixes = self.cut(lengths)
+        if any(map(operator.gt, prefixes, [0, *sizes[:-1]])):
+            raise DamagedError("a key shares more bytes with the key before than that key has")
+        key = b""
+        return [key := key[:cut] + suffix for cut, suffix in zip(prefixes, suffixes, strict=True)]

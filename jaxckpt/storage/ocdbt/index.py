@@ -8,7 +8,7 @@ than their files.
 
 import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from jaxckpt._lib import bounds
@@ -115,6 +115,18 @@ class Index:
                 raise gap.error.with_traceback(None)
         return found
 
+    def many(self, keys: Sequence[str]) -> Sequence[bytes | Place | None] | None:
+        """Returns what `get` returns for each of thousands of keys; None if `get` might raise for one of them.
+
+        Args:
+          keys: the keys.
+        """
+        text = "\n".join(keys)
+        if self._gaps or text.count("\n") != len(keys) - 1:
+            return None
+        # All keys are encoded in one step.
+        return list(map(self._values.get, text.encode("utf-8", "surrogatepass").split(b"\n")))
+
     def entries(self) -> Iterator[Entry]:
         """Yields all entries. Raises DamagedError or OSError if any node cannot be read."""
         if self._gaps:
@@ -189,10 +201,11 @@ class Index:
         if prefix + keys[0] < low or (high is not None and prefix + keys[-1] >= high):
             raise DamagedError("a B-tree node holds keys that belong elsewhere")
         self._memory.take(len(prefix) * len(keys))
-        self._inline_bytes += sum([len(value) for value in values if isinstance(value, bytes)])
-        for value in values:
-            if isinstance(value, Place):
-                self._used[value.file] += value.length
+        places = [value for value in values if type(value) is Place]
+        for place in places:
+            self._used[place.file] += place.length
+        inline = [value for value in values if type(value) is bytes] if places else values
+        self._inline_bytes += sum(map(len, inline))
         self._values.update(zip([prefix + key for key in keys] if prefix else keys, values, strict=True))
 
     def _check_values(self) -> None:
