@@ -68,7 +68,7 @@ def leaves_of(page: Leaves) -> list[StoredLeaf]:
         keys = page.keys[len(found) : len(found) + count]
         texts, mask, *kind = page.groups[group]
         if texts is None:
-            found += [StoredLeaf((), "", *kind)] * count
+            found += [_new_leaf(StoredLeaf, ((), "", *kind))] * count
             continue
         (above, dotted), is_index = starts[group], bool(mask >> len(texts) & 1)
         found += [_new_leaf(StoredLeaf, ((*above, (key, is_index)), dotted + key, *kind)) for key in keys]
