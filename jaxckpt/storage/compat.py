@@ -221,7 +221,10 @@ def put(arrays: Sequence[np.ndarray], places: Sequence[Any]) -> list[Any]:
 def _batched_put() -> Any:
     # JAX's function of the same name in jax._src.interpreters.pxla calls this one. It looks first for shards that are jax.Arrays: ours are
     # not, and looking takes a third of the time.
-    found = getattr(importlib.import_module("jaxlib.xla_client"), "batched_device_put", None)
+    try:
+        found = getattr(importlib.import_module("jaxlib.xla_client"), "batched_device_put", None)
+    except ImportError:
+        return None
     return found if callable(found) and _explicit_scope() is not None else None
 
 
