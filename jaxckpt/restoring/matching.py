@@ -91,9 +91,9 @@ def match(
         else:
             found.missing.append(own_name)
             wanted_by_missing[own_name] = name
-    for _, leaf in found.pairs:
-        if leaf.is_foreign:
-            raise CheckpointError(f"{leaf.foreign(stored.path)} Leave it out of the Checkpoint to restore the others.")
+    if any(leaf.is_foreign for leaf in {leaf.value_type: leaf for _, leaf in found.pairs}.values()):
+        leaf = next(leaf for _, leaf in found.pairs if leaf.is_foreign)
+        raise CheckpointError(f"{leaf.foreign(stored.path)} Leave it out of the Checkpoint to restore the others.")
     asked = {by_name[name].param_name for name in names if name in by_name} if stored.tree.aliases else set()
     found.unexpected = [
         name for name, leaf in own.items() if name not in names and name != ignore and leaf.param_name not in asked

@@ -97,14 +97,6 @@ def dotted_name(path: Path) -> str:
     return name.replace("/", ".") if "~" not in name else ".".join([text for text, _ in path])
 
 
-def dotted_names(paths: Sequence[Path]) -> list[str]:
-    """Returns Orbax's names of many leaves, in one step if no key needs care."""
-    text = "\n".join(map(leaf_name, paths))
-    if "~" in text or text.count("\n") != len(paths) - 1:
-        return list(map(dotted_name, paths))
-    return text.replace("/", ".").split("\n")
-
-
 class KnownPath:
     """A cached path, and the cached paths below it. A training loop saves the same paths again and again.
 

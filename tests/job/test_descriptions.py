@@ -47,36 +47,55 @@ def test_infos(infos: list[ArrayInfo]) -> None:
         assert (one.shape, one.dtype, one.chunk_shape) == (other.shape, other.dtype, other.chunk_shape)
 
 
-def test_a_kind_that_many_leaves_have_is_told_once() -> None:
+def test_what_many_leaves_have_in_common_is_told_once() -> None:
     leaves = [StoredLeaf((("a", False), (str(n), True)), f"a.{n}", "jax.Array", None, None) for n in range(100)]
-    assert len(descriptions.leaves_message(leaves, None, {}).kinds) == 1
+    assert len(descriptions.leaves_message(leaves, None, {}).groups) == 1
     infos = [ArrayInfo((2,), np.dtype(np.float32), (2,)) for _ in range(100)]
     assert len(descriptions.infos_message(infos).forms) == 1
 
 
-GOOD = Leaves((("a", "0"), ("b",)), (2, 0), ("a.0", "b"), (("jax.Array", None, None),), (0, 0), None, {})
+def test_names_that_follow_from_paths_are_not_told() -> None:
+    leaves = [StoredLeaf((("a", False), (str(n), True)), f"a.{n}", "jax.Array", None, None) for n in range(3)]
+    leaves[1] = leaves[1]._replace(param_name="other")
+    assert descriptions.leaves_message(leaves, None, {}).names == ((1, "other"),)
+
+
+KIND = ("jax.Array", None, None)
+GOOD = Leaves(
+    ("0", "b", ""), ((("a",), 2, *KIND), ((), 0, *KIND), (None, 0, *KIND)), (0, 1, 1, 1, 2, 1), ((2, "c"),), None, {}
+)
+
+
+def test_a_message() -> None:
+    assert descriptions.leaves_of(GOOD) == [
+        StoredLeaf((("a", False), ("0", True)), "a.0", *KIND),
+        StoredLeaf((("b", False),), "b", *KIND),
+        StoredLeaf((), "c", *KIND),
+    ]
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"paths": (("a", "0"),)},
-        {"indices": (2,)},
-        {"indices": (2, -1)},
-        {"names": ("a.0", "b", "c")},
-        {"which": (0,)},
-        {"which": (0, 1)},
-        {"which": (0, -1)},
-        {"kinds": ()},
+        {"keys": ("0",)},
+        {"keys": ("0", "b", "c", "d")},
+        {"groups": ()},
+        {"groups": ((("a",), -1, *KIND),) * 3},
+        {"runs": (0, 1, 1, 1, 2)},
+        {"runs": (0, 1, 1, 1)},
+        {"runs": (0, 1, 1, 1, 3, 1)},
+        {"runs": (0, 1, 1, 1, -1, 1)},
+        {"runs": (0, 4, 1, -1)},
+        {"names": ((3, "c"),)},
+        {"names": ((-1, "c"),)},
     ],
 )
-def test_columns_that_do_not_fit_together(changed: dict[str, Any]) -> None:
-    assert len(descriptions.leaves_of(GOOD)) == 2
+def test_parts_that_do_not_fit_together(changed: dict[str, Any]) -> None:
     with pytest.raises(ProcessError, match="The center described"):
         descriptions.leaves_of(dataclasses.replace(GOOD, **changed))
 
 
-@pytest.mark.parametrize("which", [(0,), (0, 0, 0), (0, 1), (-1, 0)])
-def test_descriptions_of_other_arrays(which: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("runs", [(0, 1), (0, 3), (0, 1 << 60), (0, 1, 1, 1), (-1, 2), (0, 3, 0, -1), (0,)])
+def test_descriptions_of_other_arrays(runs: tuple[int, ...]) -> None:
     with pytest.raises(ProcessError, match="The center described"):
-        descriptions.infos_of(Infos((((2,), "float32", None),), which), ["a", "b"])
+        descriptions.infos_of(Infos((((2,), "float32", None),), runs), ["a", "b"])

@@ -271,7 +271,14 @@ def test_every_changed_bit_of_checked_bytes_is_found() -> None:
 def test_sequences_are_heard_as_tuples() -> None:
     said = [
         AskPieces(((1, (0, 0), (2, 3)), (2, (), ()))),
-        Leaves((("a", "0"),), (2,), ("a.0",), (("jax.Array", None, None),), (0,), None, {"x": [1]}),
+        Leaves(
+            ("0",),
+            ((("a",), 2, "jax.Array", None, None), (None, 0, "string", "x", "y")),
+            (0, 1),
+            ((0, "b"),),
+            None,
+            {"x": [1]},
+        ),
         Memory(None),
         Decided([1, {"a": [2]}]),
     ]

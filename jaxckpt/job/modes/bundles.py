@@ -4,10 +4,8 @@ To name, find and copy a box of a few bytes costs much more than the bytes. So e
 that it wants. Those that all of them want are read once, in the order of the leaves, and every process cuts its boxes out of them.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -37,7 +35,19 @@ def very_small(requests: Requests, infos: Mapping[str, ArrayInfo]) -> list[bool]
       requests: Orbax's name of an array, and a box of it; None for the whole array.
       infos: descriptions of the arrays, by Orbax's name.
     """
-    in_part = {name for name, box in requests if not _is_very_small(box, infos[name])}
+    # Thousands of requests have few infos and boxes, which are the same objects, so each pair is looked at once.
+    known: dict[tuple[int, int], bool] = {}
+    found: list[bool] = []
+    for name, box in requests:
+        info = infos[name]
+        key = id(info), id(box)
+        answer = known.get(key)
+        if answer is None:
+            answer = known[key] = _is_very_small(box, info)
+        found.append(answer)
+    if all(found):
+        return found
+    in_part = {name for (name, _), answer in zip(requests, found, strict=True) if not answer}
     return [name not in in_part for name, _ in requests]
 
 
@@ -104,16 +114,26 @@ class Bundles:
           leaves: all leaves of the checkpoint.
           infos: descriptions of the arrays, by Orbax's name.
         """
-        self._infos = infos
-        self._names: list[list[str]] = []
+        # For each bundle the names of its arrays; those that follow each other and are alike are together, with what they are.
+        self._groups: list[list[tuple[ArrayInfo, list[str]]]] = []
         sizes: list[int] = []
+        last: ArrayInfo | None = None
+        nbytes = 0
+        names: list[str] = []
         for position in positions:
             name = leaves[position].param_name
-            nbytes = infos[name].nbytes
+            info = infos[name]
+            is_new = info is not last
+            if is_new:
+                last, nbytes = info, info.nbytes
             if not sizes or sizes[-1] + nbytes > _BUNDLE_BYTES:
-                self._names.append([])
+                self._groups.append([])
                 sizes.append(0)
-            self._names[-1].append(name)
+                is_new = True
+            if is_new:
+                names = []
+                self._groups[-1].append((info, names))
+            names.append(name)
             sizes[-1] += nbytes
         self.keys: list[BoxKey] = [(NAME, (number,), (nbytes,)) for number, nbytes in enumerate(sizes)]
 
@@ -123,7 +143,7 @@ class Bundles:
         Args:
           number: number of the bundle.
         """
-        return [(name, None) for name in self._names[number]]
+        return [(name, None) for _, names in self._groups[number] for name in names]
 
     def arrays(self, number: int, content: np.ndarray) -> Iterator[tuple[Sequence[str], np.ndarray]]:
         """Yields the arrays of a bundle: names, and an array of the arrays of these names, which are alike. They are views.
@@ -133,15 +153,10 @@ class Bundles:
           content: its bytes.
         """
         at = 0
-        for (shape, dtype), group in itertools.groupby(self._names[number], self._form):
-            names = list(group)
-            nbytes = math.prod(shape) * dtype.itemsize * len(names)
-            yield names, content[at : at + nbytes].view(dtype).reshape(len(names), *shape)
+        for info, names in self._groups[number]:
+            nbytes = info.nbytes * len(names)
+            yield names, content[at : at + nbytes].view(info.dtype).reshape(len(names), *info.shape)
             at += nbytes
-
-    def _form(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        info = self._infos[name]
-        return info.shape, info.dtype
 
 
 def packed(arrays: Iterable[np.ndarray]) -> np.ndarray:

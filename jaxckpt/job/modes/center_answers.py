@@ -107,8 +107,10 @@ class CenterAnswers:
         return leaves_message(leaves[start : start + PAGE], following, {} if start else self._stored.record)
 
     def _infos(self, request: AskInfos) -> Message:
-        infos = self._array_infos(request.names)
-        return infos_message([infos[name] for name in request.names])
+        leaves = self._stored.tree.leaves
+        asked = [leaves[position] for position in bundles.positions_of(request.runs, len(leaves))]
+        infos = self._stored.infos(asked)
+        return infos_message([infos[leaf.param_name] for leaf in asked])
 
     def _array_infos(self, names: Collection[str]) -> Mapping[str, ArrayInfo]:
         found = self._stored.infos([self._by_name[name] for name in names if name != bundles.NAME])

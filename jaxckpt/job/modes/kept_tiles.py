@@ -54,10 +54,13 @@ def bundles_of(stored: OpenCheckpoint, announced: Mapping[int, Sequence[int]]) -
     leaves = stored.tree.leaves
     # Most often all processes want the same ones.
     wanted = {tuple(runs) for runs in announced.values()}
-    positions = set(bundles.positions_of(wanted.pop(), len(leaves)))
-    for runs in wanted:
-        positions.intersection_update(bundles.positions_of(runs, len(leaves)))
-    ordered = sorted(positions)
+    first = wanted.pop()
+    ordered = bundles.positions_of(first, len(leaves))
+    if wanted:
+        positions = set(ordered)
+        for runs in wanted:
+            positions.intersection_update(bundles.positions_of(runs, len(leaves)))
+        ordered = sorted(positions)
     infos = stored.infos([leaves[position] for position in ordered])
     made = bundles.Bundles(ordered, leaves, infos)
     found = [

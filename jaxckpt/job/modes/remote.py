@@ -11,6 +11,7 @@ import numpy as np
 from jaxckpt._lib.boxes import Slices, slices_of
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.errors import ProcessError
+from jaxckpt.job.modes import bundles
 from jaxckpt.job.modes.descriptions import infos_of, leaves_of
 from jaxckpt.job.modes.local_memory import OpenedSlots, open_slots
 from jaxckpt.job.modes.small_reads import SmallFirst
@@ -86,9 +87,11 @@ class RemoteCheckpoint:
             self._infos |= infos
             return infos
         names = [leaf.param_name for leaf in leaves]
-        wanted = [name for name in names if name not in self._infos]
-        for page in _pages(wanted):
-            self._infos |= infos_of(self._session.request(AskInfos(page), f"reading {self.path}"), page)
+        wanted = sorted({self._positions[name] for name in names if name not in self._infos})
+        for start in range(0, len(wanted), PAGE):
+            page = wanted[start : start + PAGE]
+            answer = self._session.request(AskInfos(bundles.runs_of(page)), f"reading {self.path}")
+            self._infos |= infos_of(answer, [self.tree.leaves[position].param_name for position in page])
         return {name: self._infos[name] for name in names}
 
     def nbytes(self, leaf: StoredLeaf) -> int:
@@ -268,6 +271,8 @@ def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 def _told_apart(leaves: Sequence[StoredLeaf]) -> tuple[tuple[StoredLeaf, ...], tuple[StoredLeaf, ...]]:
     """Returns the leaves under their own names, and under other names; see `CenterAnswers`."""
+    if len({leaf.param_name for leaf in leaves}) == len(leaves):
+        return tuple(leaves), ()
     own: list[StoredLeaf] = []
     others: list[StoredLeaf] = []
     seen: set[str] = set()

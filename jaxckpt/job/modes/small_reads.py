@@ -1,6 +1,6 @@
 """One read of one process in which very small arrays come first, in bundles; see `bundles`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,16 +38,18 @@ class SmallFirst:
         self._requests = requests
         self._infos = infos
         self._is_small = bundles.very_small(requests, infos)
-        self.rest = [request for request, small in zip(requests, self._is_small, strict=True) if not small]
-        self.runs = bundles.runs_of(
-            positions[name] for (name, _), small in zip(requests, self._is_small, strict=True) if small
-        )
-        self.keys: list[BoxKey] = []
+        self.rest: list[tuple[str, Slices | None]] = []
         # The requests for each very small array, by Orbax's name, and what has come for each request.
         self._askers: dict[str, list[int]] = {}
-        for number, ((name, _), small) in enumerate(zip(requests, self._is_small, strict=True)):
-            if small:
-                self._askers.setdefault(name, []).append(number)
+        for number, (request, small) in enumerate(zip(requests, self._is_small, strict=True)):
+            if not small:
+                self.rest.append(request)
+            elif (askers := self._askers.get(request[0])) is None:
+                self._askers[request[0]] = [number]
+            else:
+                askers.append(number)
+        self.runs = bundles.runs_of([positions[name] for name in self._askers])
+        self.keys: list[BoxKey] = []
         self._arrays: list[np.ndarray | None] = [None] * len(requests)
 
     def agree(self, runs: Sequence[int], leaves: Sequence[StoredLeaf]) -> list[tuple[str, Slices | None]]:
@@ -100,11 +102,9 @@ class SmallFirst:
             # Arrays that are alike are most often wanted alike, so their boxes are cut all at once.
             wanted = [[self._requests[each][1] for each in row] for row in askers]
             if wanted.count(wanted[0]) == len(wanted):
-                cuts = [bundles.cut(arrays, box) for box in wanted[0]]
-                for at, row in enumerate(askers):
-                    for asker, parts in zip(row, cuts, strict=True):
-                        # The ellipsis makes the items arrays even if they have no axes.
-                        self._arrays[asker] = parts[at, ...]
+                for column, box in enumerate(wanted[0]):
+                    for row, part in zip(askers, _items(bundles.cut(arrays, box)), strict=True):
+                        self._arrays[row[column]] = part
             else:
                 for at, row in enumerate(askers):
                     for asker in row:
@@ -122,3 +122,8 @@ class SmallFirst:
             array if array is not None else next(alone) if small else next(others)
             for array, small in zip(self._arrays, self._is_small, strict=True)
         ]
+
+
+def _items(arrays: np.ndarray) -> Iterable[np.ndarray]:
+    # The items of an array of one axis would be scalars. The ellipsis makes them arrays without axes.
+    return arrays if arrays.ndim > 1 else [arrays[at, ...] for at in range(len(arrays))]

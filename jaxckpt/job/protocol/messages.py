@@ -8,7 +8,7 @@ Messages hold text and numbers only. The bytes of arrays follow a message whose 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxckpt.job.protocol.parts import BoxAt, BoxOf, Failure, InfoLine, KindLine, Message, Request, SlotOffer
+from jaxckpt.job.protocol.parts import BoxAt, BoxOf, Failure, GroupLine, InfoLine, Message, Request, SlotOffer
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,15 @@ class WritePart(Request[Done]):
 class Leaves(Message):
     """A page of the leaves of the checkpoint; the next page's position (None: it was the last); on the first page, the save's record.
 
-    For each leaf the keys of its path; which of them are indices (bit 0 stands for the first key); Orbax's name of it; the number of its
-    kind. See `jaxckpt.job.modes.descriptions`.
+    For each leaf the last key of its path. The rest is told once for leaves that have it in common: `runs` holds, for leaves that follow
+    each other, the number of their group and how many there are, in turn. Orbax's name of a leaf consists of its keys, joined by dots;
+    those that do not are in `names`, by position in the page. See `jaxckpt.job.modes.descriptions`.
     """
 
-    paths: tuple[tuple[str, ...], ...]
-    indices: tuple[int, ...]
-    names: tuple[str, ...]
-    kinds: tuple[KindLine, ...]
-    which: tuple[int, ...]
+    keys: tuple[str, ...]
+    groups: tuple[GroupLine, ...]
+    runs: tuple[int, ...]
+    names: tuple[tuple[int, str], ...]
     next: int | None
     record: dict[str, Any]
 
@@ -187,17 +187,17 @@ class AskStored(Request[Leaves]):
 
 @dataclass(frozen=True)
 class Infos(Message):
-    """Shapes, dtypes and chunk shapes of array leaves: those that there are, and for each leaf the number of its own."""
+    """Shapes, dtypes and chunk shapes of array leaves: those that there are; and which of them so many leaves in a row have, in turn."""
 
     forms: tuple[InfoLine, ...]
-    which: tuple[int, ...]
+    runs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class AskInfos(Request[Infos]):
-    """A peer asks for the shapes and dtypes of array leaves, by Orbax's names."""
+    """A peer asks for the shapes and dtypes of array leaves, by runs of their positions in the tree."""
 
-    names: tuple[str, ...]
+    runs: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ Indices = tuple[int, ...]
 # A leaf (BoxAt: its position in the tree; BoxOf: Orbax's name of it), and the first index and the extent of a box along each axis.
 BoxAt = tuple[int, Indices, Indices]
 BoxOf = tuple[str, Indices, Indices]
-# Type of the value of a leaf, note, implementation of PRNG keys.
-KindLine = tuple[str, str | None, str | None]
+# What leaves have in common: the keys of their paths but the last (None: the path is empty), which of all keys are indices (bit 0 stands
+# for the first), type of the value, note, implementation of PRNG keys.
+GroupLine = tuple[tuple[str, ...] | None, int, str, str | None, str | None]
 # Shape, dtype and chunk shape of an array.
 InfoLine = tuple[Indices, str, Indices | None]
 

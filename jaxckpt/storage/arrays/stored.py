@@ -1,6 +1,7 @@
 """Reads the arrays of an existing checkpoint. The own code reads what jaxckpt and Orbax write on a disk; TensorStore reads the rest."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ class StoredArrays:
         self._places_problem: tuple[str, str] | None = None
         self._tensorstore: TensorStoreReader | None = None
         self._infos: dict[str, ArrayInfo] = {}
+        self._describing = threading.Lock()
         # Arrays of one shape and dtype have the same metadata, byte for byte.
         self._parsed: dict[bytes, ArrayInfo] = {}
 
@@ -89,10 +91,13 @@ class StoredArrays:
           OSError: the checkpoint cannot be read.
           TimeoutError: after the timeout.
         """
-        wanted = [name for name in names if name not in self._infos]
-        if wanted:
-            self._begin()
-            self._parse_all(wanted, self._metadata(wanted))
+        if any(name not in self._infos for name in names):
+            # The threads that answer other processes ask for the same metadata as this process does, at the same time. It is read once.
+            with self._describing:
+                wanted = [name for name in names if name not in self._infos]
+                if wanted:
+                    self._begin()
+                    self._parse_all(wanted, self._metadata(wanted))
         return {name: self._infos[name] for name in names}
 
     def known(self, name: str) -> ArrayInfo | None:
