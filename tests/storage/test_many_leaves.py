@@ -24,7 +24,7 @@ from jaxckpt.storage.ocdbt.index import Index
 from jaxckpt.storage.ocdbt.model import Place
 from jaxckpt.storage.settings import WriteSettings
 from jaxckpt.storage.stores.inside import Inside
-from jaxckpt.tree.names import Key, dotted_name, dotted_names, known_paths, leaf_name, leaf_names
+from jaxckpt.tree.names import Key, dotted_name, known_paths, leaf_name, leaf_names
 
 DEVICE = jax.devices()[3]
 PLACES = {
@@ -208,7 +208,4 @@ def test_names_of_many_leaves() -> None:
     for longest in (1, 2, 4):
         paths = [tuple(Key(random_.choice(texts)) for _ in range(random_.randint(0, longest))) for _ in range(300)]
         assert leaf_names(paths) == [leaf_name(path) for path in paths]
-        assert dotted_names(paths) == [dotted_name(path) for path in paths]
-    plain = [(Key("model"), Key(f"leaf_{number}")) for number in range(9)]
-    assert dotted_names(plain) == [dotted_name(path) for path in plain]
-    assert dotted_names([]) == leaf_names([]) == []
+    assert leaf_names([]) == []
