@@ -101,7 +101,10 @@ def trees_with(alphabet: str) -> st.SearchStrategy[Any]:
     return st.recursive(
         leaves,
         lambda children: st.one_of(
-            st.dictionaries(keys, children, max_size=3),
+            # Orbax cannot tell these two keys apart, so a save refuses them.
+            st.dictionaries(keys, children, max_size=3).filter(
+                lambda found: not any(f"{key}/" in found for key in found)
+            ),
             st.lists(children, max_size=3),
             st.tuples(children, children),
         ),
