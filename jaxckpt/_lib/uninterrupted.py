@@ -15,6 +15,8 @@ from jaxckpt._lib.causes import cause_of, is_of_signal_handler
 _T = TypeVar("_T")
 _SLICE_SECS = 1.0
 _PAUSE_SECS = 0.005
+# How often a thread is started, if each start is interrupted.
+_STARTS = 3
 # The messages of Python's Lock and RLock. Other RuntimeErrors are never interrupts in disguise, even if they appear while one is handled.
 _TWICE = ("release unlocked lock", "cannot release un-acquired lock")
 # One list for each work that a second interrupt left running. The list gets an item when that work has ended.
@@ -87,10 +89,17 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
                 # Otherwise the work has not begun, and the loop must still start it.
     except BaseException:
         # The user does not want to wait, and the work goes on by itself. An interrupt can also come here from between two rounds of the
-        # loop, before the work has begun.
-        if not begun.locked():
-            begin()
+        # loop, before the work has begun; and a third one while its thread is started.
         _left.append(ended)
+        for _ in range(_STARTS):
+            if begun.locked():
+                break
+            try:
+                begin()
+            except RuntimeError:
+                run()
+            except BaseException:
+                continue
         raise
     if errors:
         raise errors[0]

@@ -33,8 +33,8 @@ INFOS = st.builds(
 
 @given(st.lists(LEAVES, max_size=8))
 def test_leaves(leaves: list[StoredLeaf]) -> None:
-    message = descriptions.leaves_message(leaves, 7, {"x": 1})
-    assert (message.next, message.record) == (7, {"x": 1})
+    message = descriptions.leaves_message(leaves, 7, {"x": 1}, 5)
+    assert (message.next, message.record, message.count) == (7, {"x": 1}, 5)
     assert descriptions.leaves_of(message) == leaves
 
 
@@ -49,7 +49,7 @@ def test_infos(infos: list[ArrayInfo]) -> None:
 
 def test_what_many_leaves_have_in_common_is_told_once() -> None:
     leaves = [StoredLeaf((("a", False), (str(n), True)), f"a.{n}", "jax.Array", None, None) for n in range(100)]
-    assert len(descriptions.leaves_message(leaves, None, {}).groups) == 1
+    assert len(descriptions.leaves_message(leaves, None, {}, 0).groups) == 1
     infos = [ArrayInfo((2,), np.dtype(np.float32), (2,)) for _ in range(100)]
     assert len(descriptions.infos_message(infos).forms) == 1
 
@@ -57,12 +57,12 @@ def test_what_many_leaves_have_in_common_is_told_once() -> None:
 def test_names_that_follow_from_paths_are_not_told() -> None:
     leaves = [StoredLeaf((("a", False), (str(n), True)), f"a.{n}", "jax.Array", None, None) for n in range(3)]
     leaves[1] = leaves[1]._replace(param_name="other")
-    assert descriptions.leaves_message(leaves, None, {}).names == ((1, "other"),)
+    assert descriptions.leaves_message(leaves, None, {}, 0).names == ((1, "other"),)
 
 
 KIND = ("jax.Array", None, None)
 GOOD = Leaves(
-    ("0", "b", ""), ((("a",), 2, *KIND), ((), 0, *KIND), (None, 0, *KIND)), (0, 1, 1, 1, 2, 1), ((2, "c"),), None, {}
+    ("0", "b", ""), ((("a",), 2, *KIND), ((), 0, *KIND), (None, 0, *KIND)), (0, 1, 1, 1, 2, 1), ((2, "c"),), None, {}, 3
 )
 
 

@@ -278,6 +278,7 @@ def test_sequences_are_heard_as_tuples() -> None:
             ((0, "b"),),
             None,
             {"x": [1]},
+            2,
         ),
         Memory(None),
         Decided([1, {"a": [2]}]),

@@ -598,7 +598,7 @@ def test_an_interrupt_of_a_peer(doing: str) -> None:
     def read() -> None:
         def slow(process: int, request: Any) -> Any:
             interrupting()
-            return Leaves((), (), (), (), (), None, {}), None
+            return Leaves((), (), (), (), None, {}, 0), None
 
         center.serve({AskStored: slow})(None)
 

@@ -91,6 +91,12 @@ def test_repeated_and_other_leaves(leaves: str) -> None:
     assert read(content) == (None if leaves.count("x") != 1 else parsed(content))
 
 
+@pytest.mark.parametrize("rest", ["}", " }", '"x": 1,}', '"tree_metadata": {}}', "{}}"])
+def test_what_is_not_json_behind_the_leaves(rest: str) -> None:
+    one = '"x": {"key_metadata": [{"key": "a", "key_type": 2}], "value_metadata": {"value_type": "scalar", "skip_deserialize": false}}'
+    assert read(('{"tree_metadata": {' + one + "}, " + rest).encode()) is None
+
+
 ARRAY = '{"array_metadata": {"param_name": "a", "write_shape": [8], "chunk_shape": [], "ext_metadata": null}}'
 
 

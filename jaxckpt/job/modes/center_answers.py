@@ -58,7 +58,7 @@ class CenterAnswers:
         self._stored = stored
         self._reads = reads
         self._local = LocalAnswers(stored, local_peers)
-        self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
+        self._by_name = stored.tree.by_name
         # A leaf with several names comes several times; the first time under its own.
         self._lines = (*stored.tree.leaves, *stored.tree.aliases)
         # The answers that describe the checkpoint, by request, and the lock for making one. Peers ask for the same at the same time.
@@ -104,7 +104,8 @@ class CenterAnswers:
         leaves = self._lines
         start = request.position
         following = start + PAGE if start + PAGE < len(leaves) else None
-        return leaves_message(leaves[start : start + PAGE], following, {} if start else self._stored.record)
+        record = {} if start else self._stored.record
+        return leaves_message(leaves[start : start + PAGE], following, record, len(self._stored.tree.leaves))
 
     def _infos(self, request: AskInfos) -> Message:
         leaves = self._stored.tree.leaves

@@ -102,7 +102,7 @@ class CenterCheckpoint:
         self._stored = stored
         self._reads = reads
         self._session = session
-        self._positions = {leaf.param_name: position for position, leaf in enumerate(stored.tree.leaves)}
+        self._positions = stored.tree.positions
         self._infos: dict[str, ArrayInfo] = {}
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:

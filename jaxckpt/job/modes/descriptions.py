@@ -24,13 +24,14 @@ _StoredPath = tuple[tuple[str, bool], ...]
 _new_leaf = tuple.__new__
 
 
-def leaves_message(leaves: Iterable[StoredLeaf], following: int | None, record: dict[str, Any]) -> Leaves:
+def leaves_message(leaves: Iterable[StoredLeaf], following: int | None, record: dict[str, Any], count: int) -> Leaves:
     """Returns the message that describes a page of leaves.
 
     Args:
       leaves: the leaves of the page.
       following: position of the next page; None if this is the last.
       record: `Leaves.record`.
+      count: `Leaves.count`.
     """
     leaves = list(leaves)
     keys = [leaf.path[-1][0] if leaf.path else "" for leaf in leaves]
@@ -41,14 +42,16 @@ def leaves_message(leaves: Iterable[StoredLeaf], following: int | None, record: 
     starts = [_dotted([text for text, _ in above]) for above, *_ in groups]
     names: list[tuple[int, str]] = []
     at = 0
-    for group, count in _pairs(runs):
+    for group, length in _pairs(runs):
         start = starts[group]
-        for position in range(at, at + count):
+        for position in range(at, at + length):
             name = leaves[position].param_name
             if name != start + keys[position]:
                 names.append((position, name))
-        at += count
-    return Leaves(tuple(keys), tuple([_line(*group) for group in groups]), tuple(runs), tuple(names), following, record)
+        at += length
+    return Leaves(
+        tuple(keys), tuple([_line(*group) for group in groups]), tuple(runs), tuple(names), following, record, count
+    )
 
 
 def leaves_of(page: Leaves) -> list[StoredLeaf]:

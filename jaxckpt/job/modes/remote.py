@@ -63,18 +63,23 @@ class RemoteCheckpoint:
         self._texts: dict[str, str] = {}
         self.record: dict[str, Any] = {}
         leaves: list[StoredLeaf] = []
+        count = 0
         position: int | None = 0 if own is None else None
         while position is not None:
             page = session.request(AskStored(position), f"reading {path}")
             leaves += leaves_of(page)
             self.record |= page.record
+            count = page.count
             position = page.next
         if own is None:
-            names, others = _told_apart(leaves)
-            self.tree = StoredTree(names, use_zarr3=True, complete_chunks=True, by_jaxckpt=None, aliases=others)
+            if not 0 <= count <= len(leaves):
+                raise ProcessError(f"The center described {len(leaves)} of the {count} leaves of the checkpoint.")
+            # The positions of the leaves must be those on the center. It lists leaves under other names after them.
+            own_leaves, others = tuple(leaves[:count]), tuple(leaves[count:])
+            self.tree = StoredTree(own_leaves, use_zarr3=True, complete_chunks=True, by_jaxckpt=None, aliases=others)
         else:
             self.tree, self.record = own.tree, own.record
-        self._positions = {leaf.param_name: position for position, leaf in enumerate(self.tree.leaves)}
+        self._positions = self.tree.positions
 
     def infos(self, leaves: Iterable[StoredLeaf]) -> dict[str, ArrayInfo]:
         """Returns shape and dtype of array leaves, by Orbax's name. Raises the error of the IO process.
@@ -267,17 +272,3 @@ def runs_of(flags: Iterable[bool]) -> tuple[int, ...]:
 def _pages(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for start in range(0, len(names), PAGE):
         yield tuple(names[start : start + PAGE])
-
-
-def _told_apart(leaves: Sequence[StoredLeaf]) -> tuple[tuple[StoredLeaf, ...], tuple[StoredLeaf, ...]]:
-    """Returns the leaves under their own names, and under other names; see `CenterAnswers`."""
-    if len({leaf.param_name for leaf in leaves}) == len(leaves):
-        return tuple(leaves), ()
-    own: list[StoredLeaf] = []
-    others: list[StoredLeaf] = []
-    seen: set[str] = set()
-    for leaf in leaves:
-        (others if leaf.param_name in seen else own).append(leaf)
-        if not leaf.is_empty:
-            seen.add(leaf.param_name)
-    return tuple(own), tuple(others)

@@ -42,8 +42,8 @@ class SharedReads:
         """
         self._stored = stored
         self._seconds = seconds
-        self._positions = {leaf.param_name: position for position, leaf in enumerate(stored.tree.leaves)}
-        self._by_name = {leaf.param_name: leaf for leaf in stored.tree.leaves}
+        self._positions = stored.tree.positions
+        self._by_name = stored.tree.by_name
         self._changed = threading.Condition()
         self._missing = set(processes)
         self._expected = set(processes)

@@ -163,7 +163,8 @@ class WritePart(Request[Done]):
 
 @dataclass(frozen=True)
 class Leaves(Message):
-    """A page of the leaves of the checkpoint; the next page's position (None: it was the last); on the first page, the save's record.
+    """A page of the leaves of the checkpoint; the next page's position (None: it was the last); on the first page, the save's record; how
+    many leaves there are on all pages: what comes after them are other names for some of them.
 
     For each leaf the last key of its path. The rest is told once for leaves that have it in common: `runs` holds, for leaves that follow
     each other, the number of their group and how many there are, in turn. Orbax's name of a leaf consists of its keys, joined by dots;
@@ -176,6 +177,7 @@ class Leaves(Message):
     names: tuple[tuple[int, str], ...]
     next: int | None
     record: dict[str, Any]
+    count: int
 
 
 @dataclass(frozen=True)

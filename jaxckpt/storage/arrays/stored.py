@@ -51,7 +51,7 @@ class StoredArrays:
         self._path = path
         self._inside = inside
         self._known = known
-        self._leaves = {leaf.param_name: leaf for leaf in tree.leaves}
+        self._leaves = tree.by_name
         self._directory = inside.directory
         self._tree = tree
         # Leaves whose arrays must fit their kind. (Targets of bytes have no shape to compare with.)

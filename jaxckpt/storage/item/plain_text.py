@@ -56,8 +56,8 @@ def leaves_of(content: bytes) -> tuple[Iterator[Described], dict[str, Any]] | No
         rest = parse("{" + text[end + 3 :])
     except (UnicodeDecodeError, DamagedError):
         return None
-    # Of two values under one name, JSON's parser takes the last.
-    if type(rest) is not dict or "tree_metadata" in rest or len(set(names)) != len(names):
+    # A comma must be followed by something. Of two values under one name, JSON's parser takes the last.
+    if type(rest) is not dict or not rest or "tree_metadata" in rest or len(set(names)) != len(names):
         return None
     return _described(above, last, kinds, value_types), rest
 

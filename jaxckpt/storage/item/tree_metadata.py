@@ -160,6 +160,16 @@ class StoredTree:
         """Whether any leaf is foreign, see `StoredLeaf.is_foreign`."""
         return not _KNOWN.issuperset(self.value_types)
 
+    @property
+    def by_name(self) -> dict[str, StoredLeaf]:
+        """The leaves by Orbax's names, without empty containers: Orbax can give one of these and an array the same name."""
+        return {leaf.param_name: leaf for leaf in self.leaves if not leaf.is_empty}
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """The positions of the leaves in `by_name`, by Orbax's names."""
+        return {leaf.param_name: position for position, leaf in enumerate(self.leaves) if not leaf.is_empty}
+
     def below(self, name: str) -> "StoredTree":
         """Returns the tree as the value called `name` in a dict.
 

@@ -189,3 +189,10 @@ def restore_what_orbax_saved(path: str, io: int | None) -> None:
             assert mp_values.bits(target.n) == mp_values.bits(expected["n"])
             assert (target.step, target.s) == (7, "text")
             assert mp_values.same(target.key, jax.random.key(5))
+
+
+def restore_beside_an_empty_container(path: str, io: int | None, extents: tuple[int, ...]) -> list[list[float]]:
+    """Restores arrays that come after an empty container with the name of another array."""
+    target = jaxckpt.Checkpoint(c={str(each): np.zeros(each, np.float32) for each in extents})
+    target.read(path, options(io)).assert_existing_objects_matched()
+    return [target.c[str(each)][:2].tolist() for each in extents]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mp_plain_orbax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import jaxckpt
@@ -85,3 +87,15 @@ def test_a_private_disk_may_hold_what_orbax_saved(jobs, readers) -> None:
     directory = jobs.directory(job)
     readers[1].run(mp_plain_orbax.save_with_orbax, str(job.disks[1].path / Path(directory).relative_to(job.private)))
     job.run(mp_plain_orbax.restore_what_orbax_saved, directory, 1)
+
+
+@pytest.mark.parametrize("io", [None, 0, 1])
+def test_an_empty_container_with_the_name_of_an_array(jobs, io: int | None, tmp_path: Path) -> None:
+    """Orbax saves such a tree. Processes find the arrays behind it by their positions among all leaves."""
+    extents = (2, 3, 4, 40_000)
+    arrays = {str(each): np.full(each, each, np.float32) for each in extents}
+    path = tmp_path / "ckpt"
+    ocp.PyTreeCheckpointer().save(path, {"a": {"b": np.ones(5, np.float32)}, "a.b": {}, "c": arrays})
+    job = jobs.job(2, private=False)
+    found = job.run(mp_plain_orbax.restore_beside_an_empty_container, str(path), io, extents)
+    assert found == [[[each, each] for each in extents]] * 2
