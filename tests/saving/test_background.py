@@ -495,12 +495,14 @@ def test_a_thread_may_sync_while_another_starts_a_save(tmp_path: Path) -> None:
     assert failures == []
 
 
-def test_the_caller_goes_on_before_the_background_works() -> None:
+def test_the_caller_goes_on_before_the_background_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the call would take until the new thread waits for something: Python has one lock for all threads."""
+    # On a busy machine it takes a while until the caller goes on.
+    monkeypatch.setattr("jaxckpt.saving.background._PAUSE_SECS", 2.0)
     worked: list[float] = []
 
     def work(saved: Callable[[], None]) -> None:
-        end = time.monotonic() + 0.5
+        end = time.monotonic() + 0.1
         while time.monotonic() < end:
             pass
         worked.append(end)
