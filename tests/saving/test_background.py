@@ -498,7 +498,7 @@ def test_a_thread_may_sync_while_another_starts_a_save(tmp_path: Path) -> None:
 def test_the_caller_goes_on_before_the_background_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the call would take until the new thread waits for something: Python has one lock for all threads."""
     # On a busy machine it takes a while until the caller goes on.
-    monkeypatch.setattr("jaxckpt.saving.background._PAUSE_SECS", 2.0)
+    monkeypatch.setattr("jaxckpt.saving.background._PAUSE_SECS", 1.0)
     worked: list[float] = []
 
     def work(saved: Callable[[], None]) -> None:
