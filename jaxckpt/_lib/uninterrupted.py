@@ -39,9 +39,12 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
     Raises:
       BaseException: the error of `work`, or else the interrupt.
     """
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
         return work()
-    begun = threading.Lock()
+    # The threads that would do the work, in the order in which they came. The first one does it.
+    claims: list[threading.Thread] = []
+    begun: list[bool] = []
     # This is not an Event, because an interrupt in Event.wait() can leave its lock held for ever.
     running = threading.Lock()
     running.acquire()
@@ -50,9 +53,11 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
     ended: list[bool] = []
 
     def run() -> None:
-        if not begun.acquire(blocking=False):
+        claims.append(threading.current_thread())
+        if claims[0] is not threading.current_thread():
             return
         try:
+            begun.append(True)
             results.append(work())
         except BaseException as error:
             errors.append(error)
@@ -64,6 +69,26 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
         context = contextvars.copy_context()
         start(threading.Thread(target=context.run, args=(run,), name="jaxckpt uninterrupted", daemon=True))
 
+    def is_elsewhere() -> bool:
+        """Whether another thread does the work."""
+        return bool(begun) and claims[0] is not main
+
+    def begin_or_run() -> None:
+        if claims and claims[0] is main:
+            # An interrupt has thrown this thread out of `run`: before it began, or as it ended.
+            if begun:
+                ended.append(True)
+            else:
+                run()
+            return
+        try:
+            # After an interrupt it is unknown whether the thread was started, so another is started. Of two threads, the second one finds
+            # the claim of the first, and ends at once.
+            begin()
+        except RuntimeError:
+            # The system cannot start another thread.
+            run()
+
     interrupt: BaseException | None = None
     told = False
     try:
@@ -72,19 +97,13 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
                 if interrupt is not None and not told:
                     told = True
                     interrupted(interrupt)
-                try:
-                    # After an interrupt it is unknown whether the thread was started, so another is started. Of two threads, the second
-                    # finds `begun` held and ends at once.
-                    begin()
-                except RuntimeError:
-                    # The system cannot start another thread.
-                    run()
+                begin_or_run()
                 while not ended:
                     running.acquire(timeout=_SLICE_SECS)
             except BaseException as error:
                 if interrupt is None:
                     interrupt = error
-                elif begun.locked():
+                elif is_elsewhere():
                     raise
                 # Otherwise the work has not begun, and the loop must still start it.
     except BaseException:
@@ -92,12 +111,10 @@ def uninterrupted(work: Callable[[], _T], interrupted: Callable[[BaseException],
         # loop, before the work has begun; and a third one while its thread is started.
         _left.append(ended)
         for _ in range(_STARTS):
-            if begun.locked():
-                break
             try:
-                begin()
-            except RuntimeError:
-                run()
+                if ended or is_elsewhere():
+                    break
+                begin_or_run()
             except BaseException:
                 continue
         raise

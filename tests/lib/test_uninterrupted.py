@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 from waiting import interrupt, wait_until
@@ -126,6 +127,61 @@ def test_a_second_interrupt_between_two_rounds_of_the_loop() -> None:
             sys.settrace(before)
     assert calls == [1, 2]
     assert done.wait(60)
+
+
+@pytest.mark.parametrize("is_twice", [False, True])
+def test_an_interrupt_at_any_instruction_where_no_thread_can_be_started(
+    is_twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main thread does the work itself then. It is never done twice, and the call ends, wherever the interrupt comes."""
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def again(error: BaseException) -> None:
+        if is_twice:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxckpt._lib.uninterrupted.start", refused)
+    code = next(each for each in uninterrupted.__code__.co_consts if getattr(each, "co_name", "") == "run")
+    for instruction in range(1000):
+        done: list[int] = []
+        seen = [0]
+
+        def trace(
+            frame: FrameType, event: str, _: object, instruction: int = instruction, seen: list[int] = seen
+        ) -> Any:
+            if frame.f_code is not code:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                seen[0] += 1
+                if seen[0] == instruction + 1:
+                    raise KeyboardInterrupt
+            return trace
+
+        ended = threading.Event()
+        timer = threading.Timer(60, lambda ended=ended: ended.is_set() or os.kill(os.getpid(), signal.SIGABRT))
+        timer.daemon = True
+        timer.start()
+        before = sys.gettrace()
+        sys.settrace(trace)
+        is_raised = False
+        try:
+            uninterrupted(lambda done=done: done.append(1), again)  # type: ignore[misc]
+        except KeyboardInterrupt:
+            is_raised = True
+        finally:
+            sys.settrace(before)
+            ended.set()
+            timer.cancel()
+        # In the work itself the interrupt is an error of the work, and so it is at the instructions that lead to it.
+        assert done == [1] or (done == [] and instruction > 0), instruction
+        assert is_raised == (seen[0] > instruction)
+        if not is_raised:
+            break
+    assert instruction > 10
+    finish_left(0.05)
 
 
 def _text_of(line: int) -> str:
