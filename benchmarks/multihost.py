@@ -7,12 +7,14 @@ the slowest process each. Memory is measured in jobs of their own. Writes RESULT
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from benchmarks import multihost_report, report
 from jaxckpt import testing
@@ -20,6 +22,8 @@ from jaxckpt import testing
 _WORKER = "benchmarks.multihost_worker"
 _TIMEOUT_SECS = 600
 ENGINE = "engine"
+# As many programs at the same time as the job has processes, each of which does what the engine does.
+APART = "apart"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _compare(results, directory, names, chosen)
         for gigabytes in filter(None, map(float, chosen.memory_gigabytes.split(","))):
             for name in names:
+                if name == APART:
+                    continue
                 _memory(results, directory, name, chosen.processes, gigabytes)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -70,16 +76,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dir", default="/dev/shm" if os.path.isdir("/dev/shm") else None, help="where to save (default: /dev/shm)"
     )
-    parser.add_argument("--contenders", help="comma separated; default: engine, io-0, io-K, shared, gather, orbax")
+    parser.add_argument(
+        "--contenders", help="comma separated; default: engine, apart, io-0, io-K, shared, gather, orbax"
+    )
     parser.add_argument("--results", default=str(Path(__file__).parent), help="directory for RESULTS_MULTIHOST.md")
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.states.split(",")) - {"large", "leaves"}:
         parser.error(f"--states: there is no state {min(unknown)!r}; there are large, leaves")
     if chosen.processes < 2:
         parser.error("--processes: a job of several processes has two at least")
-    known = [ENGINE, *(f"io-{process}" for process in range(chosen.processes)), "shared", "gather", "orbax"]
+    known = [ENGINE, APART, *(f"io-{process}" for process in range(chosen.processes)), "shared", "gather", "orbax"]
     if chosen.contenders is None:
-        chosen.contenders = f"{ENGINE},io-0,io-{chosen.processes // 2},shared,gather,orbax"
+        chosen.contenders = f"{ENGINE},{APART},io-0,io-{chosen.processes // 2},shared,gather,orbax"
     for name in chosen.contenders.split(","):
         if name not in known:
             parser.error(f"there is no contender {name!r}; there are {', '.join(known)}")
@@ -99,14 +107,16 @@ def _job(processes: int) -> testing.Job:
 def _compare(
     results: multihost_report.Results, directory: str, names: Sequence[str], chosen: argparse.Namespace
 ) -> None:
-    with _job(1) as alone, _job(chosen.processes) as several:
-        jobs = {name: alone if name == ENGINE else several for name in names}
+    with contextlib.ExitStack() as stack:
+        alone, several = stack.enter_context(_job(1)), stack.enter_context(_job(chosen.processes))
+        apart = _Apart([stack.enter_context(_job(1)) for _ in range(chosen.processes if APART in names else 0)])
+        jobs: dict[str, _Runs] = {name: {ENGINE: alone, APART: apart}.get(name, several) for name in names}
         for name, job in jobs.items():
             _try(results, name, lambda name=name, job=job: _warm(job, name, directory))  # type: ignore[misc]
         for fill, size, kind in (("fill", chosen.gigabytes * 1e9, "large"), ("fill_leaves", chosen.leaves, "leaves")):
             if kind not in chosen.states.split(","):
                 continue
-            for job in (alone, several):
+            for job in (alone, several, *([apart] if APART in names and kind == "leaves" else [])):
                 job.run(f"{_WORKER}:{fill}", size, chosen.processes)
             for number in range(chosen.rounds):
                 # The one after the single process finds colder caches, so the order changes.
@@ -115,6 +125,9 @@ def _compare(
                     job = jobs[name]
                     if kind == "leaves" and name in ("gather", "orbax"):
                         # This would take minutes a round: what a leaf costs Orbax and a collective is measured elsewhere.
+                        continue
+                    if kind == "large" and name == APART:
+                        # Each program would have the whole state.
                         continue
                     print(f"{kind} round {number + 1}/{chosen.rounds}: {name}", file=sys.stderr, flush=True)
                     _try(
@@ -126,12 +139,36 @@ def _compare(
                     results.add(kind, "snapshot", _slowest(several.run(f"{_WORKER}:snapshot")))
 
 
-def _warm(job: testing.Job, name: str, directory: str) -> None:
+class _Runs(Protocol):
+    """Something that runs a function on several processes: a job, or several jobs."""
+
+    def run(self, function: str, *args: Any) -> list[Any]:
+        """Runs a function on every process, and returns the results."""
+
+
+class _Apart:
+    """Programs that know nothing of each other. They show what the cores of this machine give to so many processes at the same time."""
+
+    def __init__(self, programs: Sequence[testing.Job]) -> None:
+        self._programs = programs
+
+    def run(self, function: str, *args: Any) -> list[Any]:
+        """Runs a function in all programs at the same time, and returns the results. Each program has paths of its own."""
+        for number, program in enumerate(self._programs):
+            program.start(function, *[f"{each}-{number}" if _is_path(each) else each for each in args])
+        return [result.value for program in self._programs for result in program.results()]
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and os.path.isabs(value)
+
+
+def _warm(job: _Runs, name: str, directory: str) -> None:
     job.run(f"{_WORKER}:warm", name, os.path.join(directory, f"warm-{name}"))
     _clear(directory)
 
 
-def _round(results: multihost_report.Results, job: testing.Job, name: str, directory: str, kind: str) -> None:
+def _round(results: multihost_report.Results, job: _Runs, name: str, directory: str, kind: str) -> None:
     path = os.path.join(directory, name)
     results.add(kind, name, _slowest(job.run(f"{_WORKER}:save", name, path)))
     results.add(kind, name, _slowest(job.run(f"{_WORKER}:restore", name, path)))

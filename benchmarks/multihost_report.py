@@ -93,6 +93,8 @@ class Results:
             ]
         ]
         for name in self._names:
+            if not any((measured, who) == (kind, name) for measured, who, _ in self._values):
+                continue
             row = [name]
             for _, key, scale, digits in _TIMES:
                 value = self._value(kind, name, key)
@@ -120,6 +122,8 @@ class Results:
     def _memory_table(self, gigabytes: float) -> list[list[str]]:
         rows = [["", "process", "its part", *(heading for heading, _ in _MEMORY)]]
         for name in self._names:
+            if not any(who == name for who, _, _ in self._memory):
+                continue
             writer = _writer(name)
             found = {process: self._memory.get((name, gigabytes, process)) for process in range(self._processes)}
             peers = [values for process, values in found.items() if values is not None and process != writer]

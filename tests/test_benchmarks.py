@@ -122,10 +122,10 @@ def test_multihost(tmp_path: Path) -> None:
     output = run(
         "multihost",
         *("--gigabytes", 0.001, "--memory-gigabytes", 0.001, "--processes", 2, "--leaves", 3, "--rounds", 1),
-        *("--contenders", "engine,io-1,shared", "--dir", saved, "--results", results),
+        *("--contenders", "engine,apart,io-1,shared", "--dir", saved, "--results", results),
     )
 
-    for name in ("engine", "io-1", "shared", "copy of a part in memory", "io-1: save, × engine"):
+    for name in ("engine", "apart", "io-1", "shared", "copy of a part in memory", "io-1: save, × engine"):
         assert f"\n{name}  " in output
     assert "io-1: async of 0.001 GB, others, MB" in output
     markdown = (results / "RESULTS_MULTIHOST.md").read_text()
