@@ -48,7 +48,7 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool, pack: b
             _start_transfers(leaves)
             entries = [_new_entry(Entry, (leaf.path, kind_of(leaf.value).take(leaf, copy))) for leaf in walk]
         else:
-            entries, packed = _entries(leaves, plan, copy=copy, pack=pack)
+            entries, packed, rest = _entries(leaves, plan, copy=copy, pack=pack)
     entries += [Entry(node.path, EmptyContent(_empty_type(node))) for flat in flats for node in flat.empties]
     refuse_collisions(entries)
     if plan is None:
@@ -58,11 +58,17 @@ def take(flats: Iterable[Flat], plan: Plan | None = None, *, copy: bool, pack: b
         raise ValueError(
             f"Names that begin with {PROCESS!r} are reserved for the states of other processes; choose another name."
         )
-    return Snapshot(tuple(entries), states=tuple(states), kept=plan.kept, pack=packed)
+    # The empty nodes are no part of the structure.
+    unpacked = None if rest is None else (*rest, *range(len(leaves), len(entries)))
+    return Snapshot(tuple(entries), states=tuple(states), kept=plan.kept, pack=packed, rest=unpacked)
 
 
-def _entries(leaves: Sequence[Leaf], plan: Plan, *, copy: bool, pack: bool) -> tuple[list[Entry], np.ndarray | None]:
-    """Returns the entries of leaves, with the pieces that this process owns, and the pack (see `jaxckpt.saving.packing`).
+def _entries(
+    leaves: Sequence[Leaf], plan: Plan, *, copy: bool, pack: bool
+) -> tuple[list[Entry], np.ndarray | None, Sequence[int] | None]:
+    """Returns the entries of leaves, with the pieces that this process owns, the pack, and which leaves are not in it.
+
+    The last two are None if there is no pack (see `jaxckpt.saving.packing`).
 
     Args:
       leaves: the leaves.
@@ -101,7 +107,7 @@ def _entries(leaves: Sequence[Leaf], plan: Plan, *, copy: bool, pack: bool) -> t
             else:
                 content = shards.content(array, parts)
             entries[position] = Entry(leaf.path, content)
-    return entries, packed
+    return entries, packed, None if packed is None else rest
 
 
 def _start_transfers(leaves: Sequence[Leaf]) -> None:

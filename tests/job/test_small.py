@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxckpt.errors import ProcessError
-from jaxckpt.job.modes import windows
+from jaxckpt.job.modes import gather, windows
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
 from jaxckpt.job.modes.windows import Windows
 from jaxckpt.job.plan import Plan, Share
 from jaxckpt.job.protocol.messages import AskSmall
-from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, InPack, Piece
+from jaxckpt.storage.item.content import ArrayContent, EmptyContent, Entry, InPack, Piece, Snapshot
 
 PROCESSES, CENTER = 3, 1
 
@@ -301,3 +301,96 @@ def test_arrays_that_the_io_process_has_itself_are_put_together_few_at_a_time() 
             np.testing.assert_array_equal(center.array(number), whole)  # type: ignore[arg-type]
             held = max(held, len(center._arrays))
     assert 5 < held < 12
+
+
+def half_packed(kinds: Sequence[int]) -> tuple[Jobs, dict[int, Sequence[int]]]:
+    """Returns a job in which every second array is in the packs, and for each process the positions of the entries that are not."""
+    job = Jobs(kinds, np.float32, itertools.cycle([True, False]).__next__)
+    rest = {
+        process: [at for at, entry in enumerate(entries) if not in_pack(entry)]
+        for process, entries in enumerate(job.entries)
+    }
+    return job, rest
+
+
+def in_pack(entry: Entry) -> bool:
+    pieces = entry.content.pieces if isinstance(entry.content, ArrayContent) else ()
+    return bool(pieces) and isinstance(pieces[0].source, InPack)
+
+
+def test_a_peer_numbers_its_packed_pieces_once_for_a_structure() -> None:
+    kinds = [1, 2, 0, 3, 4, 1, 2]
+    keeping: dict[int, dict[str, Any]] = {process: {} for process in range(PROCESSES)}
+    for _ in range(3):
+        job, rest = half_packed(kinds)
+        for process in job.peers:
+            entries, pack = job.entries[process], job.packs[process]
+            job.peers[process] = OwnSmallPieces(entries, pack, keeping[process], rest[process])
+        center = SmallPieces(
+            job.entries[CENTER],
+            job,
+            Pool(0),
+            keeping[CENTER],
+            job.packs[CENTER],
+            rest[CENTER],  # type: ignore[arg-type]
+        )
+        for number, whole in enumerate(job.wholes):
+            if whole is not None:
+                np.testing.assert_array_equal(center.array(number), whole)
+    # What is kept has no data.
+    for process in job.peers:
+        assert all(isinstance(piece.source, InPack) for _, piece in keeping[process]["small pieces"])
+
+
+def test_all_arrays_at_once() -> None:
+    job = Jobs([1, 2, 3, 4] * 3, np.float32)
+    with mock.patch.object(windows, "_BATCH_BYTES", 1 << 10):
+        center = SmallPieces(job.entries[CENTER], job, Pool(0))  # type: ignore[arg-type]
+        for found, whole in zip(center.arrays(), job.wholes, strict=True):
+            assert whole is not None
+            np.testing.assert_array_equal(found, whole)
+
+
+def completed(job: Jobs, rest: dict[int, Sequence[int]], kept: dict[str, Any]) -> tuple[Snapshot, Callable[[], None]]:
+    snapshot = Snapshot(tuple(job.entries[CENTER]), kept=kept, pack=job.packs[CENTER], rest=tuple(rest[CENTER]))
+    with mock.patch.object(gather, "HOST_OWNER", CENTER):
+        return gather.complete(snapshot, job)  # type: ignore[arg-type]
+
+
+def check(whole: Snapshot, job: Jobs) -> None:
+    for entry, value in zip(whole.entries, job.wholes, strict=True):
+        if value is None:
+            assert isinstance(entry.content, EmptyContent)
+            continue
+        assert isinstance(entry.content, ArrayContent)
+        (piece,) = entry.content.pieces
+        np.testing.assert_array_equal(piece.fetch(*piece[:2]), value)
+
+
+def test_the_io_process_completes_packed_entries_once_for_a_structure() -> None:
+    kept: dict[str, Any] = {}
+    seen = []
+    for _ in range(3):
+        job, rest = half_packed([1, 2, 0, 3, 1, 4])
+        whole, keep = completed(job, rest, kept)
+        check(whole, job)
+        keep()
+        seen.append(whole.entries)
+    packed = [at for at in range(6) if at not in rest[CENTER]]
+    assert packed
+    assert all(seen[1][at] is seen[2][at] for at in packed)
+    # The save is over, so nothing can be fetched any more, and what has been fetched can be freed.
+    with pytest.raises(AssertionError, match="over"):
+        list(seen[2][packed[0]].content.pieces)  # type: ignore[union-attr]
+
+
+def test_two_saves_of_a_structure_at_the_same_time_and_one_that_fails() -> None:
+    kept: dict[str, Any] = {}
+    job, rest = half_packed([1, 2, 3])
+    completed(job, rest, kept)[1]()
+    jobs = [half_packed([1, 2, 3])[0] for _ in range(2)]
+    both = [completed(other, rest, kept)[0] for other in jobs]
+    sources = [each.entries[0].content.pieces for each in both]  # type: ignore[union-attr]
+    assert sources[0] is not sources[1]
+    # Neither of them told that it had succeeded, so nothing is kept.
+    assert "completed" not in kept

@@ -38,6 +38,7 @@ class Fetcher:
         session: Center,
         kept: dict[str, Any] | None = None,
         pack: np.ndarray | None = None,
+        rest: Sequence[int] | None = None,
     ) -> None:
         """Creates the fetcher, and asks peers on this host to share memory.
 
@@ -46,19 +47,25 @@ class Fetcher:
           session: the session with the peers.
           kept: `Snapshot.kept`.
           pack: `Snapshot.pack`.
+          rest: `Snapshot.rest`.
         """
         # A copy: the caller's list is going to refer to this object, and a reference cycle would keep the buffers alive until the garbage
         # collector runs.
         self._entries = tuple(entries)
         self._session = session
         self._buffers = Pool(_KEEP_BYTES)
-        self.small = SmallPieces(self._entries, session, self._buffers, kept, pack)
-        self._memories = self._open_memories() if self._has_large_pieces() else {}
+        self.small = SmallPieces(self._entries, session, self._buffers, kept, pack, rest)
+        # What is in the pack is very small.
+        large = self._has_large_pieces(
+            self._entries if rest is None else [self._entries[position] for position in rest]
+        )
+        self._memories = self._open_memories() if large else {}
         # The slots that no box is using, by owner.
         self._free = {owner: deque(range(memory.offer.count)) for owner, memory in self._memories.items()}
 
-    def _has_large_pieces(self) -> bool:
-        contents = [entry.content for entry in self._entries]
+    @staticmethod
+    def _has_large_pieces(entries: Sequence[Entry]) -> bool:
+        contents = [entry.content for entry in entries]
         return any(
             content.nbytes > SMALL_BYTES
             for content in contents

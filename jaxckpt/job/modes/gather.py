@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,35 +14,78 @@ from jaxckpt.job.modes.windows import SMALL_BYTES
 from jaxckpt.job.plan import HOST_OWNER, Share
 from jaxckpt.job.protocol.messages import AskHostValues
 from jaxckpt.job.session.center import Center
-from jaxckpt.storage.item.content import ArrayContent, Blocks, Entry, Piece, Snapshot, StringContent
+from jaxckpt.storage.item.content import ArrayContent, Blocks, EmptyContent, Entry, Piece, Snapshot, StringContent
+
+# Under this name the completed entries of very small arrays are kept (see `Snapshot.kept`).
+_PACKED = "completed"
+_NOTHING = Entry((), EmptyContent("None"))
 
 
-def complete(snapshot: Snapshot, session: Center) -> Snapshot:
-    """Returns the snapshot of the whole job: the IO process's own part, and the pieces of the others, which are fetched when written.
+def complete(snapshot: Snapshot, session: Center) -> tuple[Snapshot, Callable[[], None]]:
+    """Completes the snapshot of the IO process.
 
     Args:
       snapshot: the IO process's part.
       session: the session with the peers.
 
+    Returns:
+      The snapshot of the whole job: the IO process's own part, and the pieces of the others, which are fetched when written. And a function
+      to be called when all has been written: it keeps the entries of very small arrays for the next save of the structure. After an error
+      it must not be called, because threads may still be asking for pieces.
+
     Raises:
       ProcessError: process 0, which has the host leaves, failed or does not answer.
     """
-    entries = list(snapshot.entries)
+    entries, rest, kept = list(snapshot.entries), snapshot.rest, snapshot.kept
     if session.process != HOST_OWNER:
         _take_hosts(entries, session)
-    fetcher = Fetcher(entries, session, snapshot.kept, snapshot.pack)
-    for position, entry in enumerate(entries):
+    fetcher = Fetcher(entries, session, kept, snapshot.pack, rest)
+    if kept is None or rest is None:
+        _complete(entries, range(len(entries)), fetcher, _Source(fetcher.small))
+        return dataclasses.replace(snapshot, entries=tuple(entries)), lambda: None
+    # Two saves of one structure may run at the same time: only one of them gets what is kept.
+    packed: _Packed = kept.pop(_PACKED, None) or _packed(entries, rest, fetcher)
+    source, completed = packed
+    source.small = fetcher.small
+    whole = list(completed)
+    whole[len(completed) :] = entries[len(completed) :]
+    for position in rest:
+        whole[position] = entries[position]
+    _complete(whole, rest, fetcher, source)
+
+    def keep() -> None:
+        source.small = None
+        kept[_PACKED] = packed
+
+    return dataclasses.replace(snapshot, entries=tuple(whole)), keep
+
+
+def _packed(entries: Sequence[Entry], rest: Sequence[int], fetcher: Fetcher) -> "_Packed":
+    """Returns the completed entries of very small arrays. Those at other positions have no meaning."""
+    source = _Source(fetcher.small)
+    others = set(rest)
+    positions = [position for position in range(len(entries)) if position not in others]
+    # Not the other entries, which hold data.
+    found: list[Entry] = [_NOTHING] * (positions[-1] + 1 if positions else 0)
+    for position in positions:
+        found[position] = entries[position]
+    _complete(found, positions, fetcher, source)
+    return source, found
+
+
+def _complete(entries: list[Entry], positions: Iterable[int], fetcher: Fetcher, source: "_Source") -> None:
+    for position in positions:
+        entry = entries[position]
         content = entry.content
         if not isinstance(content, ArrayContent) or content.share is None:
             continue
         if 0 < content.nbytes <= SMALL_BYTES:
             # One chunk, however many processes have parts of it. What counts for small arrays is the number of chunks.
-            one = _OnePiece(position, content.shape, fetcher.small)
+            one = _OnePiece(position, content.shape, source)
             entries[position] = Entry(entry.path, content.with_pieces(one, content.shape))
         else:
             every = _AllPieces(position, content, fetcher)
             entries[position] = Entry(entry.path, content.with_pieces(every, content.write_shape))
-    return dataclasses.replace(snapshot, entries=tuple(entries))
 
 
 def _take_hosts(entries: list[Entry], session: Center) -> None:
@@ -65,13 +108,29 @@ def _take_hosts(entries: list[Entry], session: Center) -> None:
         position = hosts.next
 
 
+class _Source:
+    """Where the small arrays of a save come from.
+
+    Attributes:
+      small: fetches them; None between two saves.
+    """
+
+    def __init__(self, small: SmallPieces) -> None:
+        self.small: SmallPieces | None = small
+
+
+# Where very small arrays come from, and their completed entries, by position.
+_Packed = tuple[_Source, Sequence[Entry]]
+
+
 class _OnePiece(Sequence[Piece]):
     """A small array as one piece, which is fetched when it is looked at."""
 
-    def __init__(self, position: int, shape: tuple[int, ...], small: SmallPieces) -> None:
+    def __init__(self, position: int, shape: tuple[int, ...], source: _Source) -> None:
         self._position = position
         self._shape = shape
-        self._small = small
+        self._start = (0,) * len(shape)
+        self._source = source
 
     def __len__(self) -> int:
         return 1
@@ -80,7 +139,9 @@ class _OnePiece(Sequence[Piece]):
         return (*self,)[index]
 
     def __iter__(self) -> Iterator[Piece]:
-        yield Piece((0,) * len(self._shape), self._shape, self._small.array(self._position))
+        small = self._source.small
+        assert small is not None, "The save of this piece is over"
+        yield Piece(self._start, self._shape, small.array(self._position))
 
 
 class _AllPieces(Sequence[Piece]):

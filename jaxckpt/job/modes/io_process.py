@@ -73,4 +73,6 @@ class IoProcess(Several):
 
 def _fill(session: Center, arrange: Arrange, new: str, snapshot: Snapshot, settings: WriteSettings) -> None:
     """Writes the center's part of a snapshot, and the parts of the others, which are fetched while they are written."""
-    writer.write(new, arrange(states.complete(gather.complete(snapshot, session), session)), settings)
+    whole, keep = gather.complete(snapshot, session)
+    writer.write(new, arrange(states.complete(whole, session)), settings)
+    keep()

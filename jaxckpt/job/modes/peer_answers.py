@@ -25,7 +25,7 @@ from jaxckpt.job.protocol.messages import (
 )
 from jaxckpt.job.session.session import Answer, Handlers
 from jaxckpt.storage.item import notes
-from jaxckpt.storage.item.content import ArrayContent, Entry, InPack, Snapshot, StringContent
+from jaxckpt.storage.item.content import ArrayContent, Entry, Snapshot, StringContent
 
 _PAGE_CHARS = 8 << 20
 # As many as the boxes of other processes that the IO process writes at a time.
@@ -41,18 +41,22 @@ class PeerAnswers:
         Args:
           snapshot: this process's part of the snapshot. Pass the only reference to it, so that pieces are freed once they are sent.
         """
-        self._entries = snapshot.entries
-        self._small = OwnSmallPieces(snapshot.entries, snapshot.pack)
+        self._small = OwnSmallPieces(snapshot.entries, snapshot.pack, snapshot.kept, snapshot.rest)
+        # The others have small pieces only, and their data is not in their entries.
+        rest = range(len(snapshot.entries)) if snapshot.rest is None else snapshot.rest
         self._left = {
             position: large
-            for position, entry in enumerate(snapshot.entries)
-            if isinstance(content := entry.content, ArrayContent)
+            for position in rest
+            if isinstance(content := snapshot.entries[position].content, ArrayContent)
             # A small array has small pieces only.
             and (content.nbytes > SMALL_BYTES or content.share is None)
             and (large := _large_bytes(content))
         }
         self._pieces = {position: tuple(snapshot.entries[position].content.pieces) for position in self._left}  # type: ignore[union-attr]
-        self._entries = tuple(_without_data(entry) for entry in snapshot.entries)
+        entries = list(snapshot.entries)
+        for position in rest:
+            entries[position] = _without_data(entries[position])
+        self._entries = tuple(entries)
         self._memory: SharedSlots | None = None
         # The bytes of the box that is being sent through a slot, by slot.
         self._sending: dict[int, np.ndarray] = {}
@@ -155,7 +159,7 @@ def _large_bytes(content: ArrayContent) -> int:
 
 def _without_data(entry: Entry) -> Entry:
     content = entry.content
-    if not isinstance(content, ArrayContent) or not content.pieces or isinstance(content.pieces[0].source, InPack):
+    if not isinstance(content, ArrayContent) or not content.pieces:
         return entry
     return entry._replace(content=content._replace(pieces=()))
 

@@ -5,8 +5,9 @@ numbers them in the same way, and asks for the pieces from one number to another
 """
 
 import math
+import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from jaxckpt.job.protocol.messages import AskSmall
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Entry, InPack, Piece
 
+_position: Callable[[tuple[int, Piece]], int] = operator.itemgetter(0)
+
 
 class SmallPieces:
     """The small pieces of the peers, seen by the IO process. Several threads may use it."""
@@ -30,6 +33,7 @@ class SmallPieces:
         buffers: Pool,
         kept: dict[str, Any] | None = None,
         pack: np.ndarray | None = None,
+        rest: Sequence[int] | None = None,
     ) -> None:
         """Creates the object. Nothing is fetched yet.
 
@@ -39,6 +43,7 @@ class SmallPieces:
           buffers: a pool for the bytes of the batches.
           kept: `Snapshot.kept`.
           pack: `Snapshot.pack`.
+          rest: the positions of the entries whose data is not in the pack; None if there is no pack.
         """
         self._entries = entries
         self._pack = pack
@@ -46,7 +51,7 @@ class SmallPieces:
         self._buffers = buffers
         self._lock = threading.Lock()
         self._kept = kept
-        self._windows = _windows(entries, session.process, kept)
+        self._windows = _windows(entries, session.process, kept, rest)
         # What has been fetched and not been taken.
         self._arrays: dict[int, np.ndarray] = {}
         self._pieces: dict[tuple[int, Box], np.ndarray] = {}
@@ -61,6 +66,15 @@ class SmallPieces:
             if position not in self._arrays:
                 self._fetch(self._windows.of_array(position))
             return self._arrays.pop(position)
+
+    def arrays(self) -> list[np.ndarray]:
+        """Returns the arrays of all leaves, which are small arrays. Call it instead of `array`."""
+        with self._lock:
+            for position in range(len(self._entries)):
+                if position not in self._arrays:
+                    self._fetch(self._windows.of_array(position))
+            found, self._arrays = self._arrays, {}
+        return [found[position] for position in range(len(self._entries))]
 
     def piece(self, position: int, box: Box) -> np.ndarray:
         """Returns a small piece of a peer, of an array that is not small. Call it once for each piece.
@@ -136,31 +150,46 @@ class SmallPieces:
         raise AssertionError(f"{self._entries[position].name}: this process does not have the piece at {box.start}")
 
 
-def _windows(entries: Sequence[Entry], process: int, kept: dict[str, Any] | None) -> Windows:
+def _windows(
+    entries: Sequence[Entry], process: int, kept: dict[str, Any] | None, rest: Sequence[int] | None
+) -> Windows:
     """Returns the windows of a snapshot: those of the last save of its structure, if they hold for this one."""
     found: Windows | None = None if kept is None else kept.get("windows")
-    return found if found is not None and found.is_for(entries) else Windows(entries, process)
+    return found if found is not None and found.is_for(entries, rest) else Windows(entries, process)
 
 
 class OwnSmallPieces:
     """The small pieces of a peer, which it sends to the IO process and then frees."""
 
-    def __init__(self, entries: Sequence[Entry], pack: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        pack: np.ndarray | None = None,
+        kept: dict[str, Any] | None = None,
+        rest: Sequence[int] | None = None,
+    ) -> None:
         """Numbers the pieces.
 
         Args:
           entries: the entries of this process's part of the snapshot.
           pack: `Snapshot.pack`.
+          kept: `Snapshot.kept`.
+          rest: the positions of the entries whose data is not in the pack; None if there is no pack.
         """
         self._pack = pack
         self._pieces: list[tuple[int, Piece] | None] = []
-        for position, entry in enumerate(entries):
-            content = entry.content
-            if isinstance(content, ArrayContent):
-                pieces = content.pieces
-                for piece in pieces if len(pieces) < 2 else sorted(pieces, key=_start):
-                    if 0 < math.prod(piece.shape) * content.dtype.itemsize <= SMALL_BYTES:
-                        self._pieces.append((position, piece))
+        if kept is None or rest is None:
+            self._pieces += _small_pieces(entries, range(len(entries)))
+            return
+        packed: tuple[tuple[int, Piece], ...] | None = kept.get("small pieces")
+        if packed is None:
+            others = set(rest)
+            inside = [position for position in range(len(entries)) if position not in others]
+            packed = kept["small pieces"] = tuple(_small_pieces(entries, inside))
+        # Only a few leaves, or none, are small and not in the pack. Pieces of one leaf keep their order.
+        found = [*packed, *_small_pieces(entries, rest)]
+        found.sort(key=_position)
+        self._pieces += found
 
     def take(self, request: AskSmall) -> np.ndarray:
         """Returns the bytes of the pieces of a batch, one after the other, and forgets them.
@@ -186,6 +215,17 @@ class OwnSmallPieces:
             # All of it has been sent.
             self._pack = None
         return content
+
+
+def _small_pieces(entries: Sequence[Entry], positions: Iterable[int]) -> Iterator[tuple[int, Piece]]:
+    """Yields the small pieces of the entries at some positions, each with its position."""
+    for position in positions:
+        content = entries[position].content
+        if isinstance(content, ArrayContent):
+            pieces = content.pieces
+            for piece in pieces if len(pieces) < 2 else sorted(pieces, key=_start):
+                if 0 < math.prod(piece.shape) * content.dtype.itemsize <= SMALL_BYTES:
+                    yield position, piece
 
 
 def joined(pieces: Sequence[Piece], pack: np.ndarray | None) -> np.ndarray:

@@ -63,7 +63,10 @@ def complete(snapshot: Snapshot, session: Center) -> Snapshot:
     if groups is not None:
         # No two groups share a data file, and these belong to none.
         groups = (*groups, tuple(entry for entry in new if isinstance(entry.content, ArrayContent)))
-    return dataclasses.replace(snapshot, entries=(*snapshot.entries, *new), groups=groups)
+    rest = snapshot.rest
+    if rest is not None:
+        rest = (*rest, *range(len(snapshot.entries), len(snapshot.entries) + len(new)))
+    return dataclasses.replace(snapshot, entries=(*snapshot.entries, *new), groups=groups, rest=rest)
 
 
 def _value(answer: State) -> str | bytes:

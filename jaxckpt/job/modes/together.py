@@ -4,13 +4,17 @@ The cost of such an array is not its bytes but its entries: an array of a few by
 entries in the index, each of which is written, merged and read again.
 """
 
+import bisect
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from jaxckpt.job.modes.buffers import Pool
 from jaxckpt.job.modes.small import OwnSmallPieces, SmallPieces
 from jaxckpt.job.session.center import Center
 from jaxckpt.storage.item.content import ArrayContent, Entry, Piece, Snapshot
+
+# A NamedTuple's own constructor takes twice as long, and there are thousands of arrays.
+_new = tuple.__new__
 
 VERY_SMALL_BYTES = 4 << 10
 """Arrays of at most so many bytes are very small. Process 0 holds them in memory until it has written them."""
@@ -26,15 +30,15 @@ def gathered(snapshot: Snapshot, session: Center) -> Snapshot:
     Raises:
       ProcessError: a peer failed, ended or does not answer.
     """
-    chosen = _very_small(snapshot)
-    small = SmallPieces(tuple(chosen.values()), session, Pool(0), snapshot.kept, snapshot.pack)
+    positions = _very_small(snapshot)
     entries = list(snapshot.entries)
-    for number, (position, entry) in enumerate(chosen.items()):
-        content = entry.content
+    chosen = tuple([entries[position] for position in positions])
+    small = SmallPieces(chosen, session, Pool(0), snapshot.kept, snapshot.pack, _unpacked(snapshot, positions))
+    arrays = small.arrays()
+    for position, (path, content), array in zip(positions, chosen, arrays, strict=True):
         assert isinstance(content, ArrayContent)
-        shape = content.shape
-        piece = Piece((0,) * len(shape), shape, small.array(number))
-        entries[position] = Entry(entry.path, content.with_pieces((piece,), shape))
+        piece = _new(Piece, ((0,) * array.ndim, array.shape, array))
+        entries[position] = _new(Entry, (path, content.with_pieces((piece,), array.shape)))
     return dataclasses.replace(snapshot, entries=tuple(entries))
 
 
@@ -44,7 +48,9 @@ def own_small_pieces(snapshot: Snapshot) -> OwnSmallPieces:
     Args:
       snapshot: the peer's part of the snapshot.
     """
-    return OwnSmallPieces(tuple(_very_small(snapshot).values()), snapshot.pack)
+    positions = _very_small(snapshot)
+    entries = [snapshot.entries[position] for position in positions]
+    return OwnSmallPieces(entries, snapshot.pack, snapshot.kept, _unpacked(snapshot, positions))
 
 
 def rest(snapshot: Snapshot) -> Snapshot:
@@ -53,23 +59,36 @@ def rest(snapshot: Snapshot) -> Snapshot:
     Args:
       snapshot: the peer's part of the snapshot.
     """
-    chosen = _very_small(snapshot)
-    entries = (entry for position, entry in enumerate(snapshot.entries) if position not in chosen)
-    return dataclasses.replace(snapshot, entries=tuple(entries), pack=None)
+    entries = snapshot.entries
+    if snapshot.rest is not None:
+        # What is in the pack is very small.
+        left = [entries[position] for position in snapshot.rest if not is_very_small(entries[position].content)]
+    else:
+        chosen = set(_very_small(snapshot))
+        left = [entry for position, entry in enumerate(entries) if position not in chosen]
+    return dataclasses.replace(snapshot, entries=tuple(left), pack=None, rest=None)
 
 
-def _very_small(snapshot: Snapshot) -> Mapping[int, Entry]:
-    """Returns the very small arrays that are divided into several pieces, by position. Every process finds the same ones."""
+def _unpacked(snapshot: Snapshot, positions: Sequence[int]) -> Sequence[int] | None:
+    """Returns which of the very small arrays are not in the pack: their places in `positions`. None if there is no pack."""
+    if snapshot.rest is None:
+        return None
+    found = (position for position in snapshot.rest if is_very_small(snapshot.entries[position].content))
+    return [bisect.bisect_left(positions, position) for position in found]
+
+
+def _very_small(snapshot: Snapshot) -> Sequence[int]:
+    """Returns the positions of very small arrays that are divided into several pieces. Every process finds the same ones."""
     if snapshot.groups is not None:
         # The program has said which pieces share a file.
-        return {}
+        return ()
     entries, kept = snapshot.entries, snapshot.kept
-    positions = None if kept is None else kept.get("very small")
+    positions: Sequence[int] | None = None if kept is None else kept.get("very small")
     if positions is None:
         positions = [position for position, entry in enumerate(entries) if is_very_small(entry.content)]
         if kept is not None:
             kept["very small"] = positions
-    return {position: entries[position] for position in positions}
+    return positions
 
 
 def is_very_small(content: object) -> bool:

@@ -108,18 +108,23 @@ class Windows:
         """Whether all windows are there, and are so few that they may stay in memory."""
         return self._is_complete and self._pieces <= _KEPT_PIECES
 
-    def is_for(self, entries: Sequence[Entry]) -> bool:
+    def is_for(self, entries: Sequence[Entry], rest: Sequence[int] | None = None) -> bool:
         """Whether these windows hold for another snapshot of the same structure.
 
         Host leaves may have other shapes, because those of some kinds depend on the value.
 
         Args:
           entries: its entries.
+          rest: the positions of those that do not depend on the structure alone; None if any may not.
         """
-        return len(entries) == len(self._arrays) and all(
-            (array is not None and getattr(entry.content, "share", None) is array.share) or array == _array(entry)
-            for array, entry in zip(self._arrays, entries, strict=True)
-        )
+        arrays = self._arrays
+        if len(entries) != len(arrays):
+            return False
+        for position in range(len(entries)) if rest is None else rest:
+            entry, array = entries[position], arrays[position]
+            if (array is None or getattr(entry.content, "share", None) is not array.share) and array != _array(entry):
+                return False
+        return True
 
     def of_array(self, position: int) -> int:
         """Returns the number of the window with an array.

@@ -91,6 +91,8 @@ class FrameReader:
         self._buffer = memoryview(bytearray(_AHEAD))
         # Bytes that have been received and not been used yet.
         self._ahead = self._buffer[:0]
+        # The arguments of `start`, until the first bytes of the frame are there.
+        self._wanted: tuple[Sequence[np.ndarray] | None, int] | None = None
         self._steps: Generator[memoryview, None, Message] | None = None
         self._missing = memoryview(b"")
         self._message: Message | None = None
@@ -103,9 +105,9 @@ class FrameReader:
             must not have bytes.
           max_head: most bytes of the head; a longer one is an error.
         """
-        self._message = None
-        self._steps = _frame(into, max_head)
-        self._step()
+        self._message = self._steps = None
+        self._missing = memoryview(b"")
+        self._wanted = into, max_head
 
     def message(self) -> Message | None:
         """Returns the message of the frame; None as long as bytes are missing.
@@ -114,6 +116,8 @@ class FrameReader:
           ProtocolError: the bytes are not a frame, the message does not exist or has other fields, or its bytes do not fit the arrays
             that `start` was given.
         """
+        if self._wanted is not None and self._ahead:
+            self._begin(*self._wanted)
         while self._message is None and (count := min(len(self._missing), len(self._ahead))):
             self._missing[:count], self._ahead = self._ahead[:count], self._ahead[count:]
             self._filled(count)
@@ -129,6 +133,19 @@ class FrameReader:
             self._ahead = self._buffer[:count]
         else:
             self._filled(count)
+
+    def _begin(self, into: Sequence[np.ndarray] | None, max_head: int) -> None:
+        self._wanted = None
+        ahead = self._ahead
+        size = _LENGTH.unpack_from(ahead)[0] if len(ahead) >= _LENGTH.size else max_head
+        end = _LENGTH.size + size
+        if size <= max_head and end <= len(ahead):
+            # Most heads are short, and come as a whole.
+            content, self._ahead = bytes(ahead[_LENGTH.size : end]), ahead[end:]
+            self._steps = _rest(content, into)
+        else:
+            self._steps = _frame(into, max_head)
+        self._step()
 
     def _filled(self, count: int) -> None:
         self._missing = self._missing[count:]
@@ -160,6 +177,16 @@ def _frame(into: Sequence[np.ndarray] | None, max_head: int) -> Generator[memory
         block = bytearray(min(size - len(content), _HEAD_BLOCK))
         yield memoryview(block)
         content += block
+    return (yield from _rest(content, into))
+
+
+def _rest(content: bytes | bytearray, into: Sequence[np.ndarray] | None) -> Generator[memoryview, None, Message]:
+    """Does what `_frame` does, after the head has been received.
+
+    Args:
+      content: the head.
+      into: as for `FrameReader.start`.
+    """
     head = _head(content)
     nbytes, checked = head.pop("n", None), head.pop("sum", False)
     message = decoded(head)
@@ -192,7 +219,7 @@ def _frame(into: Sequence[np.ndarray] | None, max_head: int) -> Generator[memory
     return message
 
 
-def _head(content: bytearray) -> dict[str, Any]:
+def _head(content: bytes | bytearray) -> dict[str, Any]:
     try:
         head = _decode(content.decode())
     except (ValueError, RecursionError) as error:

@@ -5,8 +5,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,31 @@ _SLICE_SECS = 0.1
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
 Said = TypeVar("Said", bound=Message)
 Stop = Callable[[], None]
+
+
+class _Using:
+    """Keeps the descriptor of a link open while a system call uses it. After a close, the number could belong to another file.
+
+    Not a generator with contextlib.contextmanager: a message would take a tenth longer.
+    """
+
+    def __init__(self, link: "Link") -> None:
+        self._link = link
+
+    def __enter__(self) -> None:
+        link = self._link
+        with link._state:
+            if link._closed:
+                raise WireError("the connection was closed on this side")
+            link._users += 1
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        link = self._link
+        with link._state:
+            link._users -= 1
+            last = link._closed and link._users == 0
+        if last:
+            link._socket.close()
 
 
 class Link:
@@ -57,27 +82,13 @@ class Link:
         self._closed = False
         # Non-blocking: a timeout of the socket would hold for the sending and the receiving thread alike.
         connection.setblocking(False)
+        self._receivable = select.poll()
+        self._receivable.register(connection, select.POLLIN)
         self.is_local = _within_a_host(connection)
         # Some kinds of sockets do not have these options.
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[None]:
-        """Keeps the descriptor open while a system call uses it. After a close, the number could belong to another file."""
-        with self._state:
-            if self._closed:
-                raise WireError("the connection was closed on this side")
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._state:
-                self._users -= 1
-                last = self._closed and self._users == 0
-            if last:
-                self._socket.close()
 
     # -- sending ------------------------------------------------------------------------------------------------------------------
 
@@ -101,7 +112,7 @@ class Link:
         checked = not self.is_local
         total = sum(array.nbytes for array in arrays) if message.with_bytes else None
         head = encoded(message, total, checked=checked)
-        with self._sending, self._using():
+        with self._sending, _Using(self):
             if self._unsendable is not None:
                 raise _again(self._unsendable)
             try:
@@ -131,7 +142,7 @@ class Link:
         if not self._sending.acquire(blocking=False):
             return
         try:
-            with self._using():
+            with _Using(self):
                 if self._unsendable is not None:
                     return
                 try:
@@ -171,7 +182,7 @@ class Link:
           WireError: the connection has ended.
           TimeoutError: the message did not come in time.
         """
-        with self._using():
+        with _Using(self):
             if self._unreceivable is not None:
                 raise _again(self._unreceivable)
             try:
@@ -195,12 +206,17 @@ class Link:
 
     def _next(self, timeout: float, end: float | None, stop: Stop | None) -> Message:
         reader = self._reader
+        # Most messages are waited for, so the first step is to wait.
+        is_waited_for = False
         while (message := reader.message()) is None:
+            if not is_waited_for:
+                last = time.monotonic() + timeout
+                self._await(self._receivable, last if end is None else min(last, end), stop)
+                is_waited_for = True
             try:
                 received = self._socket.recv_into(reader.room())
             except BlockingIOError:
-                last = time.monotonic() + timeout
-                self._wait(select.POLLIN, last if end is None else min(last, end), stop)
+                is_waited_for = False
                 continue
             if received == 0:
                 raise WireError("the connection was closed by the other side")
@@ -209,9 +225,13 @@ class Link:
 
     def _wait(self, event: int, last: float, stop: Stop | None) -> None:
         """Waits until the socket can send or receive, at most until the moment `last` (of time.monotonic)."""
-        longest = _LONGEST_POLL_SECS if stop is None else _SLICE_SECS
         poll = select.poll()
         poll.register(self._socket, event)
+        self._await(poll, last, stop)
+
+    @staticmethod
+    def _await(poll: select.poll, last: float, stop: Stop | None) -> None:
+        longest = _LONGEST_POLL_SECS if stop is None else _SLICE_SECS
         while True:
             if stop is not None:
                 stop()
@@ -233,7 +253,7 @@ class Link:
 
     def _ready(self, event: int, *, closed: bool) -> bool:
         try:
-            with self._using():
+            with _Using(self):
                 poll = select.poll()
                 poll.register(self._socket, event)
                 return bool(poll.poll(0))
@@ -242,7 +262,7 @@ class Link:
 
     def finish(self) -> None:
         """Tells the other side that nothing more will be sent."""
-        with contextlib.suppress(OSError), self._using():
+        with contextlib.suppress(OSError), _Using(self):
             self._socket.shutdown(socket.SHUT_WR)
 
     def drain(self, end: float) -> None:
@@ -250,7 +270,7 @@ class Link:
 
         If this side closed earlier, the other side could lose messages that it has not read yet.
         """
-        with contextlib.suppress(OSError), self._using():
+        with contextlib.suppress(OSError), _Using(self):
             scratch = memoryview(bytearray(1 << 16))
             while time.monotonic() < end:
                 self._wait(select.POLLIN, end, None)

@@ -217,6 +217,8 @@ class Snapshot:
       kept: in a job of several processes, where later saves of the same structure find what depends on the structure alone, by what it is;
         None if nothing is kept.
       pack: in a job of several processes, the bytes of very small pieces of this process, one after the other (see `InPack`).
+      rest: the positions of the entries whose data is not in the pack; None if there is no pack. The other entries depend on the structure
+        alone, as `kept` does.
       account: returns what the checkpoint is to remember of its save. Called once everything is written, right before the commit; None
         for nothing.
     """
@@ -230,18 +232,32 @@ class Snapshot:
     transfer: Transfer = field(default_factory=Transfer, compare=False)
     kept: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     pack: np.ndarray | None = field(default=None, compare=False, repr=False)
+    rest: Sequence[int] | None = field(default=None, compare=False, repr=False)
     account: Callable[[], Account] | None = field(default=None, compare=False)
 
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        arrays = [content for _, content in self.entries if isinstance(content, ArrayContent)]
-        return sum([nbytes(content.shape, content.dtype) for content in arrays])
+        return self._total("nbytes", lambda content: nbytes(content.shape, content.dtype))
 
     @property
     def share_bytes(self) -> int:
         """Size of the pieces of arrays that this process has, in bytes. It must not have been completed with those of others yet."""
-        return sum(entry.content.share_bytes for entry in self.entries if isinstance(entry.content, ArrayContent))
+        return self._total("share_bytes", lambda content: content.share_bytes)
+
+    def _total(self, what: str, size: Callable[[ArrayContent], int]) -> int:
+        """Returns the sum of a size of all arrays. That of the arrays in the pack is kept."""
+        if self.kept is None or self.rest is None:
+            return sum([size(content) for _, content in self.entries if isinstance(content, ArrayContent)])
+        rest = sum([size(content) for content in map(self._content, self.rest) if isinstance(content, ArrayContent)])
+        packed: int | None = self.kept.get(what)
+        if packed is None:
+            everything = sum([size(content) for _, content in self.entries if isinstance(content, ArrayContent)])
+            packed = self.kept[what] = everything - rest
+        return packed + rest
+
+    def _content(self, position: int) -> ArrayContent | StringContent | EmptyContent:
+        return self.entries[position].content
 
 
 @functools.lru_cache(maxsize=4096)

@@ -19,6 +19,9 @@ from jaxckpt.tree.names import Key, Path
 
 # A tree without leaves is described by its root, an empty dict.
 _NOTHING = (Entry((), EmptyContent("Dict")),)
+# Under this name the files of the last save are kept (see `Snapshot.kept`), if they have at most so many bytes.
+_KEPT = "tree"
+_KEPT_BYTES = 8 << 20
 
 
 def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, process: int = 0) -> None:
@@ -33,6 +36,48 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
     Raises:
       OSError: with errno.
     """
+    for name, content in _files(snapshot, settings, process).items():
+        folder = os.path.dirname(name)
+        if folder:
+            stores.make_directory(os.path.join(directory, folder))
+        stores.write(os.path.join(directory, name), content)
+
+
+def _files(snapshot: Snapshot, settings: WriteSettings, process: int) -> dict[str, bytes]:
+    """Returns the content of the files, by name. That of the last save of the structure is kept: it is the same if nothing else differs.
+
+    Args:
+      snapshot: as for `write`.
+      settings: as for `write`.
+      process: as for `write`.
+    """
+    kept, rest = snapshot.kept, snapshot.rest
+    if kept is None or rest is None:
+        return _texts(snapshot, settings, process)
+    others = [_described(snapshot.entries[position]) for position in rest]
+    # As text, because the program may change it, and because 1 == True.
+    made_of = process, settings, json.dumps(snapshot.custom_metadata), others
+    found = kept.get(_KEPT)
+    if found is not None and found[0] == made_of:
+        files: dict[str, bytes] = found[1]
+        return files
+    files = _texts(snapshot, settings, process)
+    if sum(map(len, files.values())) <= _KEPT_BYTES:
+        kept[_KEPT] = made_of, files
+    return files
+
+
+def _described(entry: Entry) -> tuple[Any, ...]:
+    """Returns what the texts about a leaf depend on."""
+    path, content = entry
+    if isinstance(content, ArrayContent):
+        # Not its pieces, which hold data.
+        return path, content._replace(pieces=(), share=None)
+    return path, content
+
+
+def _texts(snapshot: Snapshot, settings: WriteSettings, process: int) -> dict[str, bytes]:
+    """Returns the content of the files, by name."""
     # The text is made leaf by leaf: for thousands of leaves, nested dicts and json.dumps would take several times as long.
     tree: list[str] = []
     texts: dict[str, Any] = {}
@@ -84,15 +129,14 @@ def write(directory: str, snapshot: Snapshot, settings: WriteSettings, *, proces
             },
         }
     )
-    _write_text(os.path.join(directory, FILE), f'{{"tree_metadata": {{{", ".join(tree)}}}, {rest[1:]}')
+    files = {FILE: f'{{"tree_metadata": {{{", ".join(tree)}}}, {rest[1:]}'}
     if texts:
-        _write_text(os.path.join(directory, strings.FILE), json.dumps(texts))
+        files[strings.FILE] = json.dumps(texts)
     if shardings:
-        _write_text(os.path.join(directory, SHARDINGS), json.dumps(shardings))
+        files[SHARDINGS] = json.dumps(shardings)
     if arrays:
-        stores.make_directory(os.path.join(directory, ARRAY_METADATAS))
-        text = f'{{"array_metadatas": [{", ".join(arrays)}]}}'
-        _write_text(os.path.join(directory, ARRAY_METADATAS, f"process_{process}"), text)
+        files[os.path.join(ARRAY_METADATAS, f"process_{process}")] = f'{{"array_metadatas": [{", ".join(arrays)}]}}'
+    return {name: text.encode() for name, text in files.items()}
 
 
 def _value_metadata(content: ArrayContent) -> str:
@@ -220,7 +264,3 @@ def _quoted(text: str) -> str:
 
 def _extents(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def _write_text(path: str, text: str) -> None:
-    stores.write(path, text.encode())
