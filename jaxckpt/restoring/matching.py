@@ -119,7 +119,7 @@ def _is_plain(tree: StoredTree, names: Sequence[str]) -> bool:
       tree: the tree metadata of the checkpoint.
       names: the names of its leaves.
     """
-    return not (tree.aliases or tree.has_foreign or any([name.startswith(PROCESS) for name in names]))
+    return not (tree.aliases or tree.has_foreign or any(name.startswith(PROCESS) for name in names))
 
 
 def _states(by_name: Mapping[str, StoredLeaf]) -> dict[str, list[str]]:

@@ -1,22 +1,20 @@
 """Reads the leaves of one restore: validates all of them, and then reads, converts and places them in groups."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
-from jaxckpt._lib.groups import groups
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule
 from jaxckpt.leaf_kinds.kind import OtherKindError, OtherShapeError, Terms
 from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
-from jaxckpt.restoring import placement
+from jaxckpt.restoring import placement, runs
 from jaxckpt.restoring.matching import Pair
+from jaxckpt.restoring.runs import Run
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
-from jaxckpt.storage.item.content import nbytes
 from jaxckpt.storage.source import Source
 
 # By default, arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
@@ -43,18 +41,23 @@ class Validated:
     """Pairs, by the result of the validation.
 
     Attributes:
-      pairs: those that fit.
+      runs: those that fit, in order.
       infos: shapes and dtypes of the stored arrays, by Orbax's name.
       conversions: conversions of the arrays that need one, by name of the target.
       mismatched: by name of the target, the error about a stored shape that differs.
       refused: by name of the target, any other error.
     """
 
-    pairs: list[Pair] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     infos: dict[str, ArrayInfo] = field(default_factory=dict)
     conversions: dict[str, Conversion] = field(default_factory=dict)
     mismatched: dict[str, ValueError] = field(default_factory=dict)
     refused: dict[str, ValueError | TypeError] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs that fit."""
+        return [pair for run in self.runs for pair in run.pairs]
 
     @property
     def cast(self) -> list[str]:
@@ -82,23 +85,41 @@ def validate(pairs: Sequence[Pair], stored: Source, *, cast: bool, tolerant: boo
     """
     found = Validated(infos=stored.infos([leaf for _, leaf in pairs if not leaf.is_string]))
     terms = Terms(stored.path, cast, jax.process_count() == 1)
-    infos = found.infos
-    for pair in pairs:
-        target, leaf = pair
-        try:
-            conversion = _conversion(pair, infos.get(leaf.param_name), terms)
-        except OtherShapeError as error:
-            found.mismatched[target.name] = error
-        except (ValueError, TypeError) as error:
-            if not tolerant:
-                raise
-            found.refused[target.name] = error
-        else:
-            found.pairs.append(pair)
-            if conversion is not None:
-                # Not by the stored leaf: several targets may have one, under different names.
-                found.conversions[target.name] = conversion
+    for run in runs.of(pairs, found.infos):
+        if not _validated(found, run, terms, tolerant):
+            # Errors and conversions tell the names of their leaves.
+            for pair in run.pairs[1:]:
+                _validated(found, Run([pair], run.info), terms, tolerant)
     return found
+
+
+def _validated(found: Validated, run: Run, terms: Terms, tolerant: bool) -> bool:
+    """Validates the first pair of a run. Returns whether the result, which is added, holds for the whole run.
+
+    Args:
+      found: gets the result.
+      run: the run.
+      terms: the terms of the restore.
+      tolerant: whether to go on after an error other than that of a shape.
+    """
+    pair = run.pairs[0]
+    name = pair[0].name
+    try:
+        conversion = _conversion(pair, run.info, terms)
+    except OtherShapeError as error:
+        found.mismatched[name] = error
+    except (ValueError, TypeError) as error:
+        if not tolerant:
+            raise
+        found.refused[name] = error
+    else:
+        if conversion is None:
+            found.runs.append(run)
+            return True
+        found.runs.append(Run([pair], run.info))
+        # Not by the stored leaf: several targets may have one, under different names.
+        found.conversions[name] = conversion
+    return False
 
 
 def _conversion(pair: Pair, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
@@ -145,18 +166,15 @@ def load(
     if found.mismatched and not skip_mismatched:
         error = next(iter(found.mismatched.values()))
         raise ValueError(f"{error} To let it keep its value, pass skip_mismatched=True to restore() or read().")
-    texts = [pair for pair in found.pairs if pair[1].is_string]
-    arrays = [pair for pair in found.pairs if not pair[1].is_string] if texts else found.pairs
+    texts = [pair for run in found.runs if run.info is None for pair in run.pairs]
+    arrays = [run for run in found.runs if run.info is not None] if texts else found.runs
     values = {target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in texts}
-    infos = [found.infos[leaf.param_name] for _, leaf in arrays]
-    sizes = [nbytes(info.shape, info.dtype) for info in infos]
     transfer = transfer or Transfer()
-    transfer.expect(sum(sizes))
+    transfer.expect(sum([run.nbytes for run in arrays]))
     # There is always a first group, even an empty one: the data files are checked with it.
-    for group in list(groups(zip(arrays, sizes, strict=True), operator.itemgetter(1), memory)) or [[]]:
-        pairs = [pair for pair, _ in group]
-        values.update(placement.load_group(pairs, found.infos, stored, found.conversions, memory))
-        transfer.add(sum([size for _, size in group]))
+    for group in runs.divided(arrays, memory):
+        values.update(placement.load_group(group, found.infos, stored, found.conversions, memory))
+        transfer.add(sum([run.nbytes for run in group]))
     return New(values, found.cast, list(found.mismatched))
 
 
