@@ -37,6 +37,11 @@ class Matched:
     unexpected: list[str] = field(default_factory=list)
     near: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the targets that were found."""
+        return leaf_names([target.path for target, _ in self.pairs])
+
 
 def match(
     targets: Sequence[Leaf],
