@@ -1,5 +1,6 @@
 """Leaves that follow each other and are alike are looked at once: the others get the same, and errors name the right one."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSha
 
 import jaxckpt
 from jaxckpt import restoring
+from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.restoring import runs
+from jaxckpt.restoring.adapting import Sought, sought
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.tree import flatten
+from jaxckpt.tree.names import Key
 
 MESH = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 P = PartitionSpec
@@ -242,3 +246,65 @@ def test_kinds_tell_their_traits() -> None:
     assert all(one != other for at, one in enumerate(traits) for other in traits[:at])
     for value in (1, 2.0, "text", b"bytes", np.float32(1), jax.random.key(0), abstract(jax.random.key(0))):
         assert kind_of(value).traits(value) is None
+
+
+def test_same_names_in_the_same_order_match(tmp_path: Path) -> None:
+    saved = {"a": {}, "b": {"x": jnp.arange(2), "none": None}, "c": [1, "text", ()], "d": np.arange(3)}
+    stored = StoredCheckpoint(write(tmp_path, saved))
+    leaves = flatten.flatten("model", saved).leaves
+    found = restoring.match(leaves, stored, set(), "", (0, 1), Sought(leaves))
+    names = ["model/b/x", "model/c/0", "model/c/1", "model/d"]
+    assert found == restoring.Matched([(leaf, stored.tree.by_name[leaf.name.replace("/", ".")]) for leaf in leaves])
+    assert found.names == [leaf.name for _, leaf in found.pairs] == names
+    assert restoring.match(leaves, stored, {"model/d"}, "", (0, 1), Sought(leaves)).skipped == ["model/d"]
+    # Another order, and fewer targets.
+    assert restoring.match(leaves[::-1], stored, set(), "", (0, 1), Sought(leaves[::-1])).names == names[::-1]
+    assert restoring.match(leaves[1:], stored, set(), "", (0, 1), Sought(leaves[1:])).unexpected == names[:1]
+    others = flatten.flatten("other", saved).leaves
+    found = restoring.match(others, stored, set(), "", (0, 1), sought(others, {"other": "model"}))
+    assert found.names == [name.replace("model", "other") for name in names]
+    assert [leaf.name for _, leaf in found.pairs] == names
+
+
+def test_same_names_that_need_a_closer_look(tmp_path: Path) -> None:
+    stored = StoredCheckpoint(write(tmp_path, numbers(2)))
+    first, second = stored.tree.leaves
+    leaves = flatten.flatten("model", {name: abstract(value) for name, value in numbers(2).items()}).leaves
+    stored.tree = dataclasses.replace(stored.tree, leaves=(first, second._replace(value_type="peculiar")))
+    with pytest.raises(CheckpointError, match=r"^model/w01: "):
+        restoring.match(leaves, stored, set(), "", (0, 1), Sought(leaves))
+    # The second leaf is the state that another process had for the object of the first.
+    path = (Key("@process_1"), *leaves[0].path)
+    stored.tree = dataclasses.replace(stored.tree, leaves=(first, second._replace(path=path)))
+    leaves = [leaves[0]._replace(is_state=True), leaves[1]._replace(path=path)]
+    with pytest.raises(ValueError, match=r"^model/w00: the 2 processes that saved .* had different states"):
+        restoring.match(leaves, stored, set(), "", (0, 1), Sought(leaves))
+    assert restoring.match(leaves, stored, set(), "", (1, 2), Sought(leaves)).pairs[0][1].path == path
+    twice = [leaves[0], leaves[0]]
+    stored.tree = dataclasses.replace(stored.tree, leaves=(first, first))
+    with pytest.raises(ValueError, match="would both be stored as"):
+        restoring.match(twice, stored, set(), "", (0, 1), Sought(twice))
+
+
+def test_damaged_value_inside_a_run_is_named(tmp_path: Path) -> None:
+    """Values on the host are made one by one, and an error tells which one it is."""
+    saved = {f"n{number}": np.float32(number) for number in range(4)}
+    stored = StoredCheckpoint(write(tmp_path, saved))
+    leaves = flatten.flatten("model", {name: np.zeros((), np.float32) for name in saved}).leaves
+    pairs = list(zip(leaves, stored.tree.filled, strict=True))
+    assert [len(run.pairs) for run in runs.of(pairs, stored.infos(stored.tree.filled))] == [4]
+
+    class Broken:
+        """What a reader would never return."""
+
+    class Source:
+        path, tree, record = stored.path, stored.tree, stored.record
+        infos, nbytes, string = stored.infos, stored.nbytes, stored.string
+
+        def read(self, requests: Any) -> list[Any]:
+            found: list[Any] = stored.read(requests)
+            found[2] = Broken()
+            return found
+
+    with pytest.raises(jaxckpt.CorruptCheckpointError, match=r"^model/n2: "):
+        restoring.load(pairs, Source())
