@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -205,6 +206,30 @@ def test_prng_keys(tmp_path: Path) -> None:
         targets[name] = jax.random.key(0, impl="unsafe_rbg")
         with pytest.raises(ValueError, match=f"^model/{name}: the target is a PRNG key of implementation unsafe_rbg"):
             jaxckpt.Checkpoint(model=targets).read(path)
+
+
+def test_stored_arrays_that_differ_by_their_kind_only(tmp_path: Path) -> None:
+    for number, (array, other) in enumerate(
+        [
+            (np.zeros(8, np.uint8), b"12345678"),
+            (jnp.zeros(2, np.uint32), jax.random.key(1)),
+            (np.zeros(8, np.uint8), "text"),
+        ]
+    ):
+        path = jaxckpt.Checkpoint(model={"a": array, "b": array, "c": other, "d": array}).write(tmp_path / str(number))
+        old = jaxckpt.Checkpoint(model=dict.fromkeys("abcd", array))
+        with pytest.raises(ValueError, match="^model/c: "):
+            old.read(path)
+        assert old.diff(path).refused == ("model/c",)
+
+
+def test_empty_mapping_that_jax_takes_for_a_leaf(tmp_path: Path) -> None:
+    empty: Any = MappingProxyType({})
+    path = write(tmp_path, {"a": empty, "b": jnp.arange(3), "c": None})
+    restored = read(path, {"a": empty, "b": jnp.zeros(3, np.int32), "c": None})
+    assert restored["a"] is empty
+    assert restored["c"] is None
+    assert np.array_equal(restored["b"], np.arange(3))
 
 
 def test_memory_divides_a_run(tmp_path: Path) -> None:
