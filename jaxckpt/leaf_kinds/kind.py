@@ -172,7 +172,7 @@ class LeafKind(Protocol):
 
     # Restoring.
 
-    def traits(self, value: Any) -> tuple[Any, ...] | None:
+    def traits(self, value: Any) -> tuple[Any, tuple[Any, ...]] | None:
         """Returns all that `validate` and `place` look at in a target of this kind; None if they have to be asked for each target.
 
         For targets with equal traits, and for stored leaves that are alike but for their names, `validate` finds the same, and `place`
@@ -180,6 +180,9 @@ class LeafKind(Protocol):
 
         Args:
           value: the value of the target.
+
+        Returns:
+          Something that is fast to hash; and immutable objects that are slow to hash, but are the same few for most values.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Reads a group of leaves in one batch, transfers it to the devices in one batch, and makes the new values."""
+"""Reads a part of the leaves in one batch, transfers it to the devices in one batch, and makes the new values."""
 
 import itertools
 import math
@@ -14,8 +14,8 @@ from jaxckpt._lib.groups import groups
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
+from jaxckpt.restoring.alike import Alike
 from jaxckpt.restoring.matching import Pair
-from jaxckpt.restoring.runs import Run
 from jaxckpt.storage import compat
 from jaxckpt.storage.arrays.stored import ArrayInfo
 from jaxckpt.storage.item.tree_metadata import StoredLeaf
@@ -25,15 +25,15 @@ from jaxckpt.tree.flatten import Leaf
 
 
 class _Batch(NamedTuple):
-    """A run, whose arrays are read together with those of other runs.
+    """A group of leaves that are alike, whose arrays are read together with those of other groups.
 
     Attributes:
-      run: the run.
+      group: the group.
       first: position of the first request for it.
       delivery: how each of its leaves becomes a value.
     """
 
-    run: Run
+    group: Alike
     first: int
     delivery: Delivery
 
@@ -41,36 +41,36 @@ class _Batch(NamedTuple):
     def starts(self) -> list[int]:
         """For each leaf the position of its first request."""
         step = len(self.delivery.boxes)
-        return [self.first + number * step for number in range(len(self.run.pairs))]
+        return [self.first + number * step for number in range(len(self.group.pairs))]
 
 
-def load_group(
-    group: Sequence[Run],
+def load_part(
+    part: Sequence[Alike],
     infos: Mapping[str, ArrayInfo],
     stored: Source,
     conversions: Mapping[str, Conversion],
     memory: int,
 ) -> dict[str, Any]:
-    """Reads the boxes that a group of targets needs, and makes their values.
+    """Reads the boxes that a part of the targets needs, and makes their values.
 
     Args:
-      group: runs of validated pairs whose leaves are arrays.
+      part: groups of validated pairs whose leaves are arrays. A leaf that is converted is a group by itself.
       infos: shapes and dtypes of the stored arrays, by Orbax's name.
       stored: the checkpoint.
       conversions: conversions of the arrays that need one, by name of the target.
-      memory: if the group has a single array that is larger than so many bytes, its boxes are read and transferred in several steps.
+      memory: if the part has a single array that is larger than so many bytes, its boxes are read and transferred in several steps.
 
     Returns:
       New values by name of the leaf.
     """
     requests: list[tuple[str, Slices | None]] = []
     batches: list[_Batch] = []
-    for run in group:
-        target, leaf = run.pairs[0]
-        delivery = kind_of(target.value).place(target, leaf, run.info)
-        batches.append(_Batch(run, len(requests), delivery))
-        requests += [(leaf.param_name, box) for _, leaf in run.pairs for box in delivery.boxes]
-    if len(group) == 1 and len(group[0].pairs) == 1:
+    for group in part:
+        target, leaf = group.pairs[0]
+        delivery = kind_of(target.value).place(target, leaf, group.info)
+        batches.append(_Batch(group, len(requests), delivery))
+        requests += [(leaf.param_name, box) for _, leaf in group.pairs for box in delivery.boxes]
+    if len(part) == 1 and len(part[0].pairs) == 1:
         steps = list(_steps(requests, infos, memory))
         if len(steps) > 1:
             return _in_steps(batches[0], requests, steps, stored, conversions)
@@ -81,12 +81,12 @@ def load_group(
     values: dict[str, Any] = {}
     with compat.explicit_transfers():
         for batch in batches:
-            pairs = batch.run.pairs
+            pairs = batch.group.pairs
             boxes, places, build, assemble = batch.delivery
             given: Iterator[Sequence[Any]] = _taken(arrays, batch.starts, len(boxes))
             if places and assemble is None:
                 given = itertools.islice(zip(*[placed] * len(places), strict=False), len(pairs))
-            values.update(zip(batch.run.names, _built(pairs, assemble or build, given), strict=True))
+            values.update(zip(batch.group.names, _built(pairs, assemble or build, given), strict=True))
     return values
 
 
@@ -100,16 +100,16 @@ def _in_steps(
     """Makes the value of one large array. What has been read is transferred before more is read.
 
     Args:
-      batch: a run of one leaf.
+      batch: a group of one leaf.
       requests: its boxes.
       steps: positions of the boxes that are read together.
       stored: the checkpoint.
-      conversions: as for `load_group`.
+      conversions: as for `load_part`.
 
     Returns:
       The new value by name of the leaf.
     """
-    (pair,) = batch.run.pairs
+    (pair,) = batch.group.pairs
     target = pair[0]
     places = batch.delivery.places
     arrays: list[Any] = [None] * len(requests)
@@ -141,11 +141,10 @@ def _convert(batches: Sequence[_Batch], arrays: list[Any], conversions: Mapping[
     Args:
       batches: the batches.
       arrays: what was read for them; changed.
-      conversions: as for `load_group`.
+      conversions: as for `load_part`.
     """
     for batch in batches:
-        # A leaf that is converted is a run by itself.
-        conversion = conversions.get(batch.run.pairs[0][0].name)
+        conversion = conversions.get(batch.group.pairs[0][0].name)
         if conversion is not None:
             for position in range(batch.first, batch.first + len(batch.delivery.boxes)):
                 arrays[position] = conversion(arrays[position])
@@ -167,9 +166,9 @@ def _transferred(batches: Sequence[_Batch], arrays: list[Any]) -> list[jax.Array
     for batch in chosen:
         places = batch.delivery.places
         sources += [start + position for start in batch.starts for _, position in places]
-        destinations += [place for place, _ in places] * len(batch.run.pairs)
+        destinations += [place for place, _ in places] * len(batch.group.pairs)
     # Only errors ask for the owners.
-    owners = (target for run, _, delivery in chosen for target, _ in run.pairs for _ in delivery.places)
+    owners = (target for group, _, delivery in chosen for target, _ in group.pairs for _ in delivery.places)
     placed = _put([arrays[position] for position in sources], destinations, owners)
     for position in sources:
         arrays[position] = None

@@ -11,9 +11,9 @@ from jaxckpt._lib.transfer import Transfer
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule
 from jaxckpt.leaf_kinds.kind import OtherKindError, OtherShapeError, Terms
 from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
-from jaxckpt.restoring import placement, runs
+from jaxckpt.restoring import placement
+from jaxckpt.restoring.alike import alike, divided
 from jaxckpt.restoring.matching import Pair
-from jaxckpt.restoring.runs import Run
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
 from jaxckpt.storage.source import Source
 
@@ -41,23 +41,18 @@ class Validated:
     """Pairs, by the result of the validation.
 
     Attributes:
-      runs: those that fit, in order.
+      pairs: those that fit.
       infos: shapes and dtypes of the stored arrays, by Orbax's name.
       conversions: conversions of the arrays that need one, by name of the target.
       mismatched: by name of the target, the error about a stored shape that differs.
       refused: by name of the target, any other error.
     """
 
-    runs: list[Run] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
     infos: dict[str, ArrayInfo] = field(default_factory=dict)
     conversions: dict[str, Conversion] = field(default_factory=dict)
     mismatched: dict[str, ValueError] = field(default_factory=dict)
     refused: dict[str, ValueError | TypeError] = field(default_factory=dict)
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """The pairs that fit."""
-        return [pair for run in self.runs for pair in run.pairs]
 
     @property
     def cast(self) -> list[str]:
@@ -85,41 +80,42 @@ def validate(pairs: Sequence[Pair], stored: Source, *, cast: bool, tolerant: boo
     """
     found = Validated(infos=stored.infos([leaf for _, leaf in pairs if not leaf.is_string]))
     terms = Terms(stored.path, cast, jax.process_count() == 1)
-    for run in runs.of(pairs, found.infos):
-        if not _validated(found, run, terms, tolerant):
-            # Errors and conversions tell the names of their leaves.
-            for pair in run.pairs[1:]:
-                _validated(found, Run([pair], run.info), terms, tolerant)
+    infos = found.infos
+    # One pair of each group is looked at. What fits as it is needs no closer look.
+    others = [group.pairs for group in alike(pairs, infos) if not _fits(group.pairs[0], group.info, terms)]
+    if not others:
+        found.pairs = list(pairs)
+        return found
+    # Errors and conversions tell the names of their leaves, and come in the order of the pairs.
+    left = {id(pair) for group in others for pair in group}
+    for pair in pairs:
+        if id(pair) not in left:
+            found.pairs.append(pair)
+            continue
+        target, leaf = pair
+        try:
+            conversion = _conversion(pair, infos.get(leaf.param_name), terms)
+        except OtherShapeError as error:
+            found.mismatched[target.name] = error
+        except (ValueError, TypeError) as error:
+            if not tolerant:
+                raise
+            found.refused[target.name] = error
+        else:
+            found.pairs.append(pair)
+            if conversion is not None:
+                # Not by the stored leaf: several targets may have one, under different names.
+                found.conversions[target.name] = conversion
     return found
 
 
-def _validated(found: Validated, run: Run, terms: Terms, tolerant: bool) -> bool:
-    """Validates the first pair of a run. Returns whether the result, which is added, holds for the whole run.
-
-    Args:
-      found: gets the result.
-      run: the run.
-      terms: the terms of the restore.
-      tolerant: whether to go on after an error other than that of a shape.
-    """
-    pair = run.pairs[0]
-    name = pair[0].name
+def _fits(pair: Pair, info: ArrayInfo | None, terms: Terms) -> bool:
+    """Whether a stored leaf fits its target without a conversion."""
+    target, leaf = pair
     try:
-        conversion = _conversion(pair, run.info, terms)
-    except OtherShapeError as error:
-        found.mismatched[name] = error
-    except (ValueError, TypeError) as error:
-        if not tolerant:
-            raise
-        found.refused[name] = error
-    else:
-        if conversion is None:
-            found.runs.append(run)
-            return True
-        found.runs.append(Run([pair], run.info))
-        # Not by the stored leaf: several targets may have one, under different names.
-        found.conversions[name] = conversion
-    return False
+        return kind_of(target.value).validate(target, leaf, info, terms) is None
+    except (OtherKindError, ValueError, TypeError):
+        return False
 
 
 def _conversion(pair: Pair, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
@@ -166,15 +162,18 @@ def load(
     if found.mismatched and not skip_mismatched:
         error = next(iter(found.mismatched.values()))
         raise ValueError(f"{error} To let it keep its value, pass skip_mismatched=True to restore() or read().")
-    texts = [pair for run in found.runs if run.info is None for pair in run.pairs]
-    arrays = [run for run in found.runs if run.info is not None] if texts else found.runs
+    texts = [pair for pair in found.pairs if pair[1].is_string]
+    arrays = [pair for pair in found.pairs if not pair[1].is_string] if texts else found.pairs
     values = {target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in texts}
     transfer = transfer or Transfer()
-    transfer.expect(sum([run.nbytes for run in arrays]))
-    # There is always a first group, even an empty one: the data files are checked with it.
-    for group in runs.divided(arrays, memory):
-        values.update(placement.load_group(group, found.infos, stored, found.conversions, memory))
-        transfer.add(sum([run.nbytes for run in group]))
+    infos, conversions = found.infos, found.conversions
+    # A leaf that is converted is a group by itself.
+    parts = divided(arrays, infos, conversions.keys(), memory)
+    transfer.expect(sum([group.nbytes for part in parts for group in part]))
+    # There is always a first part, even an empty one: the data files are checked with it.
+    for part in parts:
+        values.update(placement.load_part(part, infos, stored, conversions, memory))
+        transfer.add(sum([group.nbytes for group in part]))
     return New(values, found.cast, list(found.mismatched))
 
 

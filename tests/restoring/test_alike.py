@@ -1,4 +1,4 @@
-"""Leaves that follow each other and are alike are looked at once: the others get the same, and errors name the right one."""
+"""Leaves that are alike are looked at once: the others get the same, and errors name the right one."""
 
 import dataclasses
 from pathlib import Path
@@ -16,8 +16,8 @@ import jaxckpt
 from jaxckpt import restoring
 from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.registry import kind_of
-from jaxckpt.restoring import runs
 from jaxckpt.restoring.adapting import Sought, sought
+from jaxckpt.restoring.alike import alike, divided
 from jaxckpt.storage.opened import StoredCheckpoint
 from jaxckpt.tree import flatten
 from jaxckpt.tree.names import Key
@@ -54,14 +54,14 @@ def abstract(value: Any, sharding: Any = None, **more: Any) -> Any:
 
 
 def lengths(path: str, model: Any) -> list[int]:
-    """Returns how many leaves are in each run."""
+    """Returns how many leaves are in each group."""
     leaves = flatten.flatten("model", model).leaves
     stored = StoredCheckpoint(path)
     pairs = list(zip(leaves, stored.tree.filled, strict=True))
-    return [len(run.pairs) for run in runs.of(pairs, stored.infos([leaf for _, leaf in pairs]))]
+    return [len(group.pairs) for group in alike(pairs, stored.infos([leaf for _, leaf in pairs]))]
 
 
-def test_places_of_one_run_of_stored_leaves(tmp_path: Path) -> None:
+def test_places_of_stored_leaves_that_are_alike(tmp_path: Path) -> None:
     saved = numbers()
     path = write(tmp_path, saved)
     places = [None, None, ONE, ONE, BY_X, BY_X, BY_Y, BY_X, NamedSharding(MESH, P()), ONE, None, BY_Y]
@@ -69,7 +69,7 @@ def test_places_of_one_run_of_stored_leaves(tmp_path: Path) -> None:
         {name: abstract(value, place) for (name, value), place in zip(saved.items(), places, strict=True)},
         {name: jax.device_put(value * 0, place) for (name, value), place in zip(saved.items(), places, strict=True)},
     ):
-        assert lengths(path, targets) == [2, 2, 2, 1, 1, 1, 1, 1, 1]
+        assert lengths(path, targets) == [3, 3, 3, 2, 1]
         restored = read(path, targets)
         check(restored, saved)
         for (name, value), place in zip(restored.items(), places, strict=True):
@@ -87,7 +87,7 @@ def test_weak_types(tmp_path: Path) -> None:
         {name: abstract(value, weak_type=is_weak) for (name, value), is_weak in pairs},
         {name: abstract(value, NamedSharding(MESH, P()), weak_type=is_weak) for (name, value), is_weak in pairs},
     ):
-        assert lengths(path, targets) == [2, 2, 2, 2, 1]
+        assert lengths(path, targets) == [5, 4]
         restored = read(path, targets)
         check(restored, saved)
         assert [value.weak_type for value in restored.values()] == weak
@@ -105,7 +105,7 @@ def test_arrays_of_the_host_beside_others(tmp_path: Path) -> None:
         lambda value: np.zeros(8, ">f4"),
     ] * 2
     targets = {name: make(value) for (name, value), make in zip(saved.items(), makes, strict=True)}
-    assert lengths(path, targets) == [2, 1, 1, 1, 1] * 2
+    assert lengths(path, targets) == [4, 4, 2, 2]
     restored = read(path, targets)
     check(restored, saved)
     for name, target in targets.items():
@@ -119,7 +119,7 @@ def test_arrays_of_the_host_beside_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [0, 5, 11])
 @pytest.mark.parametrize("kind", ["shape", "dtype", "stored shape", "stored kind", "key"])
-def test_mismatch_inside_a_run(tmp_path: Path, at: int, kind: str) -> None:
+def test_mismatch_inside_a_group(tmp_path: Path, at: int, kind: str) -> None:
     saved = numbers()
     name = f"w{at:02d}"
     targets = {name: abstract(value) for name, value in saved.items()}
@@ -142,7 +142,7 @@ def test_mismatch_inside_a_run(tmp_path: Path, at: int, kind: str) -> None:
     assert [*different.mismatched, *different.refused] == [f"model/{name}"]
 
 
-def test_every_leaf_of_a_run_is_told(tmp_path: Path) -> None:
+def test_every_leaf_of_a_group_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, numbers())
     targets = {name: jax.ShapeDtypeStruct((9,), np.float32) for name in numbers()}
     checkpoint = jaxckpt.Checkpoint(model=targets)
@@ -154,7 +154,7 @@ def test_every_leaf_of_a_run_is_told(tmp_path: Path) -> None:
     assert all(different.reasons[name].startswith(f"{name}: ") for name in names)
 
 
-def test_every_leaf_of_a_run_is_converted(tmp_path: Path) -> None:
+def test_every_leaf_of_a_group_is_converted(tmp_path: Path) -> None:
     saved = numbers()
     path = write(tmp_path, saved)
     targets = {name: jax.ShapeDtypeStruct((8,), ml_dtypes.bfloat16) for name in saved}
@@ -232,18 +232,56 @@ def test_empty_mapping_that_jax_takes_for_a_leaf(tmp_path: Path) -> None:
     assert np.array_equal(restored["b"], np.arange(3))
 
 
-def test_memory_divides_a_run(tmp_path: Path) -> None:
+def test_errors_come_in_the_order_of_the_leaves(tmp_path: Path) -> None:
+    saved = {f"w{number}": jnp.arange(8 if number % 2 else 4, dtype=jnp.float32) for number in range(8)}
+    path = write(tmp_path, saved)
+    targets = {
+        name: jax.ShapeDtypeStruct((9,) if name != "w6" else value.shape, value.dtype) for name, value in saved.items()
+    }
+    targets["w1"] = jax.ShapeDtypeStruct((8,), jnp.int32)
+    targets["w4"] = jax.ShapeDtypeStruct((4,), jnp.bfloat16)
+    checkpoint = jaxckpt.Checkpoint(model=targets)
+    different = checkpoint.diff(path)
+    assert list(different.mismatched) == ["model/w0", "model/w2", "model/w3", "model/w5", "model/w7"]
+    assert different.refused == ("model/w1",)
+    assert different.matched == ("model/w4", "model/w6")
+    with pytest.raises(ValueError, match="^model/w1: "):
+        checkpoint.read(path)
+    del targets["w1"]
+    checkpoint = jaxckpt.Checkpoint(model=targets)
+    status = checkpoint.read(path, cast=True, skip_mismatched=True).expect_partial()
+    assert (status.cast, status.mismatched) == (("model/w4",), different.mismatched)
+    assert np.array_equal(checkpoint.model["w6"], saved["w6"])
+
+
+def test_objects_that_are_made_at_each_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Python gives their ids to others, which must not be taken for them."""
+    saved = {f"w{number}": jnp.arange(4 + number % 3, dtype=jnp.float32) for number in range(30)}
+    path = write(tmp_path, saved)
+    kind = kind_of(saved["w0"])
+    monkeypatch.setattr(
+        type(kind), "traits", lambda self, value: (True, (jax.core.ShapedArray(value.shape, value.dtype),))
+    )
+    assert lengths(path, saved) == [10, 10, 10]
+
+
+def test_memory_divides_a_group(tmp_path: Path) -> None:
     saved = numbers(10)
     path = write(tmp_path, saved)
     stored = StoredCheckpoint(path)
     leaves = flatten.flatten("model", {name: abstract(value) for name, value in saved.items()}).leaves
     pairs = list(zip(leaves, stored.tree.filled, strict=True))
-    found = runs.of(pairs, stored.infos([leaf for _, leaf in pairs]))
-    assert [[len(run.pairs) for run in group] for group in runs.divided(found, 100)] == [[3], [3], [3], [1]]
-    assert [[len(run.pairs) for run in group] for group in runs.divided(found, 1)] == [[1]] * 10
-    assert [[len(run.pairs) for run in group] for group in runs.divided(found, 320)] == [[10]]
-    assert [pair for group in runs.divided(found, 100) for run in group for pair in run.pairs] == pairs
-    assert list(runs.divided([], 100)) == [[]]
+    infos = stored.infos([leaf for _, leaf in pairs])
+
+    def sizes(memory: int, alone: tuple[str, ...] = ()) -> list[list[int]]:
+        return [[len(group.pairs) for group in part] for part in divided(pairs, infos, alone, memory)]
+
+    assert sizes(100) == [[3], [3], [3], [1]]
+    assert sizes(100, ("model/w01", "model/w09")) == [[2, 1], [3], [3], [1]]
+    assert sizes(1) == [[1]] * 10
+    assert sizes(320) == [[10]]
+    assert [pair for part in divided(pairs, infos, (), 100) for group in part for pair in group.pairs] == pairs
+    assert divided([], infos, (), 100) == [[]]
     for memory in (1, 100, 319):
         values = restoring.load(pairs, stored, memory=memory).values
         assert [float(value[0]) for value in values.values()] == list(range(10))
@@ -311,13 +349,13 @@ def test_same_names_that_need_a_closer_look(tmp_path: Path) -> None:
         restoring.match(twice, stored, set(), "", (0, 1), Sought(twice))
 
 
-def test_damaged_value_inside_a_run_is_named(tmp_path: Path) -> None:
+def test_damaged_value_inside_a_group_is_named(tmp_path: Path) -> None:
     """Values on the host are made one by one, and an error tells which one it is."""
     saved = {f"n{number}": np.float32(number) for number in range(4)}
     stored = StoredCheckpoint(write(tmp_path, saved))
     leaves = flatten.flatten("model", {name: np.zeros((), np.float32) for name in saved}).leaves
     pairs = list(zip(leaves, stored.tree.filled, strict=True))
-    assert [len(run.pairs) for run in runs.of(pairs, stored.infos(stored.tree.filled))] == [4]
+    assert [len(group.pairs) for group in alike(pairs, stored.infos(stored.tree.filled))] == [4]
 
     class Broken:
         """What a reader would never return."""
