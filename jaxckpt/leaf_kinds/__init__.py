@@ -12,6 +12,7 @@ method               asked by                                     question
 `is_global`          `saving.shards`                              whether other processes hold shards of it too
 `form`               `job.structures`                             what tells a structure that is known from another one
 `describe`, `digest` `job.agree.leaves`                           texts that the processes of a job compare
+`traits`             `restoring.alike`                            which targets `validate` and `place` need not tell apart
 `validate`           `restoring.reading`                          whether a stored leaf fits a target
 `place`              `restoring.placement`                        how the new value is made
 `is_same`            `registry.is_same`, for `tree.rebuilding`    whether two stored values for one object are equal

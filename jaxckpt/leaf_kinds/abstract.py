@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxckpt.leaf_kinds import dtypes, on_devices, prng_keys
 from jaxckpt.leaf_kinds.conversion import Conversion
@@ -36,6 +37,11 @@ class _Abstract(LeafKind):
 
     def digest(self, value: Any) -> str | None:
         return None
+
+    def traits(self, value: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        dtype = value.dtype
+        # Dtypes of PRNG keys do not tell their implementation.
+        return ((value.shape, dtype, value.weak_type), (value.sharding,)) if isinstance(dtype, np.dtype) else None
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         value = target.value

@@ -70,6 +70,10 @@ class _JaxArrays(LeafKind):
     def is_same(self, one: Any, other: Any) -> bool:
         return one.dtype == other.dtype and one.shape == other.shape and have_same_shards(one, other)
 
+    def traits(self, value: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        aval = getattr(value, "aval", None)
+        return None if aval is None else (getattr(value, "committed", True), (aval, value.sharding))
+
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         value = target.value
         if is_like(value, leaf, info):

@@ -172,6 +172,20 @@ class LeafKind(Protocol):
 
     # Restoring.
 
+    def traits(self, value: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        """Returns all that `validate` and `place` look at in a target of this kind; None if they have to be asked for each target.
+
+        For targets with equal traits, and for stored leaves that are alike but for their names, `validate` finds the same, and `place`
+        returns the same. Only errors and conversions know the name of their leaf. It is asked for thousands of leaves.
+
+        Args:
+          value: the value of the target.
+
+        Returns:
+          Something that is fast to hash; and immutable objects that are slow to hash, but are the same few for most values.
+        """
+        return None
+
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         """Checks that a stored leaf can become the new value of a target.
 

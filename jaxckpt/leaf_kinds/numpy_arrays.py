@@ -41,6 +41,9 @@ class _NumpyArrays(NumpyKind):
     def describe(self, value: Any, texts: Texts) -> str:
         return f"{self.name} of shape {value.shape}, dtype {value.dtype}"
 
+    def traits(self, value: Any) -> tuple[Any, tuple[Any, ...]] | None:
+        return (value.shape, value.dtype), ()
+
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         if is_like(target.value, leaf, info):
             return None

@@ -2,7 +2,8 @@
 
 `adapting` gives targets the names that they have in the checkpoint. `matching` matches targets with stored leaves by name. `reading`
 validates all pairs (it asks the kind of each target, see `jaxckpt.leaf_kinds`) before it reads the first byte of an array. `placement`
-reads the arrays, converts them if their targets need that, and puts them on the devices of their targets.
+reads the arrays, converts them if their targets need that, and puts them on the devices of their targets. Both look once at pairs that
+are alike, which `alike` puts together.
 """
 
 from jaxckpt.restoring.matching import Matched, match

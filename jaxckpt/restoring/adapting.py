@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from jaxckpt._lib.arguments import type_name
 from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
-from jaxckpt.tree.names import Path, leaf_name
+from jaxckpt.tree.names import Path, leaf_name, leaf_names
 from jaxckpt.tree.renaming import Rule, path_of
 
 # `{target prefix: stored prefix}`, or a function of a target's name.
@@ -67,7 +67,7 @@ class Sought:
     @functools.cached_property
     def names(self) -> Sequence[str]:
         """The names under which the targets are looked for."""
-        return [leaf.name for leaf in self.leaves]
+        return leaf_names([leaf.path for leaf in self.leaves])
 
     def require_hits(self, missing: Collection[str], path: str) -> None:
         """Requires that each rule, or the function, led to at least one leaf of the checkpoint.

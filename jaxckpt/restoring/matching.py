@@ -8,7 +8,7 @@ from jaxckpt.errors import CheckpointError
 from jaxckpt.leaf_kinds.registry import refusal
 from jaxckpt.restoring.adapting import Sought
 from jaxckpt.storage.item import layout
-from jaxckpt.storage.item.tree_metadata import StoredLeaf
+from jaxckpt.storage.item.tree_metadata import StoredLeaf, StoredTree
 from jaxckpt.storage.source import Source
 from jaxckpt.tree.flatten import Leaf
 from jaxckpt.tree.names import PROCESS, VALUE, leaf_name, leaf_names
@@ -37,6 +37,11 @@ class Matched:
     unexpected: list[str] = field(default_factory=list)
     near: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the targets that were found."""
+        return leaf_names([target.path for target, _ in self.pairs])
+
 
 def match(
     targets: Sequence[Leaf],
@@ -63,15 +68,19 @@ def match(
       ValueError: Orbax cannot tell the names of two targets apart; or processes had different states, and now there are more or fewer.
       CheckpointError: only a type handler of the program that saved a target's leaf can read it.
     """
-    stored_names = leaf_names([leaf.path for leaf in stored.tree.leaves])
-    own = {name: leaf for name, leaf in zip(stored_names, stored.tree.leaves, strict=True) if not leaf.is_empty}
-    by_name = {leaf.name: leaf for leaf in stored.tree.aliases} | own
-    found = Matched()
-    layout.refuse_collisions([target.path for target in targets])
     sought_names = target_names = sought.names
     if sought.renamed:
-        layout.refuse_collisions([leaf.path for leaf in sought.leaves])
-        target_names = [target.name for target in targets]
+        target_names = leaf_names([target.path for target in targets])
+    layout.refuse_collisions([target.path for target in targets], target_names)
+    if sought.renamed:
+        layout.refuse_collisions([leaf.path for leaf in sought.leaves], sought_names)
+    filled = stored.tree.filled
+    stored_names = leaf_names([leaf.path for leaf in filled])
+    if not skip and sought_names == stored_names and _is_plain(stored.tree, stored_names):
+        return Matched(list(zip(targets, filled, strict=True)))
+    own = dict(zip(stored_names, filled, strict=True))
+    by_name = {leaf.name: leaf for leaf in stored.tree.aliases} | own
+    found = Matched()
     names = set(sought_names)
     states = _states(by_name)
     wanted_by_missing: dict[str, str] = {}
@@ -106,6 +115,16 @@ def match(
             if difflib.get_close_matches(wanted.rpartition("/")[2], [other.rpartition("/")[2]]):
                 found.near.setdefault(name, other)
     return found
+
+
+def _is_plain(tree: StoredTree, names: Sequence[str]) -> bool:
+    """Whether the names of targets tell all about the leaves that have the same names: none is another process's, foreign, or an alias.
+
+    Args:
+      tree: the tree metadata of the checkpoint.
+      names: the names of its leaves.
+    """
+    return not (tree.aliases or tree.has_foreign or any(name.startswith(PROCESS) for name in names))
 
 
 def _states(by_name: Mapping[str, StoredLeaf]) -> dict[str, list[str]]:

@@ -1,9 +1,9 @@
-"""Reads a group of leaves in one batch, transfers it to the devices in one batch, and makes the new values."""
+"""Reads a part of the leaves in one batch, transfers it to the devices in one batch, and makes the new values."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jaxckpt._lib.groups import groups
 from jaxckpt.leaf_kinds.conversion import Conversion
 from jaxckpt.leaf_kinds.kind import Delivery
 from jaxckpt.leaf_kinds.registry import kind_of
+from jaxckpt.restoring.alike import Alike
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage import compat
 from jaxckpt.storage.arrays.stored import ArrayInfo
@@ -23,89 +24,171 @@ from jaxckpt.tree import leaf_errors
 from jaxckpt.tree.flatten import Leaf
 
 
-def load_group(
-    group: Sequence[Pair],
+class _Batch(NamedTuple):
+    """A group of leaves that are alike, whose arrays are read together with those of other groups.
+
+    Attributes:
+      group: the group.
+      first: position of the first request for it.
+      delivery: how each of its leaves becomes a value.
+    """
+
+    group: Alike
+    first: int
+    delivery: Delivery
+
+    @property
+    def starts(self) -> list[int]:
+        """For each leaf the position of its first request."""
+        step = len(self.delivery.boxes)
+        return [self.first + number * step for number in range(len(self.group.pairs))]
+
+
+def load_part(
+    part: Sequence[Alike],
     infos: Mapping[str, ArrayInfo],
     stored: Source,
     conversions: Mapping[str, Conversion],
     memory: int,
 ) -> dict[str, Any]:
-    """Reads the boxes that a group of targets needs, and makes their values.
+    """Reads the boxes that a part of the targets needs, and makes their values.
 
     Args:
-      group: validated pairs whose leaves are arrays.
+      part: groups of validated pairs whose leaves are arrays. A leaf that is converted is a group by itself.
       infos: shapes and dtypes of the stored arrays, by Orbax's name.
       stored: the checkpoint.
       conversions: conversions of the arrays that need one, by name of the target.
-      memory: if the group has a single array that is larger than so many bytes, its boxes are read and transferred in several steps.
+      memory: if the part has a single array that is larger than so many bytes, its boxes are read and transferred in several steps.
 
     Returns:
       New values by name of the leaf.
     """
     requests: list[tuple[str, Slices | None]] = []
-    # The name of the target of each request.
-    askers: list[str] = []
-    names = [target.name for target, _ in group]
-    # Target, position of its first request, and its delivery.
-    deliveries: list[tuple[Leaf, int, Delivery]] = []
-    for asker, (target, leaf) in zip(names, group, strict=True):
-        name = leaf.param_name
-        delivery = kind_of(target.value).place(target, leaf, infos[name])
-        deliveries.append((target, len(requests), delivery))
-        for box in delivery.boxes:
-            requests.append((name, box))
-            askers.append(asker)
-    steps = list(_steps(requests, infos, memory)) if len(group) == 1 else [range(len(requests))]
-    if len(steps) > 1:
-        # What has been read must be transferred before more is read.
-        deliveries = [(target, first, delivery._replace(assemble=None)) for target, first, delivery in deliveries]
-    # For each transfer: the position of the request whose array is transferred, its target, and its device or sharding.
-    sources: list[int] = []
-    owners: list[Leaf] = []
-    destinations: list[Any] = []
-    for target, first, delivery in deliveries:
-        for place, position in delivery.places if delivery.assemble is None else ():
-            sources.append(first + position)
-            owners.append(target)
-            destinations.append(place)
+    batches: list[_Batch] = []
+    for group in part:
+        target, leaf = group.pairs[0]
+        delivery = kind_of(target.value).place(target, leaf, group.info)
+        batches.append(_Batch(group, len(requests), delivery))
+        requests += [(leaf.param_name, box) for _, leaf in group.pairs for box in delivery.boxes]
+    if len(part) == 1 and len(part[0].pairs) == 1:
+        steps = list(_steps(requests, infos, memory))
+        if len(steps) > 1:
+            return _in_steps(batches[0], requests, steps, stored, conversions)
+    arrays: list[Any] = list(stored.read(requests))
+    if conversions:
+        _convert(batches, arrays, conversions)
+    placed = iter(_transferred(batches, arrays))
+    values: dict[str, Any] = {}
+    with compat.explicit_transfers():
+        for batch in batches:
+            pairs = batch.group.pairs
+            boxes, places, build, assemble = batch.delivery
+            given: Iterator[Sequence[Any]] = _taken(arrays, batch.starts, len(boxes))
+            if places and assemble is None:
+                given = itertools.islice(zip(*[placed] * len(places), strict=False), len(pairs))
+            values.update(zip(batch.group.names, _built(pairs, assemble or build, given), strict=True))
+    return values
+
+
+def _in_steps(
+    batch: _Batch,
+    requests: Sequence[tuple[str, Slices | None]],
+    steps: Iterable[Sequence[int]],
+    stored: Source,
+    conversions: Mapping[str, Conversion],
+) -> dict[str, Any]:
+    """Makes the value of one large array. What has been read is transferred before more is read.
+
+    Args:
+      batch: a group of one leaf.
+      requests: its boxes.
+      steps: positions of the boxes that are read together.
+      stored: the checkpoint.
+      conversions: as for `load_part`.
+
+    Returns:
+      The new value by name of the leaf.
+    """
+    (pair,) = batch.group.pairs
+    target = pair[0]
+    places = batch.delivery.places
     arrays: list[Any] = [None] * len(requests)
-    placed: list[Any] = [None] * len(sources)
+    placed: list[Any] = [None] * len(places)
+    conversion = conversions.get(target.name)
     for step in steps:
         for position, array in zip(step, stored.read([requests[position] for position in step]), strict=True):
-            conversion = conversions.get(askers[position]) if conversions else None
             arrays[position] = array if conversion is None else conversion(array)
-        transfers: Sequence[int] = range(len(sources))
-        if len(step) < len(requests):
-            chosen = set(step)
-            transfers = [number for number, source in enumerate(sources) if source in chosen]
+        chosen = set(step)
+        transfers = [number for number, (_, position) in enumerate(places) if position in chosen]
         results = _put(
-            [arrays[sources[number]] for number in transfers],
-            [destinations[number] for number in transfers],
-            [owners[number] for number in transfers],
+            [arrays[places[number][1]] for number in transfers],
+            [places[number][0] for number in transfers],
+            [target] * len(transfers),
         )
-        if len(step) < len(requests):
-            # The memory is free only when the transfers are over.
-            jax.block_until_ready(results)
+        # The memory is free only when the transfers are over.
+        jax.block_until_ready(results)
         for number, result in zip(transfers, results, strict=True):
             placed[number] = result
             # What has been transferred is let go of.
-            arrays[sources[number]] = None
-    values: dict[str, Any] = {}
-    at = 0
+            arrays[places[number][1]] = None
     with compat.explicit_transfers():
-        for name, (target, first, (boxes, places, build, assemble)) in zip(names, deliveries, strict=True):
-            if assemble is not None:
-                last = first + len(boxes)
-                values[name] = _built(target, assemble, arrays[first:last])
-                arrays[first:last] = [None] * len(boxes)
-                continue
-            if places:
-                given: Sequence[Any] = placed[at : at + len(places)]
-                at += len(places)
-            else:
-                given = arrays[first : first + len(boxes)]
-            values[name] = _built(target, build, given)
-    return values
+        return {target.name: _built([pair], batch.delivery.build, [placed if places else arrays])[0]}
+
+
+def _convert(batches: Sequence[_Batch], arrays: list[Any], conversions: Mapping[str, Conversion]) -> None:
+    """Converts the arrays that need it.
+
+    Args:
+      batches: the batches.
+      arrays: what was read for them; changed.
+      conversions: as for `load_part`.
+    """
+    for batch in batches:
+        conversion = conversions.get(batch.group.pairs[0][0].name)
+        if conversion is not None:
+            for position in range(batch.first, batch.first + len(batch.delivery.boxes)):
+                arrays[position] = conversion(arrays[position])
+
+
+def _transferred(batches: Sequence[_Batch], arrays: list[Any]) -> list[jax.Array]:
+    """Transfers arrays to devices, except those that `Delivery.assemble` transfers.
+
+    Args:
+      batches: the batches.
+      arrays: what was read for them. What has been transferred is let go of.
+
+    Returns:
+      The results, in the order of the leaves, and of the places of each.
+    """
+    chosen = [batch for batch in batches if batch.delivery.places and batch.delivery.assemble is None]
+    sources: list[int] = []
+    destinations: list[Any] = []
+    for batch in chosen:
+        places = batch.delivery.places
+        sources += [start + position for start in batch.starts for _, position in places]
+        destinations += [place for place, _ in places] * len(batch.group.pairs)
+    # Only errors ask for the owners.
+    owners = (target for group, _, delivery in chosen for target, _ in group.pairs for _ in delivery.places)
+    placed = _put([arrays[position] for position in sources], destinations, owners)
+    for position in sources:
+        arrays[position] = None
+    return placed
+
+
+def _taken(arrays: list[Any], starts: Iterable[int], count: int) -> Iterator[Sequence[Any]]:
+    """Yields what was read for each leaf, and lets go of it.
+
+    Args:
+      arrays: what was read; changed.
+      starts: for each leaf the position of its first array.
+      count: the number of arrays of each leaf.
+    """
+    none = [None] * count
+    for start in starts:
+        stop = start + count
+        found = arrays[start:stop]
+        arrays[start:stop] = none
+        yield found
 
 
 def load_text(target: Leaf, leaf: StoredLeaf, text: str) -> Any:
@@ -116,30 +199,35 @@ def load_text(target: Leaf, leaf: StoredLeaf, text: str) -> Any:
       leaf: its stored leaf.
       text: the stored text.
     """
-    return _built(target, kind_of(target.value).place(target, leaf, None).build, [text])
+    build = kind_of(target.value).place(target, leaf, None).build
+    return _built([(target, leaf)], build, [[text]])[0]
 
 
-def _built(target: Leaf, build: Callable[[Sequence[Any]], Any], given: Sequence[Any]) -> Any:
-    """Makes the value of a target. Every error names the leaf.
+def _built(pairs: Sequence[Pair], build: Callable[[Sequence[Any]], Any], given: Iterable[Sequence[Any]]) -> list[Any]:
+    """Makes the values of targets that are alike. Every error names the leaf.
 
     Args:
-      target: the target.
-      build: the function of the target's `Delivery`.
-      given: what was read for it.
+      pairs: the targets, and their stored leaves.
+      build: the function of their `Delivery`.
+      given: what was read or transferred for each.
 
     Raises:
       CorruptCheckpointError: the kind of a value in host memory cannot make one of what is stored.
       Exception: JAX's error about a value on devices.
     """
+    values: list[Any] = []
     # Only if there is an error, because there are thousands of leaves.
     try:
-        return build(given)
+        for each in given:
+            values.append(build(each))
     except Exception as error:
+        target = pairs[len(values)][0]
         with leaf_errors.naming(target.name):
             if isinstance(target.value, (jax.Array, jax.ShapeDtypeStruct)):
                 raise
             with damage(target.name, "its stored value"):
                 raise error
+    return values
 
 
 def _steps(
@@ -168,7 +256,7 @@ def _steps(
         yield sorted(itertools.chain.from_iterable(group))
 
 
-def _put(arrays: Sequence[np.ndarray], places: Sequence[Any], owners: Sequence[Leaf]) -> list[jax.Array]:
+def _put(arrays: Sequence[np.ndarray], places: Sequence[Any], owners: Iterable[Leaf]) -> list[jax.Array]:
     """Transfers arrays to devices, all in one batch. If JAX refuses one, the error names its leaf.
 
     Args:

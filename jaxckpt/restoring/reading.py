@@ -1,22 +1,20 @@
 """Reads the leaves of one restore: validates all of them, and then reads, converts and places them in groups."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
-from jaxckpt._lib.groups import groups
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt._lib.transfer import Transfer
 from jaxckpt.leaf_kinds.conversion import Conversion, Rule
 from jaxckpt.leaf_kinds.kind import OtherKindError, OtherShapeError, Terms
 from jaxckpt.leaf_kinds.registry import kind_of, refusal, stored_kind
 from jaxckpt.restoring import placement
+from jaxckpt.restoring.alike import alike, divided
 from jaxckpt.restoring.matching import Pair
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
-from jaxckpt.storage.item.content import nbytes
 from jaxckpt.storage.source import Source
 
 # By default, arrays are read and placed in groups of so many bytes, so that host memory does not hold a second copy of a large model.
@@ -83,7 +81,17 @@ def validate(pairs: Sequence[Pair], stored: Source, *, cast: bool, tolerant: boo
     found = Validated(infos=stored.infos([leaf for _, leaf in pairs if not leaf.is_string]))
     terms = Terms(stored.path, cast, jax.process_count() == 1)
     infos = found.infos
+    # One pair of each group is looked at. What fits as it is needs no closer look.
+    others = [group.pairs for group in alike(pairs, infos) if not _fits(group.pairs[0], group.info, terms)]
+    if not others:
+        found.pairs = list(pairs)
+        return found
+    # Errors and conversions tell the names of their leaves, and come in the order of the pairs.
+    left = {id(pair) for group in others for pair in group}
     for pair in pairs:
+        if id(pair) not in left:
+            found.pairs.append(pair)
+            continue
         target, leaf = pair
         try:
             conversion = _conversion(pair, infos.get(leaf.param_name), terms)
@@ -99,6 +107,15 @@ def validate(pairs: Sequence[Pair], stored: Source, *, cast: bool, tolerant: boo
                 # Not by the stored leaf: several targets may have one, under different names.
                 found.conversions[target.name] = conversion
     return found
+
+
+def _fits(pair: Pair, info: ArrayInfo | None, terms: Terms) -> bool:
+    """Whether a stored leaf fits its target without a conversion."""
+    target, leaf = pair
+    try:
+        return kind_of(target.value).validate(target, leaf, info, terms) is None
+    except (OtherKindError, ValueError, TypeError):
+        return False
 
 
 def _conversion(pair: Pair, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
@@ -148,15 +165,15 @@ def load(
     texts = [pair for pair in found.pairs if pair[1].is_string]
     arrays = [pair for pair in found.pairs if not pair[1].is_string] if texts else found.pairs
     values = {target.name: placement.load_text(target, leaf, stored.string(leaf)) for target, leaf in texts}
-    infos = [found.infos[leaf.param_name] for _, leaf in arrays]
-    sizes = [nbytes(info.shape, info.dtype) for info in infos]
     transfer = transfer or Transfer()
-    transfer.expect(sum(sizes))
-    # There is always a first group, even an empty one: the data files are checked with it.
-    for group in list(groups(zip(arrays, sizes, strict=True), operator.itemgetter(1), memory)) or [[]]:
-        pairs = [pair for pair, _ in group]
-        values.update(placement.load_group(pairs, found.infos, stored, found.conversions, memory))
-        transfer.add(sum([size for _, size in group]))
+    infos, conversions = found.infos, found.conversions
+    # A leaf that is converted is a group by itself.
+    parts = divided(arrays, infos, conversions.keys(), memory)
+    transfer.expect(sum([group.nbytes for part in parts for group in part]))
+    # There is always a first part, even an empty one: the data files are checked with it.
+    for part in parts:
+        values.update(placement.load_part(part, infos, stored, conversions, memory))
+        transfer.add(sum([group.nbytes for group in part]))
     return New(values, found.cast, list(found.mismatched))
 
 

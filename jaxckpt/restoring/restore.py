@@ -260,7 +260,7 @@ def _read(
         raise ValueError(
             f"{COUNTER}: {stored.path} holds {counter}, which cannot be the number of a save. Use read() instead of restore()."
         )
-    matched = [leaf.name for leaf, _ in found.pairs] + found.skipped
+    matched = found.names + found.skipped
     if new.mismatched:
         left = set(new.mismatched)
         matched = [name for name in matched if name not in left]

@@ -33,7 +33,18 @@ def resolved(leaves: Iterable[Leaf]) -> list[Leaf]:
     """
     fitting: _Fits = {}
     mesh = _current_mesh()
-    return [_resolved(leaf, mesh, fitting) if kind_of(leaf.value) is ABSTRACT else leaf for leaf in leaves]
+    found: list[Leaf] = []
+    last: Any = None
+    is_abstract = False
+    for leaf in leaves:
+        value = leaf.value
+        if type(value) is not last:
+            last, is_abstract = type(value), kind_of(value) is ABSTRACT
+        # A sharding that is known to fit is one over devices, so the target stays as it is.
+        if is_abstract and (value.shape, id(value.sharding)) not in fitting:
+            leaf = _resolved(leaf, mesh, fitting)
+        found.append(leaf)
+    return found
 
 
 def _resolved(leaf: Leaf, current: Any, fitting: _Fits) -> Leaf:

@@ -200,14 +200,21 @@ def put(arrays: Sequence[np.ndarray], places: Sequence[Any]) -> list[Any]:
         return found
     first: dict[tuple[Any, ...], Any] = {}
     placed = []
+    # What the last array was like: most often, the next one is like it.
+    shape: Any = None
+    dtype: Any = None
+    there: Any = None
+    like: Any = None
     with explicit_transfers():
         for array, place in zip(arrays, places, strict=True):
-            kind = array.shape, array.dtype, place
-            like = first.get(kind)
+            if place is not there or array.shape != shape or array.dtype != dtype:
+                shape, dtype, there = array.shape, array.dtype, place
+                like = first.get((shape, dtype, place))
             if like is None:
                 made = jax.device_put(array, place)
                 device = made.sharding.device_set if made.dtype == array.dtype else ()
-                first[kind] = (made.aval, made.sharding, list(device), made.committed) if len(device) == 1 else False
+                like = (made.aval, made.sharding, list(device), made.committed) if len(device) == 1 else False
+                first[shape, dtype, place] = like
             elif like:
                 aval, sharding, devices, is_committed = like
                 made = short(aval, sharding, [array], devices, is_committed)

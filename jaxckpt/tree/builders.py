@@ -106,6 +106,17 @@ class Rebuild:
         self.kept = new is KEPT
         return self._old[position] if self.kept else new
 
+    def leaves(self, count: int) -> list[Any]:
+        """Returns what `leaf` returns for the next leaves.
+
+        Args:
+          count: their number.
+        """
+        start, self.position = self.position, self.position + count
+        old, new = self._old[start : self.position], self._new[start : self.position]
+        self.kept = bool(new) and new[-1] is KEPT
+        return [before if after is KEPT else after for before, after in zip(old, new, strict=True)]
+
     def require(self, position: int) -> None:
         """Requires that the leaf at `position` is next. Otherwise a builder would get the leaves of another builder.
 

@@ -128,8 +128,9 @@ class _Walk:
         if role is REFERENCE:
             return self._take_reference(value, path)
         references: list[Builder] = []
+        empties = len(self.flat.empties)
         self._walk(value, path, references)
-        return _PytreeBuilder(value, references)
+        return _PytreeBuilder(value, references, is_plain=not references and len(self.flat.empties) == empties)
 
     def leaf(self, value: Any, path: KnownPath, *, is_state: bool = False) -> Builder:
         self.flat.leaves.append(_leaf(Leaf, (path.path, value, self.variable_depth, is_state)))
@@ -196,11 +197,24 @@ def _children(node: Any) -> list[tuple[Any, Any]]:
 class _PytreeBuilder:
     """The builder of a pytree, which may hold reference objects."""
 
-    def __init__(self, value: Any, references: Sequence[Builder]) -> None:
-        self._value, self._references = value, references
+    def __init__(self, value: Any, references: Sequence[Builder], *, is_plain: bool) -> None:
+        """Makes the builder.
+
+        Args:
+          value: the pytree.
+          references: the builders of its reference objects.
+          is_plain: whether it holds leaves only: no reference object, no empty container and no None.
+        """
+        self._value, self._references, self._is_plain = value, references, is_plain
 
     def build(self, rebuild: Rebuild) -> Any:
-        nodes, structure = jax.tree_util.tree_flatten(self._value, is_leaf=stops)
+        nodes, structure = jax.tree_util.tree_flatten(self._value, is_leaf=None if self._is_plain else stops)
+        new = rebuild.leaves(len(nodes)) if self._is_plain else self._rebuilt(nodes, rebuild)
+        if all(map(operator.is_, new, nodes)):
+            return self._value
+        return jax.tree_util.tree_unflatten(structure, new)
+
+    def _rebuilt(self, nodes: Sequence[Any], rebuild: Rebuild) -> list[Any]:
         references = iter(self._references)
         new = []
         for node in nodes:
@@ -211,6 +225,4 @@ class _PytreeBuilder:
                 new.append(rebuild.leaf())
             else:
                 new.append(node)
-        if all(map(operator.is_, new, nodes)):
-            return self._value
-        return jax.tree_util.tree_unflatten(structure, new)
+        return new

@@ -73,6 +73,10 @@ def leaf_name(path: Iterable[tuple[str, int]]) -> str:
 
 def leaf_names(paths: Iterable[Sequence[tuple[str, int]]]) -> list[str]:
     """Returns the names of many leaves. Most leaves lie beside the one before, so the name of their container is made once."""
+    paths = paths if isinstance(paths, list) else list(paths)
+    known = [path.name for path in paths if type(path) is _NamedPath]
+    if len(known) == len(paths):
+        return known
     names = []
     above: Sequence[tuple[str, int]] | None = None
     prefix = ""

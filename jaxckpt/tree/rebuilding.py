@@ -6,6 +6,7 @@ from typing import Any
 from jaxckpt._lib.quiet_gc import quiet_gc
 from jaxckpt.tree.builders import KEPT, Change, Owned, Rebuild
 from jaxckpt.tree.flatten import Flat
+from jaxckpt.tree.names import leaf_names
 
 IsSame = Callable[[Any, Any], bool]
 """Whether two new values of leaves are the same, bit for bit."""
@@ -29,7 +30,10 @@ def rebuild_values(
     Raises:
       ValueError: an object that appears under two names would get two different values; the message names both leaves.
     """
-    values = {name: [new.get(leaf.name, KEPT) for leaf in flat.leaves] for name, flat in flats.items()}
+    values = {
+        name: [new.get(leaf, KEPT) for leaf in leaf_names([leaf.path for leaf in flat.leaves])]
+        for name, flat in flats.items()
+    }
     _share(flats, values, is_same)
     state = Rebuild({id(owned.owner) for flat in flats.values() for owned in flat.owned if owned.in_place})
     replacements: dict[str, Any] = {}

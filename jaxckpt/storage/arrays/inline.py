@@ -53,7 +53,7 @@ def _is_plain(info: ArrayInfo) -> bool:
 def _arrays(places: Places, names: Sequence[str], info: ArrayInfo) -> Sequence[np.ndarray]:
     """Returns arrays that are alike, in order; none if one of them is not in the index, or damaged."""
     key, nbytes = info.only_key or "", info.nbytes
-    values = places.many([layout.array_path(name) + key for name in names])
+    values = places.many([path + key for path in layout.array_paths(names)])
     if values is None:
         return ()
     stored = [value for value in values if type(value) is bytes and len(value) == nbytes + checksum.BYTES]

@@ -233,7 +233,7 @@ class StoredArrays:
         if places is None:
             yield from self._by_tensorstore().contents(names, file, self._deadline)
             return
-        found = places.contents([f"{layout.array_path(name)}{file}" for name in names], bounds.ARRAY_METADATA_BYTES)
+        found = places.contents([path + file for path in layout.array_paths(names)], bounds.ARRAY_METADATA_BYTES)
         for name in names:
             try:
                 yield next(found)

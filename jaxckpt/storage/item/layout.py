@@ -94,16 +94,22 @@ def array_path(param_name: str) -> str:
     return param_name if not param_name or param_name.endswith("/") else param_name + "/"
 
 
-def refuse_collisions(paths: Sequence[Path]) -> None:
+def array_paths(param_names: Sequence[str]) -> list[str]:
+    """Returns what `array_path` returns for each of thousands of names."""
+    return [name if not name or name[-1] == "/" else name + "/" for name in param_names]
+
+
+def refuse_collisions(paths: Sequence[Path], known: Sequence[str] | None = None) -> None:
     """Refuses leaves that Orbax cannot tell apart.
 
     Args:
       paths: paths of all leaves.
+      known: the names of these leaves; None if the caller does not have them.
 
     Raises:
       ValueError: two leaves would be stored under the same keys; the message names both.
     """
-    names = leaf_names(paths)
+    names = leaf_names(paths) if known is None else known
     text = "".join(names)
     if "." not in text and "~" not in text and len(set(names)) == len(names):
         # Without dots in the keys, dots between them tell names apart as slashes do.

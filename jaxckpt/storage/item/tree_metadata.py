@@ -85,7 +85,7 @@ class StoredLeaf(NamedTuple):
     @property
     def is_empty(self) -> bool:
         """Whether this is an empty container or None."""
-        return self.value_type in ("None", "Dict", "List", "Tuple", "NamedTuple")
+        return self.value_type in _EMPTY
 
     @property
     def is_string(self) -> bool:
@@ -120,7 +120,8 @@ class StoredLeaf(NamedTuple):
 # A NamedTuple's own constructor takes three times as long, and there are thousands of leaves.
 _new_leaf = tuple.__new__
 _STRING = "string"
-_KNOWN = frozenset({"jax.Array", "np.ndarray", "scalar", _STRING, "None", "Dict", "List", "Tuple", "NamedTuple"})
+_EMPTY = frozenset({"None", "Dict", "List", "Tuple", "NamedTuple"})
+_KNOWN = _EMPTY | {"jax.Array", "np.ndarray", "scalar", _STRING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,13 @@ class StoredTree:
     def has_foreign(self) -> bool:
         """Whether any leaf is foreign, see `StoredLeaf.is_foreign`."""
         return not _KNOWN.issuperset(self.value_types)
+
+    @property
+    def filled(self) -> Sequence[StoredLeaf]:
+        """The leaves in stored order, without empty containers."""
+        if _EMPTY.isdisjoint(self.value_types):
+            return self.leaves
+        return [leaf for leaf in self.leaves if not leaf.is_empty]
 
     @property
     def by_name(self) -> dict[str, StoredLeaf]:
