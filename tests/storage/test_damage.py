@@ -68,6 +68,23 @@ def files_of(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+def test_damage_in_the_index_names_its_file(tmp_path: Path) -> None:
+    """The index holds very small arrays itself, hundreds of them under one checksum, so no leaf is known to be the damaged one."""
+    saved = {f"w{number}": np.full(8, number, np.int32) for number in range(9)}
+    path = Path(jaxckpt.Checkpoint(model=saved).write(tmp_path / "c"))
+    (file,) = [file for file in files_of(path) if saved["w7"].tobytes() in file.read_bytes()]
+    content = bytearray(file.read_bytes())
+    content[content.index(saved["w7"].tobytes())] ^= 1
+    file.write_bytes(content)
+    checkpoint = jaxckpt.Checkpoint(model={name: value * 0 for name, value in saved.items()})
+    text = f"a part of its index, in {file.relative_to(path)}, is damaged: its checksum does not match"
+    with pytest.raises(jaxckpt.CorruptCheckpointError, match=text):
+        checkpoint.read(path)
+    report = jaxckpt.verify(path)
+    assert not report.ok
+    assert all(text in problem.what for problem in report.problems if problem.where != str(file))
+
+
 def outcome(path: Path, expected: Any) -> str:
     """Restores: "detected" (nothing changed) or "harmless" (the right values); anything else fails the test."""
     checkpoint = jaxckpt.Checkpoint(value=zeros())

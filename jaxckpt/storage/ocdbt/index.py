@@ -172,8 +172,13 @@ class Index:
                     raise DamagedError("a B-tree node holds keys that belong elsewhere")
         except UnknownFormatError:
             raise
-        except (DamagedError, FileNotFoundError) as error:
-            # The traceback is dropped: it would keep the decoded node in memory.
+        except DamagedError as error:
+            # Whoever asks for a key of this node is told of the node: another leaf may be the reason. The error itself is dropped, because
+            # its traceback would keep the decoded node in memory.
+            text = f"a part of its index, in {node.place.file}, is damaged: {error}"
+            self._gaps.append(_Gap(low, high, DamagedError(text)))
+            return
+        except FileNotFoundError as error:
             self._gaps.append(_Gap(low, high, error.with_traceback(None)))
             return
         if not height:
