@@ -173,8 +173,8 @@ class Index:
         except UnknownFormatError:
             raise
         except DamagedError as error:
-            # Whoever asks for a key of this node is told of the node: another leaf may be the reason. The error itself is dropped, because
-            # its traceback would keep the decoded node in memory.
+            # The text names the file of the node, because the leaf that is asked for first need not be the damaged one. The error itself is
+            # dropped: its traceback would keep the decoded node in memory.
             text = f"a part of its index, in {node.place.file}, is damaged: {error}"
             self._gaps.append(_Gap(low, high, DamagedError(text)))
             return
