@@ -173,7 +173,11 @@ def assembler(shape: tuple[int, ...], dtype: Any, sharding: Any, devices: Sequen
     put = _batched_put()
     if put is None or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         return None
-    aval = jax.core.ShapedArray(shape, dtype)
+    try:
+        # On a mesh with explicit axes, the type of an array includes its sharding.
+        aval = jax.typeof(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
+    except TypeError:
+        return None
     places = list(devices)
     return lambda shards: put(aval, sharding, shards, places, True)
 

@@ -219,6 +219,24 @@ class TestAbstractTargets:
         assert checkpoint.w.sharding == NamedSharding(MESH, P("x"), memory_kind="pinned_host")
         assert same(checkpoint.w, np.arange(8, dtype=np.float32))
 
+    @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
+    @pytest.mark.parametrize("axes", [("x", "y"), ("y",), (None, "x"), (("x", "y"),), ()], ids=str)
+    def test_restored_arrays_have_the_type_that_jax_gives_them(
+        self, tmp_path: Path, axis_type: AxisType, axes: tuple[Any, ...]
+    ) -> None:
+        mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+        sharding = NamedSharding(mesh, P(*axes))
+        value = jax.device_put(np.arange(128, dtype=np.float32).reshape(8, 16), sharding)
+        path = saved(tmp_path, model={"w": value})
+        checkpoint = jaxckpt.Checkpoint(model={"w": jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)})
+        checkpoint.restore(path).assert_consumed()
+        restored = checkpoint.model["w"]
+        assert isinstance(restored, jax.Array)
+        assert restored.aval == value.aval
+        assert restored.aval.sharding == value.aval.sharding
+        assert jax.typeof(restored) == jax.typeof(value)
+        assert same(restored, value)
+
 
 class TestErrorsNameTheLeaf:
     def test_a_sharding_that_does_not_fit(self, tmp_path: Path) -> None:
