@@ -12,7 +12,10 @@ _TIMES = (
     ("save s", "save_secs", 1.0, 3),
     ("async save s", "async_secs", 1.0, 3),
     ("restore s", "restore_secs", 1.0, 3),
+    ("again s", "again_secs", 1.0, 3),
 )
+# Of these, processor time and messages are shown too.
+_COUNTED = ("save", "restore")
 _MEMORY = (("save", "save_peak_mb"), ("async", "async_peak_mb"), ("restore", "restore_peak_mb"))
 _MAX_RATIO = 1.3
 # Of thousands of small leaves, which cost every process time for each leaf.
@@ -89,7 +92,7 @@ class Results:
                 *(cell for heading, *_ in _TIMES for cell in (heading, "× engine")),
                 "blocked ms",
                 "× engine",
-                *(cell for what in ("save", "restore") for cell in (f"{what} CPU s", "× engine", f"{what} messages")),
+                *(cell for what in _COUNTED for cell in (f"{what} CPU s", "× engine", f"{what} messages")),
             ]
         ]
         for name in self._names:
@@ -103,7 +106,7 @@ class Results:
             blocked = self._value(kind, name, "blocked_secs")
             row.append(_EMPTY if blocked is None else f"{blocked * 1e3:,.1f}")
             row.append(self._ratio(kind, name, "blocked_secs"))
-            for what in ("save", "restore"):
+            for what in _COUNTED:
                 used = self._value(kind, name, f"{what}_cpu_secs")
                 row.append(_EMPTY if used is None else f"{used:,.2f}")
                 row.append(self._ratio(kind, name, f"{what}_cpu_secs"))
@@ -112,7 +115,9 @@ class Results:
             rows.append(row)
         snapshot = self._value(kind, "snapshot", "snapshot_secs")
         if snapshot is not None:
-            rows.append(["copy of a part in memory", *[_EMPTY] * 6, f"{snapshot * 1e3:,.1f}", *[_EMPTY] * 7])
+            rows.append(
+                ["copy of a part in memory", *[_EMPTY] * 2 * len(_TIMES), f"{snapshot * 1e3:,.1f}", *[_EMPTY] * 7]
+            )
         return rows
 
     def _ratio(self, kind: str, name: str, key: str) -> str:

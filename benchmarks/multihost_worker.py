@@ -220,11 +220,11 @@ def start(name: str, path: str) -> dict[str, float]:
     return {**_measured("async", both), "blocked_secs": blocked[0]}
 
 
-def restore(name: str, path: str) -> dict[str, float]:
-    """Restores, and compares with what was saved; returns seconds and the rise of memory."""
+def restore(name: str, path: str, what: str = "restore") -> dict[str, float]:
+    """Restores, and compares with what was saved; returns seconds and the rise of memory, under names that begin with `what`."""
     contender = _contender(name)
     found: list[Any] = []
-    result = _measured("restore", lambda: found.extend(contender.restore(path)))
+    result = _measured(what, lambda: found.extend(contender.restore(path)))
     for (leaf_name, leaf), new in zip(_state.items(), found, strict=True):
         for one, other in zip(leaf.addressable_shards, new.addressable_shards, strict=True):
             if not np.array_equal(np.asarray(one.data), np.asarray(other.data)):

@@ -128,6 +128,7 @@ def test_multihost(tmp_path: Path) -> None:
     for name in ("engine", "apart", "io-1", "shared", "copy of a part in memory", "io-1: save, × engine"):
         assert f"\n{name}  " in output
     assert "io-1: async of 0.001 GB, others, MB" in output
+    assert "restore s  × engine  again s  × engine" in output
     markdown = (results / "RESULTS_MULTIHOST.md").read_text()
     assert "| io-1 | IO |" in markdown
     assert str(tmp_path) not in markdown
