@@ -124,7 +124,8 @@ PATH_TEXT = st.text(st.characters(blacklist_characters="\0:/", blacklist_categor
     lambda text: text not in (".", "..") and "orbax-checkpoint-tmp" not in text and ".jaxckpt-tmp-" not in text
 )
 VALID = st.fixed_dictionaries(
-    {"directory": PATH_TEXT, "max_to_keep": st.none() | POSITIVE},
+    # `~` at the beginning means the home directory.
+    {"directory": PATH_TEXT.filter(lambda text: not text.startswith("~")), "max_to_keep": st.none() | POSITIVE},
     optional={
         "keep_checkpoint_every_n_hours": st.none() | POSITIVE | st.floats(1e-6, 1e6),
         "checkpoint_name": PATH_TEXT,
