@@ -20,7 +20,7 @@ class ValueAttributes:
         values = self._saver.values.current()
         if name in values:
             return values[name]
-        raise AttributeError(f"This Checkpoint has no value {name!r}; it has {', '.join(sorted(values)) or 'none'}.")
+        raise AttributeError(f"This Checkpoint has no value {name!r}; it has {', '.join(sorted(values)) or 'none'}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), property):

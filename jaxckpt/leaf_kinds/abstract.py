@@ -45,6 +45,7 @@ class _Abstract(LeafKind):
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         value = target.value
+        on_devices.require_whole(target, value.sharding)
         has_place = terms.is_alone or on_devices.sharding_of(value) is not None
         if has_place and is_like(value, leaf, info):
             return None

@@ -76,6 +76,7 @@ class _JaxArrays(LeafKind):
 
     def validate(self, target: Leaf, leaf: StoredLeaf, info: ArrayInfo | None, terms: Terms) -> Conversion | None:
         value = target.value
+        on_devices.require_whole(target, value.sharding)
         if is_like(value, leaf, info):
             return None
         found = require_array(value, leaf, info)
@@ -140,6 +141,7 @@ def content(leaf: Leaf, value: jax.Array, key_impl: str | None = None) -> ArrayC
     if type(sharding) is _SINGLE or len(sharding.device_set) == 1:
         piece = _new(Piece, ((0,) * len(shape), shape, np.asarray(value)))
         return _new(ArrayContent, ("jax.Array", shape, dtype, shape, (piece,), None, key_impl, sharding, None, None))
+    on_devices.require_whole(leaf, sharding)
     parts = tuple(_shard_piece(shard, shape) for shard in value.addressable_shards if shard.replica_id == 0)
     return ArrayContent("jax.Array", shape, dtype, grid_of(shape, parts), parts, None, key_impl, sharding)
 

@@ -14,6 +14,7 @@ from jaxckpt._lib.boxes import Slices
 from jaxckpt.leaf_kinds.kind import WHOLE, Delivery, Texts
 from jaxckpt.storage import compat
 from jaxckpt.storage.arrays.zarr_metadata import ArrayInfo
+from jaxckpt.tree.flatten import Leaf
 
 _SINGLE = jax.sharding.SingleDeviceSharding
 
@@ -134,6 +135,17 @@ def _divided_delivery(
         return compat.as_weak(array) if weak else array
 
     return Delivery(boxes, places, build, assemble)
+
+
+def require_whole(leaf: Leaf, sharding: Any) -> None:
+    """Raises ValueError, with the leaf's name, if each device holds a part of a sum (the sharding is ``unreduced``)."""
+    axes = getattr(getattr(sharding, "spec", None), "unreduced", None)
+    if axes:
+        listed = ", ".join(sorted(map(str, axes)))
+        raise ValueError(
+            f"{leaf.name}: the sharding is unreduced over {listed}: the devices hold parts of a sum, and a checkpoint has the sum only. "
+            "To save the array, add up its parts first: jax.reshard(array, jax.P(...)). As a target of a restore, give it another sharding."
+        )
 
 
 def is_divided(sharding: Any) -> bool:

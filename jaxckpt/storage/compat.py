@@ -43,6 +43,12 @@ def sharding_text(sharding: Any) -> str | None:
     if type(sharding).__name__ not in ("NamedSharding", "SingleDeviceSharding"):
         # Orbax does not store other shardings either. It restores such arrays only with a target.
         return None
+    if getattr(getattr(sharding, "spec", None), "reduced", None):
+        # It says what becomes of the gradient of an array. The file cannot hold it, and an array lies on its devices as without it.
+        import jax
+
+        plain = jax.sharding.PartitionSpec(*sharding.spec.partitions)
+        sharding = jax.sharding.NamedSharding(sharding.mesh, plain, memory_kind=sharding.memory_kind)
     convert = _import("orbax.checkpoint._src.metadata.sharding", "from_jax_sharding")
     found = convert(sharding)
     return None if found is None else str(found.to_serialized_string())

@@ -6,11 +6,12 @@ This only makes error messages better. So it looks only at names and at the firs
 import itertools
 import os
 import re
+import shlex
 import stat
 
 from jaxckpt._lib import numbering
 from jaxckpt._lib.protobuf_text import TextFormatError, fields, unquoted
-from jaxckpt.storage import stores
+from jaxckpt.storage import owner, stores
 from jaxckpt.storage.commit import checkpoints, recognition
 from jaxckpt.storage.item import description, digests, tree_metadata
 
@@ -20,6 +21,7 @@ _FIRST_BYTES = 512
 _STATE_BYTES = 1 << 20
 
 _SHOWN = 5
+_UNKNOWN_FILE = "it is a file; a checkpoint is a directory."
 _SAVE_AGAIN = "Then put the values into a jaxckpt.Checkpoint, and save that."
 _TENSORFLOW_PART = re.compile(r"(.+)\.(index|data-\d{5}-of-\d{5})", re.DOTALL)
 # The end of every table of LevelDB. In the format V1, a checkpoint is one.
@@ -111,7 +113,7 @@ def _format(name: str, start: bytes) -> str | None:
         )
     if re.match(rb"\s*(#[^\n]*\n\s*)*model_checkpoint_path\s*:", start):
         return "it is a state file, which names the checkpoints of its directory. Give the directory, or one of them."
-    return "it is an empty file." if not start else "it is a file; a checkpoint is a directory."
+    return _UNKNOWN_FILE if start else "it is an empty file."
 
 
 def _zip(first_entry: bytes) -> str:
@@ -163,7 +165,14 @@ def _directory(path: str) -> str | None:
     for each in names:
         if each.endswith((".safetensors", ".msgpack", ".eqx", ".npz", ".pt", ".pth", ".bin", ".h5", ".keras")):
             inside = _file(os.path.join(path, each))
-            return f"it is a directory with the file {each}" + (f"; {inside}" if inside else ".")
+            if inside is None or inside == _UNKNOWN_FILE:
+                return f"it is a directory with the file {each}."
+            return f"it is a directory with the file {each}; {inside}"
+    if unfinished := [owner.final_name(each) for each in names if recognition.is_temporary(os.path.join(path, each))]:
+        return (
+            f"no checkpoint has been committed in this directory: a save ({_list(unfinished)}) still runs, or was not finished. If this "
+            f"program is saving, wait for it with sync(); otherwise look with `jaxckpt list {shlex.quote(path)}`."
+        )
     return None if names else "it is an empty directory."
 
 

@@ -237,6 +237,35 @@ class TestAbstractTargets:
         assert jax.typeof(restored) == jax.typeof(value)
         assert same(restored, value)
 
+    @pytest.mark.skipif(not hasattr(P(), "reduced"), reason="this version of JAX does not have reduced axes")
+    def test_arrays_with_reduced_axes_are_saved_and_restored(self, tmp_path: Path) -> None:
+        mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+        with jax.set_mesh(mesh):
+            value = jax.device_put(np.arange(32, dtype=np.float32).reshape(8, 4), P("x", reduced={"y"}))
+            path = saved(tmp_path, model={"w": value})
+            checkpoint = jaxckpt.Checkpoint(
+                model={"w": jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)}
+            )
+            checkpoint.restore(path).assert_consumed()
+        restored = checkpoint.model["w"]
+        assert isinstance(restored, jax.Array)
+        assert (restored.sharding, restored.aval) == (value.sharding, value.aval)
+        assert same(restored, value)
+        np.testing.assert_array_equal(jaxckpt.load_checkpoint(path).get_tensor("model/w"), value)
+
+    @pytest.mark.skipif(not hasattr(P(), "unreduced"), reason="this version of JAX does not have unreduced axes")
+    def test_parts_of_sums_are_refused(self, tmp_path: Path) -> None:
+        mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+        path = saved(tmp_path, model={"w": np.ones((4, 4), np.float32)})
+        with jax.set_mesh(mesh):
+            sharding = NamedSharding(mesh, P(unreduced={"y"}))
+            parts = jax.reshard(jnp.ones((4, 4)), sharding)
+            with pytest.raises(ValueError, match=r"model/w: the sharding is unreduced over y: .*jax.reshard"):
+                saved(tmp_path / "again", model={"w": parts})
+            for target in (parts, jax.ShapeDtypeStruct((4, 4), np.float32, sharding=sharding)):
+                with pytest.raises(ValueError, match=r"model/w: the sharding is unreduced over y: .*another sharding"):
+                    jaxckpt.Checkpoint(model={"w": target}).restore(path)
+
 
 class TestErrorsNameTheLeaf:
     def test_a_sharding_that_does_not_fit(self, tmp_path: Path) -> None:

@@ -112,6 +112,16 @@ def test_directories(tmp_path: Path) -> None:
     assert refused(tmp_path / "hub").startswith(
         "it is a directory with the file model.safetensors; it is a safetensors file"
     )
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "x.pt").write_text("something")
+    assert refused(tmp_path / "torch") == "it is a directory with the file x.pt."
+
+
+def test_a_directory_in_which_no_save_has_been_finished(tmp_path: Path) -> None:
+    (tmp_path / "run" / "ckpt.jaxckpt-tmp-01234567-1-2-89abcdef" / "checkpoint").mkdir(parents=True)
+    found = refused(tmp_path / "run")
+    assert "no checkpoint has been committed in this directory: a save (ckpt) still runs, or was not finished" in found
+    assert f"`jaxckpt list {tmp_path / 'run'}`" in found
 
 
 def test_a_directory_of_checkpoints(tmp_path: Path) -> None:
