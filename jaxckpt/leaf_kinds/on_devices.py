@@ -57,6 +57,9 @@ def _text(kind: str, value: Any, sharding: Any, texts: Texts) -> str:
     # An array on devices of this process alone counts as a host leaf: each process has its own, so the place is not compared.
     where = ""
     if sharding is not None and not sharding.is_fully_addressable:
+        if (problem := _parts_of_sums(sharding)) is not None:
+            # The caller adds the name of the leaf.
+            raise ValueError(problem)
         where = f", on {texts.place(sharding, shape)}"
     # Programs that differ in weak types compute with different dtypes.
     weak = " (weak)" if is_weak(value) else ""
@@ -139,13 +142,19 @@ def _divided_delivery(
 
 def require_whole(leaf: Leaf, sharding: Any) -> None:
     """Raises ValueError, with the leaf's name, if each device holds a part of a sum (the sharding is ``unreduced``)."""
+    if (problem := _parts_of_sums(sharding)) is not None:
+        raise ValueError(f"{leaf.name}: {problem}")
+
+
+def _parts_of_sums(sharding: Any) -> str | None:
     axes = getattr(getattr(sharding, "spec", None), "unreduced", None)
-    if axes:
-        listed = ", ".join(sorted(map(str, axes)))
-        raise ValueError(
-            f"{leaf.name}: the sharding is unreduced over {listed}: the devices hold parts of a sum, and a checkpoint has the sum only. "
-            "To save the array, add up its parts first: jax.reshard(array, jax.P(...)). As a target of a restore, give it another sharding."
-        )
+    if not axes:
+        return None
+    return (
+        f"the sharding is unreduced over {', '.join(sorted(map(str, axes)))}: the devices hold parts of a sum, and a checkpoint has the "
+        "sum only. To save the array, add up its parts first: jax.reshard(array, jax.P(...)). As a target of a restore, give it another "
+        "sharding."
+    )
 
 
 def is_divided(sharding: Any) -> bool:

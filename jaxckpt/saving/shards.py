@@ -13,7 +13,6 @@ from jaxckpt.job.plan import Plan, Share
 from jaxckpt.leaf_kinds.contents import require_storable
 from jaxckpt.leaf_kinds.dtypes import is_key_dtype
 from jaxckpt.leaf_kinds.jax_arrays import require_data
-from jaxckpt.leaf_kinds.on_devices import require_whole
 from jaxckpt.leaf_kinds.registry import kind_of
 from jaxckpt.storage.item.content import ArrayContent, Piece
 from jaxckpt.tree.flatten import Leaf
@@ -114,7 +113,6 @@ def _described(leaves: Iterable[Leaf], plan: Plan) -> Sequence[Described | None]
         key = id(sharding), value.shape, value.dtype
         form = by_id.get(key)
         if form is None:
-            require_whole(leaf, sharding)
             form = by_id[key] = _form(value, sharding, plan)
             require_storable(leaf, form.dtype)
         forms.append(form)

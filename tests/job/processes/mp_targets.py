@@ -27,6 +27,25 @@ def assert_local(found: jax.Array, expected: np.ndarray) -> None:
         assert np.asarray(shard.data).tobytes() == np.ascontiguousarray(expected[shard.index]).tobytes()
 
 
+def reduced_axes(directory: str, io: int | None) -> str:
+    """Arrays with reduced axes come back; returns what is said of a target with unreduced ones."""
+    mesh = jax.make_mesh((jax.device_count(), 1), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("x", reduced={"y"}))
+    value = put(ROWS, sharding)
+    path = jaxckpt.Checkpoint(w=value).write(f"{directory}/reduced", options(io))
+    target = jaxckpt.Checkpoint(w=jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding))
+    target.read(path, options(io)).assert_consumed()
+    assert (target.w.sharding, target.w.aval) == (sharding, value.aval)
+    assert_local(target.w, ROWS)
+    parts = NamedSharding(mesh, PartitionSpec(unreduced={"y"}))
+    target.w = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=parts)
+    try:
+        target.read(path, options(io))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def weak_pinned_and_abstract(directory: str, io: int | None) -> None:
     """Weak types, memory kinds and abstract meshes stay, without a collective and with explicit transfers only."""
     rows = mp_values.sharding("rows")

@@ -3,6 +3,8 @@
 import re
 
 import mp_targets
+import pytest
+from jax.sharding import PartitionSpec
 from test_targets import run_both
 
 
@@ -35,3 +37,10 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read(jobs) -> None:
                 assert "CorruptCheckpointError" not in kinds
                 assert "deleted while it was read" in text
                 assert "experimental_io_device" not in text
+
+
+@pytest.mark.skipif(not hasattr(PartitionSpec(), "unreduced"), reason="this version of JAX does not have such axes")
+def test_reduced_and_unreduced_axes(jobs) -> None:
+    for found in run_both(jobs, mp_targets.reduced_axes):
+        for text in found:
+            assert "w: the sharding is unreduced over y: " in text
