@@ -152,8 +152,8 @@ def _parts_of_sums(sharding: Any) -> str | None:
         return None
     return (
         f"the sharding is unreduced over {', '.join(sorted(map(str, axes)))}: the devices hold parts of a sum, and a checkpoint has the "
-        "sum only. To save the array, add up its parts first: jax.reshard(array, jax.P(...)). As a target of a restore, give it another "
-        "sharding."
+        "sum only. To save the array, add up its parts first: jax.sharding.reshard(array, PartitionSpec(...)). As a target of a restore, "
+        "give it another sharding."
     )
 
 

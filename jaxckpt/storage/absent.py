@@ -1,10 +1,12 @@
 """Says what is wrong with the path of a checkpoint at which there is nothing."""
 
 import os
+import shlex
 
 from jaxckpt._lib import numbering
 from jaxckpt.storage import stores
 from jaxckpt.storage.commit import checkpoints
+from jaxckpt.storage.commit.choice import committer_of
 
 # An error names at most this many checkpoints.
 _SHOWN = 5
@@ -15,6 +17,12 @@ def nothing_there(path: str) -> str:
     directory, name = os.path.split(path)
     if not stores.is_directory(directory):
         return "No checkpoint at this path: its directory does not exist"
+    leftovers = committer_of(path).leftovers(directory, name)
+    if any(os.path.basename(leftover.final) == name and not leftover.live for leftover in leftovers):
+        return (
+            "No checkpoint at this path: its save or deletion was not finished, because the process ended. The next save removes what is "
+            f"left of it, or `jaxckpt clean {shlex.quote(directory)}` does now"
+        )
     prefix = numbering.prefix_of(name)
     numbers = checkpoints.list_numbered(os.path.join(directory, prefix or name))
     shown = ", ".join(numbering.name_of(prefix or name, number) for number in numbers[-_SHOWN:])

@@ -47,7 +47,9 @@ def sharding_text(sharding: Any) -> str | None:
         # It says what becomes of the gradient of an array. The file cannot hold it, and an array lies on its devices as without it.
         import jax
 
-        plain = jax.sharding.PartitionSpec(*sharding.spec.partitions)
+        # Older versions of JAX do not have the attribute, and newer ones refuse to go through the axes of such a spec.
+        axes = getattr(sharding.spec, "partitions", None)
+        plain = jax.sharding.PartitionSpec(*(sharding.spec if axes is None else axes))
         sharding = jax.sharding.NamedSharding(sharding.mesh, plain, memory_kind=sharding.memory_kind)
     convert = _import("orbax.checkpoint._src.metadata.sharding", "from_jax_sharding")
     found = convert(sharding)
@@ -171,8 +173,8 @@ def assembler(shape: tuple[int, ...], dtype: Any, sharding: Any, devices: Sequen
       devices: for each shard the device on which it will lie. They are all devices of this process that the sharding has.
 
     Returns:
-      The function, which is called in `explicit_transfers`; None if this version of JAX does not have the private one, or changes the dtype
-      (64 bits are not enabled).
+      The function, which is called in `explicit_transfers`; None if this version of JAX does not have the private one, cannot tell the type
+      of such an array, or changes the dtype (64 bits are not enabled).
     """
     import jax
 

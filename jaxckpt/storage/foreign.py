@@ -168,7 +168,7 @@ def _directory(path: str) -> str | None:
             if inside is None or inside == _UNKNOWN_FILE:
                 return f"it is a directory with the file {each}."
             return f"it is a directory with the file {each}; {inside}"
-    if unfinished := [owner.final_name(each) for each in names if recognition.is_temporary(os.path.join(path, each))]:
+    if unfinished := [owner.final_name(each) for each in names if recognition.is_temporary_name(each)]:
         return (
             f"no checkpoint has been committed in this directory: a save ({_list(unfinished)}) still runs, or was not finished. If this "
             f"program is saving, wait for it with sync(); otherwise look with `jaxckpt list {shlex.quote(path)}`."

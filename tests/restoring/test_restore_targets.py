@@ -259,8 +259,8 @@ class TestAbstractTargets:
         path = saved(tmp_path, model={"w": np.ones((4, 4), np.float32)})
         with jax.set_mesh(mesh):
             sharding = NamedSharding(mesh, P(unreduced={"y"}))
-            parts = jax.reshard(jnp.ones((4, 4)), sharding)
-            with pytest.raises(ValueError, match=r"model/w: the sharding is unreduced over y: .*jax.reshard"):
+            parts = jax.sharding.reshard(jnp.ones((4, 4)), sharding)
+            with pytest.raises(ValueError, match=r"model/w: the sharding is unreduced over y: .*reshard"):
                 saved(tmp_path / "again", model={"w": parts})
             for target in (parts, jax.ShapeDtypeStruct((4, 4), np.float32, sharding=sharding)):
                 with pytest.raises(ValueError, match=r"model/w: the sharding is unreduced over y: .*another sharding"):

@@ -1,6 +1,8 @@
 """restore and read: matching, validation before any change, status objects, objects updated in place, readers."""
 
 import gc
+import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -361,6 +363,19 @@ class TestReader:
             jaxckpt.list_variables(tmp_path)
         with pytest.raises(TypeError):
             jaxckpt.load_checkpoint(3)  # type: ignore[arg-type]
+
+
+def test_the_path_of_a_save_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "run" / "ckpt-1.jaxckpt-tmp-01234567-1-2-89abcdef" / "checkpoint").mkdir(parents=True)
+    old = time.time() - 1e6
+    for folder in (tmp_path / "run").rglob("*"):
+        os.utime(folder, (old, old))
+    for read in (jaxckpt.Checkpoint(value=1).restore, jaxckpt.load_checkpoint):
+        with pytest.raises(FileNotFoundError, match="its save or deletion was not finished") as caught:
+            read(tmp_path / "run" / "ckpt-1")
+        assert f"`jaxckpt clean {tmp_path / 'run'}`" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="pass that one"):
+        jaxckpt.load_checkpoint(tmp_path / "run" / "ckpt-2")
 
 
 def test_a_path_with_nothing_says_what_is_there(tmp_path: Path) -> None:
